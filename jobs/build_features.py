@@ -1,0 +1,8 @@
+"""Merge histories and build features as of both cutoffs: spark-submit jobs/build_features.py --run-date 2010-12-09 --env cluster."""
+
+import sys
+
+from recspark.pipeline.job import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("build_features", sys.argv[1:]))

@@ -1,0 +1,8 @@
+"""Score the backtest and the list published a horizon ago: spark-submit jobs/evaluate.py --run-date 2010-12-09 --env cluster."""
+
+import sys
+
+from recspark.pipeline.job import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("evaluate", sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""The `recspark` command: one small file a command, no logic of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from recspark.cli import doctor, export, nightly, runs, show, similar, stage, tables, tune
+from recspark.errors import RecsparkError
+
+app = typer.Typer(
+    name="recspark",
+    help="Nightly recommendations: raw events in, fresh top-N lists in Delta tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(nightly.demo)
+app.command("nightly")(nightly.nightly)
+app.command("stage")(stage.stage)
+app.command("tune")(tune.tune)
+app.command("show")(show.show)
+app.command("similar")(similar.similar)
+app.command("runs")(runs.runs)
+app.command("tables")(tables.tables)
+app.command("export")(export.export)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; a named error ends with its message and its own exit code."""
+    logging.basicConfig(level=os.environ.get("RECSPARK_LOG", "WARNING"), format="%(message)s")
+    try:
+        app()
+    except RecsparkError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,38 @@
+"""`recspark export TABLE`: one table to Parquet, CSV or JSON lines, for those without a Delta reader."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from pyspark.sql import functions as F
+
+from recspark.cli.common import Env, Set, console, reading
+from recspark.errors import ConfigError, suggest
+
+_FORMATS = ("parquet", "csv", "json")
+
+
+def export(
+    table: Annotated[str, typer.Argument(help="such as recommendations")],
+    to: Annotated[str, typer.Argument(help="folder or URI that is written (and replaced)")],
+    env: Env = "local",
+    set_: Set = None,
+    run_date: Annotated[str | None, typer.Option("--run-date", help="one night only")] = None,
+    format_: Annotated[str, typer.Option("--format", help="parquet, csv or json")] = "parquet",
+    where: Annotated[str | None, typer.Option(help="SQL condition on the table's columns")] = None,
+) -> None:
+    """Write a table, or one night of it, to files."""
+    if format_ not in _FORMATS:
+        raise ConfigError(f"--format {format_}.{suggest(format_, _FORMATS)}")
+    with reading(env, set_) as (_, catalog):
+        rows = catalog.read(
+            table, catalog.version(table) if catalog.version(table) is not None else -1
+        )
+        if run_date is not None:
+            rows = rows.where(F.col("run_date") == F.lit(run_date).cast("date"))
+        if where is not None:
+            rows = rows.where(where)
+        writer = rows.write.mode("overwrite")
+        (writer.option("header", "true") if format_ == "csv" else writer).format(format_).save(to)
+        console.print(f"{table}: {rows.count():,} rows to {to}")

@@ -1,0 +1,51 @@
+"""`recspark stage NAME`: one stage of a night; what `jobs/NAME.py` does by spark-submit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from recspark.cli.common import Env, RunDate, Set, parse_date, reporter
+from recspark.cli.nightly import Force, Repin
+from recspark.errors import ConfigError, suggest
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help="ingest, sessionize, build_features, train, ...")],
+    run_date: RunDate,
+    env: Env = "local",
+    model: Annotated[
+        str | None, typer.Option(help="of a stage per model; all of them if left out")
+    ] = None,
+    set_: Set = None,
+    force: Force = False,
+    repin: Repin = False,
+) -> None:
+    """Run one stage of one night; the stages before it must have ended."""
+    from recspark.pipeline.run import STAGES, execute, open_night
+
+    found = {s.name: s for s in STAGES}
+    if name not in found:
+        raise ConfigError(f"no stage is called '{name}'.{suggest(name, found)}")
+    chosen = found[name]
+    context = open_night(
+        env,
+        parse_date(run_date),
+        set_ or [],
+        force=force,
+        repin=repin,
+        trains=chosen.trains,
+        app=f"recspark {name}",
+        progress=reporter(),
+    )
+    try:
+        if model is not None and model not in context.config.models:
+            raise ConfigError(
+                f"model '{model}' is not among this night's.{suggest(model, context.config.models)}"
+            )
+        models = (model,) if model else context.config.models
+        for each in models if chosen.per_model else ("",):
+            execute(context, chosen, each)
+    finally:
+        context.spark.stop()

@@ -1,0 +1,66 @@
+"""`recspark tune MODEL`: choose settings on the split before the backtest."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from recspark.cli.common import Env, Json, RunDate, Set, console, parse_date, reporter
+from recspark.config import conf_dir
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="such as ease")],
+    run_date: RunDate,
+    env: Env = "local",
+    set_: Set = None,
+    trials: Annotated[int | None, typer.Option(help="default: tune.n_trials")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="write the best to conf/models/MODEL.yaml")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search a model's settings; every trial is recorded in table `tuning`.
+
+    The night's tables must be there: run `recspark nightly` first. The backtest's own horizon is
+    never looked at.
+    """
+    from recspark.pipeline.run import open_night
+    from recspark.pipeline.tune import tune as search
+
+    report = (lambda _text: None) if as_json else reporter()
+    context = open_night(
+        env,
+        parse_date(run_date),
+        set_ or [],
+        app=f"recspark tune {model}",
+        trains=True,
+        progress=report,
+    )
+
+    def told(settings: dict[str, Any], value: float) -> None:
+        shown = ", ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items()
+        )
+        report(f"{value:.4f}  {shown}")
+
+    try:
+        best = search(context, model, trials or context.config.tune.n_trials, told)
+    finally:
+        context.spark.stop()
+    if write:
+        path = conf_dir() / "models" / f"{model}.yaml"
+        head = (
+            [line for line in path.read_text().splitlines() if line.startswith("#")]
+            if path.exists()
+            else []
+        )
+        path.write_text("\n".join([*head, yaml.safe_dump(best, sort_keys=True)]), encoding="utf-8")
+        report(f"written to {path}")
+    if as_json:
+        print(json.dumps(best))
+    else:
+        console.print(f"best of {model}:", best)

@@ -1,0 +1,459 @@
+"""Typed settings of a night: YAML in `conf/`, at most four visible layers, unknown key = error.
+
+Layers, later wins: `conf/base.yaml`, `conf/env/<env>.yaml`, the source named there
+(`conf/sources/<name>.yaml`), `--set a.b=c`. A model's settings live in `conf/models/<name>.yaml` and
+are typed by the model's own config class (`recspark.models.registry`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zoneinfo
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recspark.errors import ConfigError, suggest
+
+Mode = Literal["novel", "repeat"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Paths(Section):
+    """Where things are kept. Every value is a URI or a path; a relative one starts at the working folder."""
+
+    root: str = Field("build/recspark", description="everything of one installation lives below it")
+
+    @property
+    def tables(self) -> str:
+        return f"{self.root}/tables"
+
+    @property
+    def artifacts(self) -> str:
+        return f"{self.root}/artifacts"
+
+    @property
+    def checkpoints(self) -> str:
+        return f"{self.root}/checkpoints"
+
+    @property
+    def reports(self) -> str:
+        return f"{self.root}/reports"
+
+
+class Spark(Section):
+    """What the machine or cluster decides; never part of a run's identity."""
+
+    master: str | None = Field(None, description="null: whatever spark-submit says")
+    shuffle_partitions: int = Field(8, ge=1, description="upper bound; AQE coalesces below it")
+    driver_memory: str = Field(
+        "2g", description="only for a session started by the recspark command"
+    )
+    conf: dict[str, str] = Field(default_factory=dict, description="any further Spark conf")
+
+
+class MadeUpTimes(Section):
+    """Times for a source that has an order but no times (kind `session_files`)."""
+
+    start: date | None = Field(None, description="of the first session; null: midnight of the night")
+    session_seconds: float = Field(
+        0.01, gt=0, description="from one session's start to the next: 8.6 million a day. Guess"
+    )
+    event_seconds: float = Field(1.0, gt=0, description="from one event of a session to the next. Guess")
+
+
+# What a mapping may name, and what it must; `event_id` is made from the row where it is not named.
+EVENT_COLUMNS = (
+    "event_id", "user_id", "session_key", "order_id", "item_id", "event_type", "event_at", "value",
+    "quantity",
+)  # fmt: skip
+ITEM_COLUMNS = ("item_id", "item_name", "category", "price", "text", "media", "valid_from")
+
+
+class Source(Section):
+    """Where raw events come from and how their columns map to the event schema."""
+
+    name: str
+    kind: Literal["online_retail", "movielens", "session_files", "mapping"]
+    path: str = Field(description="file, folder or URI; `{run_date}` is replaced by the night")
+    archive: bool = Field(
+        True, description="one file with everything; false: one landing per night at `path`"
+    )
+    timezone: str = Field("UTC", description="time zone of times that carry none")
+    format: Literal["csv", "jsonl", "parquet", "delta"] = "parquet"
+    options: dict[str, str] = Field(default_factory=dict, description="reader options, as Spark's")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="mapping: event column -> raw column"
+    )
+    constants: dict[str, str] = Field(
+        default_factory=dict, description="mapping: event column -> constant text"
+    )
+    attributes: dict[str, str] = Field(
+        default_factory=dict, description="mapping: attribute -> raw column"
+    )
+    min_value: float | None = Field(
+        None, description="mapping: a smaller `value` is quarantined; null = any value is fine"
+    )
+    items_path: str | None = Field(None, description="mapping: catalogue, where there is one")
+    items_format: Literal["csv", "jsonl", "parquet", "delta"] | None = Field(
+        None, description="mapping: of the catalogue; null = as the events"
+    )
+    items_columns: dict[str, str] = Field(
+        default_factory=dict, description="mapping: item column -> raw column of the catalogue"
+    )
+    list_separator: str = Field(
+        "|", min_length=1, description="mapping: between the parts of `category` and `media` as text"
+    )
+    files: tuple[str, ...] = Field(
+        (), description="session_files: names below `path` in reading order; () = all, by name"
+    )
+    made_up: MadeUpTimes = Field(MadeUpTimes(), description="session_files: the times it lacks")  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Source:
+        zones = zoneinfo.available_timezones()  # empty on a machine without tzdata: Spark has its own
+        if zones and self.timezone not in zones:
+            near = suggest(self.timezone, zones)
+            hint = near if near.startswith(" Did") else " Use an IANA name such as Europe/London."
+            raise ValueError(f"source.timezone = '{self.timezone}' is no time zone.{hint}")
+        if not self.archive and "{run_date}" not in self.path:
+            raise ValueError(
+                f"source.path = '{self.path}' names no {{run_date}}, so every night would read the same; "
+                "put it in, or say archive: true"
+            )
+        if self.kind == "session_files" and self.archive and self.made_up.start is None:
+            raise ValueError("source.made_up.start is missing: an archive without times needs a first day")
+        if self.kind == "mapping":
+            self._check_mapping()
+        elif self.columns or self.constants or self.attributes or self.items_path:
+            raise ValueError(
+                f"source.columns, constants, attributes and items_path are for kind 'mapping', not '{self.kind}'"
+            )
+        return self
+
+    def _check_mapping(self) -> None:
+        for setting, named, known in [
+            ("columns", self.columns, EVENT_COLUMNS),
+            ("constants", self.constants, EVENT_COLUMNS),
+            ("items_columns", self.items_columns, ITEM_COLUMNS),
+        ]:
+            for name in named:
+                if name not in known:
+                    raise ValueError(f"source.{setting}.{name} is no column here.{suggest(name, known)}")
+        given = {*self.columns, *self.constants}
+        twice = sorted(set(self.columns) & set(self.constants))
+        if twice:
+            raise ValueError(f"source.columns and source.constants both give {twice}")
+        lacking = [name for name in ("item_id", "event_type", "event_at") if name not in given]
+        if not given & {"user_id", "session_key"}:
+            lacking.append("user_id or session_key")
+        if lacking:
+            raise ValueError(
+                f"source.columns gives no {', no '.join(lacking)}: name a raw column there, or a constant"
+            )
+        if (self.items_path is None) != (not self.items_columns):
+            raise ValueError("source.items_path and source.items_columns go together")
+        if self.items_columns and "item_id" not in self.items_columns:
+            raise ValueError("source.items_columns gives no item_id")
+
+
+class Ingest(Section):
+    """Which rows enter `events`."""
+
+    max_late_days: int = Field(
+        7,
+        ge=0,
+        description="days; an older event goes to quarantine, but for a first landing. Guess",
+    )
+    min_clean_fraction: float = Field(
+        0.2, ge=0, le=1, description="below it the landing is refused before any write. Guess"
+    )
+
+
+class Sessions(Section):
+    """When one session of a user ends and the next begins."""
+
+    gap_minutes: float = Field(
+        30, gt=0, description="inactivity; exactly the gap stays in. Industry habit"
+    )
+    max_minutes: float | None = Field(
+        24 * 60,
+        gt=0,
+        description="longest session, null = no limit. Guess: a day ends a bot's session",
+    )
+
+
+class Features(Section):
+    """How events become histories, weights and features."""
+
+    event_weights: dict[str, float] = Field(
+        default_factory=lambda: {"purchase": 1.0},
+        description="weight of one event by type; a type not named here weighs `other_weight`",
+    )
+    other_weight: float = Field(1.0, ge=0)
+    half_life_days: float | None = Field(
+        None, gt=0, description="decay of interaction weights, days; null = none"
+    )
+    history_buckets: int = Field(
+        16, ge=1, description="slices of `histories`; fixed at its first write"
+    )
+    max_training_items: int = Field(
+        512,
+        ge=1,
+        description="newest distinct items of a user in a training set; thins training only",
+    )
+
+
+class Train(Section):
+    """What the machine decides about training; the model's own settings are not here."""
+
+    ranks: int = Field(2, ge=1, description="Horovod ranks; 1 needs no Horovod")
+    threads: int = Field(1, ge=1, description="torch threads per rank")
+    start_timeout_s: int = Field(120, ge=1, description="seconds to find a slot for every rank")
+    timeout_s: int = Field(3600, ge=1, description="seconds until a hung training is ended")
+    seed: int = Field(1, ge=1, description="of initial weights and of the order of rows")
+
+
+class Evaluate(Section):
+    """The backtest."""
+
+    horizon_days: int = Field(14, ge=1, description="truth = events in [cutoff, cutoff + horizon)")
+    ks: tuple[int, ...] = Field((10, 20), description="list lengths that are scored")
+    metric: str = Field(
+        "ndcg", description="the metric that tune and the gate look at, at k = ks[0]"
+    )
+    baseline: str = Field("popular", description="every interval is a difference to this model")
+    n_bootstrap: int = Field(1000, ge=0, description="Poisson replicates of the users")
+    max_eval_users: int = Field(
+        1_000_000, ge=1, description="above it a seeded hash sample of users"
+    )
+    seed: int = Field(1, description="of the bootstrap and of the sample of users")
+
+
+class Publish(Section):
+    """Which list is published, and what refuses it."""
+
+    model: str = Field("ease", description="the champion")
+    ladder: tuple[str, ...] = Field(
+        ("item_knn", "popular"),
+        description="models that fill what the champion leaves open, in order",
+    )
+    mode: Mode = "novel"
+    k: int = Field(10, ge=1)
+    active_days: int = Field(400, ge=1, description="a user with an event in them gets a list")
+    neighbours_model: str = "item_knn"
+    n_neighbours: int = Field(20, ge=1)
+    min_coverage: float = Field(
+        0.999, ge=0, le=1, description="gate: share of active users with a list"
+    )
+    min_full_lists: float = Field(0.99, ge=0, le=1, description="gate: share of lists with k items")
+
+
+class Tune(Section):
+    """How `recspark tune` searches."""
+
+    n_trials: int = Field(30, ge=1)
+    seed: int = 1
+
+
+class Config(Section):
+    """Everything one night needs to know, resolved."""
+
+    env: str = "local"
+    paths: Paths = Paths()  # type: ignore[call-arg]
+    spark: Spark = Spark()  # type: ignore[call-arg]
+    source: Source
+    ingest: Ingest = Ingest()  # type: ignore[call-arg]
+    sessions: Sessions = Sessions()  # type: ignore[call-arg]
+    features: Features = Features()  # type: ignore[call-arg]
+    models: tuple[str, ...] = Field(description="trained and compared every night, in this order")
+    model_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    train: Train = Train()  # type: ignore[call-arg]
+    evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
+    publish: Publish = Publish()  # type: ignore[call-arg]
+    tune: Tune = Tune()  # type: ignore[call-arg]
+    keep_nights: int = Field(30, ge=1, description="nights that `candidates` keeps")
+    n_candidates: int = Field(100, ge=1, description="k of the candidate lists of each model")
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Config:
+        for field, name in [
+            ("publish.model", self.publish.model),
+            ("evaluate.baseline", self.evaluate.baseline),
+            ("publish.neighbours_model", self.publish.neighbours_model),
+            *[("publish.ladder", step) for step in self.publish.ladder],
+        ]:
+            if name not in self.models:
+                raise ValueError(
+                    f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, self.models)}"
+                )
+        if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
+            raise ValueError("n_candidates must be at least publish.k and every evaluate.ks")
+        return self
+
+    def resolved(self) -> str:
+        """Return the whole configuration as JSON with sorted keys, as stored in `runs`."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits over every setting that can change a table; paths and machine left out."""
+        data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
+        for machine in ("threads", "start_timeout_s", "timeout_s"):
+            data["train"].pop(machine)
+        data["source"].pop("path")
+        return digest(data)
+
+
+def digest(data: object, length: int = 16) -> str:
+    """Return the first `length` hex digits of the SHA-256 of `data` as canonical JSON.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def conf_dir() -> Path:
+    """Return the folder of the YAML files: `RECSPARK_CONF`, else the checkout's, else the package's."""
+    named = os.environ.get("RECSPARK_CONF")
+    here = Path(__file__).resolve().parent
+    choices = [Path(named)] if named else [here.parent / "conf", here / "_conf"]
+    for choice in choices:
+        if (choice / "base.yaml").is_file():
+            return choice
+    raise ConfigError(
+        f"no base.yaml in {', '.join(str(c) for c in choices)}; set RECSPARK_CONF to the conf folder"
+    )
+
+
+def load_config(
+    env: str = "local",
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+) -> Config:
+    """Return the resolved settings for `env`, with `--set a.b=c` strings on top.
+
+    Raises ConfigError naming the key (with a suggestion), the value and where it came from.
+    """
+    folder = folder or conf_dir()
+    layers = _read_yaml(folder / "base.yaml")
+    layers["env"] = env
+    envs = sorted(p.stem for p in (folder / "env").glob("*.yaml"))
+    if env not in envs:
+        raise ConfigError(f"unknown environment '{env}'.{suggest(env, envs)}")
+    layers = _merge(layers, _read_yaml(folder / "env" / f"{env}.yaml"))
+    changes = [_parse_override(text) for text in overrides]
+    for path, value in changes:
+        if path == ["source"]:
+            layers["source"] = value
+    source = layers.get("source")
+    if isinstance(source, str):
+        sources = sorted(p.stem for p in (folder / "sources").glob("*.yaml"))
+        if source not in sources:
+            raise ConfigError(f"unknown source '{source}'.{suggest(source, sources)}")
+        layers["source"] = {"name": source, **_read_yaml(folder / "sources" / f"{source}.yaml")}
+    settings = {p.stem: _read_yaml(p) for p in sorted((folder / "models").glob("*.yaml"))}
+    layers["model_settings"] = _merge(settings, layers.get("model_settings") or {})
+    for path, value in changes:
+        if path != ["source"]:
+            _set(layers, path, value)
+    try:
+        return Config.model_validate(layers)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, Config)) from None
+
+
+def cutoff_of(run_date: date) -> datetime:
+    """Return the first instant that is not in training: midnight UTC after `run_date`.
+
+    >>> cutoff_of(date(2010, 12, 9)).isoformat()
+    '2010-12-10T00:00:00+00:00'
+    """
+    return datetime.combine(run_date + timedelta(days=1), datetime.min.time(), UTC)
+
+
+def explain_settings(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    """Return a ConfigError that says which setting of `where` is wrong."""
+    return ConfigError(f"{where}: {_explain(error, model)}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
+    return data
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    key, sep, value = text.partition("=")
+    if not sep or not key.strip():
+        raise ConfigError(f"--set '{text}': expected a.b=value")
+    return key.strip().split("."), yaml.safe_load(value) if value else ""
+
+
+def _set(layers: dict[str, Any], path: list[str], value: Any) -> None:
+    if (
+        path[0] == "models" and len(path) > 1
+    ):  # `models.ease.reg` reads better than `model_settings.ease.reg`
+        path = ["model_settings", *path[1:]]
+    node = layers
+    for key in path[:-1]:
+        child = node.get(key)
+        node[key] = dict(child) if isinstance(child, Mapping) else {}
+        node = node[key]
+    node[path[-1]] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(
+                f"unknown setting '{place}'.{suggest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+            )
+        elif item["type"] == "missing":
+            lines.append(f"setting '{place}' is missing")
+        elif place:
+            lines.append(f"setting '{place}' = {item.get('input')!r}: {item['msg']}")
+        else:
+            lines.append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(lines)
+
+
+def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        kind = field.annotation if field else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model = kind
+    return list(model.model_fields)

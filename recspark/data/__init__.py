@@ -1,0 +1,1 @@
+"""Pure transforms, DataFrame in and DataFrame out: events to sessions, histories, features, queries."""

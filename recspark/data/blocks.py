@@ -1,0 +1,162 @@
+"""Arrow batches of histories and queries as flat numpy arrays: what kernels in executors work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Array = npt.NDArray[Any]
+MICROS_PER_DAY = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length: row r holds `values[start[r]:start[r + 1]]`.
+
+    `start` int64 (n + 1,), `start[0] == 0`; `values` (start[-1],).
+    """
+
+    start: Array
+    values: Array
+
+    @property
+    def lengths(self) -> Array:
+        """int64 (n,): length of each row."""
+        return np.diff(self.start)
+
+    @property
+    def rows(self) -> Array:
+        """int64 (start[-1],): the row of each value."""
+        return np.repeat(np.arange(len(self.start) - 1), self.lengths)
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The `history` column of a batch: events of row r at `start[r]:start[r + 1]`, newest last.
+
+    `item_idx` int32, `event_at` int64 (microseconds since 1970 UTC), `weight` float32; all (n_events,).
+    """
+
+    start: Array
+    item_idx: Array
+    event_at: Array
+    weight: Array
+
+    @property
+    def rows(self) -> Array:
+        """int64 (n_events,): the row of each event."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """A batch of queries, parsed. `pairs` and `weights` share one `start`."""
+
+    user_idx: Array  # int64 (n,)
+    history: Histories
+    pairs: Ragged  # item_idx int32
+    weights: Array  # float32, beside pairs.values
+    seen: Ragged  # item_idx int32; to mask
+
+    def __len__(self) -> int:
+        return len(self.user_idx)
+
+
+def micros(moment: datetime) -> int:
+    """Return microseconds since 1970 UTC; a naive datetime is taken as UTC.
+
+    >>> micros(datetime(1970, 1, 2))
+    86400000000
+    """
+    utc = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    delta = utc - epoch
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def parse_queries(batch: pa.RecordBatch) -> QueryBlock:
+    """Return the arrays of a batch of `schema.QUERIES`; null lists count as empty."""
+    pairs_start, pairs = _list(batch.column("pairs"))
+    seen_start, seen = _list(batch.column("seen"))
+    return QueryBlock(
+        user_idx=_numpy(batch.column("user_idx"), np.int64),
+        history=parse_histories(batch.column("history")),
+        pairs=Ragged(pairs_start, _numpy(pairs.field("item_idx"), np.int32)),
+        weights=_numpy(pairs.field("weight"), np.float32),
+        seen=Ragged(seen_start, _numpy(seen, np.int32)),
+    )
+
+
+def parse_histories(column: pa.ListArray) -> Histories:
+    """Return the flat arrays of a `history` column; a null history counts as empty."""
+    start, events = _list(column)
+    at = events.field("event_at")
+    if pa.types.is_timestamp(at.type):
+        at = at.cast(pa.timestamp("us", at.type.tz)).cast(pa.int64())
+    return Histories(
+        start=start,
+        item_idx=_numpy(events.field("item_idx"), np.int32),
+        event_at=_numpy(at, np.int64),
+        weight=_numpy(events.field("weight"), np.float32),
+    )
+
+
+def weigh(
+    history: Histories,
+    as_of: int,
+    *,
+    half_life_days: float | None,
+    combine: Literal["sum", "last", "binary"],
+) -> tuple[Ragged, Array]:
+    """Return each row's distinct items, ascending, and the weight of each (float32).
+
+    Parameters
+    ----------
+    history : events before `as_of`
+    as_of : microseconds since 1970 UTC; age 0
+    half_life_days : an event of age a days counts weight × 0.5^(a / half_life_days); None = no decay
+    combine : `sum` over the item's events, in time order; `last` = its heaviest decayed event (the
+        newest one, where event weights are equal); `binary` = 1
+
+    Sums run in float64 in the order of the row, so the answer does not depend on batching.
+    """
+    rows = history.rows
+    weight = history.weight.astype(np.float64)
+    if half_life_days is not None:
+        age = (as_of - history.event_at) / MICROS_PER_DAY
+        weight = weight * np.exp2(-age / half_life_days)
+    order = np.lexsort((history.item_idx, rows))  # stable: time order stays inside an item
+    row, item, weight = rows[order], history.item_idx[order], weight[order]
+    first = np.ones(len(row), bool)
+    first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+    at = np.flatnonzero(first)
+    if combine == "binary":
+        values = np.ones(len(at))
+    elif len(at) == 0:
+        values = np.zeros(0)
+    elif combine == "sum":
+        values = np.add.reduceat(weight, at)
+    elif combine == "last":
+        values = np.maximum.reduceat(weight, at)
+    else:
+        raise ValueError(f"combine = {combine!r}")
+    counts = np.bincount(row[at], minlength=len(history.start) - 1)
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Ragged(start, item[at]), values.astype(np.float32)
+
+
+def _list(column: pa.Array) -> tuple[Array, pa.Array]:
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return start, column.flatten()
+
+
+def _numpy(column: pa.Array, kind: Any) -> Array:
+    out: Array = column.to_numpy(zero_copy_only=False).astype(kind, copy=False)
+    return out

@@ -1,0 +1,147 @@
+"""Histories to user-item weights, inside the row: no shuffle, sums in time order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, StructField, StructType
+
+from recspark import schema
+from recspark.data.blocks import MICROS_PER_DAY, micros, parse_histories, weigh
+
+_PAIR = schema.columns(
+    item_idx=schema.INT,
+    weight=schema.FLOAT,
+    n_events=schema.INT,
+    last_event_at=schema.TIMESTAMP,
+)
+
+
+def before(histories: DataFrame, cutoff: datetime, *, keep_empty: bool = False) -> DataFrame:
+    """Return `user_idx, history, seen` as of `cutoff`: events before it, and the items of those.
+
+    Users without an event before the cutoff are left out, or kept with empty arrays (`keep_empty`).
+    Narrow: no shuffle, no action.
+    """
+    moment = F.lit(cutoff)
+    sliced = F.filter("history", lambda event: event["event_at"] < moment)
+    items = F.array_sort(F.array_distinct(F.transform("history", lambda event: event["item_idx"])))
+    return (
+        histories.select("user_idx", sliced.alias("history"))
+        .where(F.lit(keep_empty) | (F.size("history") > 0))
+        .select("user_idx", "history", items.alias("seen"))
+    )
+
+
+def with_pairs(histories: DataFrame, cutoff: datetime, half_life_days: float | None) -> DataFrame:
+    """Add `pairs`: per distinct item, ascending, its decayed weight, event count and last event.
+
+    Parameters
+    ----------
+    histories : user_idx, history (events before `cutoff`), seen
+    cutoff : age 0 of the decay, UTC
+    half_life_days : of the weights; None = none
+
+    Returns
+    -------
+    user_idx, history, pairs array<struct<item_idx, weight, n_events, last_event_at>>, seen.
+    Narrow: no shuffle, no action.
+    """
+    as_of = micros(cutoff)
+    out = StructType(
+        [
+            StructField("user_idx", schema.LONG),
+            StructField("history", schema.HISTORY),
+            StructField("pairs", ArrayType(_PAIR)),
+            StructField("seen", schema.ITEM_IDXS),
+        ]
+    )
+
+    def add(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            pairs = pair_column(batch.column("history"), as_of, half_life_days)
+            yield pa.RecordBatch.from_arrays(
+                [batch.column("user_idx"), batch.column("history"), pairs, batch.column("seen")],
+                names=out.names,
+            )
+
+    return histories.select("user_idx", "history", "seen").mapInArrow(add, out)
+
+
+def pair_column(history: pa.ListArray, as_of: int, half_life_days: float | None) -> pa.ListArray:
+    """Return the `pairs` column of a `history` column; see `with_pairs`."""
+    parsed = parse_histories(history)
+    items, weights = weigh(parsed, as_of, half_life_days=half_life_days, combine="sum")
+    # The same events once more, undecayed: their number and the newest time per (row, item).
+    order = np.lexsort((parsed.item_idx, parsed.rows))
+    row, item, at = parsed.rows[order], parsed.item_idx[order], parsed.event_at[order]
+    first = np.ones(len(row), bool)
+    first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+    begin = np.flatnonzero(first)
+    counts = np.diff(np.append(begin, len(row))).astype(np.int32)
+    last = np.maximum.reduceat(at, begin) if len(begin) else at
+    struct = pa.StructArray.from_arrays(
+        [
+            pa.array(items.values, pa.int32()),
+            pa.array(weights, pa.float32()),
+            pa.array(counts, pa.int32()),
+            pa.array(last, pa.timestamp("us", "UTC")),
+        ],
+        names=_PAIR.names,
+    )
+    return pa.ListArray.from_arrays(pa.array(items.start, pa.int32()), struct)
+
+
+def interactions(histories: DataFrame, cutoff: datetime, half_life_days: float | None) -> DataFrame:
+    """Return `cutoff, user_idx, item_idx, weight, n_events, last_event_at`, a row per user and item.
+
+    `histories` are already sliced at `cutoff` (`before`). Narrow: no shuffle, no action.
+    """
+    return (
+        with_pairs(histories, cutoff, half_life_days)
+        .select("user_idx", F.inline("pairs"))
+        .select(F.lit(cutoff).alias("cutoff"), "user_idx", *_PAIR.names)
+    )
+
+
+def queries(
+    histories: DataFrame, cutoff: datetime, half_life_days: float | None, mode: str
+) -> DataFrame:
+    """Return what models answer (`schema.QUERIES`) for every row of `histories`.
+
+    `mode` novel masks the user's `seen`; repeat masks nothing. Narrow: no shuffle, no action.
+    """
+    seen = F.col("seen") if mode == "novel" else F.array().cast(schema.ITEM_IDXS)
+    pairs = F.transform("pairs", lambda p: F.struct(p["item_idx"], p["weight"]))
+    return with_pairs(histories, cutoff, half_life_days).select(
+        "user_idx",
+        "history",
+        pairs.cast(schema.PAIRS).alias("pairs"),
+        seen.alias("seen"),
+    )
+
+
+def decayed_item_weights(
+    histories: DataFrame, cutoff: datetime, half_life_days: float | None
+) -> DataFrame:
+    """Return `item_idx, weight double`: decayed event weights summed over all users.
+
+    Each event's weight is rounded to 2^-32 and summed as an integer, so the sum does not depend on the
+    order of a shuffle; error below 2^-33 an event. One shuffle of item-sized partial sums, no action.
+    """
+    events = histories.select(F.explode("history").alias("e"))
+    weight = F.col("e.weight").cast("double")
+    if half_life_days is not None:
+        age = (F.lit(micros(cutoff)) - F.unix_micros("e.event_at")) / F.lit(float(MICROS_PER_DAY))
+        weight = weight * F.pow(F.lit(0.5), age / F.lit(half_life_days))
+    steps = F.round(weight * F.lit(float(2**32))).cast("decimal(38,0)")
+    return (
+        events.select(F.col("e.item_idx").alias("item_idx"), steps.alias("steps"))
+        .groupBy("item_idx")
+        .agg((F.sum("steps").cast("double") / F.lit(float(2**32))).alias("weight"))
+    )

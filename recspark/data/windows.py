@@ -1,0 +1,181 @@
+"""Training sets: histories as fixed-length rows, spread by hash over files that ranks share out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.config import Features
+from recspark.data.blocks import Array, Histories, micros, parse_histories, weigh
+from recspark.data.dataset import TrainingSet
+from recspark.tables.catalog import Slice, TableCatalog, _condition
+from recspark.tables.snapshot import active_files
+
+FILES_PER_RANK = 4  # more files than ranks: shares come out equal, and order differs by epoch. Guess
+NO_ITEM = -1  # pads `items`
+
+
+def n_training_files(ranks: int) -> int:
+    """Return how many files a training set gets: the same number for each rank.
+
+    >>> n_training_files(2)
+    8
+    """
+    return FILES_PER_RANK * ranks
+
+
+def training_bags(
+    histories: DataFrame, cutoff: datetime, features: Features, n_files: int
+) -> DataFrame:
+    """Return a row per user with the newest `features.max_training_items` distinct items.
+
+    Parameters
+    ----------
+    histories : user_idx, history (newest last, may be null or empty)
+    cutoff : events from it on are left out, and so are users without an earlier one; UTC
+    features : `max_training_items` = L, and `half_life_days`: an event of age a days adds
+        weight * 0.5^(a / half_life_days) to its item; None = its weight
+    n_files : partitions of the result; `TableCatalog.replace_slice(..., n_files=n_files)` makes a
+        file of each
+
+    Returns
+    -------
+    `schema.TRAINING_BAGS`: `items` ascending, padded with -1 to L; `weights` beside them, padded with
+    0; `length` = items before the padding. Of items with the same newest event, the smaller item_idx
+    stays. Lazy. Cost: one shuffle, which spreads users by their hash, whatever the cluster's size:
+    partitions differ by about sqrt(rows / n_files) rows.
+    """
+    as_of, length = micros(cutoff), features.max_training_items
+    half_life = features.half_life_days
+
+    def pack(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            history = _earlier(parse_histories(batch.column("history")), as_of)
+            kept = np.diff(history.start) > 0
+            items, weights, lengths = bags(history, as_of, half_life, length)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(np.full(int(kept.sum()), as_of), pa.timestamp("us", "UTC")),
+                    batch.column("user_idx").filter(pa.array(kept)),
+                    _fixed_lists(items[kept]),
+                    _fixed_lists(weights[kept]),
+                    pa.array(lengths[kept], pa.int32()),
+                ],
+                names=schema.TRAINING_BAGS.names,
+            )
+
+    packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_BAGS)
+    return packed.repartition(n_files, _partition_key(F.xxhash64("user_idx"), n_files))
+
+
+def bags(
+    history: Histories, as_of: int, half_life_days: float | None, length: int
+) -> tuple[Array, Array, Array]:
+    """Return items int32 (n, length), weights float32 (n, length) and lengths int32 (n,) of each row.
+
+    See `training_bags`; the weights are those of `blocks.weigh` with `combine="sum"`.
+    """
+    found, weight = weigh(history, as_of, half_life_days=half_life_days, combine="sum")
+    row, item, last = found.rows, found.values, _newest(history)
+    order = np.lexsort((item, -last, row))  # newest first in each row
+    rank = np.arange(len(order)) - found.start[row[order]]
+    chosen = np.sort(order[rank < length])  # back to ascending items
+    row = row[chosen]
+    n = len(history.start) - 1
+    lengths = np.bincount(row, minlength=n)
+    column = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+    items = np.full((n, length), NO_ITEM, np.int32)
+    weights = np.zeros((n, length), np.float32)
+    items[row, column] = item[chosen]
+    weights[row, column] = weight[chosen]
+    return items, weights, lengths.astype(np.int32)
+
+
+def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) -> TrainingSet:
+    """Return the active files of the slice `where` of `table` at `version`, with their rows.
+
+    Raises VersionNotFoundError. Cost: no Spark job; the footer of each file is read here.
+    """
+    files = active_files(catalog, table, version, _condition(where))
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        rows = list(pool.map(_footer_rows, files))
+    return TrainingSet(table, version, tuple(zip(files, rows, strict=True)))
+
+
+def _footer_rows(uri: str) -> int:
+    fs, path = fsspec.core.url_to_fs(uri)
+    return int(pq.read_metadata(path, filesystem=fs).num_rows)
+
+
+def _earlier(history: Histories, as_of: int) -> Histories:
+    """Return `history` without events at or after `as_of`."""
+    kept = history.event_at < as_of
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return Histories(
+        start=before[history.start],
+        item_idx=history.item_idx[kept],
+        event_at=history.event_at[kept],
+        weight=history.weight[kept],
+    )
+
+
+def _newest(history: Histories) -> Array:
+    """Return the time of the newest event of each (row, item), in the order of `blocks.weigh`."""
+    rows = history.rows
+    order = np.lexsort((history.item_idx, rows))
+    row, item, at = rows[order], history.item_idx[order], history.event_at[order]
+    first = np.ones(len(row), bool)
+    first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+    return np.maximum.reduceat(at, np.flatnonzero(first)) if len(at) else at
+
+
+def _fixed_lists(values: Array) -> pa.ListArray:
+    n, length = values.shape
+    start = np.arange(n + 1, dtype=np.int32) * length
+    return pa.ListArray.from_arrays(pa.array(start), pa.array(values.ravel()))
+
+
+def _partition_key(hashed: Column, n: int) -> Column:
+    """Return a column that `repartition(n, column)` sends to partition `floor(hashed / 2^64 * n)`.
+
+    Spark puts a row into partition pmod(murmur3(column), n), so equal shares need, for each partition,
+    a number that falls there: n different values would leave some partitions empty.
+    """
+    keys: dict[int, int] = {}
+    candidate = 0
+    while len(keys) < n:
+        keys.setdefault(_murmur3(candidate) % n, candidate)
+        candidate += 1
+    # 2^20 equal ranges of the hash: the share of a partition is exact to a millionth.
+    position = F.shiftrightunsigned(hashed, 44)
+    target = F.floor(position * F.lit(n) / F.lit(float(1 << 20))).cast("int")
+    return F.element_at(F.array(*[F.lit(keys[i]) for i in range(n)]), target + 1)
+
+
+def _murmur3(value: int) -> int:
+    """Return Spark's hash of an int >= 0 (Murmur3 x86 32-bit, seed 42), as signed int32.
+
+    >>> _murmur3(0), _murmur3(1)
+    (933211791, -559580957)
+    """
+    mask = 0xFFFFFFFF
+
+    def rotated(x: int, by: int) -> int:
+        return ((x << by) | (x >> (32 - by))) & mask
+
+    block = rotated(value * 0xCC9E2D51 & mask, 15) * 0x1B873593 & mask
+    out = (rotated(42 ^ block, 13) * 5 + 0xE6546B64) & mask
+    out ^= 4
+    out = (out ^ (out >> 16)) * 0x85EBCA6B & mask
+    out = (out ^ (out >> 13)) * 0xC2B2AE35 & mask
+    out ^= out >> 16
+    return out - (1 << 32) if out >> 31 else out

@@ -1,0 +1,1 @@
+"""How good lists are: metrics, one-pass evaluation, bootstrap intervals, publish gates."""

@@ -1,0 +1,344 @@
+"""One pass over the lists: all models, modes, segments, metrics and intervals at once.
+
+Lists and truth are shuffled by user once. What leaves a task is a few integer sums, whatever the
+number of users: the difference of two models is linear in the users, so that no model is ever
+joined to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timedelta
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.config import Evaluate
+from recspark.data.blocks import Array, micros
+from recspark.errors import EmptyDataError
+from recspark.eval import kernel
+from recspark.eval.kernel import HEADER, METRICS, PARTS, Plan, Sums
+from recspark.eval.metrics import NOTHING, Catalogue, coverage
+from recspark.eval.significance import percentile_interval
+
+SEGMENTS: dict[str, tuple[str, ...]] = {
+    "all": PARTS,
+    "warm": ("light", "regular", "heavy"),
+    **{part: (part,) for part in PARTS},
+}
+POPULATION = "population"  # the `model` of rows that count users and items; their k is 0
+
+
+class MetricRow(NamedTuple):
+    """One row of table `metrics`; fields in the order of `schema.METRICS`."""
+
+    run_date: date
+    kind: str
+    cutoff: datetime
+    horizon_days: int
+    model: str
+    mode: str
+    segment: str
+    metric: str
+    k: int
+    value: float | None
+    n_users: int
+    baseline: str | None = None
+    diff: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+
+def truth(events: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
+    """Return `user_idx, items array<int>`: what each user acted on in [cutoff, cutoff + horizon).
+
+    Parameters
+    ----------
+    events : user_idx bigint, item_idx int, event_at timestamp; a row per event. From histories:
+        `histories.select("user_idx", F.inline("history"))`. Rows without a user are left out.
+    cutoff : UTC; a naive datetime is taken as UTC
+    horizon_days : days
+
+    Items are distinct and ascending. One shuffle by user of the horizon's events, no action.
+    """
+    begin = F.timestamp_micros(F.lit(micros(cutoff)))
+    end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
+    in_horizon = (F.col("event_at") >= begin) & (F.col("event_at") < end)
+    return (
+        events.where(in_horizon & F.col("user_idx").isNotNull())
+        .groupBy("user_idx")
+        .agg(F.array_sort(F.collect_set("item_idx")).alias("items"))
+    )
+
+
+def population(truths: DataFrame, users: DataFrame) -> DataFrame:
+    """Return `user_idx, items, seen, segment`, a row per user with truth.
+
+    Parameters
+    ----------
+    truths : user_idx, items, as `truth` returns
+    users : user_idx, seen array<int> (every item before the cutoff), activity (`light`, `regular`
+        or `heavy`, as in `user_features`); a row per user with an event before the cutoff
+
+    A user who is not in `users` is cold, with an empty `seen`. A join by user, no action.
+    """
+    known = users.select("user_idx", "seen", "activity")
+    return truths.join(known, on="user_idx", how="left").select(
+        "user_idx",
+        "items",
+        F.coalesce("seen", F.array().cast(schema.ITEM_IDXS)).alias("seen"),
+        F.coalesce("activity", F.lit("cold")).alias("segment"),
+    )
+
+
+def catalogue(items: DataFrame, interactions: DataFrame | None = None) -> Catalogue:
+    """Return the items that a list may hold, with vectors where `interactions` are given.
+
+    Parameters
+    ----------
+    items : item_idx int, n_users bigint: every item with an event before the cutoff, and its users
+        (`item_features`)
+    interactions : as `item_vectors` takes them; None = intra-list diversity is not defined
+
+    Runs one job, or two; driver memory 12 bytes an item, and `item_vectors`. Raises EmptyDataError
+    without items.
+    """
+    table = items.select("item_idx", "n_users").toArrow().sort_by("item_idx")
+    item_idx = table.column("item_idx").to_numpy().astype(np.int32)
+    if len(item_idx) == 0:
+        raise EmptyDataError("no item has an event before the cutoff: nothing can be evaluated")
+    vectors = None if interactions is None else item_vectors(interactions, item_idx)
+    return Catalogue(item_idx, table.column("n_users").to_numpy().astype(np.int64), vectors)
+
+
+def item_vectors(interactions: DataFrame, vocabulary: Array, dims: int = 64) -> Array:
+    """Return a short vector per item; their cosines are about those of the items' user columns.
+
+    The sparsest random projection: a hash gives each user one of `dims` places and a sign; an
+    item's vector is the sum of the signs of its users, scaled to length 1. The error of one cosine
+    has mean 0 and a standard deviation of about 1 / sqrt(dims).
+
+    Parameters
+    ----------
+    interactions : user_idx bigint, item_idx int; distinct pairs before the cutoff
+    vocabulary : item_idx int32, ascending; an item without interactions gets zeros
+    dims : places
+
+    Returns
+    -------
+    float32 (n_items, dims), the same for any order of rows: the sums are of integers. One job, one
+    shuffle by item of partly summed rows; driver memory 16 × dims bytes an item.
+    Source: Achlioptas 2003; Li, Hastie & Church 2006; one entry a user: Weinberger et al. 2009.
+    """
+    draw = F.xxhash64("user_idx")
+    sign = F.when(draw < 0, -1).otherwise(1)
+    table = (
+        interactions.groupBy("item_idx", F.pmod(draw, F.lit(dims)).cast("int").alias("place"))
+        .agg(F.sum(sign).alias("sum"))
+        .toArrow()
+    )
+    item_idx, place, total = (table.column(name).to_numpy() for name in table.column_names)
+    at = Catalogue(vocabulary, np.ones(len(vocabulary))).positions(item_idx)
+    known = at != NOTHING
+    vectors = np.zeros((len(vocabulary), dims))
+    vectors[at[known], place[known]] = total[known]
+    length = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+    return (vectors / np.maximum(length, 1)).astype(np.float32)
+
+
+def evaluate(
+    lists: DataFrame,
+    users: DataFrame,
+    items: Catalogue,
+    settings: Evaluate,
+    *,
+    run_date: date,
+    kind: str,
+    cutoff: datetime,
+    models: Sequence[str],
+    modes: Sequence[str] = schema.MODES,
+) -> list[MetricRow]:
+    """Return the rows of table `metrics` for one kind and cutoff.
+
+    Parameters
+    ----------
+    lists : model, mode, user_idx, item_idx, rank (1-based): rows of `candidates` made at `cutoff`,
+        no rank and no item twice in a list. Ranks above max(ks) are not read.
+    users : as `population` returns
+    items : what a list may hold. A truth item that is not in it is dropped and counted; a listed
+        one is a miss.
+    settings : ks, baseline, n_bootstrap, max_eval_users, seed, horizon_days
+    run_date, kind, cutoff : go into the rows
+    models : each gets its rows, without any list too (0); other models in `lists` are left out
+    modes : `novel` takes `seen` out of the truth; a user with nothing left is not in the
+        population of that mode
+
+    Returns
+    -------
+    A row per mode × segment (those with users) × k × model × metric, in this order. Then, for model
+    `population` with k = 0: n_users, n_cold_users, n_cold_items_in_truth (pairs of a user and an
+    item that was unknown before the cutoff). `diff` and its 95 % interval are against
+    `settings.baseline`, null where that is not among `models`; the interval is null without
+    replicates, and for coverage.
+
+    The figures depend on no partitioning and no order, to the last bit. Per-user values are rounded
+    to 2^-32: the error of a mean is below 2^-33.
+
+    Cost: a count of `users`; then one job, with one shuffle by user (20 bytes a listed item) and
+    one of the sums. A task and the driver hold models × modes × segments × metrics × ks ×
+    replicates numbers, and a bit per item, model, mode, segment and k. A segment that is not in
+    `PARTS` fails the job by name.
+    """
+    plan = Plan(
+        tuple(models),
+        tuple(modes),
+        tuple(sorted(set(settings.ks))),
+        items,
+        settings.n_bootstrap,
+        settings.seed,
+    )
+    in_sample = _in_sample(users, settings)
+    rows = rows_by_user(lists.where(in_sample), users.where(in_sample), plan)
+    shared = users.sparkSession.sparkContext.broadcast(plan)
+    try:
+        table = (
+            rows.mapInArrow(lambda batches: kernel.sum_users(batches, shared.value), kernel.SUMS)
+            .repartition("mode", "segment")
+            .mapInArrow(kernel.add_up, kernel.SUMS)
+            .toArrow()
+        )
+    finally:
+        shared.destroy()
+    found = {
+        (row["mode"], PARTS[row["segment"]]): Sums.unpack(row["sums"], row["listed"], plan)
+        for row in table.to_pylist()
+    }
+    head = (run_date, kind, cutoff, settings.horizon_days)
+    baseline = settings.baseline if settings.baseline in plan.models else None
+    return [
+        row
+        for mode in range(len(plan.modes))
+        for row in _mode_rows(head, mode, found, plan, baseline)
+    ]
+
+
+# --- all that is known of a user, as rows (kernel.py says which) --------------------------------
+
+
+def rows_by_user(lists: DataFrame, users: DataFrame, plan: Plan) -> DataFrame:
+    """Return `user_idx, part, rank, item_idx`, the rows of a user together. One shuffle."""
+    rows = _user_rows(users, plan).unionByName(_list_rows(lists, plan))
+    return rows.repartition("user_idx").sortWithinPartitions("user_idx")
+
+
+def _in_sample(users: DataFrame, settings: Evaluate) -> Column:
+    """Return whether a user is evaluated: all are, up to `max_eval_users`; else a hash sample."""
+    n_users = users.count()
+    if n_users <= settings.max_eval_users:
+        return F.lit(True)
+    draw = F.pmod(F.xxhash64("user_idx", F.lit(settings.seed)), F.lit(1 << 32))
+    return draw < F.lit(int(settings.max_eval_users / n_users * (1 << 32)))
+
+
+def _user_rows(users: DataFrame, plan: Plan) -> DataFrame:
+    unknown = F.raise_error(F.concat(F.lit("users: no segment is called "), "segment"))
+    code = _position("segment", PARTS)
+    header = F.when(code < 0, unknown.cast("int")).otherwise(code)
+    rows = [F.array(_row(HEADER, header))]
+    for mode, name in enumerate(plan.modes):
+        kept = F.array_except("items", "seen") if name == "novel" else F.col("items")
+        rows.append(_rows(plan.truth_part(mode), kept))
+    return users.select("user_idx", F.inline(F.concat(*rows)))
+
+
+def _rows(part: int, items: Column) -> Column:
+    return F.transform(items, lambda item: _row(part, item))
+
+
+def _row(part: int, item_idx: Column) -> Column:
+    return F.struct(F.lit(part).alias("part"), F.lit(1).alias("rank"), item_idx.alias("item_idx"))
+
+
+def _list_rows(lists: DataFrame, plan: Plan) -> DataFrame:
+    mode, model = _position("mode", plan.modes), _position("model", plan.models)
+    part = F.lit(plan.first_list_part(0)) + mode * F.lit(len(plan.models)) + model
+    return lists.where(
+        F.col("mode").isin(*plan.modes)
+        & F.col("model").isin(*plan.models)
+        & F.col("rank").between(1, plan.room)
+    ).select("user_idx", part.alias("part"), "rank", "item_idx")
+
+
+def _position(column: str, names: Sequence[str]) -> Column:
+    """Return the position of the value of `column` in `names`, int; -1 for another."""
+    values = F.array(*[F.lit(name) for name in names])
+    return (F.array_position(values, F.col(column)) - 1).cast("int")
+
+
+# --- figures, on the driver ---------------------------------------------------------------------
+
+_Head = tuple[date, str, datetime, int]
+
+
+def _mode_rows(
+    head: _Head,
+    mode: int,
+    found: dict[tuple[int, str], Sums],
+    plan: Plan,
+    baseline: str | None,
+) -> Iterator[MetricRow]:
+    totals = {}
+    for segment, parts in SEGMENTS.items():
+        sums = [found[mode, part] for part in parts if (mode, part) in found]
+        totals[segment] = reduce(Sums.__add__, sums, Sums.zero(plan))
+    for segment, total in totals.items():
+        if total.n_users:
+            yield from _segment_rows(head, plan.modes[mode], segment, total, plan, baseline)
+    counts = {
+        "n_users": totals["all"].n_users,
+        "n_cold_users": totals["cold"].n_users,
+        "n_cold_items_in_truth": totals["all"].n_cold_items,
+    }
+    for metric, n in counts.items():
+        where = (POPULATION, plan.modes[mode], "all")
+        yield MetricRow(*head, *where, metric, 0, float(n), totals["all"].n_users)
+
+
+def _segment_rows(
+    head: _Head, mode: str, segment: str, total: Sums, plan: Plan, baseline: str | None
+) -> Iterator[MetricRow]:
+    means, counts = total.means, total.counts  # (1 + n_bootstrap, n_metrics, n_ks, n_models)
+    covered = np.array([[coverage(items) for items in of_k] for of_k in total.listed])
+    diffs, covered_diffs = np.full_like(means, np.nan), np.full_like(covered, np.nan)
+    if baseline:
+        base = plan.models.index(baseline)
+        diffs, covered_diffs = means - means[..., [base]], covered - covered[:, [base]]
+    ends = percentile_interval(diffs[1:].reshape(plan.n_bootstrap, diffs[0].size))
+    low, high = (end.reshape(diffs[0].shape) for end in ends)
+    for c, k in enumerate(plan.ks):
+        for m, model in enumerate(plan.models):
+            where = (model, mode, segment)
+            for i, metric in enumerate(METRICS):
+                value, n_users = _number(means[0, i, c, m]), int(counts[0, i, c, m])
+                against = (diffs[0, i, c, m], low[i, c, m], high[i, c, m])
+                yield MetricRow(
+                    *head, *where, metric, k, value, n_users, baseline, *map(_number, against)
+                )
+            yield MetricRow(
+                *head,
+                *where,
+                "coverage",
+                k,
+                covered[c, m],
+                total.n_users,
+                baseline,
+                _number(covered_diffs[c, m]),
+            )
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

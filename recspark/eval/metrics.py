@@ -1,0 +1,298 @@
+"""Every metric is one small function over a block of lists; `docs/metrics.md` works each by hand.
+
+A new metric: write the function, name it in `TRUTH_METRICS` or `LIST_METRICS`, add its row to the
+hand-worked table in `tests/golden/test_golden_metrics.py` and its line to `docs/metrics.md`.
+
+The examples below share three users and six items; `docs/metrics.md` has the same as fractions.
+
+>>> block = golden_block()
+>>> block.items  # user 0 got three items, user 1 two, user 2 none
+array([[ 0,  2,  1],
+       [ 3,  4, -1],
+       [-1, -1, -1]], dtype=int32)
+>>> block.hits.astype(int)
+array([[1, 0, 1],
+       [0, 1, 0],
+       [0, 0, 0]])
+>>> block.n_truth
+array([2, 4, 1])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from recspark.data.blocks import Array
+
+NOTHING = -1  # in `Block.items`: no item at this rank, or one that is not in the catalogue
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items that a list may hold, as of the cutoff: at least one. Every worker has a copy.
+
+    Parameters
+    ----------
+    items : item_idx int32 (n_items,), ascending; a block names an item by its position in it
+    n_users : int64 (n_items,): users who acted on the item before the cutoff, at least 1
+    vectors : float32 (n_items, dims), each of length 1 or 0; None = diversity is not defined
+    """
+
+    items: Array
+    n_users: Array
+    vectors: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def positions(self, item_idx: Array) -> Array:
+        """Return the position of each item, int32; `NOTHING` for an item that is not here.
+
+        >>> Catalogue(np.array([3, 7]), np.array([1, 1])).positions(np.array([7, 5, 3]))
+        array([ 1, -1,  0], dtype=int32)
+        """
+        at = np.minimum(np.searchsorted(self.items, item_idx), len(self.items) - 1)
+        return np.where(self.items[at] == item_idx, at, NOTHING).astype(np.int32)
+
+    @cached_property
+    def information(self) -> Array:
+        """float64 (n_items,): -log2 of the item's share of all user-item pairs, in bits."""
+        return -np.log2(self.n_users / self.n_users.sum())
+
+    @cached_property
+    def popularity_rank(self) -> Array:
+        """float64 (n_items,): rank by users, ties averaged, over n_items; 1 = most popular."""
+        _, group, size = np.unique(self.n_users, return_inverse=True, return_counts=True)
+        average = np.cumsum(size) - (size - 1) / 2
+        return average[group] / len(self)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lists of equal room, best first, beside the truth of their users.
+
+    Parameters
+    ----------
+    items : int32 (n, room): position in the catalogue; `NOTHING` where the list has no item. No
+        item twice in one list.
+    hits : bool (n, room): the item is in the truth
+    n_truth : int64 (n,): items in the user's truth, at least 1
+    catalogue : what `items` points into
+    """
+
+    items: Array
+    hits: Array
+    n_truth: Array
+    catalogue: Catalogue
+
+    @classmethod
+    def of(
+        cls,
+        lists: Sequence[Sequence[int]],
+        truths: Sequence[Collection[int]],
+        catalogue: Catalogue,
+    ) -> Block:
+        """Return the block of lists and truths given as `item_idx`; for examples and tests."""
+        room = max(len(listed) for listed in lists)
+        items = np.full((len(lists), room), NOTHING, np.int32)
+        hits = np.zeros((len(lists), room), bool)
+        for row, (listed, truth) in enumerate(zip(lists, truths)):
+            items[row, : len(listed)] = catalogue.positions(np.array(listed, np.int32))
+            hits[row, : len(listed)] = [item in truth for item in listed]
+        return cls(items, hits, np.array([len(truth) for truth in truths]), catalogue)
+
+
+# --- against the truth: every user of the population counts, 0 without a list -------------------
+
+
+def recall(block: Block, k: int) -> Array:
+    """Return hits / |truth|; in [0, 1], below 1 wherever |truth| > k.
+
+    The definition of Dacrema et al. 2021, RecBole and BARS.
+
+    >>> recall(golden_block(), 3).tolist() == [2 / 2, 1 / 4, 0]
+    True
+    """
+    return block.hits[:, :k].sum(axis=1) / block.n_truth
+
+
+def recall_capped(block: Block, k: int) -> Array:
+    """Return hits / min(k, |truth|); in [0, 1], 1 is within reach of every list.
+
+    The "Recall@k" of Liang et al. 2018 (Mult-VAE), EASE and iALS revisited.
+
+    >>> recall_capped(golden_block(), 3).tolist() == [2 / 2, 1 / 3, 0]
+    True
+    """
+    return block.hits[:, :k].sum(axis=1) / np.minimum(block.n_truth, k)
+
+
+def precision(block: Block, k: int) -> Array:
+    """Return hits / k; in [0, 1]. A list shorter than k is divided by k all the same.
+
+    >>> precision(golden_block(), 3).tolist() == [2 / 3, 1 / 3, 0]
+    True
+    """
+    return block.hits[:, :k].sum(axis=1) / k
+
+
+def ndcg(block: Block, k: int) -> Array:
+    """Return the sum over hits of 1 / log2(rank + 1), over that sum for the best possible list.
+
+    Binary gains; the best possible list has min(k, |truth|) hits at the top. In [0, 1].
+    Source: Järvelin & Kekäläinen 2002, with the discount log2(rank + 1).
+
+    >>> third = 1 / np.log2(3)
+    >>> by_hand = [(1 + 1 / 2) / (1 + third), third / (1 + third + 1 / 2), 0]
+    >>> np.allclose(ndcg(golden_block(), 3), by_hand)
+    True
+    """
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    best = np.cumsum(discount)[np.minimum(block.n_truth, k) - 1]
+    hits = block.hits[:, :k]
+    return (hits * discount[: hits.shape[1]]).sum(axis=1) / best
+
+
+def average_precision(block: Block, k: int) -> Array:
+    """Return the sum over hits of the precision at their rank, over min(k, |truth|); in [0, 1].
+
+    1 only when the list begins with min(k, |truth|) hits. Its mean over users is MAP.
+
+    >>> np.allclose(average_precision(golden_block(), 3), [(1 / 1 + 2 / 3) / 2, (1 / 2) / 3, 0])
+    True
+    """
+    hits = block.hits[:, :k]
+    at = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    return (hits * at).sum(axis=1) / np.minimum(block.n_truth, k)
+
+
+def reciprocal_rank(block: Block, k: int) -> Array:
+    """Return 1 / rank of the first hit, 0 without one; in [0, 1]. Its mean over users is MRR.
+
+    >>> reciprocal_rank(golden_block(), 3).tolist() == [1, 1 / 2, 0]
+    True
+    """
+    hits = block.hits[:, :k]
+    return (hits / np.arange(1, hits.shape[1] + 1)).max(axis=1, initial=0)
+
+
+def hit_rate(block: Block, k: int) -> Array:
+    """Return 1 where the list has a hit, else 0.
+
+    >>> hit_rate(golden_block(), 3)
+    array([1., 1., 0.])
+    """
+    return block.hits[:, :k].any(axis=1).astype(np.float64)
+
+
+# --- of the list itself: NaN where it is not defined, and that user is left out -----------------
+
+
+def novelty(block: Block, k: int) -> Array:
+    """Return the mean of -log2(item's share of the user-item pairs before the cutoff); bits, >= 0.
+
+    NaN for an empty list.
+    Source: Castells, Vargas & Wang 2011, inverse popularity on a log scale.
+
+    >>> by_hand = [(1 + 4 + 2) / 3, (4 + 4) / 2, np.nan]
+    >>> np.allclose(novelty(golden_block(), 3), by_hand, equal_nan=True)
+    True
+    """
+    return _mean_of_items(block, k, block.catalogue.information)
+
+
+def popularity_bias(block: Block, k: int) -> Array:
+    """Return the mean popularity rank as a share of the catalogue; in (0, 1], 1 = the top item.
+
+    Ties in popularity share their average rank. NaN for an empty list.
+    Source: Ekstrand & Mahant 2017, the mean popularity rank.
+
+    >>> by_hand = [3 / 4, 5 / 12, np.nan]
+    >>> np.allclose(popularity_bias(golden_block(), 3), by_hand, equal_nan=True)
+    True
+    """
+    return _mean_of_items(block, k, block.catalogue.popularity_rank)
+
+
+def intra_list_diversity(block: Block, k: int) -> Array:
+    """Return 1 - the mean cosine between the vectors of two listed items, over pairs; in [0, 2].
+
+    NaN for a list of fewer than two items, and everywhere when the catalogue has no vectors. A
+    vector of length 0 has cosine 0 to every other. With unit vectors the sum over pairs is
+    (|sum of v|² - sum of |v|²) / 2, so no pair is formed.
+    Source: Ziegler et al. 2005 (intra-list similarity); as the mean distance of two listed items,
+    Zhang & Hurley 2008.
+
+    >>> by_hand = [2 / 3, 2 / 5, np.nan]
+    >>> np.allclose(intra_list_diversity(golden_block(), 3), by_hand, equal_nan=True)
+    True
+    """
+    items = block.items[:, :k]
+    vectors = block.catalogue.vectors
+    if vectors is None:
+        return np.full(len(items), np.nan)
+    total = np.zeros((len(items), vectors.shape[1]))
+    squares = np.zeros(len(items))
+    for rank in range(items.shape[1]):  # in rank order: blocking cannot change the sum
+        listed = (items[:, rank] != NOTHING).astype(np.float64)
+        vector = vectors[items[:, rank]] * listed[:, None]
+        total += vector
+        squares += (vector * vector).sum(axis=1)
+    n = (items != NOTHING).sum(axis=1)
+    pairs = n * (n - 1)
+    cosines = (total * total).sum(axis=1) - squares
+    return 1 - np.divide(cosines, pairs, out=np.full(len(n), np.nan), where=pairs > 0)
+
+
+# --- of all lists together ----------------------------------------------------------------------
+
+
+def coverage(listed: Array) -> float:
+    """Return the share of the catalogue that stands in at least one list; in [0, 1].
+
+    `listed` bool (n_items,).
+
+    >>> coverage(np.array([True, True, True, True, True, False])) == 5 / 6
+    True
+    """
+    return float(listed.mean())
+
+
+MetricFunction = Callable[[Block, int], Array]
+
+TRUTH_METRICS: dict[str, MetricFunction] = {
+    "ndcg": ndcg,
+    "recall": recall,
+    "recall_capped": recall_capped,
+    "precision": precision,
+    "map": average_precision,
+    "mrr": reciprocal_rank,
+    "hit_rate": hit_rate,
+}
+LIST_METRICS: dict[str, MetricFunction] = {
+    "novelty": novelty,
+    "intra_list_diversity": intra_list_diversity,
+    "popularity_bias": popularity_bias,
+}
+
+
+def golden_block() -> Block:
+    """Return the three users of `docs/metrics.md`, on which the examples here compute."""
+    catalogue = Catalogue(
+        items=np.arange(6, dtype=np.int32),
+        n_users=np.array([8, 4, 1, 1, 1, 1]),
+        vectors=np.array([[1, 0], [0, 1], [1, 0], [1, 0], [0.6, 0.8], [0, 1]], np.float32),
+    )
+    return Block.of([[0, 2, 1], [3, 4], []], [{0, 1}, {4, 0, 1, 2}, {5}], catalogue)
+
+
+def _mean_of_items(block: Block, k: int, of_item: Array) -> Array:
+    items = block.items[:, :k]
+    listed = items != NOTHING
+    total = np.where(listed, of_item[items], 0.0).sum(axis=1)
+    n = listed.sum(axis=1)
+    return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)

@@ -1,0 +1,1 @@
+"""Combining the lists of several models."""

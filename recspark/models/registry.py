@@ -1,0 +1,68 @@
+"""Every model that recspark knows: one line each."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recspark.errors import ConfigError, suggest
+from recspark.models.base import Recommender, RecommenderModel, Settings
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One registry line; classes are named by path so that listing models imports none of them.
+
+    Tags: `personal` (lists differ by user), `neural` (trains through `recspark.train`),
+    `neighbours` (gives item neighbours), `cold_users` (answers users without events), `decay` (a
+    setting `half_life_days` decays events).
+    """
+
+    name: str
+    recommender: str  # module:class, of the settings-only class
+    model: str  # module:class, of the fitted class
+    tags: frozenset[str]
+
+    def load(self) -> type[Recommender[Settings]]:
+        """Import and return the settings-only class."""
+        return _import(self.recommender)  # type: ignore[no-any-return]
+
+    def load_model(self) -> type[RecommenderModel]:
+        """Import and return the fitted class."""
+        return _import(self.model)  # type: ignore[no-any-return]
+
+
+def _line(name: str, classes: str, *tags: str) -> ModelSpec:
+    module = f"recspark.models.{name}"
+    return ModelSpec(name, f"{module}:{classes}", f"{module}:{classes}Model", frozenset(tags))
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in [
+        _line("popular", "Popular", "cold_users"),
+        _line("item_knn", "ItemKNN", "personal", "neighbours"),
+        _line("ease", "Ease", "personal", "neighbours"),
+        _line("als", "Als", "personal"),
+        _line("multvae", "MultVae", "personal", "neural"),
+    ]
+}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Return the registry line of `name`; ConfigError with a suggestion where there is none."""
+    if name not in MODELS:
+        raise ConfigError(f"no model is called '{name}'.{suggest(name, MODELS)}")
+    return MODELS[name]
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Recommender[Settings]:
+    """Return model `name` with `settings` over its defaults."""
+    return model_spec(name).load().from_dict(dict(settings))
+
+
+def _import(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,377 @@
+"""The exact top-N kernel: every model ends here.
+
+Scores come by GEMM in float32, block by block. What may be among the k best is then scored once
+more in float64 in a fixed order, rounded to float32, and sorted by (-score, item_idx). The answer is
+that of a float64 brute force over all items, ties included, whatever the blocks: see `_cut`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from scipy import sparse
+
+from recspark import schema, storage
+from recspark.data.blocks import Array, Histories, QueryBlock, Ragged, parse_queries
+from recspark.errors import ModelError
+
+# Approximate scores held at once. Measured: smaller blocks pack the item matrix too often, larger
+# ones leave the cache.
+BLOCK_BYTES = 32 << 20
+_EXACT_BYTES = 1 << 20  # float64 products held at once while survivors are scored again
+_GROUP = 32  # most scores whose maximum stands for them while a row's threshold is found
+
+_UNIT = 2.0**-24  # unit roundoff of float32
+_TINY = float(np.finfo(np.float32).tiny)
+_LOWEST = np.float32(np.finfo(np.float32).min)
+
+
+class Scores(Protocol):
+    """Scores of one block of queries against all items of the vocabulary.
+
+    -inf means that the item is never recommended to that row; NaN and +inf raise ModelError.
+    """
+
+    @property
+    def known(self) -> Array:
+        """Where the model knows the user, bool (n,); a row of False gets no list."""
+
+    def approximate(self, rows: slice) -> Array:
+        """Scores by GEMM, float32 (rows, n_items), new: each within `error` of the exact one."""
+
+    def exact(self, rows: Array, items: Array) -> Array:
+        """Scores of local `items[j]` for row `rows[j]`, float64 (p,), summed in a fixed order."""
+
+    def error(self, rows: slice) -> Array:
+        """Bound of |approximate - exact| in each row, float64 (rows,)."""
+
+
+class Scorer(Protocol):
+    """Turns queries into scores; shipped to executors, so it pickles (arrays, no Spark objects)."""
+
+    def score(self, block: QueryBlock) -> Scores:
+        """Return the scores of `block`; those of a row depend on that row alone."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A read-only array that executors need.
+
+    A whole memory-mapped `.npy` file (an artifact in a local or mounted folder) travels as its
+    name, and all workers of a machine share its pages; any other array travels by value, a copy a
+    worker.
+    """
+
+    array: Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        array = self.array
+        base: object = array.base  # the map itself, for a whole file
+        if isinstance(array, np.memmap) and isinstance(base, mmap.mmap):
+            return _open_shared, (str(array.filename), array.dtype.str, array.shape)
+        return Shared, (np.asarray(array),)
+
+
+@dataclass(frozen=True)
+class DotScores:
+    """Scores `users @ items.T + bias`.
+
+    `users` float32 (n, d), `items` float32 (m, d), `bias` float32 (m,) or None, `known` bool (n,);
+    d may be 0.
+
+    Error: a sum of d products and a bias in any order, fused or not, errs by at most
+    gamma(d + 1) * (sum |u_i v_i| + |b|), and sum |u_i v_i| <= |u| |v| (Higham 2002, section 3.1).
+    The float64 sum errs 2^29 times less, and one more term of gamma pays for it.
+    """
+
+    users: Array
+    items: Array
+    bias: Array | None
+    known: Array
+
+    def approximate(self, rows: slice) -> Array:
+        """See `Scores`."""
+        out = np.asarray(self.users[rows] @ self.items.T)
+        if self.bias is not None:
+            out += self.bias
+        return out
+
+    def exact(self, rows: Array, items: Array) -> Array:
+        """See `Scores`. Products are exact in float64; numpy adds a contiguous row pairwise."""
+        size = self.items.shape[1]
+        step = max(1, _EXACT_BYTES // (8 * max(size, 1)))
+        out = np.empty(len(rows))
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
+            terms = self.users[rows[part]].astype(np.float64)  # (p, d)
+            terms *= self.items[items[part]]
+            out[part] = terms.sum(axis=1)
+        if self.bias is not None:
+            out += self.bias[items]
+        return out
+
+    def error(self, rows: slice) -> Array:
+        """See `Scores`."""
+        size = self.items.shape[1]
+        longest, heaviest = self._reach
+        norms = np.sqrt(np.square(self.users[rows], dtype=np.float64).sum(axis=1))
+        return np.asarray(_gamma(size + 2) * (norms * longest + heaviest) + (size + 1) * _TINY)
+
+    @cached_property
+    def _reach(self) -> tuple[float, float]:
+        """The longest item vector and the largest |bias|."""
+        longest = float(np.sqrt(np.einsum("ij,ij->i", self.items, self.items).max(initial=0.0)))
+        heaviest = 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0.0))
+        return longest * (1 + _gamma(self.items.shape[1] + 2)), heaviest
+
+
+@dataclass(frozen=True)
+class SparseScores:
+    """Scores `weights @ matrix`: each row adds up the matrix rows of its few items.
+
+    Parameters
+    ----------
+    start : int64 (n + 1,); row r has `start[r]:start[r + 1]` of
+    items : int32 (p,), and weights : float32 (p,)
+    matrix : float32 (m, m): row j holds what item j adds to every item
+    reach : float64 (m,): largest |value| of each row of `matrix`
+    evidence_only : an item to which nothing adds (score 0) is not recommended; for weights >= 0
+
+    Error: gamma(l) * sum_j |w_j| |M_ji| for a sum of l products, and |M_ji| <= reach_j.
+    """
+
+    start: Array
+    items: Array
+    weights: Array
+    matrix: Array
+    reach: Array
+    evidence_only: bool = False
+
+    @property
+    def known(self) -> Array:
+        """Rows with at least one item, bool (n,)."""
+        return np.asarray(np.diff(self.start) > 0)
+
+    def approximate(self, rows: slice) -> Array:
+        """See `Scores`."""
+        start = self.start[rows.start : rows.stop + 1]
+        part = slice(start[0], start[-1])
+        block = sparse.csr_matrix(
+            (self.weights[part], self.items[part], (start - start[0]).astype(np.int32)),
+            shape=(len(start) - 1, self.matrix.shape[0]),
+        )
+        out: Array = block @ self.matrix
+        if self.evidence_only:
+            out[out == 0] = -np.inf
+        return out
+
+    def exact(self, rows: Array, items: Array) -> Array:
+        """See `Scores`. Sums in the order of the row's items, all rows in step."""
+        length = np.diff(self.start)[rows]
+        order = np.argsort(-length, kind="stable")  # longest first: who still adds is a prefix
+        begin, item = self.start[rows[order]], items[order]
+        steps = int(length.max(initial=0))
+        adding = np.searchsorted(-length[order], -np.arange(steps), side="left")
+        total = np.zeros(len(rows))
+        for step, n in enumerate(adding):
+            at = begin[:n] + step
+            total[:n] += self.weights[at].astype(np.float64) * self.matrix[self.items[at], item[:n]]
+        out = np.empty(len(rows))
+        out[order] = total
+        return out
+
+    def error(self, rows: slice) -> Array:
+        """See `Scores`."""
+        start = self.start[rows.start : rows.stop + 1]
+        part = slice(start[0], start[-1])
+        length = np.diff(start)
+        size = np.abs(self.weights[part], dtype=np.float64) * self.reach[self.items[part]]
+        total = np.bincount(np.repeat(np.arange(len(length)), length), size, len(length))
+        return np.asarray(_gamma(length + 2) * total + (length + 1) * _TINY)
+
+
+def recommend(queries: DataFrame, items: Array, scorer: Scorer, k: int) -> DataFrame:
+    """Return the k best items per query; see `RecommenderModel.recommend`.
+
+    Lazy: the scorer is broadcast (no job), nothing runs until the answer is written. Narrow: no
+    shuffle. Executor memory: the scorer once a Python worker (see `Shared`), and twice
+    `BLOCK_BYTES`.
+    """
+    shared = queries.sparkSession.sparkContext.broadcast((items, scorer))
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, scores = shared.value
+        for batch in batches:
+            yield answer(parse_queries(batch), vocabulary, scores, k)
+
+    return queries.mapInArrow(run, schema.RECOMMENDED)
+
+
+def neighbours(spark: SparkSession, items: Array, scorer: Scorer, as_of: int, k: int) -> DataFrame:
+    """Return `schema.NEIGHBOURS`: what a user who only acted on one item, at `as_of`, would get.
+
+    One row in k for each item that has neighbours. Lazy and narrow, as `recommend`.
+    """
+    shared = spark.sparkContext.broadcast((items, scorer))
+    names = schema.NEIGHBOURS.names
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, scores = shared.value
+        for batch in batches:
+            chosen = vocabulary[batch.column("id").to_numpy()]
+            best = answer(_single(chosen, as_of), vocabulary, scores, k)
+            item = best.column("user_idx").cast(pa.int32())
+            yield pa.RecordBatch.from_arrays(
+                [item, best.column("rank"), best.column("item_idx"), best.column("score")],
+                names=names,
+            )
+
+    return spark.range(len(items)).mapInArrow(run, schema.NEIGHBOURS)
+
+
+def answer(block: QueryBlock, items: Array, scorer: Scorer, k: int) -> pa.RecordBatch:
+    """Return the lists of one block as a batch of `schema.RECOMMENDED`, by row, then rank.
+
+    `items` int32 (n_items,) ascending: the item_idx of each local index.
+    """
+    scores = scorer.score(block)
+    seen = _local(block.seen, items)
+    step = max(1, BLOCK_BYTES // (4 * len(items)))
+    parts = [
+        _best(scores, seen, slice(begin, min(begin + step, len(block))), k)
+        for begin in range(0, len(block), step)
+    ] or [
+        (
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.float32),
+        )
+    ]
+    row, item, rank, score = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(block.user_idx[row], pa.int64()),
+            pa.array(items[item], pa.int32()),
+            pa.array(rank, pa.int32()),
+            pa.array(score, pa.float32()),
+        ],
+        names=schema.RECOMMENDED.names,
+    )
+
+
+def local_index(items: Array, item_idx: Array) -> Array:
+    """Return the position of each `item_idx` in `items` (ascending), -1 where it is not there.
+
+    >>> local_index(np.array([3, 5, 9]), np.array([9, 4, 3]))
+    array([ 2, -1,  0])
+    """
+    at = np.minimum(np.searchsorted(items, item_idx), len(items) - 1)
+    return np.where(items[at] == item_idx, at, -1)
+
+
+def _best(scores: Scores, seen: Ragged, rows: slice, k: int) -> tuple[Array, Array, Array, Array]:
+    """Return (row, local item, rank, score) of the k best of each row, by row, then rank."""
+    approximate = scores.approximate(rows)  # (rows, n_items)
+    n_rows, n_items = approximate.shape
+    start = seen.start[rows.start : rows.stop + 1]
+    masked = np.repeat(np.arange(n_rows), np.diff(start))
+    approximate[masked, seen.values[start[0] : start[-1]]] = -np.inf
+    approximate[~scores.known[rows]] = -np.inf
+
+    cut = _cut(_floor(approximate, k), scores.error(rows))
+    row, item = np.divmod(np.flatnonzero(approximate >= cut[:, None]), n_items)
+    # The sum with 0 makes one zero of -0 and +0, which would otherwise not tie.
+    score = scores.exact(row + rows.start, item).astype(np.float32) + np.float32(0)
+    order = np.argsort(_key(row, score), kind="stable")  # stable: ties stay by ascending item
+    row, item, score = row[order], item[order], score[order]
+    first = np.searchsorted(row, np.arange(n_rows))
+    rank = np.arange(len(row)) - first[row]
+    keep = rank < k
+    return row[keep] + rows.start, item[keep], (rank[keep] + 1).astype(np.int32), score[keep]
+
+
+def _floor(approximate: Array, k: int) -> Array:
+    """Return a value that k scores of each row reach (float32); -inf where fewer may exist.
+
+    The maxima of disjoint groups are scores of different items, so the k-th largest of them serves;
+    an exact k-th largest of all scores would cost ten times as much.
+    """
+    n_items = approximate.shape[1]
+    size = min(_GROUP, max(1, n_items // (8 * k)))  # scores in a group
+    n_groups = n_items // size
+    best = approximate[:, :n_groups].copy()
+    for begin in range(n_groups, n_items, n_groups):
+        part = approximate[:, begin : begin + n_groups]
+        np.maximum(best[:, : part.shape[1]], part, out=best[:, : part.shape[1]])
+    if not (best < np.inf).all():
+        raise ModelError("a score is NaN or infinite: the model's arrays or the weights are bad")
+    if n_groups < k:
+        return np.full(len(best), -np.inf, np.float32)
+    return np.asarray(np.partition(best, n_groups - k, axis=1)[:, n_groups - k])
+
+
+def _cut(floor: Array, error: Array) -> Array:
+    """Return the approximate score (float32) below which an item cannot be among the k best.
+
+    k items have approximate >= floor, so exact >= floor - error, and the k-th best rounded score is
+    at least y, a float32 below floor - error. An item left out has exact < cut + error; with
+    cut + error <= the float32 before y it rounds below y: it neither enters the list nor ties.
+    """
+    y = _below(floor - error)
+    cut = _below(np.nextafter(y, np.float32(-np.inf)) - error)
+    # -inf marks what is masked; everything else has at least the lowest finite score.
+    return np.fmax(cut, _LOWEST)
+
+
+def _below(values: Array) -> Array:
+    """Return a float32 strictly below each float64 value, nearer than two steps."""
+    with np.errstate(over="ignore"):
+        return np.nextafter(values.astype(np.float32), np.float32(-np.inf))
+
+
+def _key(row: Array, score: Array) -> Array:
+    """Return uint64 keys that order by row, then by falling score."""
+    bits = score.view(np.uint32)
+    rising = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))  # orders as the floats do
+    return (row.astype(np.uint64) << np.uint64(32)) | (~rising).astype(np.uint64)
+
+
+def _gamma(n: Any) -> Any:
+    """Return n * u / (1 - n * u) for float32: the relative error of a sum of n products."""
+    return n * _UNIT / (1 - n * _UNIT)
+
+
+def _local(ragged: Ragged, items: Array) -> Ragged:
+    """Return `ragged` with item_idx as local indices; what is not in `items` is left out."""
+    at = local_index(items, ragged.values)
+    kept = at >= 0
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return Ragged(before[ragged.start], at[kept])
+
+
+def _single(items: Array, as_of: int) -> QueryBlock:
+    """Return a query per item: one event on it at `as_of`, itself masked, user_idx = item_idx."""
+    n = len(items)
+    start, ones = np.arange(n + 1), np.ones(n, np.float32)
+    return QueryBlock(
+        user_idx=items.astype(np.int64),
+        history=Histories(start, items, np.full(n, as_of, np.int64), ones),
+        pairs=Ragged(start, items),
+        weights=ones,
+        seen=Ragged(start, items),
+    )
+
+
+def _open_shared(path: str, dtype: str, shape: tuple[int, ...]) -> Shared:
+    array = storage.read_array(path, mmap=True)
+    if array.dtype.str != dtype or array.shape != shape:
+        raise ModelError(f"{path}: the artifact changed while it was in use; run the stage again")
+    return Shared(array)

@@ -1,0 +1,1 @@
+"""Torch modules and nothing else; every tensor line carries its shape."""

@@ -1,0 +1,112 @@
+"""Stage build_features: histories merged, then all that models read, as of both cutoffs."""
+
+from __future__ import annotations
+
+from pyspark import StorageLevel
+from pyspark.sql import functions as F
+
+from recspark.config import digest
+from recspark.data import features, histories, sessions, windows
+from recspark.data.interactions import before, interactions
+from recspark.models.registry import model_spec
+from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.sessionize import as_recorded, reopened_events
+from recspark.tables.snapshot import changed_rows
+
+
+def build_features(context: RunContext) -> StageResult:
+    """Merge `histories`; then interactions, features and training sets as of both cutoffs."""
+    catalog, config = context.catalog, context.config
+    outputs = {"histories": _update_histories(context)}
+    all_histories = catalog.read("histories", outputs["histories"])
+    items = context.read("items")
+    rows_out = 0
+    needs_training = any("neural" in model_spec(name).tags for name in config.models)
+    for cutoff in (context.backtest_cutoff, context.cutoff):
+        slice_ = {"cutoff": cutoff}
+        mine = before(all_histories, cutoff)
+        half_life = config.features.half_life_days
+        as_of = features.items_as_of(items, cutoff)
+        frames = {
+            "interactions": interactions(mine, cutoff, half_life),
+            "user_features": features.user_features(mine, cutoff),
+            "item_features": features.item_features(mine, as_of, cutoff),
+        }
+        for table, frame in frames.items():
+            written = catalog.replace_slice(table, frame, slice_)
+            outputs[table] = written.version
+            rows_out += written.rows
+        if needs_training:
+            n_files = windows.n_training_files(config.train.ranks)
+            bags = windows.training_bags(mine, cutoff, config.features, n_files)
+            outputs["training_bags"] = catalog.replace_slice(
+                "training_bags", bags, slice_, n_files=n_files
+            ).version
+        context.progress(f"  features as of {cutoff:%Y-%m-%d}")
+    return StageResult(outputs, all_histories.count(), rows_out)
+
+
+def _update_histories(context: RunContext) -> int:
+    catalog, config = context.catalog, context.config
+    to = context.version("events")
+    assert to is not None
+    settings = digest(
+        {
+            "features": config.features.model_dump(
+                include={"event_weights", "other_weight", "history_buckets"}
+            ),
+            "sessions": config.sessions.model_dump(),
+        }
+    )
+    note = {"events": to, "settings": settings}
+    catalog.create("histories")
+    current = catalog.version("histories")
+    done = catalog.note("histories", current)
+    same_settings = done.get("settings") == settings
+    if not (same_settings and done["events"] >= to):
+        base = done["events"] if same_settings else None
+        changes = changed_rows(catalog, "events", base, to).where("user_id IS NOT NULL")
+        made = context.read("sessions") if same_settings else context.read("sessions").limit(0)
+        from_where = sessions.reopened(changes, made, config.sessions).persist(
+            StorageLevel.MEMORY_AND_DISK
+        )
+        user_ids, item_ids = context.read("user_ids"), context.read("item_ids")
+        labelled = reopened_events(context, from_where, to)
+        new = histories.suffixes(labelled, user_ids, item_ids, config.features).persist(
+            StorageLevel.MEMORY_AND_DISK
+        )
+        changed = (
+            from_where.join(
+                user_ids.select(F.col("user_id").alias("owner"), "user_idx"),
+                on="owner",
+                how="inner",
+            )
+            .select("user_idx", "changed_at")
+            .persist(StorageLevel.MEMORY_AND_DISK)
+        )
+        try:
+            n_buckets = config.features.history_buckets
+            old = catalog.read("histories", current)
+            if same_settings:
+                buckets = sorted(
+                    r[0]
+                    for r in changed.select(histories.bucket(n_buckets).alias("b"))
+                    .distinct()
+                    .collect()
+                )
+            else:
+                old, buckets = old.limit(0), list(range(n_buckets))
+            if buckets:
+                rows = histories.merged(
+                    old.where(F.col("bucket").isin(buckets)),
+                    changed,
+                    new.drop("changed_at"),
+                    n_buckets,
+                )
+                current = catalog.replace_slice(
+                    "histories", rows, {"bucket": buckets}, note=note
+                ).version
+        finally:
+            for frame in (from_where, new, changed):
+                frame.unpersist()
+    return as_recorded(context, "histories", current)

@@ -1,0 +1,108 @@
+"""Stage ingest: the landing of the night into events, quarantine, dictionaries and catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data import events as raw
+from recspark.data import features, ids
+from recspark.errors import ConcurrentWriteError, SourceError
+from recspark.pipeline.run import RunContext, StageResult
+from recspark.sources import read_landing
+from recspark.tables.catalog import TableCatalog
+
+_ID_TRIES = 5
+
+
+def ingest(context: RunContext) -> StageResult:
+    """Landing to `events` and `quarantine`, the id dictionaries and the catalogue."""
+    config, catalog, run_date = context.config, context.catalog, context.run_date
+    known = context.read("events")
+    landing = read_landing(
+        context.spark, config.source, run_date, initial=is_first_landing(context, known)
+    )
+    elsewhere = known.where(F.col("ingest_date") != F.lit(run_date)).select(
+        "event_id", "event_date"
+    )
+    checked = raw.check_events(
+        landing.events,
+        run_date=run_date,
+        max_late_days=config.ingest.max_late_days,
+        initial=landing.initial,
+        existing=elsewhere,
+    ).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        counts = raw.count_verdicts(checked)
+        counts.check()
+        if counts.n_in and counts.n_clean < config.ingest.min_clean_fraction * counts.n_in:
+            raise SourceError(
+                f"source '{config.source.name}', night {run_date}: only {counts.n_clean:,} of {counts.n_in:,} "
+                f"rows are clean ({counts.by_reason}); nothing was written. Mend the landing, or lower "
+                "ingest.min_clean_fraction if this is right"
+            )
+        outputs = {}
+        quarantine = raw.quarantine_of(checked, run_date, config.source.name)
+        outputs["quarantine"] = catalog.replace_slice(
+            "quarantine", quarantine, {"ingest_date": run_date}
+        ).version
+        clean = raw.clean_of(checked, run_date)
+        outputs["events"] = catalog.replace_slice(
+            "events", clean, {"ingest_date": run_date}
+        ).version
+        outputs["user_ids"] = _assign(context, clean, "user_ids", "user_id", "user_idx")
+        outputs["item_ids"] = _assign(context, clean, "item_ids", "item_id", "item_idx")
+        catalog.create("items")
+        if landing.items is not None:
+            dictionary = catalog.read("item_ids", outputs["item_ids"]).select("item_id", "item_idx")
+            landed = landing.items.join(F.broadcast(dictionary), on="item_id", how="inner").select(
+                *schema.ITEMS.names
+            )
+            outputs["items"] = _insert(
+                catalog, "items", lambda now: features.changed_items(landed, now)
+            )
+        else:
+            outputs["items"] = catalog.version("items") or 0
+    finally:
+        checked.unpersist()
+    detail = {
+        "landing": landing.digest,
+        "initial": landing.initial,
+        "clean": counts.n_clean,
+        "quarantined": counts.by_reason,
+        "duplicates": counts.n_duplicates,
+    }
+    return StageResult(outputs, counts.n_in, counts.n_clean, detail)
+
+
+def is_first_landing(context: RunContext, events: DataFrame) -> bool:
+    """Return whether no earlier night has landed: then an archive source gives everything up to D."""
+    first = events.agg(F.min("ingest_date")).collect()[0][0]
+    return first is None or context.run_date <= first
+
+
+def _assign(
+    context: RunContext, clean: DataFrame, table: str, id_column: str, idx_column: str
+) -> int:
+    return _insert(
+        context.catalog,
+        table,
+        lambda known: ids.new_ids(clean, known, id_column, idx_column, context.run_date),
+    )
+
+
+def _insert(catalog: TableCatalog, table: str, rows: Callable[[DataFrame], DataFrame]) -> int:
+    """Insert rows computed from the table's newest version; read again when somebody else was quicker."""
+    for attempt in range(_ID_TRIES):
+        catalog.create(table)
+        version = catalog.version(table)
+        try:
+            return catalog.insert_new(table, rows(catalog.read(table, version)), version).version
+        except ConcurrentWriteError:
+            if attempt == _ID_TRIES - 1:
+                raise
+    raise AssertionError("unreachable")

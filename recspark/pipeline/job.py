@@ -1,0 +1,67 @@
+"""The door of a spark-submit job: arguments in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+
+from recspark.errors import ConfigError, RecsparkError, suggest
+from recspark.pipeline.run import STAGES, execute, open_night
+
+
+def parser(stage: str) -> argparse.ArgumentParser:
+    """Return the arguments of the job of `stage`; Airflow's tests parse with the same."""
+    chosen = next(s for s in STAGES if s.name == stage)
+    out = argparse.ArgumentParser(prog=f"jobs/{stage}.py")
+    out.add_argument("--run-date", required=True, type=date.fromisoformat, help="YYYY-MM-DD")
+    out.add_argument("--env", default="cluster", help="conf/env/<name>.yaml")
+    out.add_argument("--set", action="append", default=[], metavar="a.b=c", help="may be repeated")
+    out.add_argument("--force", action="store_true", help="run again what is recorded")
+    if stage == STAGES[0].name:
+        out.add_argument("--repin", action="store_true", help="begin a new run")
+    if chosen.per_model:
+        out.add_argument("--model", action="append", help="may be repeated; default all")
+    return out
+
+
+def run_job(stage: str, argv: Sequence[str]) -> int:
+    """Run one stage of one night and return the process's exit code; a named error prints its message."""
+    arguments = parser(stage).parse_args(argv)
+    logging.basicConfig(level=os.environ.get("RECSPARK_LOG", "INFO"), format="%(message)s")
+    for noisy in ("py4j", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    chosen = next(s for s in STAGES if s.name == stage)
+    started = time.monotonic()
+    try:
+        context = open_night(
+            arguments.env,
+            arguments.run_date,
+            arguments.set,
+            force=arguments.force,
+            repin=getattr(arguments, "repin", False),
+            app=f"recspark {stage}",
+            trains=chosen.trains,
+            progress=lambda text: print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True),
+        )
+        try:
+            models = _models(getattr(arguments, "model", None), context.config.models)
+            for model in models if chosen.per_model else ("",):
+                execute(context, chosen, model)
+        finally:
+            context.spark.stop()
+    except RecsparkError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _models(asked: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    for model in asked or []:
+        if model not in known:
+            raise ConfigError(f"model '{model}' is not among this night's.{suggest(model, known)}")
+    return tuple(asked or known)

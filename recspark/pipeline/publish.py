@@ -1,0 +1,199 @@
+"""Stage publish: write the list aside, let the gates look at it, then promote it in one commit."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data import features
+from recspark.data.interactions import before, decayed_item_weights
+from recspark.errors import GateRefusedError, ModelError
+from recspark.eval.evaluate import MetricRow
+from recspark.eval.gates import Gate, audit, publish_gates
+from recspark.hybrid.ladder import fill
+from recspark.models.registry import model_spec
+from recspark.pipeline.evaluate import ladder_steps
+from recspark.pipeline.recommend import active
+from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.train import load_model
+
+EVERYONE = "everyone"
+# Half-life of what default lists count, days. `popular` over the last 14 days was the best plain
+# baseline on the bundled shop (docs/metrics.md); 7 days of half-life weigh about as much.
+DEFAULT_HALF_LIFE_DAYS = 7.0
+
+
+def publish(context: RunContext) -> StageResult:
+    """Audit tonight's lists and promote them; raise GateRefusedError and keep the last ones otherwise."""
+    config, catalog = context.config, context.catalog
+    night = {"run_date": context.run_date}
+    mine = before(context.read("histories"), context.cutoff)
+    answered = active(mine, context.cutoff, config.publish.active_days).select("user_idx", "seen")
+    items = features.items_as_of(context.read("items"), context.cutoff)
+    known = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    staged = stage_lists(context, answered, items)
+    gates = judge(context, staged, answered, known)
+    gate_rows = context.spark.createDataFrame(
+        [
+            (context.run_id, context.run_date, g.name, g.value, g.threshold, g.passed, g.detail)
+            for g in gates
+        ],
+        schema.GATES,
+    )
+    others = context.catalog.read("gates", catalog.version("gates")).where(
+        (F.col("run_date") == F.lit(context.run_date)) & (F.col("run_id") != context.run_id)
+    )
+    outputs = {
+        "gates": catalog.replace_slice("gates", others.unionByName(gate_rows), night).version
+    }
+    refused = [g for g in gates if not g.passed]
+    if refused:
+        said = "; ".join(f"{g.name}: {g.detail}" for g in refused)
+        raise GateRefusedError(
+            f"night {context.run_date}, run {context.run_id}: {said}. Nothing was promoted, the last good "
+            "lists stay; the refused list is in table staged_recommendations"
+        )
+    defaults = default_lists(context, mine, items)
+    neighbours = neighbour_lists(context, items)
+    outputs["default_recommendations"] = catalog.replace_slice(
+        "default_recommendations", defaults, night
+    ).version
+    outputs["item_neighbours"] = catalog.replace_slice("item_neighbours", neighbours, night).version
+    promoted = catalog.replace_slice("recommendations", named(context, staged, items), night)
+    outputs["recommendations"] = promoted.version
+    _forget_old_candidates(context)
+    return StageResult(
+        outputs, answered.count(), promoted.rows, {"gates": {g.name: g.passed for g in gates}}
+    )
+
+
+def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> DataFrame:
+    """Write tonight's ladder to `staged_recommendations`; return it as `user_idx, item_idx, rank, …`."""
+    config, catalog = context.config, context.catalog
+    candidates = context.read("candidates").where(
+        (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(context.cutoff))
+    )
+    mode = config.publish.mode
+    lists = fill(
+        ladder_steps(config, candidates, mode), answered.select("user_idx"), config.publish.k
+    )
+    written = catalog.replace_slice(
+        "staged_recommendations", named(context, lists, items), {"run_date": context.run_date}
+    )
+    back = catalog.read("staged_recommendations", written.version).where(
+        F.col("run_date") == F.lit(context.run_date)
+    )
+    return back.join(
+        context.read("user_ids").select("user_id", "user_idx"), on="user_id", how="left"
+    ).join(
+        F.broadcast(context.read("item_ids").select("item_id", "item_idx")),
+        on="item_id",
+        how="left",
+    )
+
+
+def named(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
+    """Return `schema.RECOMMENDATIONS` of lists in integers: ids and names as of tonight."""
+    names = F.broadcast(items.select("item_idx", "item_id", "item_name"))
+    columns = lists.select("user_idx", "item_idx", "rank", "score", "model", "source")
+    return (
+        columns.join(
+            context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
+        )
+        .join(names, on="item_idx", how="left")
+        .withColumn("run_date", F.lit(context.run_date))
+        .select(*schema.RECOMMENDATIONS.names)
+    )
+
+
+def judge(
+    context: RunContext, staged: DataFrame, answered: DataFrame, known: DataFrame
+) -> list[Gate]:
+    """Return the gates' verdicts on the staged lists."""
+    config = context.config
+    counts = audit(
+        staged, answered, known.select("item_idx"), config.publish.k, config.publish.mode
+    )
+    rows = context.read("metrics").where(
+        (F.col("run_date") == F.lit(context.run_date)) & (F.col("kind") == "backtest")
+    )
+    measured = [MetricRow(**row.asDict()) for row in rows.where("model = 'published'").collect()]
+    return publish_gates(
+        counts, config.publish, measured, config.evaluate.metric, config.evaluate.ks[0]
+    )
+
+
+def default_lists(context: RunContext, mine: DataFrame, items: DataFrame) -> DataFrame:
+    """Return the lists for users without one: what everyone, and each activity segment, takes now."""
+    segments = context.read("user_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    with_segment = mine.join(segments.select("user_idx", "activity"), on="user_idx", how="inner")
+    parts = []
+    for segment in (EVERYONE, "light", "regular", "heavy"):
+        users = mine if segment == EVERYONE else with_segment.where(F.col("activity") == segment)
+        weights = decayed_item_weights(users, context.cutoff, DEFAULT_HALF_LIFE_DAYS)
+        best = weights.orderBy(F.desc("weight"), "item_idx").limit(context.config.publish.k)
+        parts.append(best.withColumn("segment", F.lit(segment)))
+    rows = parts[0]
+    for part in parts[1:]:
+        rows = rows.unionByName(part)
+    from pyspark.sql import Window
+
+    order = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
+    return (
+        rows.withColumn("rank", F.row_number().over(order))
+        .join(
+            F.broadcast(items.select("item_idx", "item_id", "item_name")), on="item_idx", how="left"
+        )
+        .select(
+            F.lit(context.run_date).alias("run_date"),
+            "segment",
+            "rank",
+            "item_id",
+            "item_name",
+            F.col("weight").cast("float").alias("score"),
+        )
+    )
+
+
+def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
+    """Return `schema.ITEM_NEIGHBOURS` of the neighbours' model."""
+    settings = context.config.publish
+    if "neighbours" not in model_spec(settings.neighbours_model).tags:
+        raise ModelError(
+            f"publish.neighbours_model = '{settings.neighbours_model}' gives no neighbours"
+        )
+    found = load_model(context, settings.neighbours_model, context.cutoff).neighbours(
+        settings.n_neighbours
+    )
+    names = items.select("item_idx", "item_id", "item_name")
+    theirs = names.select(
+        F.col("item_idx").alias("neighbour_idx"),
+        F.col("item_id").alias("neighbour_id"),
+        F.col("item_name").alias("neighbour_name"),
+    )
+    return (
+        found.join(F.broadcast(names.select("item_idx", "item_id")), on="item_idx", how="inner")
+        .join(F.broadcast(theirs), on="neighbour_idx", how="inner")
+        .select(
+            F.lit(context.run_date).alias("run_date"),
+            "item_id",
+            "rank",
+            "neighbour_id",
+            "neighbour_name",
+            "score",
+            F.lit(settings.neighbours_model).alias("model"),
+        )
+    )
+
+
+def _forget_old_candidates(context: RunContext) -> None:
+    """Delete candidates older than `keep_nights` before this night, where there are any."""
+    from delta.tables import DeltaTable
+
+    oldest = context.run_date - timedelta(days=context.config.keep_nights)
+    old = F.col("run_date") < F.lit(oldest)
+    if not context.read("candidates").where(old).isEmpty():
+        DeltaTable.forPath(context.spark, context.catalog.path("candidates")).delete(old)

@@ -1,0 +1,75 @@
+"""Stage recommend: one model's candidate lists, of tonight and of the backtest."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data.interactions import before, queries
+from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.train import load_model
+
+
+def recommend(context: RunContext, model: str) -> StageResult:
+    """One model's lists: of every active user as of tonight, and of the backtest's users in both modes."""
+    config, catalog = context.config, context.catalog
+    everyone = context.read("histories")
+    half_life, k = config.features.half_life_days, config.n_candidates
+    tonight, earlier = context.cutoff, context.backtest_cutoff
+    parts = [
+        (
+            tonight,
+            config.publish.mode,
+            active(before(everyone, tonight), tonight, config.publish.active_days),
+        ),
+    ]
+    tested = backtest_users(context, everyone)
+    parts += [(earlier, mode, tested) for mode in schema.MODES]
+    frames = []
+    for cutoff, mode, users in parts:
+        fitted = load_model(context, model, cutoff)
+        lists = fitted.recommend(queries(users, cutoff, half_life, mode), k)
+        frames.append(
+            lists.select(
+                F.lit(context.run_date).alias("run_date"),
+                F.lit(cutoff).alias("cutoff"),
+                F.lit(model).alias("model"),
+                F.lit(mode).alias("mode"),
+                "user_idx",
+                "item_idx",
+                "rank",
+                "score",
+            )
+        )
+    rows = frames[0].unionByName(frames[1]).unionByName(frames[2])
+    written = catalog.replace_slice(
+        "candidates", rows, {"run_date": context.run_date, "model": model}
+    )
+    return StageResult({"candidates": written.version}, everyone.count(), written.rows)
+
+
+def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
+    """Return the rows of `histories` (sliced at `cutoff`) with an event in the `active_days` before it."""
+    since = F.lit(cutoff - timedelta(days=active_days))
+    return mine.where(F.element_at("history", -1)["event_at"] >= since)
+
+
+def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
+    """Return `user_idx, history, seen` as of the backtest's cutoff of every user with truth.
+
+    A cold user has an empty history. Above `max_eval_users` a seeded hash sample is taken.
+    """
+    cutoff, evaluate_ = context.backtest_cutoff, context.config.evaluate
+    start, end = F.lit(cutoff), F.lit(cutoff + timedelta(days=evaluate_.horizon_days))
+    tested = everyone.where(
+        F.exists("history", lambda e: (e["event_at"] >= start) & (e["event_at"] < end))
+    )
+    n_users = tested.count()
+    if n_users > evaluate_.max_eval_users:
+        share = int(1_000_000 * evaluate_.max_eval_users / n_users)
+        hashed = F.pmod(F.xxhash64("user_idx", F.lit(evaluate_.seed)), F.lit(1_000_000))
+        tested = tested.where(hashed < share)
+    return before(tested, cutoff, keep_empty=True)

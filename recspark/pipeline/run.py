@@ -1,0 +1,245 @@
+"""The list of stages, and what each of them is given. Imports neither Spark nor torch at the top."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from recspark.config import Config
+    from recspark.pipeline.runlog import RunLog
+    from recspark.tables.catalog import TableCatalog
+
+log = logging.getLogger("recspark")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the night; `jobs/<name>.py` runs it by spark-submit.
+
+    Parameters
+    ----------
+    name : also the job's file name
+    per_model : runs once for each model of the configuration
+    trains : needs the training profile (one slot an executor, speculation off)
+    """
+
+    name: str
+    per_model: bool = False
+    trains: bool = False
+
+
+STAGES = (
+    Stage("ingest"),
+    Stage("sessionize"),
+    Stage("build_features"),
+    Stage("train", per_model=True, trains=True),
+    Stage("recommend", per_model=True),
+    Stage("evaluate"),
+    Stage("publish"),
+)
+
+
+@dataclass
+class RunContext:
+    """Everything a stage needs: session, tables, settings, the night, and the versions it reads.
+
+    Parameters
+    ----------
+    spark, catalog, config : of this process
+    run_date : the night; the last full day of data
+    run_id : hash(run_date, config, pins)
+    pins : table -> version when the run began
+    runlog : the rows of `runs`
+    code : digest of recspark's own sources
+    force : run a stage even where its recorded result would do
+    stage : the stage that runs; it reads what the stages before it left
+    progress : told of each step, for a person to see
+    """
+
+    spark: SparkSession
+    catalog: TableCatalog
+    config: Config
+    run_date: date
+    run_id: str
+    pins: dict[str, int]
+    runlog: RunLog
+    code: str
+    force: bool = False
+    stage: str | None = None
+    progress: Callable[[str], None] = field(default=lambda _text: None)
+
+    @property
+    def cutoff(self) -> datetime:
+        """Of the published lists: the first instant after `run_date`."""
+        from recspark.config import cutoff_of
+
+        return cutoff_of(self.run_date)
+
+    @property
+    def backtest_cutoff(self) -> datetime:
+        """Of the backtest: one horizon before `cutoff`."""
+        return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
+
+    def version(self, table: str) -> int | None:
+        """Return the version of `table` that this run reads: as an earlier stage left it, else pinned."""
+        order = [stage.name for stage in STAGES]
+        earlier = order[: order.index(self.stage)] if self.stage else order
+        return self.runlog.outputs(earlier).get(table, self.pins.get(table))
+
+    def read(self, table: str) -> Any:
+        """Return `table` at the version that this run reads."""
+        return self.catalog.read(table, self.version(table))
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves in its `runs` row."""
+
+    outputs: dict[str, int]
+    rows_in: int
+    rows_out: int
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def code_digest() -> str:
+    """Return 12 hex digits over recspark's Python sources: the code revision where git is not at hand."""
+    root = Path(__file__).resolve().parent.parent
+    sha = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        sha.update(path.relative_to(root).as_posix().encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
+
+
+def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
+    """Run one stage, or take its recorded result; its `runs` row is its last act.
+
+    A recorded result is taken when it is `ok`, of the same code and inputs, and `force` is off. Raises
+    StageOrderError when a stage that it reads from has no result in this run.
+    """
+    from recspark.pipeline import stages
+
+    context = replace(context, stage=stage.name)
+    label = f"{stage.name} {model}".strip()
+    function, reads = stages.FUNCTIONS[stage.name]
+    stages.check_order(context, stage)
+    inputs = {table: v for table in reads if (v := context.version(table)) is not None}
+    done = context.runlog.find(stage.name, model)
+    is_done = done is not None and done.reusable(inputs, context.code)
+    if done and is_done and not context.force and stages.still_holds(context, stage, model, done):
+        context.progress(f"{label}: as recorded ({done.rows_out:,} rows)")
+        return StageResult(done.outputs, done.rows_in, done.rows_out, done.detail)
+    log.info(
+        '{"event": "stage start", "stage": "%s", "model": "%s", "run_id": "%s", "inputs": %s}',
+        stage.name,
+        model,
+        context.run_id,
+        str(inputs).replace("'", '"'),
+    )
+    context.progress(f"{label} ...")
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    result = function(context, model) if stage.per_model else function(context)
+    seconds = time.monotonic() - clock
+    context.runlog.record(
+        stage=stage.name,
+        model=model,
+        inputs=inputs,
+        result=result,
+        config=context.config.resolved(),
+        code=context.code,
+        seconds=seconds,
+        peak_memory_mb=peak_memory_mb(),
+        started_at=started,
+    )
+    log.info(
+        '{"event": "stage end", "stage": "%s", "model": "%s", "rows_in": %d, "rows_out": %d, "seconds": %.1f, "outputs": %s}',
+        stage.name,
+        model,
+        result.rows_in,
+        result.rows_out,
+        seconds,
+        str(result.outputs).replace("'", '"'),
+    )
+    context.progress(f"{label}: {result.rows_out:,} rows, {seconds:.1f} s")
+    return result
+
+
+def night(context: RunContext) -> None:
+    """Run every stage of the night in order."""
+    for stage in STAGES:
+        for model in context.config.models if stage.per_model else ("",):
+            execute(context, stage, model)
+
+
+def peak_memory_mb() -> float:
+    """Return the peak resident memory of this Python process and the JVM it started, in MB."""
+    total = 0.0
+    for pid in _own_processes():
+        try:
+            text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="ignore")
+        except OSError:
+            continue
+        peak = [line for line in text.splitlines() if line.startswith("VmHWM")]
+        total += int(peak[0].split()[1]) / 1024 if peak else 0.0
+    if not total:
+        import resource
+
+        total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return round(total, 1)
+
+
+def _own_processes() -> list[int]:
+    """Return this process and its Java child or parent: the driver's two halves."""
+    import psutil
+
+    me = psutil.Process()
+    java = [p for p in [*me.children(), *me.parents()[:1]] if p.name() == "java"]
+    return [me.pid, *[p.pid for p in java]]
+
+
+def open_night(
+    env: str,
+    run_date: date,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    repin: bool = False,
+    app: str = "recspark",
+    trains: bool = False,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> RunContext:
+    """Return the context of one night: settings checked, session started, run begun or found again.
+
+    `trains` starts the session with the training profile. Raises ConfigError before Spark starts.
+    """
+    from recspark.config import load_config
+    from recspark.models.registry import make
+
+    config = load_config(env, overrides)
+    for model in config.models:
+        make(
+            model, config.model_settings.get(model, {})
+        )  # a wrong setting is an error now, not at 3 am
+
+    from recspark.pipeline.runlog import open_run
+    from recspark.session import TRAINING, build_session
+    from recspark.tables.catalog import TableCatalog
+
+    progress("starting Spark ...")
+    spark = build_session(config.spark, f"{app} {run_date}", TRAINING if trains else None)
+    catalog = TableCatalog(spark, config.paths.tables)
+    code = code_digest()
+    run_id, pins, runlog = open_run(catalog, config, run_date, code, repin=repin)
+    return RunContext(
+        spark, catalog, config, run_date, run_id, pins, runlog, code, force, progress=progress
+    )

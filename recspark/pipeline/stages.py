@@ -1,0 +1,87 @@
+"""Which function runs each stage, and which tables it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from recspark import storage
+from recspark.errors import StageOrderError
+from recspark.pipeline.build_features import build_features
+from recspark.pipeline.evaluate import evaluate
+from recspark.pipeline.ingest import ingest
+from recspark.pipeline.publish import publish
+from recspark.pipeline.recommend import recommend
+from recspark.pipeline.run import STAGES, RunContext, Stage, StageResult
+from recspark.pipeline.runlog import RunRow
+from recspark.pipeline.sessionize import sessionize
+from recspark.pipeline.train import artifact_folder, train
+from recspark.sources import landing_digest
+
+
+def check_order(context: RunContext, stage: Stage) -> None:
+    """Raise StageOrderError where a stage before `stage` has left no row in this run."""
+    for earlier in STAGES:
+        if earlier.name == stage.name:
+            return
+        for model in context.config.models if earlier.per_model else ("",):
+            if stage.per_model and earlier.per_model:
+                continue  # a model's own stages are checked by its artifact
+            if context.runlog.find(earlier.name, model) is None:
+                raise StageOrderError(
+                    f"stage '{stage.name}' of {context.run_date}, run {context.run_id}: stage "
+                    f"'{earlier.name}' {model} has not ended yet; run it first, with the same settings"
+                )
+
+
+def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> bool:
+    """Return whether what a recorded stage left outside the tables is still what it was."""
+    if stage.name == "ingest":
+        now = landing_digest(context.config.source, context.run_date)
+        if now is not None and now != done.detail["landing"]:
+            context.progress(
+                f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
+                "use --repin to take it in"
+            )
+    if stage.name == "train":
+        return all(
+            storage.is_complete(artifact_folder(context, model, cutoff))
+            for cutoff in (context.backtest_cutoff, context.cutoff)
+        )
+    return True
+
+
+Function = Callable[..., StageResult]
+# stage -> its function, and the tables whose versions identify its input
+FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
+    "ingest": (ingest, ("events",)),
+    "sessionize": (sessionize, ("events",)),
+    "build_features": (build_features, ("events", "sessions", "user_ids", "item_ids", "items")),
+    "train": (train, ("histories", "items", "item_features", "training_bags")),
+    "recommend": (recommend, ("histories", "items", "item_features")),
+    "evaluate": (
+        evaluate,
+        (
+            "candidates",
+            "histories",
+            "interactions",
+            "user_features",
+            "item_features",
+            "user_ids",
+            "item_ids",
+            "recommendations",
+        ),
+    ),
+    "publish": (
+        publish,
+        (
+            "candidates",
+            "metrics",
+            "histories",
+            "user_features",
+            "item_features",
+            "user_ids",
+            "item_ids",
+            "items",
+        ),
+    ),
+}

@@ -1,0 +1,98 @@
+"""Stage train: one model fitted on everything before each cutoff, kept as an artifact."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from recspark import storage
+from recspark.config import digest
+from recspark.data import features, windows
+from recspark.data.dataset import Dataset
+from recspark.data.interactions import before
+from recspark.errors import StageOrderError
+from recspark.models import artifacts
+from recspark.models.base import FitOptions, RecommenderModel
+from recspark.models.registry import make, model_spec
+from recspark.pipeline.run import RunContext, StageResult
+
+
+def train(context: RunContext, model: str) -> StageResult:
+    """Fit one model twice: on everything before the backtest's cutoff, and before the published one."""
+    recommender = make(model, context.config.model_settings.get(model, {}))
+    detail: dict[str, Any] = {}
+    for cutoff in (context.backtest_cutoff, context.cutoff):
+        folder = artifact_folder(context, model, cutoff)
+        if not context.force and storage.is_complete(folder):
+            context.progress(
+                f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code"
+            )
+        else:
+            data = dataset(context, cutoff)
+            options = FitOptions(
+                train=context.config.train,
+                scratch=storage.join(
+                    storage.absolute(context.config.paths.checkpoints),
+                    context.run_id,
+                    model,
+                    f"{cutoff:%Y-%m-%d}",
+                ),
+                progress=context.progress,
+            )
+            fitted = recommender.fit(data, options)
+            artifacts.save(fitted, folder)
+            storage.remove(options.scratch)
+        detail[f"{cutoff:%Y-%m-%d}"] = storage.join(model, *folder.rsplit("/", 2)[1:])
+    rows_in = context.read("histories").count()
+    return StageResult({}, rows_in, len(detail), detail)
+
+
+def dataset(context: RunContext, cutoff: datetime) -> Dataset:
+    """Return everything before `cutoff`, from the versions that this run reads."""
+    at = F.col("cutoff") == F.lit(cutoff)
+    items = features.items_as_of(context.read("items"), cutoff)
+    item_features = context.read("item_features").where(at).drop("cutoff")
+    bags = context.version("training_bags")
+    return Dataset(
+        cutoff=cutoff,
+        histories=before(context.read("histories"), cutoff),
+        interactions=context.read("interactions").where(at).drop("cutoff"),
+        items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
+        user_features=context.read("user_features").where(at).drop("cutoff"),
+        item_features=item_features,
+        training=None
+        if bags is None
+        else windows.training_set(context.catalog, "training_bags", bags, {"cutoff": cutoff}),
+    )
+
+
+def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
+    tables = ("histories", "item_features", "items", "training_bags")
+    neural = "neural" in model_spec(model).tags
+    key = digest(
+        {
+            "settings": context.config.model_settings.get(model, {}),
+            "features": context.config.features.model_dump(),
+            "inputs": {t: context.version(t) for t in tables},
+            "seed": context.config.train.seed,
+            "ranks": context.config.train.ranks if neural else None,
+            "code": context.code,
+        }
+    )
+    return storage.join(
+        storage.absolute(context.config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key
+    )
+
+
+def load_model(context: RunContext, model: str, cutoff: datetime) -> RecommenderModel:
+    """Return the fitted model of this run; StageOrderError where it was not trained."""
+    folder = artifact_folder(context, model, cutoff)
+    if not storage.is_complete(folder):
+        raise StageOrderError(
+            f"no artifact of model '{model}' as of {cutoff:%Y-%m-%d} for run {context.run_id}; run stage "
+            f"train for it first (the code or the settings may have changed since)"
+        )
+    return artifacts.load(folder, model_spec(model))

@@ -1,0 +1,174 @@
+"""Choosing a model's settings on the split before the backtest, and recording what was tried."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import optuna
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data import features, windows
+from recspark.data.dataset import Dataset
+from recspark.data.interactions import before, interactions, queries
+from recspark.errors import ConfigError
+from recspark.eval import evaluate as scoring
+from recspark.models.base import FitOptions
+from recspark.models.registry import make, model_spec
+from recspark.pipeline.evaluate import truth_of
+from recspark.pipeline.run import RunContext
+
+
+def tune(
+    context: RunContext, model: str, n_trials: int, told: Callable[[dict[str, Any], float], None]
+) -> dict[str, Any]:
+    """Return the best settings of `model` found in `n_trials`, all of them written to `tuning`.
+
+    The split: cutoff two horizons before the published one, truth in the horizon that follows, so
+    that the backtest's own horizon is never looked at. Trial 0 has the configured settings. The
+    search is Optuna's TPE with `tune.seed`; ranges come from the fields of the model's config class.
+    `told` hears each trial. The tables of the night must be there (`build_features` has ended).
+    """
+    config = context.config
+    spec = model_spec(model)
+    space = search_space(model)
+    configured = dict(config.model_settings.get(model, {}))
+    cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
+    data, kept = _dataset(context, cutoff, "neural" in spec.tags)
+    mode = config.publish.mode
+    everyone = context.read("histories")
+    truths = truth_of(everyone, cutoff, config.evaluate.horizon_days)
+    known = data.histories.select("user_idx", "seen").join(
+        data.user_features.select("user_idx", "activity"), on="user_idx", how="inner"
+    )
+    users = scoring.population(truths, known).persist(StorageLevel.MEMORY_AND_DISK)
+    items = scoring.catalogue(data.item_features)
+    asked = queries(
+        data.histories.join(truths.select("user_idx"), on="user_idx", how="left_semi"),
+        cutoff,
+        config.features.half_life_days,
+        mode,
+    ).persist(StorageLevel.MEMORY_AND_DISK)
+    settings = config.evaluate.model_copy(update={"n_bootstrap": 0})
+    options = FitOptions(train=config.train, progress=context.progress)
+    rows: list[tuple[Any, ...]] = []
+
+    def value_of(trial: optuna.Trial) -> float:
+        started = time.monotonic()
+        values = {**configured, **{name: _suggest(trial, name, how) for name, how in space.items()}}
+        fitted = make(model, values).fit(data, options)
+        lists = fitted.recommend(asked, max(settings.ks)).select(
+            F.lit(model).alias("model"), F.lit(mode).alias("mode"), "user_idx", "item_idx", "rank"
+        )
+        found = scoring.evaluate(
+            lists,
+            users,
+            items,
+            settings,
+            run_date=context.run_date,
+            kind="tuning",
+            cutoff=cutoff,
+            models=(model,),
+            modes=(mode,),
+        )
+        value = next(
+            row.value or 0.0
+            for row in found
+            if (row.metric, row.k, row.segment) == (settings.metric, settings.ks[0], "warm")
+        )
+        rows.append(
+            (trial.number, json.dumps(values, sort_keys=True), value, time.monotonic() - started)
+        )
+        told(values, value)
+        return value
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.tune.seed)
+    )
+    start = make(model, configured).settings.model_dump()
+    study.enqueue_trial({name: start[name] for name in space if start[name] is not None})
+    try:
+        study.optimize(value_of, n_trials=n_trials)
+    finally:
+        for frame in (*kept, users, asked):
+            frame.unpersist()
+    _write(context, model, cutoff, rows, study.best_trial.number)
+    best = next(settings for number, settings, _, _ in rows if number == study.best_trial.number)
+    chosen: dict[str, Any] = json.loads(best)
+    return chosen
+
+
+def search_space(model: str) -> dict[str, dict[str, Any]]:
+    """Return field -> range of the model's tunable settings; ConfigError where it has none."""
+    fields = model_spec(model).load().settings_class.model_fields
+    space = {}
+    for name, field in fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "tune" in extra:
+            how = extra["tune"]
+            assert isinstance(how, dict)
+            space[name] = dict(how)
+    if not space:
+        raise ConfigError(f"model '{model}' has no setting with a range to search")
+    return space
+
+
+def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:
+    if "choices" in how:
+        return trial.suggest_categorical(name, how["choices"])
+    if how.get("int"):
+        return trial.suggest_int(name, how["low"], how["high"], log=bool(how.get("log")))
+    return trial.suggest_float(name, how["low"], how["high"], log=bool(how.get("log")))
+
+
+def _dataset(
+    context: RunContext, cutoff: datetime, needs_training: bool
+) -> tuple[Dataset, list[DataFrame]]:
+    """Return the data before `cutoff`, kept in memory for the trials; only the feed's table is written."""
+    config, catalog = context.config, context.catalog
+    histories = before(context.read("histories"), cutoff).persist(StorageLevel.MEMORY_AND_DISK)
+    items = features.items_as_of(context.read("items"), cutoff)
+    item_features = features.item_features(histories, items, cutoff).persist(
+        StorageLevel.MEMORY_AND_DISK
+    )
+    training = None
+    if needs_training:
+        bags = windows.training_bags(
+            histories, cutoff, config.features, windows.n_training_files(config.train.ranks)
+        )
+        written = catalog.replace_slice("training_bags", bags, {"cutoff": cutoff})
+        training = windows.training_set(
+            catalog, "training_bags", written.version, {"cutoff": cutoff}
+        )
+    data = Dataset(
+        cutoff=cutoff,
+        histories=histories,
+        interactions=interactions(histories, cutoff, config.features.half_life_days).drop("cutoff"),
+        items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
+        user_features=features.user_features(histories, cutoff).drop("cutoff"),
+        item_features=item_features.drop("cutoff"),
+        training=training,
+    )
+    return data, [histories, item_features]
+
+
+def _write(
+    context: RunContext, model: str, cutoff: datetime, rows: list[tuple[Any, ...]], best: int
+) -> None:
+    settings, mode = context.config.evaluate, context.config.publish.mode
+    frame = context.spark.createDataFrame(
+        [
+            (cutoff, settings.horizon_days, model, mode, f"{settings.metric}@{settings.ks[0]}",
+             number, values, value, number == best, round(seconds, 3))
+            for number, values, value, seconds in rows
+        ],
+        schema.TUNING,
+    )  # fmt: skip
+    context.catalog.replace_slice("tuning", frame, {"model": model, "cutoff": cutoff, "mode": mode})

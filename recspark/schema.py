@@ -1,0 +1,272 @@
+"""Column names and Spark types of every table and of the data that models exchange.
+
+Nothing else in recspark declares a schema. Times are UTC; `_id` is the outside string, `_idx` the
+dense integer inside; `user_idx` is bigint and `item_idx` int everywhere.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    DateType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+STRING, INT, LONG = StringType(), IntegerType(), LongType()
+FLOAT, DOUBLE, BOOL = FloatType(), DoubleType(), BooleanType()
+DATE, TIMESTAMP = DateType(), TimestampType()
+STRINGS = ArrayType(STRING)
+STRING_MAP = MapType(STRING, STRING)
+VERSION_MAP = MapType(STRING, LONG)
+
+
+def columns(**fields: DataType) -> StructType:
+    """Return a StructType of nullable fields in the order given (Delta reads all back as nullable)."""
+    return StructType([StructField(name, kind, True) for name, kind in fields.items()])
+
+
+# --- what a source hands to ingest -------------------------------------------------------------
+
+RAW_EVENTS = columns(
+    event_id=STRING,
+    user_id=STRING,
+    session_key=STRING,
+    order_id=STRING,
+    item_id=STRING,
+    event_type=STRING,
+    event_at=TIMESTAMP,
+    value=DOUBLE,
+    quantity=DOUBLE,
+    attributes=STRING_MAP,
+    reason=STRING,  # why the source refuses the row; null = the source has no objection
+    row=STRING,  # the raw row as JSON, for the quarantine
+)
+
+RAW_ITEMS = columns(
+    item_id=STRING,
+    item_name=STRING,
+    category=STRINGS,
+    price=DOUBLE,
+    text=STRING,
+    media=STRINGS,
+    valid_from=TIMESTAMP,
+)
+
+# --- tables -------------------------------------------------------------------------------------
+
+EVENTS = columns(
+    event_id=STRING,
+    user_id=STRING,
+    session_key=STRING,
+    order_id=STRING,
+    item_id=STRING,
+    event_type=STRING,
+    event_at=TIMESTAMP,
+    value=DOUBLE,
+    quantity=DOUBLE,
+    attributes=STRING_MAP,
+    event_date=DATE,
+    ingest_date=DATE,
+)
+
+QUARANTINE = columns(ingest_date=DATE, source=STRING, reason=STRING, row=STRING, event_date=DATE)
+
+SESSIONS = columns(
+    session_id=STRING,
+    user_id=STRING,
+    session_key=STRING,
+    started_at=TIMESTAMP,
+    ended_at=TIMESTAMP,
+    n_events=INT,
+    items=STRINGS,
+    started_date=DATE,
+)
+
+USER_IDS = columns(user_id=STRING, user_idx=LONG, run_date=DATE)
+ITEM_IDS = columns(item_id=STRING, item_idx=INT, run_date=DATE)
+
+ITEMS = columns(
+    item_id=STRING,
+    item_idx=INT,
+    item_name=STRING,
+    category=STRINGS,
+    price=DOUBLE,
+    text=STRING,
+    media=STRINGS,
+    valid_from=TIMESTAMP,
+)
+
+HISTORY_EVENT = columns(
+    item_idx=INT,
+    event_at=TIMESTAMP,
+    event_type=STRING,
+    weight=FLOAT,
+    value=FLOAT,
+    session_id=STRING,
+    order_id=STRING,
+)
+HISTORY = ArrayType(HISTORY_EVENT)
+ITEM_IDXS = ArrayType(INT)
+
+HISTORIES = columns(user_idx=LONG, history=HISTORY, seen=ITEM_IDXS, bucket=INT)
+
+INTERACTIONS = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    item_idx=INT,
+    weight=FLOAT,
+    n_events=INT,
+    last_event_at=TIMESTAMP,
+)
+
+USER_FEATURES = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    n_events=INT,
+    n_orders=INT,
+    n_items=INT,
+    spend=DOUBLE,
+    recency_days=DOUBLE,
+    tenure_days=DOUBLE,
+    mean_gap_days=DOUBLE,
+    activity=STRING,
+)
+
+ITEM_FEATURES = columns(
+    cutoff=TIMESTAMP,
+    item_idx=INT,
+    n_events=LONG,
+    n_users=LONG,
+    n_events_7d=LONG,
+    n_events_28d=LONG,
+    n_events_90d=LONG,
+    growth=DOUBLE,
+    price=DOUBLE,
+    age_days=DOUBLE,
+    last_event_days=DOUBLE,
+    repeat_rate=DOUBLE,
+    category=STRINGS,
+)
+
+TRAINING_BAGS = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    items=ITEM_IDXS,  # fixed length, padded with -1
+    weights=ArrayType(FLOAT),  # fixed length, padded with 0
+    length=INT,
+)
+
+CANDIDATES = columns(
+    run_date=DATE,
+    cutoff=TIMESTAMP,
+    model=STRING,
+    mode=STRING,
+    user_idx=LONG,
+    item_idx=INT,
+    rank=INT,
+    score=FLOAT,
+)
+
+METRICS = columns(
+    run_date=DATE,
+    kind=STRING,
+    cutoff=TIMESTAMP,
+    horizon_days=INT,
+    model=STRING,
+    mode=STRING,
+    segment=STRING,
+    metric=STRING,
+    k=INT,
+    value=DOUBLE,
+    n_users=LONG,
+    baseline=STRING,
+    diff=DOUBLE,
+    ci_low=DOUBLE,
+    ci_high=DOUBLE,
+)
+
+RECOMMENDATIONS = columns(
+    run_date=DATE,
+    user_id=STRING,
+    rank=INT,
+    item_id=STRING,
+    item_name=STRING,
+    score=FLOAT,
+    model=STRING,
+    source=STRING,
+)
+
+DEFAULT_RECOMMENDATIONS = columns(
+    run_date=DATE, segment=STRING, rank=INT, item_id=STRING, item_name=STRING, score=FLOAT
+)
+
+ITEM_NEIGHBOURS = columns(
+    run_date=DATE,
+    item_id=STRING,
+    rank=INT,
+    neighbour_id=STRING,
+    neighbour_name=STRING,
+    score=FLOAT,
+    model=STRING,
+)
+
+GATES = columns(
+    run_id=STRING,
+    run_date=DATE,
+    gate=STRING,
+    value=DOUBLE,
+    threshold=DOUBLE,
+    passed=BOOL,
+    detail=STRING,
+)
+
+RUNS = columns(
+    run_id=STRING,
+    run_date=DATE,
+    stage=STRING,
+    model=STRING,
+    inputs=VERSION_MAP,
+    outputs=VERSION_MAP,
+    config=STRING,
+    code=STRING,
+    detail=STRING,
+    rows_in=LONG,
+    rows_out=LONG,
+    seconds=DOUBLE,
+    peak_memory_mb=DOUBLE,
+    status=STRING,
+    started_at=TIMESTAMP,
+    ended_at=TIMESTAMP,
+)
+
+TUNING = columns(
+    cutoff=TIMESTAMP,
+    horizon_days=INT,
+    model=STRING,
+    mode=STRING,
+    metric=STRING,
+    trial=INT,
+    settings=STRING,
+    value=DOUBLE,
+    is_best=BOOL,
+    seconds=DOUBLE,
+)
+
+# --- what models take and give -------------------------------------------------------------------
+
+PAIRS = ArrayType(columns(item_idx=INT, weight=FLOAT))
+QUERIES = columns(user_idx=LONG, history=HISTORY, pairs=PAIRS, seen=ITEM_IDXS)
+RECOMMENDED = columns(user_idx=LONG, item_idx=INT, rank=INT, score=FLOAT)
+NEIGHBOURS = columns(item_idx=INT, rank=INT, neighbour_idx=INT, score=FLOAT)
+
+MODES = ("novel", "repeat")

@@ -1,0 +1,106 @@
+"""The Spark session: the only module that names a Spark conf key."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from recspark.config import Spark
+from recspark.errors import SetupError
+
+# True wherever recspark runs: tables are wrong or unreadable with anything else.
+ALWAYS = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.databricks.delta.retentionDurationCheck.enabled": "true",
+    # A Delta table keeps the row-group size of its feed only through the session (docs/architecture.md).
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+}
+# Profile of a training job: one rank gets one executor, and a second attempt of a rank would hang all.
+TRAINING = {
+    "spark.speculation": "false",
+    "spark.dynamicAllocation.enabled": "false",
+    "spark.task.maxFailures": "1",
+}
+# Python workers compute with one thread each: a task owns one core.
+WORKER_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def build_session(
+    settings: Spark, app: str, extra: Mapping[str, str] | None = None
+) -> SparkSession:
+    """Return the Spark session of this process, started with recspark's own settings.
+
+    `settings.master` null leaves master, memory and executors to spark-submit. Raises SetupError when
+    Java or the Delta jars are missing.
+    """
+    # Executors otherwise start whatever `python3` is first on their PATH.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName(app)  # type: ignore[attr-defined]
+    if settings.master and "PYSPARK_GATEWAY_PORT" not in os.environ:
+        builder = builder.master(settings.master).config(
+            "spark.driver.memory", settings.driver_memory
+        )
+        _check_java()
+    conf = {
+        "spark.sql.shuffle.partitions": str(settings.shuffle_partitions),
+        "spark.sql.adaptive.coalescePartitions.initialPartitionNum": str(
+            settings.shuffle_partitions
+        ),
+        **{f"spark.executorEnv.{name}": "1" for name in WORKER_THREADS},
+        "spark.executorEnv.PYTHONHASHSEED": "0",
+        **settings.conf,
+        **ALWAYS,
+        **(extra or {}),
+    }
+    for key, value in conf.items():
+        builder = builder.config(key, value)
+    spark: SparkSession = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    _check_delta(spark)
+    return spark
+
+
+def executor_slots(spark: SparkSession) -> int:
+    """Return how many tasks the cluster runs at once, as far as the driver knows."""
+    return int(spark.sparkContext.defaultParallelism)
+
+
+def set_row_group_bytes(spark: SparkSession, n_bytes: int) -> None:
+    """Set the Parquet row-group size of this session's later writes; Delta drops the per-write option."""
+    spark.conf.set("parquet.block.size", str(n_bytes))
+
+
+def _check_java() -> None:
+    import shutil
+
+    home = os.environ.get("JAVA_HOME")
+    if home and (Path(home) / "bin" / "java").exists():
+        return
+    if shutil.which("java") is None:
+        raise SetupError(
+            "no `java` on PATH and no JAVA_HOME: install Java 17 or 21 "
+            "(Debian 12: apt-get install -y openjdk-17-jre-headless)"
+        )
+
+
+def _check_delta(spark: SparkSession) -> None:
+    jvm = spark.sparkContext._jvm
+    try:
+        jvm.java.lang.Class.forName(  # type: ignore[union-attr]
+            "io.delta.sql.DeltaSparkSessionExtension",
+            True,
+            jvm.Thread.currentThread().getContextClassLoader(),  # type: ignore[union-attr]
+        )
+    except Exception:
+        raise SetupError(
+            "the Delta jars are not on Spark's class path: run `make setup`, or pass "
+            "--jars delta-spark_2.13-4.0.1.jar,delta-storage-4.0.1.jar to spark-submit"
+        ) from None

@@ -1,0 +1,128 @@
+"""Any CSV, JSON lines, Parquet or Delta, through the column mapping of `conf/sources/<name>.yaml`."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.config import Source
+from recspark.sources.files import Place, find_place
+from recspark.sources.landing import Night
+from recspark.sources.raw import RawTable, read_raw
+from recspark.sources.typed import (
+    WRONG_TYPE,
+    Typed,
+    attributes_of,
+    first_reason,
+    id_of,
+    list_of,
+    number_of,
+    readability,
+    shaped,
+    text_of,
+    time_of,
+    with_event_id,
+)
+
+IDS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
+NUMBERS = ("value", "quantity")
+VALUE_TOO_SMALL = "value too small"
+
+
+def places(source: Source, run_date: date) -> list[Place]:
+    """Return where events and catalogue of `run_date` lie; raises MissingLandingError."""
+    found = [find_place(source, source.path, run_date)]
+    if source.items_path is not None:
+        found.append(find_place(source, source.items_path, run_date))
+    return found
+
+
+def read(
+    spark: SparkSession, source: Source, places: list[Place], night: Night
+) -> tuple[DataFrame | None, DataFrame | None]:
+    """Return events and catalogue of `night`; None where no file holds a row.
+
+    Without a mapped `event_id`, it is made of the event's own columns and the number among identical
+    events, so the same rows have the same ids in any format. Catalogue rows without an item id are left
+    out; of several for one item and time the greatest stays. Cost: events no shuffle, or one where ids
+    are made; items one.
+    """
+    named = [*source.columns.values(), *source.attributes.values()]
+    table = read_raw(spark, places[0], source.format, named, options=source.options)
+    events = None if table is None else _events(source, table, night)
+    if len(places) == 1:
+        return events, None
+    catalogue = read_raw(
+        spark,
+        places[1],
+        source.items_format or source.format,
+        list(source.items_columns.values()),
+        options=source.options,
+    )
+    return events, None if catalogue is None else _items(source, catalogue, night)
+
+
+def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
+    columns: dict[str, Column] = {}
+    typed: dict[str, Typed] = {}
+    for name, raw in source.columns.items():
+        if name in IDS:
+            columns[name] = id_of(table, raw)
+            continue
+        read_as = number_of(table, raw) if name in NUMBERS else time_of(table, raw, source.timezone)
+        columns[name], typed[raw] = read_as.value, read_as
+    columns.update({name: F.lit(text) for name, text in source.constants.items()})
+    attributes = {name: text_of(table, raw) for name, raw in source.attributes.items()}
+    refusals = readability(table, typed, list(table.kinds))
+    if source.min_value is not None and "value" in columns:
+        refusals.append((columns["value"] < source.min_value, VALUE_TOO_SMALL))
+    rows = night.rows(table.frame, columns["event_at"])
+    if "event_id" not in columns:
+        content = [columns[name] for name in sorted(columns)]
+        content += [attributes[name] for name in sorted(attributes)]
+        rows = with_event_id(rows, [*content, F.col("_unreadable")])
+        columns["event_id"] = F.col("event_id")
+    columns["attributes"] = attributes_of(attributes)
+    columns["reason"] = first_reason(refusals)
+    columns["row"] = table.row()
+    return shaped(rows, schema.RAW_EVENTS, columns)
+
+
+def _items(source: Source, table: RawTable, night: Night) -> DataFrame:
+    columns: dict[str, Column] = {}
+    for name, raw in source.items_columns.items():
+        if name == "item_id":
+            columns[name] = id_of(table, raw)
+        elif name == "price":
+            columns[name] = number_of(table, raw).value
+        elif name == "valid_from":
+            columns[name] = time_of(table, raw, source.timezone).value
+        elif name in ("category", "media"):
+            columns[name] = list_of(table, raw, source.list_separator)
+        else:
+            columns[name] = text_of(table, raw)
+    readable = table.frame.where(~table.unreadable())
+    if "valid_from" in columns:
+        readable = night.rows(readable, columns["valid_from"])
+    else:
+        # What the first catalogue says is taken to hold since ever; a later one, from its day on.
+        since = "1970-01-01" if night.initial else night.run_date.isoformat()
+        columns["valid_from"] = F.lit(since).cast("timestamp")
+    columns["text"] = columns.get("text", columns.get("item_name", F.lit(None)))
+    items = shaped(readable, schema.RAW_ITEMS, columns).where(
+        "item_id IS NOT NULL AND valid_from IS NOT NULL"
+    )
+    described = [name for name in schema.RAW_ITEMS.names if name not in ("item_id", "valid_from")]
+    greatest = F.max(F.struct(*described)).alias("described")
+    return shaped(
+        items.groupBy("item_id", "valid_from").agg(greatest),
+        schema.RAW_ITEMS,
+        {
+            "item_id": F.col("item_id"),
+            "valid_from": F.col("valid_from"),
+            **{name: F.col(f"described.{name}") for name in described},
+        },
+    )

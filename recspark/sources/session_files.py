@@ -1,0 +1,108 @@
+"""Session files (the Diginetica form): one session a line, item ids in click order, no times, no users."""
+
+from __future__ import annotations
+
+import posixpath
+from datetime import UTC, date, datetime, time
+from functools import reduce
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.config import Source
+from recspark.errors import SourceError
+from recspark.sources.files import Place, find_place
+from recspark.sources.landing import Night
+from recspark.sources.typed import BAD_ENCODING, attributes_of, first_reason, shaped
+
+EMPTY_SESSION = "empty session"
+
+
+def places(source: Source, run_date: date) -> list[Place]:
+    """Return where the files lie, in reading order; raises MissingLandingError, SourceError."""
+    place = find_place(source, source.path, run_date, only=source.files or None)
+    lacking = sorted(set(source.files) - {name for name, _, _ in place.entries})
+    if lacking:
+        raise SourceError(
+            f"source '{source.name}': source.files names {lacking}, which are not in {place.root}"
+        )
+    return [place]
+
+
+def read(
+    spark: SparkSession, source: Source, places: list[Place], night: Night
+) -> tuple[DataFrame | None, None]:
+    """Return the clicks of `night` as events, no catalogue; None where the files are empty.
+
+    `session_key` is file name and line number, `event_id` adds the position in the line. Times are
+    made up and say so (attribute `time` = `made up`): they keep the order of files, lines and clicks
+    (`source.made_up`). Cost: no shuffle; one job that counts lines for each file but the last, and for
+    the last too where Spark splits it.
+    """
+    files = places[0].files
+    if not files:
+        return None, None
+    made_up = source.made_up
+    start = datetime.combine(made_up.start or night.run_date, time(), UTC)
+    parts, n_before = [], 0
+    for i, uri in enumerate(files):
+        lines, n_lines = _numbered_lines(spark, uri, count=i < len(files) - 1)
+        key = F.concat(F.lit(posixpath.basename(uri) + ":"), F.col("line").cast("string"))
+        session = F.col("line") + F.lit(n_before - 1)
+        parts.append(lines.select("value", key.alias("session_key"), session.alias("session")))
+        n_before += n_lines
+    items = F.split(F.trim("value"), r"\s+")
+    clicks = reduce(DataFrame.union, parts).select(
+        "value", "session_key", "session", F.posexplode(items).alias("position", "item_id")
+    )
+    micros = (
+        F.lit(round(start.timestamp() * 1e6))
+        + (F.col("session") * F.lit(made_up.session_seconds * 1e6)).cast("bigint")
+        + (F.col("position") * F.lit(made_up.event_seconds * 1e6)).cast("bigint")
+    )
+    event_at = F.timestamp_micros(micros)
+    item_id = F.col("item_id")
+    events = shaped(
+        night.rows(clicks, event_at),
+        schema.RAW_EVENTS,
+        {
+            "event_id": F.concat_ws(":", "session_key", F.col("position").cast("string")),
+            "session_key": F.col("session_key"),
+            "item_id": F.nullif(item_id, F.lit("")),
+            "event_type": F.lit("click"),
+            "event_at": event_at,
+            "attributes": attributes_of({"time": F.lit("made up")}),
+            "reason": first_reason(
+                [
+                    (item_id == "", EMPTY_SESSION),
+                    (item_id.contains("\ufffd"), BAD_ENCODING.format("item")),
+                ]
+            ),
+            "row": F.to_json(F.struct("session_key", "position", "item_id", F.col("value").alias("line"))),
+        },
+    )
+    return events, None
+
+
+def _numbered_lines(spark: SparkSession, uri: str, *, count: bool) -> tuple[DataFrame, int]:
+    """Return `value`, `line` (1-based) of one file, and its number of lines (0 where not counted).
+
+    Spark cuts a file into partitions in its order, and `monotonically_increasing_id` is partition
+    number × 2^33 + row in the partition. So a file of one partition (any .gz) is numbered as it is read;
+    else the lines of the partitions before are added, counted by one job.
+    """
+    lines = spark.read.text(uri)
+    number = F.monotonically_increasing_id()
+    n_partitions = lines.rdd.getNumPartitions()
+    if n_partitions == 1 and not count:
+        return lines.select("value", (number + 1).alias("line")), 0
+    counted = lines.groupBy(F.spark_partition_id().alias("partition")).count().collect()
+    sizes = {row["partition"]: row["count"] for row in counted}
+    first, total = [], 0
+    for partition in range(n_partitions):
+        first.append(total)
+        total += sizes.get(partition, 0)
+    before = F.element_at(F.lit(first), F.shiftright(number, 33).cast("int") + 1)
+    line = before + number.bitwiseAND(F.lit((1 << 33) - 1)) + 1
+    return lines.select("value", line.cast("bigint").alias("line")), total

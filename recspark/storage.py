@@ -1,0 +1,134 @@
+"""The one module that opens files: every location is a URI, whatever store it points to.
+
+A path without a scheme is local. Other schemes go through fsspec (`s3`, `gs`, `abfs`, `memory` in
+tests). Nothing here relies on an atomic rename: a folder is complete when its marker file is there,
+and the marker is written last.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+COMPLETE = "_complete"
+
+
+def join(base: str, *parts: str) -> str:
+    """Return `base` with `parts` below it.
+
+    >>> join("s3://bucket/root/", "a", "b")
+    's3://bucket/root/a/b'
+    """
+    return "/".join([base.rstrip("/"), *[part.strip("/") for part in parts]])
+
+
+def is_local(uri: str) -> bool:
+    """Return whether `uri` names a file of this machine.
+
+    >>> is_local("build/x"), is_local("file:///x"), is_local("s3://b/x")
+    (True, True, False)
+    """
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """Return `uri` with a relative local path made absolute, as Spark executors need it."""
+    if not is_local(uri):
+        return uri
+    return str(Path(uri.removeprefix("file://")).absolute())
+
+
+def exists(uri: str) -> bool:
+    """Return whether a file or folder is at `uri`."""
+    fs, path = _open_fs(uri)
+    return bool(fs.exists(path))
+
+
+def list_files(uri: str) -> list[str]:
+    """Return the files below `uri`, sorted, as URIs of the same form."""
+    fs, path = _open_fs(uri)
+    found = cast("list[str]", fs.find(path))
+    return sorted(found if is_local(uri) else [str(fs.unstrip_protocol(f)) for f in found])
+
+
+def fingerprint(uri: str) -> list[tuple[str, int, str]]:
+    """Return (name below `uri`, bytes, stamp) of each file; the stamp is an etag, checksum or mtime."""
+    fs, path = _open_fs(uri)
+    root = str(path).rstrip("/")
+    rows = []
+    for name, info in sorted(fs.find(path, detail=True).items()):
+        stamp = (
+            info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or ""
+        )
+        rows.append(
+            (name.removeprefix(root).lstrip("/") or Path(name).name, int(info["size"]), str(stamp))
+        )
+    return rows
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return the content of one file."""
+    fs, path = _open_fs(uri)
+    return cast("bytes", fs.cat_file(path))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write one file, making its folders."""
+    fs, path = _open_fs(uri)
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    fs.pipe_file(path, data)
+
+
+def read_json(uri: str) -> Any:
+    """Return the parsed content of a JSON file."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, data: object) -> None:
+    """Write `data` as indented JSON with sorted keys."""
+    write_bytes(uri, json.dumps(data, indent=1, sort_keys=True, default=str).encode())
+
+
+def read_array(uri: str, *, mmap: bool = False) -> npt.NDArray[Any]:
+    """Return the array of a `.npy` file; `mmap` shares local files between workers. Never unpickles."""
+    if mmap and is_local(uri):
+        return cast(
+            "npt.NDArray[Any]",
+            np.load(uri.removeprefix("file://"), mmap_mode="r", allow_pickle=False),
+        )
+    return cast("npt.NDArray[Any]", np.load(io.BytesIO(read_bytes(uri)), allow_pickle=False))
+
+
+def write_array(uri: str, array: npt.NDArray[Any]) -> None:
+    """Write `array` as a `.npy` file; object arrays raise ValueError."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(uri, buffer.getvalue())
+
+
+def remove(uri: str) -> None:
+    """Remove a file or folder; nothing happens where there is none."""
+    fs, path = _open_fs(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def mark_complete(folder: str) -> None:
+    """Say that everything in `folder` is written."""
+    write_bytes(join(folder, COMPLETE), b"")
+
+
+def is_complete(folder: str) -> bool:
+    """Return whether `folder` was written to its end."""
+    return exists(join(folder, COMPLETE))
+
+
+def _open_fs(uri: str) -> tuple[Any, str]:
+    fs, path = fsspec.core.url_to_fs(uri)
+    return fs, str(path)

@@ -1,0 +1,404 @@
+"""Reading tables at a pinned version, and writing one slice of them in one commit."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+from pyspark import StorageLevel
+from pyspark.errors.exceptions.captured import CapturedException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from recspark import storage
+from recspark.errors import (
+    ConcurrentWriteError,
+    KeyViolationError,
+    SchemaError,
+    TableNotFoundError,
+    VersionNotFoundError,
+)
+from recspark.tables.specs import SPECS, TableSpec
+
+TARGET_FILE_BYTES = 128 << 20
+# Reader version 1: deltalake, polars, DuckDB and Trino open every table (docs/tables.md).
+PROPERTIES = {
+    "delta.minReaderVersion": "1",
+    "delta.minWriterVersion": "2",
+    "delta.enableDeletionVectors": "false",
+    "delta.checkpointPolicy": "classic",
+    "delta.logRetentionDuration": "interval 90 days",
+    "delta.deletedFileRetentionDuration": "interval 35 days",
+}
+
+Literal = str | int | date | datetime
+Slice = Mapping[str, Literal | Sequence[Literal]]
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """What a write left behind: the version that holds it and the rows of its slice.
+
+    `changed` is False when the slice already held exactly these rows, and nothing was committed.
+    """
+
+    table: str
+    version: int
+    rows: int
+    changed: bool
+
+
+class TableCatalog:
+    """All tables below one root URI.
+
+    A write is one commit of one slice; a rerun that would change nothing commits nothing, so a table's
+    version moves only when its content does.
+    """
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        self.spark = spark
+        self.root = storage.absolute(root)
+
+    def path(self, table: str) -> str:
+        """Return the location of `table`."""
+        return storage.join(self.root, _spec(table).name)
+
+    def version(self, table: str) -> int | None:
+        """Return the latest version of `table`, None where it does not exist. No Spark job."""
+        log = self._delta_log(table)
+        version = int(log.update(False, _none(self.spark), _none(self.spark)).version())
+        return None if version < 0 else version
+
+    def versions(self) -> dict[str, int]:
+        """Return the latest version of every table that exists."""
+        found = {name: self.version(name) for name in SPECS}
+        return {name: version for name, version in found.items() if version is not None}
+
+    def read(self, table: str, version: int | None) -> DataFrame:
+        """Return `table` at `version`, columns as its spec declares; version None = an empty table.
+
+        Raises TableNotFoundError, VersionNotFoundError. Lazy.
+        """
+        spec = _spec(table)
+        if version is None:
+            return self.spark.createDataFrame([], spec.schema)
+        latest = self.version(table)
+        if latest is None:
+            raise TableNotFoundError(
+                f"table '{table}' does not exist below {self.root}; run the stage that writes it first"
+            )
+        if version > latest:
+            raise VersionNotFoundError(
+                f"table '{table}' has no version {version}, the latest is {latest}; "
+                "was it restored or recreated? start a new run with --repin"
+            )
+        try:
+            frame = (
+                self.spark.read.format("delta")
+                .option("versionAsOf", version)
+                .load(self.path(table))
+            )
+        except CapturedException as error:
+            raise VersionNotFoundError(
+                f"table '{table}' cannot be read at version {version} (latest {latest}): "
+                f"{str(error).splitlines()[0]}; start a new run with --repin"
+            ) from None
+        return frame.select(*spec.schema.names)
+
+    def create(self, table: str) -> None:
+        """Create `table`, empty, where it does not exist."""
+        spec = _spec(table)
+        if self.version(table) is not None:
+            return
+        from delta.tables import DeltaTable
+
+        builder = (
+            DeltaTable.createIfNotExists(self.spark)
+            .location(self.path(table))
+            .addColumns(spec.schema)
+        )
+        for key, value in {**PROPERTIES, **spec.properties}.items():
+            builder = builder.property(key, value)
+        if spec.partition:
+            builder = builder.partitionedBy(*spec.partition)
+        builder.execute()
+
+    def replace_slice(
+        self,
+        table: str,
+        frame: DataFrame,
+        where: Slice,
+        *,
+        note: Mapping[str, Any] | None = None,
+        n_files: int | None = None,
+    ) -> TableVersion:
+        """Replace the rows of `table` that `where` names by the rows of `frame`, in one commit.
+
+        Parameters
+        ----------
+        table : name of a spec
+        frame : rows with the table's columns in any order; all must lie in the slice
+        where : partition column -> the literal, or the list of literals, of the slice
+        note : stored with the commit, read back by `notes`
+        n_files : `frame` already lies in this many partitions, and each becomes a file (training sets)
+
+        An empty frame clears the slice. Raises SchemaError, KeyViolationError (before anything is
+        written) and ConcurrentWriteError. Cost: `frame` is computed once and kept (memory, then disk)
+        while its keys are checked; where the slice already has rows, those are read for comparison.
+        """
+        spec = _spec(table)
+        rows = _checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            n_rows = self._check_keys(spec, rows, where)
+            self.create(table)
+            before = self.version(table)
+            condition = _condition(where)
+            if self._same_content(spec, rows, before, condition, n_rows, note):
+                assert before is not None
+                return TableVersion(table, before, n_rows, changed=False)
+            token = uuid.uuid4().hex
+            writer = (
+                _laid_out(spec, rows, n_rows, n_files)
+                .write.format("delta")
+                .mode("overwrite")
+                .option("replaceWhere", condition)
+                .option(
+                    "userMetadata", json.dumps({"token": token, **(note or {})}, sort_keys=True)
+                )
+            )
+            _commit(table, lambda: writer.save(self.path(table)))
+            return TableVersion(table, self._committed(table, token), n_rows, changed=True)
+        finally:
+            rows.unpersist()
+
+    def insert_new(self, table: str, frame: DataFrame, expected: int | None) -> TableVersion:
+        """Insert the rows of `frame` whose key is not in `table`; existing rows never change.
+
+        `expected` is the version that `frame` was computed from: any commit since raises
+        ConcurrentWriteError, so that the caller reads again. `rows` = rows inserted.
+        """
+        spec = _spec(table)
+        rows = _checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            n_rows = self._check_keys(spec, rows, {})
+            self.create(table)
+            before = self.version(table)
+            assert before is not None
+            if before != (expected if expected is not None else 0):
+                raise ConcurrentWriteError(
+                    f"table '{table}' is at version {before}, these rows were computed from {expected}"
+                )
+            if n_rows == 0:
+                return TableVersion(table, before, 0, changed=False)
+            from delta.tables import DeltaTable
+
+            target = DeltaTable.forPath(self.spark, self.path(table)).alias("t")
+            match = " AND ".join(f"t.{column} = s.{column}" for column in spec.key)
+            merge = target.merge(
+                _laid_out(spec, rows, n_rows).alias("s"), match
+            ).whenNotMatchedInsertAll()
+            _commit(table, merge.execute)
+            after = self.version(table)
+            assert after is not None
+            if after == before:
+                return TableVersion(table, after, 0, changed=False)
+            metrics = self.history(table, 1)[0]["operationMetrics"]
+            return TableVersion(table, after, int(metrics["numTargetRowsInserted"]), changed=True)
+        finally:
+            rows.unpersist()
+
+    def history(self, table: str, limit: int) -> list[dict[str, Any]]:
+        """Return the newest `limit` commits of `table`, newest first."""
+        from delta.tables import DeltaTable
+
+        rows = DeltaTable.forPath(self.spark, self.path(table)).history(limit).collect()
+        return [row.asDict() for row in rows]
+
+    def size(self, table: str) -> dict[str, int]:
+        """Return files and bytes of the latest version, from the Delta log."""
+        from delta.tables import DeltaTable
+
+        row = DeltaTable.forPath(self.spark, self.path(table)).detail().collect()[0]
+        return {"files": int(row["numFiles"]), "bytes": int(row["sizeInBytes"])}
+
+    def note(self, table: str, version: int | None) -> dict[str, Any]:
+        """Return the note of the newest commit at or before `version` that has one; {} without any."""
+        if version is None:
+            return {}
+        for commit in self.history(table, 1000):
+            if commit["version"] <= version and commit["userMetadata"]:
+                found: dict[str, Any] = json.loads(commit["userMetadata"])
+                return found
+        return {}
+
+    def _check_keys(self, spec: TableSpec, rows: DataFrame, where: Slice) -> int:
+        inside = F.expr(_condition(where)) if where else F.lit(True)
+        nulls = [
+            F.count_if(F.col(c).isNull()).alias(f"null {c}") for c in (*spec.key, *spec.partition)
+        ]
+        row = rows.agg(
+            F.count(F.lit(1)).alias("rows"), F.count_if(~inside).alias("outside"), *nulls
+        ).collect()[0]
+        if row["outside"]:
+            raise SchemaError(
+                f"table '{spec.name}': {row['outside']} rows lie outside the slice {_condition(where)}"
+            )
+        for column in dict.fromkeys((*spec.key, *spec.partition)):
+            if row[f"null {column}"] and spec.name not in ("runs",):
+                raise KeyViolationError(
+                    f"table '{spec.name}': {row[f'null {column}']} rows have no {column}"
+                )
+        if spec.key and row["rows"] > 1:
+            twice = (
+                rows.groupBy(*spec.key)
+                .agg(F.count(F.lit(1)).alias("n"))
+                .where("n > 1")
+                .limit(3)
+                .collect()
+            )
+            if twice:
+                shown = "; ".join(
+                    str({c: r[c] for c in spec.key}) + f" {r['n']} times" for r in twice
+                )
+                raise KeyViolationError(
+                    f"table '{spec.name}': a key occurs more than once: {shown}"
+                )
+        return int(row["rows"])
+
+    def _same_content(
+        self,
+        spec: TableSpec,
+        rows: DataFrame,
+        before: int | None,
+        condition: str,
+        n_rows: int,
+        note: Mapping[str, Any] | None,
+    ) -> bool:
+        old = self.read(spec.name, before).where(condition)
+        if old.isEmpty():
+            if n_rows:
+                return False
+        elif _checksum(old) != _checksum(rows):
+            return False
+        return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
+
+    def _committed(self, table: str, token: str) -> int:
+        for commit in self.history(table, 20):
+            if token in (commit["userMetadata"] or ""):
+                return int(commit["version"])
+        raise ConcurrentWriteError(f"table '{table}': this commit is not among the newest 20")
+
+    def _delta_log(self, table: str) -> Any:
+        jvm: Any = self.spark.sparkContext._jvm
+        session = self.spark._jsparkSession  # type: ignore[attr-defined]
+        return jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session, self.path(table))
+
+
+def _spec(table: str) -> TableSpec:
+    if table not in SPECS:
+        from recspark.errors import suggest
+
+        raise TableNotFoundError(f"no table is called '{table}'.{suggest(table, SPECS)}")
+    return SPECS[table]
+
+
+def _none(spark: SparkSession) -> Any:
+    jvm: Any = spark.sparkContext._jvm
+    return jvm.scala.Option.empty()
+
+
+def _checked(spec: TableSpec, frame: DataFrame) -> DataFrame:
+    """Return `frame` with the columns of `spec`, in order; Delta would fill a missing one with null."""
+    have = {f.name: f.dataType for f in frame.schema.fields}
+    want = {f.name: f.dataType for f in spec.schema.fields}
+    missing = [name for name in want if name not in have]
+    extra = [name for name in have if name not in want]
+    wrong = [
+        f"{name} is {have[name].simpleString()}, expected {kind.simpleString()}"
+        for name, kind in want.items()
+        if name in have and have[name].simpleString() != kind.simpleString()
+    ]
+    if missing or extra or wrong:
+        raise SchemaError(
+            f"table '{spec.name}': missing columns {missing}, unknown columns {extra}, wrong types {wrong}"
+        )
+    return frame.select(*want)
+
+
+def _laid_out(
+    spec: TableSpec, rows: DataFrame, n_rows: int, given: int | None = None
+) -> DataFrame:
+    """Return `rows` spread so that each partition value gets ceil(bytes / 128 MB) files, sorted inside.
+
+    With a `given` number of files the rows are spread already, and only sorted.
+    """
+    if given is None:
+        n_files = max(1, math.ceil(n_rows * spec.row_bytes / TARGET_FILE_BYTES))
+        spread = [F.col(c) for c in spec.partition]
+        if n_files > 1:
+            hashed = F.pmod(F.xxhash64(*(spec.key or spec.schema.names)), F.lit(n_files))
+            spread.append(hashed)
+        rows = rows.repartition(n_files, *spread) if n_files > 1 else rows.repartition(1)
+    order = [c for c in spec.order if c not in spec.partition]
+    return rows.sortWithinPartitions(*spec.partition, *order)
+
+
+def _checksum(rows: DataFrame) -> tuple[int, int, int]:
+    """Return (rows, two order-free sums of row hashes); equal for equal multisets of rows."""
+    # Maps cannot be hashed; sorted entries can.
+    columns = [
+        F.array_sort(F.map_entries(f.name)) if f.dataType.typeName() == "map" else F.col(f.name)
+        for f in rows.schema.fields
+    ]
+    row = rows.agg(
+        F.count(F.lit(1)).alias("n"),
+        F.sum(F.xxhash64(*columns).cast("decimal(38,0)")).alias("a"),
+        F.sum(F.hash(*columns).cast("decimal(38,0)")).alias("b"),
+    ).collect()[0]
+    return int(row["n"]), int(row["a"] or 0), int(row["b"] or 0)
+
+
+def _condition(where: Slice) -> str:
+    if not where:
+        return "true"
+    parts = []
+    for column, value in where.items():
+        values = (
+            list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        )
+        literals = ", ".join(_literal(v) for v in values)
+        parts.append(f"{column} IN ({literals})" if len(values) != 1 else f"{column} = {literals}")
+    return " AND ".join(parts)
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, bool):
+        raise TypeError("no boolean slices")
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, datetime):
+        utc = value.astimezone(UTC) if value.tzinfo else value
+        return f"TIMESTAMP '{utc:%Y-%m-%d %H:%M:%S}'"
+    if isinstance(value, date):
+        return f"DATE '{value.isoformat()}'"
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def _commit(table: str, write: Any) -> None:
+    try:
+        write()
+    except (Py4JJavaError, CapturedException) as error:
+        text = str(error)
+        if "Concurrent" in text or "ProtocolChanged" in text or "MetadataChanged" in text:
+            raise ConcurrentWriteError(
+                f"table '{table}': another writer committed to the same slice; "
+                "nothing of this write is visible, run the stage again"
+            ) from error
+        raise

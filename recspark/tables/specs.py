@@ -1,0 +1,185 @@
+"""What every Delta table holds: columns, key, slice. `docs/tables.md` is the same for their readers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyspark.sql.types import StructType
+
+from recspark import schema
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table: its columns, what is unique in it, and which columns name the slice of a write.
+
+    Parameters
+    ----------
+    name : folder name below the tables' root
+    schema : columns in order
+    key : columns that together are unique; () = rows are not unique
+    partition : partition columns; the slices that `replace_slice` replaces
+    cluster : columns that order rows within a file; default the key
+    row_bytes : estimated bytes of one row on disk, for the number of files (a guess per table)
+    published : other teams read it
+    properties : further Delta table properties
+    """
+
+    name: str
+    schema: StructType
+    key: tuple[str, ...] = ()
+    partition: tuple[str, ...] = ()
+    cluster: tuple[str, ...] = ()
+    row_bytes: int = 64
+    published: bool = False
+    properties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Columns that order the rows of one file."""
+        return self.cluster or self.key
+
+
+# Without this an insert-only MERGE does not conflict with another's append, and one user gets two ids.
+_SERIALIZABLE = {"delta.isolationLevel": "Serializable"}
+
+SPECS: dict[str, TableSpec] = {
+    spec.name: spec
+    for spec in [
+        TableSpec(
+            "events",
+            schema.EVENTS,
+            key=("event_id",),
+            partition=("ingest_date",),
+            cluster=("event_date", "user_id", "event_at", "event_id"),
+            row_bytes=60,
+        ),
+        TableSpec(
+            "quarantine",
+            schema.QUARANTINE,
+            partition=("ingest_date",),
+            cluster=("reason", "event_date", "row"),
+            row_bytes=100,
+        ),
+        TableSpec(
+            "sessions",
+            schema.SESSIONS,
+            key=("session_id",),
+            partition=("started_date",),
+            row_bytes=150,
+        ),
+        TableSpec(
+            "user_ids",
+            schema.USER_IDS,
+            key=("user_id",),
+            cluster=("user_idx",),
+            row_bytes=24,
+            properties=_SERIALIZABLE,
+        ),
+        TableSpec(
+            "item_ids",
+            schema.ITEM_IDS,
+            key=("item_id",),
+            cluster=("item_idx",),
+            row_bytes=24,
+            properties=_SERIALIZABLE,
+        ),
+        TableSpec(
+            "items",
+            schema.ITEMS,
+            key=("item_id", "valid_from"),
+            row_bytes=80,
+            properties=_SERIALIZABLE,
+        ),
+        TableSpec(
+            "histories", schema.HISTORIES, key=("user_idx",), partition=("bucket",), row_bytes=3000
+        ),
+        TableSpec(
+            "interactions",
+            schema.INTERACTIONS,
+            key=("cutoff", "user_idx", "item_idx"),
+            partition=("cutoff",),
+            row_bytes=16,
+        ),
+        TableSpec(
+            "user_features",
+            schema.USER_FEATURES,
+            key=("cutoff", "user_idx"),
+            partition=("cutoff",),
+            row_bytes=60,
+        ),
+        TableSpec(
+            "item_features",
+            schema.ITEM_FEATURES,
+            key=("cutoff", "item_idx"),
+            partition=("cutoff",),
+            row_bytes=80,
+        ),
+        TableSpec(
+            "training_bags",
+            schema.TRAINING_BAGS,
+            key=("cutoff", "user_idx"),
+            partition=("cutoff",),
+            row_bytes=1000,
+        ),
+        TableSpec(
+            "candidates",
+            schema.CANDIDATES,
+            key=("run_date", "cutoff", "model", "mode", "user_idx", "rank"),
+            partition=("run_date", "model"),
+            cluster=("cutoff", "mode", "user_idx", "rank"),
+            row_bytes=10,
+        ),
+        TableSpec(
+            "metrics",
+            schema.METRICS,
+            key=("run_date", "kind", "cutoff", "model", "mode", "segment", "metric", "k"),
+            partition=("run_date",),
+            row_bytes=60,
+            published=True,
+        ),
+        TableSpec(
+            "recommendations",
+            schema.RECOMMENDATIONS,
+            key=("run_date", "user_id", "rank"),
+            partition=("run_date",),
+            row_bytes=20,
+            published=True,
+        ),
+        TableSpec(
+            "staged_recommendations",
+            schema.RECOMMENDATIONS,
+            key=("run_date", "user_id", "rank"),
+            partition=("run_date",),
+            row_bytes=20,
+        ),
+        TableSpec(
+            "default_recommendations",
+            schema.DEFAULT_RECOMMENDATIONS,
+            key=("run_date", "segment", "rank"),
+            partition=("run_date",),
+            published=True,
+        ),
+        TableSpec(
+            "item_neighbours",
+            schema.ITEM_NEIGHBOURS,
+            key=("run_date", "item_id", "rank"),
+            partition=("run_date",),
+            row_bytes=20,
+            published=True,
+        ),
+        TableSpec(
+            "gates", schema.GATES, key=("run_id", "gate"), partition=("run_date",), published=True
+        ),
+        TableSpec(
+            "runs",
+            schema.RUNS,
+            key=("run_id", "stage", "model"),
+            partition=("run_date",),
+            published=True,
+        ),
+        TableSpec(
+            "tuning", schema.TUNING, key=("cutoff", "model", "mode", "trial"), partition=("model",)
+        ),
+    ]
+}

@@ -1,0 +1,88 @@
+"""Fixtures of every test: one Spark session, a catalogue in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The session of the whole test run: local[2], two shuffle partitions, UTC."""
+    from recspark.config import load_config
+    from recspark.session import build_session
+
+    home = tmp_path_factory.mktemp("spark")
+    session = build_session(
+        load_config("test").spark,
+        "recspark tests",
+        {
+            "spark.sql.warehouse.dir": str(home / "warehouse"),
+            "spark.local.dir": str(home / "local"),
+            "spark.driver.extraJavaOptions": f"-Dderby.system.home={home}",
+        },
+    )
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def catalog(spark: object, tmp_path: Path) -> object:
+    """Empty tables of this test."""
+    from recspark.tables.catalog import TableCatalog
+
+    return TableCatalog(spark, str(tmp_path / "tables"))  # type: ignore[arg-type]
+
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = ROOT / "data" / "online_retail_ii" / "online_retail_2009_2010.parquet"
+NIGHT = "2010-12-09"
+
+
+@pytest.fixture(scope="session")
+def retail_slice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every tenth customer of the bundled data since August 2010, with all its dirt; a Parquet file."""
+    import pandas as pd
+
+    rows = pd.read_parquet(BUNDLED)
+    customer = rows["Customer ID"]
+    kept = (customer % 10 == 0) | (customer.isna() & (rows.index % 10 == 0))
+    path = tmp_path_factory.mktemp("slice") / "retail.parquet"
+    rows[kept & (rows["InvoiceDate"] >= "2010-08-01")].to_parquet(path)
+    return path
+
+
+def small_settings(root: Path, source: Path) -> list[str]:
+    """Settings of a night that takes seconds: the slice, two models, no Horovod."""
+    return [
+        f"paths.root={root}",
+        f"source.path={source}",
+        "models=[popular, item_knn, ease]",
+        "train.ranks=1",
+        "evaluate.n_bootstrap=50",
+    ]
+
+
+def run_night(root: Path, source: Path, night: str = NIGHT, *more: str, **options: bool) -> object:
+    """Run one small night in this process, on the tests' session; return its context."""
+    from recspark.cli.common import parse_date
+    from recspark.pipeline.run import night as run_stages
+    from recspark.pipeline.run import open_night
+
+    context = open_night("test", parse_date(night), [*small_settings(root, source), *more], **options)
+    run_stages(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def small_night(
+    spark: object, retail_slice: Path, tmp_path_factory: pytest.TempPathFactory
+) -> object:
+    """The context of a finished small night; read its tables, do not write them."""
+    return run_night(tmp_path_factory.mktemp("night"), retail_slice)

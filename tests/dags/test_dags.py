@@ -1,0 +1,157 @@
+"""The DAG in a real Airflow: imports, shape, arguments; and a whole night through spark-submit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.airflow
+ROOT = Path(__file__).resolve().parents[2]
+DAG_FILE = ROOT / "airflow_dags" / "nightly_recommendations.py"
+DAG_ID = "nightly_recommendations"
+
+
+@pytest.fixture(scope="module")
+def dag() -> Any:
+    os.environ["RECSPARK_ENV"] = "local"
+    spec = importlib.util.spec_from_file_location("nightly_recommendations", DAG_FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.dag
+
+
+def test_the_file_imports_no_spark_and_no_torch() -> None:
+    code = (
+        "import sys, runpy, time; t = time.time(); import airflow.sdk;"
+        "from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator;"
+        "before = set(sys.modules); t = time.time();"
+        f"runpy.run_path({str(DAG_FILE)!r});"
+        "new = set(sys.modules) - before;"
+        "print([m for m in new if m.split('.')[0] in ('pyspark', 'torch', 'horovod', 'petastorm')],"
+        " time.time() - t)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("[] "), last
+    assert float(last.removeprefix("[] ")) < 5
+
+
+def test_tasks_are_the_stages(dag: Any) -> None:
+    from recspark.pipeline.run import STAGES
+
+    names = [task_id.split(".")[0] for task_id in dag.task_ids]
+    assert set(names) == {stage.name for stage in STAGES}
+    for stage in STAGES:
+        assert (ROOT / "jobs" / f"{stage.name}.py").is_file()
+        assert (names.count(stage.name) > 1) == stage.per_model
+
+
+def test_the_order_is_that_of_the_stages(dag: Any) -> None:
+    train = dag.get_task("train.ease")
+    assert train.upstream_task_ids == {"build_features"}
+    assert train.downstream_task_ids == {"recommend.ease"}
+    assert {t.split(".")[0] for t in dag.get_task("evaluate").upstream_task_ids} == {"recommend"}
+    assert dag.get_task("publish").downstream_task_ids == set()
+
+
+def test_settings_that_a_night_depends_on(dag: Any) -> None:
+    assert dag.max_active_runs == 1
+    assert dag.catchup is False
+    assert type(dag.timetable).__name__ == "CronDataIntervalTimetable"
+    for task in dag.tasks:
+        assert task.execution_timeout is not None, task.task_id
+        assert task.owner == "recspark"
+        assert task._conn_id == "recspark_spark"
+    assert dag.get_task("publish").retries == 0
+    assert dag.get_task("ingest").retries == 2
+
+
+def test_every_date_is_the_data_interval(dag: Any) -> None:
+    for task in dag.tasks:
+        arguments = task.application_args
+        date = arguments[arguments.index("--run-date") + 1]
+        assert "data_interval_start" in date
+        assert not any("now()" in a or "{{ ds }}" in a for a in arguments)
+
+
+def test_each_job_accepts_its_arguments(dag: Any, tmp_path: Path) -> None:
+    """The jobs' own parser, in the project's Python, takes what the DAG passes."""
+    calls = []
+    for task in dag.tasks:
+        arguments = [a if "{{" not in a else "2010-12-09" for a in task.application_args]
+        calls.append((Path(task.application).stem, arguments))
+    (tmp_path / "calls.json").write_text(json.dumps(calls))
+    code = (
+        "import json, sys; from recspark.pipeline.job import parser\n"
+        "for stage, arguments in json.load(open(sys.argv[1])):\n"
+        "    parser(stage).parse_args(arguments)\n"
+        "print('all parsed')"
+    )
+    python = ROOT / ".venv" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", code, str(tmp_path / "calls.json")],
+        capture_output=True, text=True, timeout=120, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert "all parsed" in done.stdout, done.stderr
+
+
+@pytest.mark.timeout(1500)
+def test_a_whole_night_runs(tmp_path: Path) -> None:
+    """`airflow dags test`: every stage by SparkSubmitOperator, on a slice of the bundled data."""
+    slice_file = tmp_path / "slice.parquet"
+    code = (
+        "import sys, pandas as pd\n"
+        "rows = pd.read_parquet('data/online_retail_ii/online_retail_2009_2010.parquet')\n"
+        "keep = rows['Customer ID'].isna() | (rows['Customer ID'] % 10 == 0)\n"
+        "rows[keep & (rows['InvoiceDate'] >= '2010-09-01')].to_parquet(sys.argv[1])\n"
+    )
+    python = ROOT / ".venv" / "bin" / "python"
+    subprocess.run([python, "-c", code, str(slice_file)], cwd=ROOT, check=True, timeout=120)
+    settings = [
+        f"paths.root={tmp_path}/night",
+        f"source.path={slice_file}",
+        "models=[popular, item_knn, ease]",
+        "publish.min_full_lists=0.9",
+    ]
+    env = {
+        **os.environ,
+        "RECSPARK_ENV": "local",
+        "RECSPARK_SET": json.dumps(settings),
+        "AIRFLOW_CONN_RECSPARK_SPARK": '{"conn_type": "spark", "host": "local[2]"}',
+    }
+    started = time.monotonic()
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "airflow"), "dags", "test", DAG_ID, "2010-12-10T02:00:00"],
+        env=env, capture_output=True, text=True, timeout=1400, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    print(done.stdout[-4000:], done.stderr[-2000:])
+    assert done.returncode == 0
+    print(f"whole night: {time.monotonic() - started:.0f} s")
+    check = (
+        "import sys; from recspark.config import load_config\n"
+        "from recspark.session import build_session\n"
+        "from recspark.tables.catalog import TableCatalog\n"
+        "catalog = TableCatalog(build_session(load_config('test').spark, 'check'), sys.argv[1])\n"
+        "rows = catalog.read('recommendations', catalog.version('recommendations'))\n"
+        "print('dates', [str(r[0]) for r in rows.select('run_date').distinct().collect()],"
+        " 'rows', rows.count())\n"
+    )
+    seen = subprocess.run(
+        [python, "-c", check, f"{tmp_path}/night/tables"],
+        capture_output=True, text=True, timeout=300, cwd=ROOT, check=True,
+    )  # fmt: skip
+    last = seen.stdout.strip().splitlines()[-1]
+    assert last.startswith("dates ['2010-12-09'] rows ")
+    assert int(last.split()[-1]) > 1000

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recspark import schema
+from recspark.config import Features
+from recspark.data import windows
+from recspark.data.blocks import MICROS_PER_DAY, Histories
+
+CUTOFF = datetime(2020, 1, 11, tzinfo=timezone.utc)
+DAY = MICROS_PER_DAY
+
+
+def history(rows: list[list[tuple[int, float, float]]]) -> Histories:
+    """Rows of (item, day, weight)."""
+    flat = [event for row in rows for event in row]
+    return Histories(
+        start=np.cumsum([0, *map(len, rows)]),
+        item_idx=np.array([e[0] for e in flat], np.int32),
+        event_at=np.array([int(e[1] * DAY) for e in flat], np.int64),
+        weight=np.array([e[2] for e in flat], np.float32),
+    )
+
+
+def test_bags_by_hand() -> None:
+    """Half-life of 2 days, seen from day 10: an event of day 8 counts half, one of day 6 a quarter."""
+    rows = history([[(7, 6, 1), (3, 8, 1), (7, 8, 2)], [], [(5, 10, 3)]])
+    items, weights, lengths = windows.bags(rows, 10 * DAY, 2.0, 3)
+    np.testing.assert_array_equal(items, [[3, 7, -1], [-1, -1, -1], [5, -1, -1]])
+    np.testing.assert_array_equal(weights, [[0.5, 1.25, 0], [0, 0, 0], [3, 0, 0]])
+    np.testing.assert_array_equal(lengths, [2, 0, 1])
+    assert (items.dtype, weights.dtype, lengths.dtype) == (np.int32, np.float32, np.int32)
+
+
+def test_newest_items_stay_and_the_smaller_of_equals() -> None:
+    rows = history([[(9, 1, 1), (4, 2, 1), (8, 2, 1), (6, 2, 1), (1, 0, 1), (1, 3, 1)]])
+    items, weights, lengths = windows.bags(rows, 10 * DAY, None, 3)
+    # 1 is newest though also oldest; of 4, 6, 8 at day 2, the smaller two.
+    np.testing.assert_array_equal(items, [[1, 4, 6]])
+    np.testing.assert_array_equal(weights, [[2, 1, 1]])
+    np.testing.assert_array_equal(lengths, [3])
+
+
+def event(item: int, days_before: float, weight: float = 1.0) -> tuple[Any, ...]:
+    at = CUTOFF - timedelta(days=days_before)
+    return (item, at, "purchase", weight, 1.0, None, None)
+
+
+@pytest.fixture(scope="module")
+def histories(spark: Any) -> Any:
+    rows = [(user, [event(user % 7, 2), event(user % 5, 1)], [], 0) for user in range(1000)]
+    rows += [(1000, [], [], 0), (1001, None, [], 0), (1002, [event(3, 0), event(4, -1)], [], 0)]
+    rows += [(1003, [event(6, 2, 4.0), event(9, -2)], [], 0)]
+    return spark.createDataFrame(rows, schema.HISTORIES)
+
+
+@pytest.mark.spark
+def test_a_row_per_user_with_events_before_the_cutoff(histories: Any) -> None:
+    features = Features(max_training_items=4, half_life_days=2.0)  # type: ignore[call-arg]
+    frame = windows.training_bags(histories, CUTOFF, features, 4)
+    assert [(f.name, f.dataType) for f in frame.schema] == [
+        (f.name, f.dataType) for f in schema.TRAINING_BAGS
+    ]
+    rows = {row.user_idx: row for row in frame.collect()}
+    assert sorted(rows) == [*range(1000), 1003]
+    assert rows[1003].asDict() == {
+        "cutoff": CUTOFF.replace(tzinfo=None),
+        "user_idx": 1003,
+        "items": [6, -1, -1, -1],
+        "weights": [2.0, 0.0, 0.0, 0.0],
+        "length": 1,
+    }
+    assert rows[8].items == [1, 3, -1, -1]
+    assert rows[8].weights == [0.5, pytest.approx(math.sqrt(0.5)), 0.0, 0.0]
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("n_files", [1, 2, 3, 7, 16])
+def test_partitions_are_even_and_one_shuffle_makes_them(histories: Any, n_files: int) -> None:
+    features = Features(max_training_items=4)  # type: ignore[call-arg]
+    frame = windows.training_bags(histories, CUTOFF, features, n_files)
+    sizes = np.array(frame.rdd.mapPartitions(lambda rows: [sum(1 for _ in rows)]).collect())
+    assert len(sizes) == n_files
+    assert sizes.sum() == 1001
+    fair = 1001 / n_files
+    assert np.abs(sizes - fair).max() <= 4 * math.sqrt(fair)
+    plan = frame._jdf.queryExecution().executedPlan().toString()
+    assert plan.count("Exchange") == 1
+
+
+@pytest.mark.spark
+def test_training_set_is_the_slice_of_the_pinned_version(
+    spark: Any, catalog: Any, histories: Any
+) -> None:
+    features = Features(max_training_items=4)  # type: ignore[call-arg]
+    other = CUTOFF - timedelta(days=1)
+    for cutoff in (other, CUTOFF):
+        frame = windows.training_bags(histories, cutoff, features, 4)
+        first = catalog.replace_slice("training_bags", frame, {"cutoff": cutoff}, n_files=4)
+    found = windows.training_set(
+        catalog, "training_bags", first.version, {"cutoff": CUTOFF}
+    )
+    assert (found.table, found.version) == ("training_bags", first.version)
+    assert len(found.files) == 4
+    assert found.n_rows == first.rows == 1001
+    # Rows of a file are sorted, so that the order of training does not depend on the cluster.
+    uris = [uri for uri, _ in found.files]
+    assert uris == sorted(uris)
+    for uri in uris:
+        users = [row.user_idx for row in spark.read.parquet(uri).collect()]
+        assert users == sorted(users)
+
+    # A later version has other files; the pinned one keeps its own.
+    fewer = windows.training_bags(histories.where("user_idx < 100"), CUTOFF, features, 2)
+    second = catalog.replace_slice("training_bags", fewer, {"cutoff": CUTOFF}, n_files=2)
+    again = windows.training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
+    assert again == found
+    later = windows.training_set(catalog, "training_bags", second.version, {"cutoff": CUTOFF})
+    assert (len(later.files), later.n_rows) == (2, 100)

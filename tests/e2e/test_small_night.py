@@ -1,0 +1,156 @@
+"""A whole small night: what it leaves, that it can be run again, and that others can read it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.errors import GateRefusedError, MissingLandingError, StageOrderError
+from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.tables.specs import SPECS
+from tests.conftest import NIGHT, ROOT, run_night, small_settings
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
+
+
+def content(context: RunContext, table: str, drop: tuple[str, ...] = ()) -> list[str]:
+    rows = context.catalog.read(table, context.catalog.version(table)).drop(*drop)
+    return sorted(str(r) for r in rows.collect())
+
+
+def everything(context: RunContext) -> dict[str, list[str]]:
+    """All columns of all tables but times and memory."""
+    measured = {"runs": ("seconds", "peak_memory_mb", "started_at", "ended_at")}
+    return {t: content(context, t, measured.get(t, ())) for t in context.catalog.versions()}
+
+
+def test_every_active_user_has_ten_items_and_none_was_seen(small_night: RunContext) -> None:
+    catalog = small_night.catalog
+    rows = catalog.read("recommendations", catalog.version("recommendations"))
+    per_user = rows.groupBy("user_id").agg(F.count(F.lit(1)).alias("n"), F.max("rank").alias("top"))
+    events = catalog.read("events", catalog.version("events"))
+    users = events.select("user_id").distinct().count()
+    found = [(r["n"], r["top"]) for r in per_user.collect()]
+    assert found == [(10, 10)] * users
+    assert users > 200
+    seen = rows.join(events.select("user_id", "item_id"), on=["user_id", "item_id"], how="left_semi")
+    assert seen.count() == 0
+    assert rows.where("item_name IS NULL").count() == 0
+
+
+def test_rows_are_conserved(small_night: RunContext, retail_slice: Path) -> None:
+    import pyarrow.parquet as pq
+
+    catalog = small_night.catalog
+    n_in = pq.read_metadata(retail_slice).num_rows
+    n_events = catalog.read("events", catalog.version("events")).count()
+    quarantined = catalog.read("quarantine", catalog.version("quarantine"))
+    assert n_in == n_events + quarantined.count()
+    reasons = {r[0] for r in quarantined.select("reason").distinct().collect()}
+    assert len(reasons) >= 4
+
+
+def test_every_stage_left_its_row(small_night: RunContext) -> None:
+    rows = small_night.runlog.rows()
+    for stage in STAGES:
+        for model in small_night.config.models if stage.per_model else ("",):
+            row = rows[stage.name, model]
+            assert row.status == "ok"
+            assert row.rows_in > 0
+
+
+def test_metrics_hold_every_model_in_both_modes(small_night: RunContext) -> None:
+    catalog = small_night.catalog
+    rows = catalog.read("metrics", catalog.version("metrics")).where(
+        "metric = 'ndcg' AND k = 10 AND segment = 'warm'"
+    )
+    found = {(r["model"], r["mode"]): r for r in rows.collect()}
+    for model in (*small_night.config.models, "published"):
+        for mode in schema.MODES:
+            row = found[model, mode]
+            assert 0 < row["value"] < 1
+            assert row["ci_low"] <= row["diff"] <= row["ci_high"]
+    assert found["ease", "repeat"]["value"] > found["popular", "repeat"]["value"]
+
+
+def test_the_published_list_in_the_backtest_is_the_champion_where_it_is_full(
+    small_night: RunContext,
+) -> None:
+    catalog = small_night.catalog
+    lists = catalog.read("candidates", catalog.version("candidates")).where(
+        (F.col("cutoff") == F.lit(small_night.backtest_cutoff)) & (F.col("rank") <= 10)
+    )
+    mine = lists.where("model = 'published' AND mode = 'repeat'").drop("model")
+    champion = lists.where("model = 'ease' AND mode = 'repeat'").drop("model")
+    full = champion.groupBy("user_idx").count().where("count = 10").select("user_idx")
+    champion = champion.join(full, on="user_idx", how="left_semi")
+    mine = mine.join(full, on="user_idx", how="left_semi")
+    assert champion.exceptAll(mine.select(*champion.columns)).count() == 0
+    assert champion.count() > 100
+
+
+def test_a_second_run_changes_nothing(small_night: RunContext, retail_slice: Path) -> None:
+    before = everything(small_night)
+    root = Path(small_night.catalog.root).parent
+    run_night(root, retail_slice)
+    assert everything(small_night) == before
+
+
+def test_a_forced_run_changes_nothing_either(
+    small_night: RunContext, retail_slice: Path
+) -> None:
+    before = everything(small_night)
+    root = Path(small_night.catalog.root).parent
+    run_night(root, retail_slice, NIGHT, force=True)
+    assert everything(small_night) == before
+
+
+def test_tables_open_without_spark(small_night: RunContext) -> None:
+    python = ROOT / ".venv-readers" / "bin" / "python"
+    script = ROOT / "tests" / "readers" / "read_tables.py"
+    done = subprocess.run(
+        [python, script, small_night.catalog.root], capture_output=True, text=True, timeout=300, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for name, version in small_night.catalog.versions().items():
+        rows = small_night.catalog.read(name, version).count()
+        about = found[name]
+        assert (about["reader"], about["features"]) == (1, []), name
+        assert about["polars"] == rows, name
+        assert about["deltalake"] in (None, rows), name
+        assert set(about["columns"]) == set(SPECS[name].schema.names), name
+
+
+def test_a_stage_before_its_turn_is_refused(spark: object, retail_slice: Path, tmp_path: Path) -> None:
+    context = open_night("test", date.fromisoformat(NIGHT), small_settings(tmp_path, retail_slice))
+    with pytest.raises(StageOrderError, match="stage 'ingest'"):
+        execute(context, STAGES[2])
+
+
+def test_a_missing_landing_is_named(spark: object, tmp_path: Path) -> None:
+    context = open_night("test", date.fromisoformat(NIGHT), small_settings(tmp_path, tmp_path / "none.parquet"))
+    with pytest.raises(MissingLandingError, match=r"none\.parquet"):
+        execute(context, STAGES[0])
+    assert context.catalog.version("events") is None
+
+
+def test_a_gate_that_refuses_keeps_the_last_good_list(
+    small_night: RunContext, retail_slice: Path
+) -> None:
+    """The next night has a gate it cannot pass: its list is not there, the one before still is."""
+    catalog = small_night.catalog
+    before = content(small_night, "recommendations")
+    following = (date.fromisoformat(NIGHT) + timedelta(days=1)).isoformat()
+    with pytest.raises(GateRefusedError, match="full_lists") as refused:
+        run_night(Path(catalog.root).parent, retail_slice, following, "publish.k=100", "publish.min_full_lists=1", "n_candidates=100", "publish.ladder=[popular]", "models=[popular, item_knn]", "publish.model=item_knn")
+    assert refused.value.exit_code == 40
+    assert content(small_night, "recommendations") == before
+    gates = catalog.read("gates", catalog.version("gates")).where(F.col("run_date") == F.lit(date.fromisoformat(following)))
+    assert {r["gate"] for r in gates.where("NOT passed").collect()} == {"full_lists"}

@@ -1,0 +1,23 @@
+"""Run in .venv-readers, where there is no Spark: opens every table with deltalake and with polars."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import polars as pl
+from deltalake import DeltaTable
+
+assert importlib.util.find_spec("pyspark") is None, "this environment must not have Spark"
+found = {}
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    table = DeltaTable(str(folder))
+    rows = pl.read_delta(str(folder))
+    found[folder.name] = {
+        "reader": table.protocol().min_reader_version,
+        "features": list(table.protocol().reader_features or []),
+        "deltalake": table.count() if hasattr(table, "count") else None,
+        "polars": rows.height,
+        "columns": rows.columns,
+    }
+print(json.dumps(found))

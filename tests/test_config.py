@@ -1,0 +1,56 @@
+"""Settings: layers, overrides, unknown keys with a suggestion, what makes a run another run."""
+
+from __future__ import annotations
+
+import pytest
+
+from recspark.config import Config, load_config
+from recspark.errors import ConfigError
+
+
+def test_every_environment_loads() -> None:
+    for env in ("local", "test", "cluster"):
+        assert load_config(env).env == env
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("publish.mod=novel", r"unknown setting 'publish.mod'.*Did you mean 'mode'"),
+        ("publish.mode=new", r"'publish.mode' = 'new'"),
+        ("evaluate.horizon_days=0", r"evaluate.horizon_days.*greater than or equal to 1"),
+        ("publish.model=eas", r"publish.model = 'eas' is not among models.*Did you mean 'ease'"),
+        ("source=online_retial", r"unknown source.*Did you mean 'online_retail'"),
+        ("pubish.k=3", r"unknown setting 'pubish'.*Did you mean 'publish'"),
+        ("nothing", r"expected a.b=value"),
+        ("n_candidates=5", r"n_candidates must be at least"),
+    ],
+)
+def test_a_wrong_setting_is_named(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config("test", [override])
+
+
+def test_an_unknown_environment_is_named() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'local'"):
+        load_config("locla")
+
+
+def test_overrides_win_and_reach_model_settings() -> None:
+    config = load_config("test", ["publish.k=7", "models.ease.reg=3", "models=[popular, ease, item_knn]"])
+    assert config.publish.k == 7
+    assert config.model_settings["ease"]["reg"] == 3
+    assert config.models == ("popular", "ease", "item_knn")
+
+
+def test_the_fingerprint_knows_settings_from_machine() -> None:
+    base = load_config("test").fingerprint()
+    for same in ("paths.root=/elsewhere", "spark.shuffle_partitions=9", "train.threads=4"):
+        assert load_config("test", [same]).fingerprint() == base
+    for other in ("models.ease.reg=3", "publish.k=9", "train.ranks=1", "sessions.gap_minutes=5"):
+        assert load_config("test", [other]).fingerprint() != base
+
+
+def test_resolved_settings_come_back_the_same() -> None:
+    config = load_config("test", ["publish.k=7"])
+    assert Config.model_validate_json(config.resolved()) == config

@@ -1,0 +1,42 @@
+"""Files by URI: a local folder and a store that is not one behave alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recspark import storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+
+
+def test_bytes_json_and_arrays_come_back(root: str) -> None:
+    place = storage.join(root, "a", "b")
+    storage.write_json(storage.join(place, "x.json"), {"b": 1})
+    storage.write_array(storage.join(place, "y.npy"), np.arange(6).reshape(2, 3))
+    assert storage.read_json(storage.join(place, "x.json")) == {"b": 1}
+    assert storage.read_array(storage.join(place, "y.npy"), mmap=True).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert [f.rsplit("/", 1)[1] for f in storage.list_files(root)] == ["x.json", "y.npy"]
+    assert [(name.rsplit("/", 1)[-1], size) for name, size, _ in storage.fingerprint(place)][0][0] == "x.json"
+
+
+def test_a_folder_is_complete_once_marked(root: str) -> None:
+    folder = storage.join(root, "model")
+    assert not storage.is_complete(folder)
+    storage.write_bytes(storage.join(folder, "w"), b"1")
+    assert not storage.is_complete(folder)
+    storage.mark_complete(folder)
+    assert storage.is_complete(folder)
+    storage.remove(folder)
+    storage.remove(folder)
+    assert not storage.exists(folder)
+
+
+def test_objects_are_never_pickled(root: str) -> None:
+    with pytest.raises(ValueError, match="pickle"):
+        storage.write_array(storage.join(root, "o.npy"), np.array([{}], dtype=object))

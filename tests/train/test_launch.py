@@ -1,0 +1,209 @@
+"""Launchers: every behaviour over the in-process twin, one Spark task, and Horovod on Spark."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from recspark.config import Train
+from recspark.errors import DivergedError, NoSlotsError, RankFailedError
+from recspark.train.launch import Comm, Launcher, LocalLauncher, launcher
+
+pytestmark = pytest.mark.torch
+Make = Callable[..., Launcher]
+
+
+def train(**changes: Any) -> Train:
+    return Train(**{"ranks": 2, "threads": 1, "start_timeout_s": 60, "timeout_s": 60, **changes})
+
+
+@pytest.fixture(
+    params=[
+        "in_process",
+        pytest.param("horovod", marks=[pytest.mark.spark, pytest.mark.horovod]),
+    ]
+)
+def make(request: pytest.FixtureRequest) -> Make:
+    """A factory of two-rank launchers."""
+    in_process = request.param == "in_process"
+    spark = None if in_process else request.getfixturevalue("spark")
+
+    def of(**options: Any) -> Launcher:
+        changes = {k: options.pop(k) for k in list(options) if k != "tell"}
+        return launcher(spark, train(**changes), in_process=in_process, **options)
+
+    return of
+
+
+# Nested functions travel by value: the ranks do not see the folder of the tests.
+def exchange() -> Callable[..., Any]:
+    def fn(comm: Any, base: int) -> dict[str, Any]:
+        import torch
+
+        mine = torch.full((3,), float(comm.rank + base))
+        comm.tell(f"hello from {comm.rank}")
+        out = {
+            "rank": comm.rank,
+            "size": comm.size,
+            "sum": comm.allreduce(mine).tolist(),
+            "mean": comm.allreduce(mine, "mean").tolist(),
+            "mine": mine.tolist(),
+            "first": comm.broadcast(torch.tensor([comm.rank * 7 + base])).tolist(),
+        }
+        for _ in range(20):
+            mine = comm.allreduce(mine)
+        return {**out, "later": mine.tolist(), "threads": torch.get_num_threads()}
+
+    return fn
+
+
+def failing() -> Callable[..., Any]:
+    def fn(comm: Any) -> None:
+        import torch
+
+        def the_broken_part() -> None:
+            raise ValueError("no luck on this rank")
+
+        comm.allreduce(torch.ones(1))
+        if comm.rank == 1:
+            the_broken_part()
+        comm.allreduce(torch.ones(1))  # rank 0 waits here for one that does not come
+
+    return fn
+
+
+def test_ranks_exchange_tensors_and_answer_in_order(make: Make) -> None:
+    told: list[str] = []
+    results = make(tell=told.append).run(exchange(), 10)
+    for rank, result in enumerate(results):
+        assert result.value == {
+            "rank": rank,
+            "size": 2,
+            "sum": [21.0] * 3,
+            "mean": [10.5] * 3,
+            "mine": [rank + 10.0] * 3,
+            "first": [10],
+            "later": [21.0 * 2**19] * 3,
+            "threads": 1,
+        }
+        assert result.place.rank == rank
+        assert result.place.executor == "driver"
+        assert any(line == str(result.place) for line in told)
+    assert {"hello from 0", "hello from 1"} <= set(told)
+
+
+def test_a_failing_rank_raises_with_its_own_traceback(make: Make, request: Any) -> None:
+    begun = time.monotonic()
+    with pytest.raises(RankFailedError, match="ValueError: no luck on this rank") as caught:
+        make().run(failing())
+    text = str(caught.value)
+    assert text.startswith("rank 1 on host")
+    assert "in the_broken_part" in text
+    assert time.monotonic() - begun < 60
+    if "horovod" in request.node.callspec.id:  # the session is usable afterwards
+        spark = request.getfixturevalue("spark")
+        assert spark.range(10).selectExpr("sum(id)").first()[0] == 45
+
+
+def test_a_named_error_keeps_its_name() -> None:
+    def fn(comm: Comm) -> None:
+        raise DivergedError("step 3: the loss is nan")
+
+    with pytest.raises(DivergedError, match=r"rank 0 on host .* of 1: step 3: the loss is nan"):
+        LocalLauncher(1).run(fn)
+
+
+def test_more_ranks_in_process_sum_in_rank_order() -> None:
+    values = torch.tensor([1e8, 1.0, -1e8, 1.0])
+
+    def fn(comm: Comm) -> float:
+        return float(comm.allreduce(values[comm.rank]))
+
+    want = float(values.sum())
+    assert [r.value for r in LocalLauncher(4).run(fn)] == [want] * 4
+
+
+def hanging() -> Callable[..., Any]:
+    def fn(comm: Any) -> None:
+        import time
+
+        import torch
+
+        def stuck_here() -> None:
+            time.sleep(3600)
+
+        if comm.rank == 1:
+            stuck_here()
+        comm.allreduce(torch.ones(1))
+
+    return fn
+
+
+@pytest.mark.slow
+def test_a_hung_rank_is_ended(make: Make) -> None:
+    begun = time.monotonic()
+    with pytest.raises(RankFailedError, match="hung") as caught:
+        make(timeout_s=8).run(hanging())
+    assert "stuck_here" in str(caught.value)
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.horovod
+@pytest.mark.spark
+def test_a_killed_rank_raises_and_the_session_is_usable(spark: Any) -> None:
+    def fn(comm: Any) -> None:
+        import sys
+
+        import torch
+
+        if comm.rank == 1:
+            print("the last words", file=sys.stderr, flush=True)
+            os._exit(9)
+        comm.allreduce(torch.ones(1))
+
+    with pytest.raises(RankFailedError, match="without an answer") as caught:
+        launcher(spark, train()).run(fn)
+    assert "the last words" in str(caught.value)
+    assert spark.range(10).count() == 10
+
+
+@pytest.mark.horovod
+@pytest.mark.spark
+def test_no_slot_for_a_rank_is_said_at_once(spark: Any) -> None:
+    begun = time.monotonic()
+    with pytest.raises(NoSlotsError, match="3 ranks need as many task slots, the cluster has 2"):
+        launcher(spark, train(ranks=3)).run(exchange(), 0)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.spark
+def test_one_rank_is_a_spark_task(spark: Any) -> None:
+    told: list[str] = []
+    (result,) = launcher(spark, train(ranks=1), tell=told.append).run(exchange(), 5)
+    assert (result.value["sum"], result.value["size"]) == ([5.0] * 3, 1)
+    assert result.place.pid != os.getpid()
+    assert told == [str(result.place), "hello from 0"]
+
+    def fn(comm: Any) -> None:
+        raise ValueError("no luck in the task")
+
+    with pytest.raises(RankFailedError, match="rank 0 on host .* no luck in the task"):
+        launcher(spark, train(ranks=1)).run(fn)
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+def test_a_hung_task_is_ended(spark: Any) -> None:
+    def fn(comm: Any) -> None:
+        import time
+
+        time.sleep(3600)
+
+    with pytest.raises(RankFailedError, match="hung for 3 s"):
+        launcher(spark, train(ranks=1, timeout_s=3)).run(fn)
+    assert spark.range(10).count() == 10
