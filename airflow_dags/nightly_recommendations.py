@@ -1,4 +1,5 @@
-"""The nightly run as an Airflow DAG, built from the stage list: one spark-submit per stage and model.
+"""The nightly run as an Airflow DAG, built from the stage list: one spark-submit per stage and
+model.
 
 Imports neither Spark nor torch. What the deployment decides comes from environment variables:
 
@@ -34,7 +35,8 @@ from recspark.pipeline.run import STAGES, Stage  # noqa: E402
 ENV = os.environ.get("RECSPARK_ENV", "cluster")
 SETTINGS = json.loads(os.environ.get("RECSPARK_SET", "[]"))
 VENV = os.environ.get("RECSPARK_VENV", str(HOME / ".venv"))
-# The day that the interval starts with; `ds` differs from it in a manual run, and has no meaning in an
+# The day that the interval starts with; `ds` differs from it in a manual run, and has no meaning in
+# an
 # asset-triggered one.
 RUN_DATE = "{{ params.run_date or (data_interval_start | ds) }}"
 # One rank gets one executor, and a second attempt of a rank would hang the others.

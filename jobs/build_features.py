@@ -1,4 +1,6 @@
-"""Merge histories and build features as of both cutoffs: spark-submit jobs/build_features.py --run-date 2010-12-09 --env cluster."""
+"""Merge histories and build features as of both cutoffs: spark-submit jobs/build_features.py
+--run-date 2010-12-09 --env cluster.
+"""
 
 import sys
 

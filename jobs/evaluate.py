@@ -1,4 +1,6 @@
-"""Score the backtest and the list published a horizon ago: spark-submit jobs/evaluate.py --run-date 2010-12-09 --env cluster."""
+"""Score the backtest and the list published a horizon ago: spark-submit jobs/evaluate.py --run-date
+2010-12-09 --env cluster.
+"""
 
 import sys
 

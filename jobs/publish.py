@@ -1,4 +1,6 @@
-"""Audit tonight's lists and publish them: spark-submit jobs/publish.py --run-date 2010-12-09 --env cluster."""
+"""Audit tonight's lists and publish them: spark-submit jobs/publish.py --run-date 2010-12-09 --env
+cluster.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""Make candidate lists (--model NAME, or all of them): spark-submit jobs/recommend.py --run-date 2010-12-09 --env cluster."""
+"""Make candidate lists (--model NAME, or all of them): spark-submit jobs/recommend.py --run-date
+2010-12-09 --env cluster.
+"""
 
 import sys
 

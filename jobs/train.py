@@ -1,4 +1,6 @@
-"""Fit models (--model NAME, or all of them): spark-submit jobs/train.py --run-date 2010-12-09 --env cluster."""
+"""Fit models (--model NAME, or all of them): spark-submit jobs/train.py --run-date 2010-12-09 --env
+cluster.
+"""
 
 import sys
 

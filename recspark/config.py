@@ -1,8 +1,8 @@
 """Typed settings of a night: YAML in `conf/`, at most four visible layers, unknown key = error.
 
 Layers, later wins: `conf/base.yaml`, `conf/env/<env>.yaml`, the source named there
-(`conf/sources/<name>.yaml`), `--set a.b=c`. A model's settings live in `conf/models/<name>.yaml` and
-are typed by the model's own config class (`recspark.models.registry`).
+(`conf/sources/<name>.yaml`), `--set a.b=c`. A model's settings live in `conf/models/<name>.yaml`
+and are typed by the model's own config class (`recspark.models.registry`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    """Where things are kept. Every value is a URI or a path; a relative one starts at the working folder."""
+    """Where things are kept. Every value is a URI or a path; a relative one starts at the working
+    folder.
+    """
 
     root: str = Field("build/recspark", description="everything of one installation lives below it")
 
@@ -66,11 +68,15 @@ class Spark(Section):
 class MadeUpTimes(Section):
     """Times for a source that has an order but no times (kind `session_files`)."""
 
-    start: date | None = Field(None, description="of the first session; null: midnight of the night")
+    start: date | None = Field(
+        None, description="of the first session; null: midnight of the night"
+    )
     session_seconds: float = Field(
         0.01, gt=0, description="from one session's start to the next: 8.6 million a day. Guess"
     )
-    event_seconds: float = Field(1.0, gt=0, description="from one event of a session to the next. Guess")
+    event_seconds: float = Field(
+        1.0, gt=0, description="from one event of a session to the next. Guess"
+    )
 
 
 # What a mapping may name, and what it must; `event_id` is made from the row where it is not named.
@@ -113,7 +119,9 @@ class Source(Section):
         default_factory=dict, description="mapping: item column -> raw column of the catalogue"
     )
     list_separator: str = Field(
-        "|", min_length=1, description="mapping: between the parts of `category` and `media` as text"
+        "|",
+        min_length=1,
+        description="mapping: between the parts of `category` and `media` as text",
     )
     files: tuple[str, ...] = Field(
         (), description="session_files: names below `path` in reading order; () = all, by name"
@@ -122,7 +130,9 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Source:
-        zones = zoneinfo.available_timezones()  # empty on a machine without tzdata: Spark has its own
+        zones = (
+            zoneinfo.available_timezones()
+        )  # empty on a machine without tzdata: Spark has its own
         if zones and self.timezone not in zones:
             near = suggest(self.timezone, zones)
             hint = near if near.startswith(" Did") else " Use an IANA name such as Europe/London."
@@ -133,7 +143,9 @@ class Source(Section):
                 "put it in, or say archive: true"
             )
         if self.kind == "session_files" and self.archive and self.made_up.start is None:
-            raise ValueError("source.made_up.start is missing: an archive without times needs a first day")
+            raise ValueError(
+                "source.made_up.start is missing: an archive without times needs a first day"
+            )
         if self.kind == "mapping":
             self._check_mapping()
         elif self.columns or self.constants or self.attributes or self.items_path:
@@ -150,8 +162,18 @@ class Source(Section):
         ]:
             for name in named:
                 if name not in known:
-                    raise ValueError(f"source.{setting}.{name} is no column here.{suggest(name, known)}")
+                    raise ValueError(
+                        f"source.{setting}.{name} is no column here.{suggest(name, known)}"
+                    )
         given = {*self.columns, *self.constants}
+        for name in ("event_id", "item_id", "event_at"):
+            if name in self.constants:
+                raise ValueError(f"source.constants.{name}: it differs by row, name its raw column")
+        for name in ("value", "quantity"):
+            if name in self.constants and not _is_number(self.constants[name]):
+                raise ValueError(f"source.constants.{name} = '{self.constants[name]}' is no number")
+        if self.min_value is not None and "value" not in given:
+            raise ValueError("source.min_value is set, but source.columns gives no value")
         twice = sorted(set(self.columns) & set(self.constants))
         if twice:
             raise ValueError(f"source.columns and source.constants both give {twice}")
@@ -166,6 +188,14 @@ class Source(Section):
             raise ValueError("source.items_path and source.items_columns go together")
         if self.items_columns and "item_id" not in self.items_columns:
             raise ValueError("source.items_columns gives no item_id")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Ingest(Section):
@@ -307,7 +337,9 @@ class Config(Section):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits over every setting that can change a table; paths and machine left out."""
+        """Return 16 hex digits over every setting that can change a table; paths and machine left
+        out.
+        """
         data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
         for machine in ("threads", "start_timeout_s", "timeout_s"):
             data["train"].pop(machine)
@@ -326,7 +358,9 @@ def digest(data: object, length: int = 16) -> str:
 
 
 def conf_dir() -> Path:
-    """Return the folder of the YAML files: `RECSPARK_CONF`, else the checkout's, else the package's."""
+    """Return the folder of the YAML files: `RECSPARK_CONF`, else the checkout's, else the
+    package's.
+    """
     named = os.environ.get("RECSPARK_CONF")
     here = Path(__file__).resolve().parent
     choices = [Path(named)] if named else [here.parent / "conf", here / "_conf"]

@@ -23,13 +23,17 @@ class ConfigError(RecsparkError):
 
 
 class SourceError(RecsparkError):
-    """The raw input cannot be read as the source says: a column is gone, renamed or of another type."""
+    """The raw input cannot be read as the source says: a column is gone, renamed or of another
+    type.
+    """
 
     exit_code = 10
 
 
 class MissingLandingError(SourceError):
-    """The landing of the night is not there. A present, empty landing is fine; a missing one is not."""
+    """The landing of the night is not there. A present, empty landing is fine; a missing one is
+    not.
+    """
 
     exit_code = 11
 

@@ -31,7 +31,9 @@ VERSION_MAP = MapType(STRING, LONG)
 
 
 def columns(**fields: DataType) -> StructType:
-    """Return a StructType of nullable fields in the order given (Delta reads all back as nullable)."""
+    """Return a StructType of nullable fields in the order given (Delta reads all back as
+    nullable).
+    """
     return StructType([StructField(name, kind, True) for name, kind in fields.items()])
 
 

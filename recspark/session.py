@@ -20,10 +20,12 @@ ALWAYS = {
     "spark.sql.ansi.enabled": "true",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.databricks.delta.retentionDurationCheck.enabled": "true",
-    # A Delta table keeps the row-group size of its feed only through the session (docs/architecture.md).
+    # A Delta table keeps the row-group size of its feed only through the session
+    # (docs/architecture.md).
     "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
 }
-# Profile of a training job: one rank gets one executor, and a second attempt of a rank would hang all.
+# Profile of a training job: one rank gets one executor, and a second attempt of a rank would hang
+# all.
 TRAINING = {
     "spark.speculation": "false",
     "spark.dynamicAllocation.enabled": "false",
@@ -38,8 +40,8 @@ def build_session(
 ) -> SparkSession:
     """Return the Spark session of this process, started with recspark's own settings.
 
-    `settings.master` null leaves master, memory and executors to spark-submit. Raises SetupError when
-    Java or the Delta jars are missing.
+    `settings.master` null leaves master, memory and executors to spark-submit. Raises SetupError
+    when Java or the Delta jars are missing.
     """
     # Executors otherwise start whatever `python3` is first on their PATH.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -74,7 +76,9 @@ def executor_slots(spark: SparkSession) -> int:
 
 
 def set_row_group_bytes(spark: SparkSession, n_bytes: int) -> None:
-    """Set the Parquet row-group size of this session's later writes; Delta drops the per-write option."""
+    """Set the Parquet row-group size of this session's later writes; Delta drops the per-write
+    option.
+    """
     spark.conf.set("parquet.block.size", str(n_bytes))
 
 

@@ -58,7 +58,9 @@ def list_files(uri: str) -> list[str]:
 
 
 def fingerprint(uri: str) -> list[tuple[str, int, str]]:
-    """Return (name below `uri`, bytes, stamp) of each file; the stamp is an etag, checksum or mtime."""
+    """Return (name below `uri`, bytes, stamp) of each file; the stamp is an etag, checksum or
+    mtime.
+    """
     fs, path = _open_fs(uri)
     root = str(path).rstrip("/")
     rows = []
@@ -96,7 +98,9 @@ def write_json(uri: str, data: object) -> None:
 
 
 def read_array(uri: str, *, mmap: bool = False) -> npt.NDArray[Any]:
-    """Return the array of a `.npy` file; `mmap` shares local files between workers. Never unpickles."""
+    """Return the array of a `.npy` file; `mmap` shares local files between workers. Never
+    unpickles.
+    """
     if mmap and is_local(uri):
         return cast(
             "npt.NDArray[Any]",

@@ -47,7 +47,8 @@ NIGHT = "2010-12-09"
 
 @pytest.fixture(scope="session")
 def retail_slice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every tenth customer of the bundled data since August 2010, with all its dirt; a Parquet file."""
+    """Every tenth customer of the bundled data since August 2010, with all its dirt; a Parquet
+    file."""
     import pandas as pd
 
     rows = pd.read_parquet(BUNDLED)
@@ -75,7 +76,9 @@ def run_night(root: Path, source: Path, night: str = NIGHT, *more: str, **option
     from recspark.pipeline.run import night as run_stages
     from recspark.pipeline.run import open_night
 
-    context = open_night("test", parse_date(night), [*small_settings(root, source), *more], **options)
+    context = open_night(
+        "test", parse_date(night), [*small_settings(root, source), *more], **options
+    )
     run_stages(context)
     return context
 

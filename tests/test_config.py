@@ -37,7 +37,9 @@ def test_an_unknown_environment_is_named() -> None:
 
 
 def test_overrides_win_and_reach_model_settings() -> None:
-    config = load_config("test", ["publish.k=7", "models.ease.reg=3", "models=[popular, ease, item_knn]"])
+    config = load_config(
+        "test", ["publish.k=7", "models.ease.reg=3", "models=[popular, ease, item_knn]"]
+    )
     assert config.publish.k == 7
     assert config.model_settings["ease"]["reg"] == 3
     assert config.models == ("popular", "ease", "item_knn")

@@ -16,7 +16,9 @@ pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_a_notebook_runs(path: Path, small_night: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs(
+    path: Path, small_night: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(os.environ, "RECSPARK_ROOT", str(Path(small_night.catalog.root).parent))
     monkeypatch.setitem(os.environ, "RECSPARK_ENV", "test")
     monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)

@@ -20,9 +20,14 @@ def test_bytes_json_and_arrays_come_back(root: str) -> None:
     storage.write_json(storage.join(place, "x.json"), {"b": 1})
     storage.write_array(storage.join(place, "y.npy"), np.arange(6).reshape(2, 3))
     assert storage.read_json(storage.join(place, "x.json")) == {"b": 1}
-    assert storage.read_array(storage.join(place, "y.npy"), mmap=True).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert storage.read_array(storage.join(place, "y.npy"), mmap=True).tolist() == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
     assert [f.rsplit("/", 1)[1] for f in storage.list_files(root)] == ["x.json", "y.npy"]
-    assert [(name.rsplit("/", 1)[-1], size) for name, size, _ in storage.fingerprint(place)][0][0] == "x.json"
+    assert [(name.rsplit("/", 1)[-1], size) for name, size, _ in storage.fingerprint(place)][0][
+        0
+    ] == "x.json"
 
 
 def test_a_folder_is_complete_once_marked(root: str) -> None:

@@ -24,7 +24,9 @@ RunDate = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 
-console = Console()
+_terminal = Console()
+# A log file or a pipe has no width of its own: give the tables room there.
+console = _terminal if _terminal.is_terminal else Console(width=150)
 
 
 def parse_date(text: str) -> date:

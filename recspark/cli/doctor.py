@@ -27,7 +27,9 @@ _PACKAGES = (
 
 
 def doctor(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:
-    """Check Java, packages, Delta jars, settings and the source; the exit code says whether all is well."""
+    """Check Java, packages, Delta jars, settings and the source; the exit code says whether all is
+    well.
+    """
     checks = [*_packages(), _java(), _jars(), _settings(env, set_)]
     if as_json:
         print(json.dumps([{"check": n, "ok": ok, "found": text} for n, ok, text in checks]))

@@ -1,4 +1,6 @@
-"""`recspark export TABLE`: one table to Parquet, CSV or JSON lines, for those without a Delta reader."""
+"""`recspark export TABLE`: one table to Parquet, CSV or JSON lines, for those without a Delta
+reader.
+"""
 
 from __future__ import annotations
 

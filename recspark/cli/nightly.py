@@ -26,7 +26,8 @@ def nightly(
     repin: Repin = False,
     report: Annotated[bool, typer.Option(help="print what the night made")] = True,
 ) -> None:
-    """Run every stage of one night: ingest, sessionize, features, train, recommend, evaluate, publish.
+    """Run every stage of one night: ingest, sessionize, features, train, recommend, evaluate,
+    publish.
 
     A second run of the same night takes what is recorded; nothing changes.
     """
@@ -53,5 +54,7 @@ def nightly(
 
 
 def demo(set_: Set = None, force: Force = False) -> None:
-    """Run the night of 2010-12-09 on the bundled Online Retail data; everything lands in build/demo."""
+    """Run the night of 2010-12-09 on the bundled Online Retail data; everything lands in
+    build/demo.
+    """
     nightly(DEMO_NIGHT, "local", [*DEMO_SETTINGS, *(set_ or [])], force, False, True)

@@ -1,1 +1,3 @@
-"""Pure transforms, DataFrame in and DataFrame out: events to sessions, histories, features, queries."""
+"""Pure transforms, DataFrame in and DataFrame out: events to sessions, histories, features,
+queries.
+"""

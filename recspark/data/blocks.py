@@ -1,4 +1,6 @@
-"""Arrow batches of histories and queries as flat numpy arrays: what kernels in executors work on."""
+"""Arrow batches of histories and queries as flat numpy arrays: what kernels in executors work
+on.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Ragged:
 class Histories:
     """The `history` column of a batch: events of row r at `start[r]:start[r + 1]`, newest last.
 
-    `item_idx` int32, `event_at` int64 (microseconds since 1970 UTC), `weight` float32; all (n_events,).
+    `item_idx` int32, `event_at` int64 (microseconds since 1970 UTC), `weight` float32; all
+    (n_events,).
     """
 
     start: Array
@@ -119,7 +122,8 @@ def weigh(
     ----------
     history : events before `as_of`
     as_of : microseconds since 1970 UTC; age 0
-    half_life_days : an event of age a days counts weight × 0.5^(a / half_life_days); None = no decay
+    half_life_days : an event of age a days counts weight × 0.5^(a / half_life_days); None = no
+        decay
     combine : `sum` over the item's events, in time order; `last` = its heaviest decayed event (the
         newest one, where event weights are equal); `binary` = 1
 

@@ -39,9 +39,11 @@ class Dataset:
     Parameters
     ----------
     cutoff : first instant that is not in it, UTC
-    histories : user_idx bigint, history (`schema.HISTORY`, newest last, never empty), seen array<int>
+    histories : user_idx bigint, history (`schema.HISTORY`, newest last, never empty), seen
+        array<int>
     interactions : user_idx, item_idx, weight float, n_events int, last_event_at
-    items : item_idx int, item_id, item_name, category, price, text: items with an event before cutoff
+    items : item_idx int, item_id, item_name, category, price, text: items with an event before
+        cutoff
     user_features, item_features : as in the tables, without `cutoff`
     training : files of the fixed-length training set; None where no model needs one
     """
@@ -57,8 +59,8 @@ class Dataset:
     def vocabulary(self) -> Array:
         """Return the eligible items' `item_idx`, int32 ascending (n_items,).
 
-        Position in it is the model's local index. Runs one job; driver memory 4 bytes an item. Raises
-        EmptyDataError where nobody acted before the cutoff.
+        Position in it is the model's local index. Runs one job; driver memory 4 bytes an item.
+        Raises EmptyDataError where nobody acted before the cutoff.
         """
         rows = self.items.select("item_idx").toArrow().column("item_idx")
         items = np.sort(rows.to_numpy().astype(np.int32))

@@ -1,4 +1,6 @@
-"""Raw events to clean events, quarantine and duplicates: every row of a landing gets one verdict."""
+"""Raw events to clean events, quarantine and duplicates: every row of a landing gets one
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -47,18 +49,20 @@ def check_events(
     ----------
     raw : `schema.RAW_EVENTS`
     run_date : the night D; an event after its end (UTC) is in the future
-    max_late_days : an event of a day before D - max_late_days is too late, but for the initial landing
+    max_late_days : an event of a day before D - max_late_days is too late, but for the initial
+        landing
     initial : the first landing of an installation
     existing : event_id, event_date of the events that other landings gave; None = there are none
     unique_ids : no event_id occurs twice in `raw` (`Landing.unique_ids`), which saves the shuffle
 
     A quarantined row keeps the source's `reason`, else gets the first of: no event id, no user (nor
-    session), no item, no event type, no time, event before 1970-01-02 (an unset time), in the future,
-    too late, value not finite, quantity not positive. Only quarantined rows keep `row`. Of clean rows
-    with the same event_id one stays (earliest, then smallest hash), the others are duplicates with the
-    reason `twice in this landing`; one whose id is in `existing`, on a day that this landing may hold,
-    is a duplicate `already ingested`. Raises SchemaError. Cost: lazy; no shuffle for `unique_ids`
-    without `existing`, else one by event_id, which both checks share, and one of the existing ids.
+    session), no item, no event type, no time, event before 1970-01-02 (an unset time), in the
+    future, too late, value not finite, quantity not positive. Only quarantined rows keep `row`. Of
+    clean rows with the same event_id one stays (earliest, then smallest hash), the others are
+    duplicates with the reason `twice in this landing`; one whose id is in `existing`, on a day that
+    this landing may hold, is a duplicate `already ingested`. Raises SchemaError. Cost: lazy; no
+    shuffle for `unique_ids` without `existing`, else one by event_id, which both checks share, and
+    one of the existing ids.
     """
     _check_schema(raw)
     oldest = None if initial else run_date - timedelta(days=max_late_days)
@@ -72,7 +76,8 @@ def check_events(
     )
     repeats: list[tuple[Column, str]] = []
     if not unique_ids or existing is not None:
-        # Quarantined rows take no part; by their own hash, rows without an id do not meet in one task.
+        # Quarantined rows take no part; by their own hash, rows without an id do not meet in one
+        # task.
         alone = F.concat(F.lit("\x00"), F.xxhash64("row").cast("string"))
         key = F.when(F.col("reason").isNull(), F.col("event_id")).otherwise(alone)
         rows = rows.withColumn("_key", key)
@@ -147,16 +152,19 @@ class Counts:
 def count_verdicts(checked: DataFrame, raw: DataFrame | None = None) -> Counts:
     """Return the rows per verdict and reason of `check_events`, by one action.
 
-    `raw`, the frame that went in, is counted too: by a second scan of one column, which shares neither
-    joins nor windows with `checked`, so that a row lost or doubled there is noticed. Without it `n_in`
-    is the number of rows that came out. Raises SourceError where a file of the landing cannot be read.
+    `raw`, the frame that went in, is counted too: by a second scan of one column, which shares
+    neither joins nor windows with `checked`, so that a row lost or doubled there is noticed.
+    Without it `n_in` is the number of rows that came out. Raises SourceError where a file of the
+    landing cannot be read.
     """
     counted = checked.groupBy("verdict", "reason").agg(F.count(F.lit(1)).alias("n"))
     if raw is not None:
         # A count of no column at all would count lines of text, not rows.
         total = raw.agg(F.count(F.lit(1)).alias("n"), F.max(F.length("item_id")).alias("_"))
         counted = counted.unionByName(
-            total.select(F.lit("in").alias("verdict"), F.lit(None).cast("string").alias("reason"), "n")
+            total.select(
+                F.lit("in").alias("verdict"), F.lit(None).cast("string").alias("reason"), "n"
+            )
         )
     try:
         rows = counted.orderBy(F.desc("n"), "reason").collect()
@@ -215,7 +223,11 @@ def _known_ids(existing: DataFrame, run_date: date, oldest: date | None) -> Data
 def _check_schema(raw: DataFrame) -> None:
     have = {field.name: field.dataType.simpleString() for field in raw.schema}
     want = {field.name: field.dataType.simpleString() for field in schema.RAW_EVENTS}
-    wrong = [f"{name} {want[name]}, found {have.get(name, 'none')}" for name in want if have.get(name) != want[name]]
+    wrong = [
+        f"{name} {want[name]}, found {have.get(name, 'none')}"
+        for name in want
+        if have.get(name) != want[name]
+    ]
     if wrong:
         raise SchemaError(f"a source must give schema.RAW_EVENTS; expected {'; '.join(wrong)}")
 

@@ -18,8 +18,8 @@ def user_features(histories: DataFrame, cutoff: datetime) -> DataFrame:
     """Return `schema.USER_FEATURES`, a row per user with an event before `cutoff`.
 
     recency: days since the last event; tenure: days since the first; mean_gap: days between orders
-    (null for one order); spend: sum of `value`; activity: light, regular or heavy by orders. Sums run in
-    time order. Narrow: no shuffle, no action. `histories` are sliced at the cutoff.
+    (null for one order); spend: sum of `value`; activity: light, regular or heavy by orders. Sums
+    run in time order. Narrow: no shuffle, no action. `histories` are sliced at the cutoff.
     """
     now = F.lit(cutoff)
     orders = F.array_distinct(
@@ -55,9 +55,10 @@ def activity(n_orders: Column) -> Column:
 def item_features(histories: DataFrame, items: DataFrame, cutoff: datetime) -> DataFrame:
     """Return `schema.ITEM_FEATURES`, a row per item with an event before `cutoff`.
 
-    growth: events a day in the last 7 days over events a day in the last 28, one event added to each;
-    repeat_rate: share of the item's users who acted on it on more than one day; age and last_event in
-    days. Two shuffles, by user and item (partly aggregated first) and by item; no action.
+    growth: events a day in the last 7 days over events a day in the last 28, one event added to
+    each; repeat_rate: share of the item's users who acted on it on more than one day; age and
+    last_event in days. Two shuffles, by user and item (partly aggregated first) and by item; no
+    action.
 
     Parameters
     ----------
@@ -103,7 +104,8 @@ def item_features(histories: DataFrame, items: DataFrame, cutoff: datetime) -> D
 
 
 def items_as_of(items: DataFrame, cutoff: datetime) -> DataFrame:
-    """Return the catalogue before `cutoff`: per item the latest value of each column that is not null.
+    """Return the catalogue before `cutoff`: per item the latest value of each column that is not
+    null.
 
     Rows valid from the cutoff on are not looked at. One shuffle by item, no action.
     """
@@ -120,8 +122,8 @@ def changed_items(landed: DataFrame, known: DataFrame) -> DataFrame:
 
     Parameters
     ----------
-    landed, known : item columns of `schema.ITEMS`; a row is new when a described column differs from
-        the item's row before it in time (in `known` or `landed`), or it is the first
+    landed, known : item columns of `schema.ITEMS`; a row is new when a described column differs
+        from the item's row before it in time (in `known` or `landed`), or it is the first
 
     One shuffle by item, no action. Inserting what is returned, night by night or at once, gives the
     same rows.

@@ -26,9 +26,10 @@ def new_ids(
     id_column, idx_column : their names; `item_idx` is int, any other bigint
     run_date : the night that first saw them
 
-    New names get the integers after the largest known one, in ascending order of the name, whatever the
-    partitioning. Raises IdRangeError where they do not fit an int. Cost: one range shuffle of the new
-    names, kept while they are counted per partition; the driver holds one count a partition.
+    New names get the integers after the largest known one, in ascending order of the name, whatever
+    the partitioning. Raises IdRangeError where they do not fit an int. Cost: one range shuffle of
+    the new names, kept while they are counted per partition; the driver holds one count a
+    partition.
     """
     fresh = (
         names.where(F.col(id_column).isNotNull())

@@ -98,7 +98,8 @@ def pair_column(history: pa.ListArray, as_of: int, half_life_days: float | None)
 
 
 def interactions(histories: DataFrame, cutoff: datetime, half_life_days: float | None) -> DataFrame:
-    """Return `cutoff, user_idx, item_idx, weight, n_events, last_event_at`, a row per user and item.
+    """Return `cutoff, user_idx, item_idx, weight, n_events, last_event_at`, a row per user and
+    item.
 
     `histories` are already sliced at `cutoff` (`before`). Narrow: no shuffle, no action.
     """
@@ -131,8 +132,9 @@ def decayed_item_weights(
 ) -> DataFrame:
     """Return `item_idx, weight double`: decayed event weights summed over all users.
 
-    Each event's weight is rounded to 2^-32 and summed as an integer, so the sum does not depend on the
-    order of a shuffle; error below 2^-33 an event. One shuffle of item-sized partial sums, no action.
+    Each event's weight is rounded to 2^-32 and summed as an integer, so the sum does not depend on
+    the order of a shuffle; error below 2^-33 an event. One shuffle of item-sized partial sums, no
+    action.
     """
     events = histories.select(F.explode("history").alias("e"))
     weight = F.col("e.weight").cast("double")

@@ -18,11 +18,11 @@ def owner() -> Column:
 def with_session_id(events: DataFrame, settings: Sessions) -> DataFrame:
     """Add `owner`, `chain_at` and `session_id` to events.
 
-    A chain is a run of events of one owner with no gap above `gap_minutes` (a gap of exactly the limit
-    stays in, as in Spark's `session_window`). A chain longer than `max_minutes` is cut into slices of
-    that length counted from its first event, so an event's session depends on earlier events only.
-    `session_id` = hash(owner, the session's first event): adding a user or rerunning a day renumbers
-    nobody. Ties in time are ordered by event_id.
+    A chain is a run of events of one owner with no gap above `gap_minutes` (a gap of exactly the
+    limit stays in, as in Spark's `session_window`). A chain longer than `max_minutes` is cut into
+    slices of that length counted from its first event, so an event's session depends on earlier
+    events only. `session_id` = hash(owner, the session's first event): adding a user or rerunning a
+    day renumbers nobody. Ties in time are ordered by event_id.
 
     Cost: one shuffle by owner, one sort; no action.
     """
@@ -59,8 +59,8 @@ def with_session_id(events: DataFrame, settings: Sessions) -> DataFrame:
 def sessions(labelled: DataFrame) -> DataFrame:
     """Return one row per session (`schema.SESSIONS`) of events that carry `session_id`.
 
-    `items` in time order, repeats kept. Same partitioning as `with_session_id`: no further shuffle by
-    owner is needed, since the grouping starts with it.
+    `items` in time order, repeats kept. Same partitioning as `with_session_id`: no further shuffle
+    by owner is needed, since the grouping starts with it.
     """
     in_order = F.array_sort(F.collect_list(F.struct("event_at", "event_id", "item_id")))
     return (
@@ -94,10 +94,10 @@ def reopened(changes: DataFrame, old_sessions: DataFrame, settings: Sessions) ->
     changes : events added or removed since the sessions were made
     old_sessions : the sessions as they are
 
-    `changed_at` is the owner's first changed event. `anchor` is the start of the earliest chain that
-    reaches it (its last event at most one gap before), else `changed_at`: events before it keep their
-    sessions, since a session depends on earlier events only. Cost: two shuffles by owner, of the
-    changes and of the sessions of changed owners; no action.
+    `changed_at` is the owner's first changed event. `anchor` is the start of the earliest chain
+    that reaches it (its last event at most one gap before), else `changed_at`: events before it
+    keep their sessions, since a session depends on earlier events only. Cost: two shuffles by
+    owner, of the changes and of the sessions of changed owners; no action.
     """
     changed = (
         changes.withColumn("owner", owner())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -20,7 +20,7 @@ from recspark.data.dataset import TrainingSet
 from recspark.tables.catalog import Slice, TableCatalog, _condition
 from recspark.tables.snapshot import active_files
 
-FILES_PER_RANK = 4  # more files than ranks: shares come out equal, and order differs by epoch. Guess
+FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess
 NO_ITEM = -1  # pads `items`
 
 
@@ -49,15 +49,15 @@ def training_bags(
 
     Returns
     -------
-    `schema.TRAINING_BAGS`: `items` ascending, padded with -1 to L; `weights` beside them, padded with
-    0; `length` = items before the padding. Of items with the same newest event, the smaller item_idx
-    stays. Lazy. Cost: one shuffle, which spreads users by their hash, whatever the cluster's size:
-    partitions differ by about sqrt(rows / n_files) rows.
+    `schema.TRAINING_BAGS`: `items` ascending, padded with -1 to L; `weights` beside them, padded
+    with 0; `length` = items before the padding. Of items with the same newest event, the smaller
+    item_idx stays. Lazy. Cost: one shuffle, which spreads users by their hash, whatever the
+    cluster's size: partitions differ by about sqrt(rows / n_files) rows.
     """
     as_of, length = micros(cutoff), features.max_training_items
     half_life = features.half_life_days
 
-    def pack(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             history = _earlier(parse_histories(batch.column("history")), as_of)
             kept = np.diff(history.start) > 0
@@ -80,7 +80,7 @@ def training_bags(
 def bags(
     history: Histories, as_of: int, half_life_days: float | None, length: int
 ) -> tuple[Array, Array, Array]:
-    """Return items int32 (n, length), weights float32 (n, length) and lengths int32 (n,) of each row.
+    """Return items int32 and weights float32, both (n, length), and lengths int32 (n,).
 
     See `training_bags`; the weights are those of `blocks.weigh` with `combine="sum"`.
     """
@@ -147,8 +147,8 @@ def _fixed_lists(values: Array) -> pa.ListArray:
 def _partition_key(hashed: Column, n: int) -> Column:
     """Return a column that `repartition(n, column)` sends to partition `floor(hashed / 2^64 * n)`.
 
-    Spark puts a row into partition pmod(murmur3(column), n), so equal shares need, for each partition,
-    a number that falls there: n different values would leave some partitions empty.
+    Spark puts a row into partition pmod(murmur3(column), n), so equal shares need, for each
+    partition, a number that falls there: n different values would leave some partitions empty.
     """
     keys: dict[int, int] = {}
     candidate = 0

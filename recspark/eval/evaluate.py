@@ -328,16 +328,8 @@ def _segment_rows(
                 yield MetricRow(
                     *head, *where, metric, k, value, n_users, baseline, *map(_number, against)
                 )
-            yield MetricRow(
-                *head,
-                *where,
-                "coverage",
-                k,
-                covered[c, m],
-                total.n_users,
-                baseline,
-                _number(covered_diffs[c, m]),
-            )
+            share, diff = _number(covered[c, m]), _number(covered_diffs[c, m])
+            yield MetricRow(*head, *where, "coverage", k, share, total.n_users, baseline, diff)
 
 
 def _number(value: float) -> float | None:

@@ -147,7 +147,9 @@ def coverage_gate(counts: AuditCounts, minimum: float) -> Gate:
     Without any active user the gate refuses: publishing would empty the table.
     """
     what = "active users have a list"
-    return _share_gate("coverage", counts.n_answered, counts.n_active, minimum, what, empty=False)
+    return _share_gate(
+        "active_coverage", counts.n_answered, counts.n_active, minimum, what, empty=False
+    )
 
 
 def full_lists_gate(counts: AuditCounts, minimum: float) -> Gate:

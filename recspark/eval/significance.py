@@ -22,6 +22,7 @@ STEP = 2.0**-32  # per-user values are summed as whole multiples of it
 BLOCK_USERS = 2**11
 LEVEL = 0.95
 
+_LIMIT = 2.0**39  # of a value in steps
 _LANES = 4  # 16-bit draws in a 64-bit hash
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -82,7 +83,7 @@ def replicate_sums(weights: Array, columns: Array) -> Array:
     Parameters
     ----------
     weights : uint8 (n_users, n_replicates); at most `BLOCK_USERS` users
-    columns : float64 (n_users, n_columns); whole numbers below 2^39
+    columns : float64 (n_users, n_columns); whole numbers below 2^39, else ValueError
 
     Returns
     -------
@@ -96,6 +97,8 @@ def replicate_sums(weights: Array, columns: Array) -> Array:
     """
     if len(columns) > BLOCK_USERS:
         raise ValueError(f"{len(columns)} users: sums are exact up to {BLOCK_USERS}")
+    if np.abs(columns).max(initial=0) >= _LIMIT:
+        raise ValueError("a value of 128 or more: sums would not be exact")
     ones = np.ones((len(columns), 1))
     weighted = np.concatenate([ones, weights.astype(np.float64)], axis=1)
     return (weighted.T @ columns).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The fallback ladder: the champion's list, filled up by the next models until it has k items."""
+"""The fallback ladder: what the champion leaves open is filled by the next model, then the next."""
 
 from __future__ import annotations
 
@@ -8,51 +8,83 @@ from functools import reduce
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from recspark.errors import ModelError
+from recspark import schema
+from recspark.errors import ModelError, SchemaError
 
-CHAMPION = "champion"
+FILLED = schema.columns(
+    user_idx=schema.LONG,
+    item_idx=schema.INT,
+    rank=schema.INT,
+    score=schema.FLOAT,
+    model=schema.STRING,
+    source=schema.STRING,
+)
 
 
 def fill(ladder: Sequence[tuple[str, DataFrame]], users: DataFrame, k: int) -> DataFrame:
-    """Return one list of up to k items for each user: `user_idx, item_idx, rank, score, model, source`.
+    """Return one list of at most k items for each of `users`, from the first model that has them.
 
     Parameters
     ----------
-    ladder : (model, its lists: user_idx, item_idx, rank, score); the first is the champion
-    users : user_idx: who is answered
-    k : items of a full list
+    ladder : (model, its lists as `user_idx, item_idx, rank, score`), the champion first. Every list
+        has k items or all that its model can give
+    users : user_idx; lists of other users are left out
+    k : items wanted
 
-    A step's items follow those of the steps before it, in the step's own order, without the items that
-    are listed already. `source` is `champion`, or `fallback:<model>`. `score` is the model's own: it
-    does not increase within a step, and is not comparable between steps; `rank` decides. One shuffle by
-    user, no action. Raises ModelError on an empty ladder or k < 1.
+    Returns
+    -------
+    `user_idx, item_idx, rank, score, model, source`; `source` is `champion` or `fallback:<model>`.
+    An item stands where its first model put it; later steps follow, in their own order. `rank`
+    orders the list. `score` is that of the row's own model: comparable within one `source`, and not
+    falling from one to the next. A user whom no step answers has no row.
+
+    Lazy. One shuffle, by user, of at most k rows a user and step.
     """
     if not ladder or k < 1:
-        raise ModelError(
-            f"a ladder needs at least one model and k >= 1, got {len(ladder)} and k = {k}"
-        )
-    steps = [
-        lists.where(F.col("rank") <= 2 * k if step else F.col("rank") <= k).select(
-            "user_idx",
-            "item_idx",
-            "rank",
-            "score",
-            F.lit(step).alias("step"),
-            F.lit(model).alias("model"),
-            F.lit(CHAMPION if step == 0 else f"fallback:{model}").alias("source"),
-        )
-        for step, (model, lists) in enumerate(ladder)
-    ]
-    asked = users.select("user_idx").distinct()
-    mine = reduce(DataFrame.unionByName, steps).join(asked, on="user_idx", how="left_semi")
-    order = ("step", "rank")
-    same_item = Window.partitionBy("user_idx", "item_idx").orderBy(*order)
-    in_list = Window.partitionBy("user_idx").orderBy(*order)
+        raise ModelError(f"ladder of {len(ladder)} models, k = {k}: at least one of each is needed")
+    wanted = users.select(
+        "user_idx", *[F.lit(None).cast(f.dataType).alias(f.name) for f in _STEP.fields[1:]]
+    )
+    steps = [_step(place, model, lists, k) for place, (model, lists) in enumerate(ladder)]
+    by_user = Window.partitionBy("user_idx")
+    best_first = by_user.orderBy("place", "item_rank")
+    same_item = Window.partitionBy("user_idx", "item_idx").orderBy("place", "item_rank")
     return (
-        mine.repartition("user_idx")  # one shuffle serves both windows
+        reduce(DataFrame.unionByName, steps, wanted)
+        .repartition("user_idx")
+        .withColumn("is_wanted", F.max(F.col("place").isNull()).over(by_user))
         .withColumn("nth", F.row_number().over(same_item))
-        .where("nth = 1")
-        .withColumn("rank", F.row_number().over(in_list))
+        .where(F.col("is_wanted") & F.col("place").isNotNull() & (F.col("nth") == 1))
+        .withColumn("rank", F.row_number().over(best_first))
         .where(F.col("rank") <= k)
-        .select("user_idx", "item_idx", "rank", "score", "model", "source")
+        .select(*FILLED.names)
+    )
+
+
+_STEP = schema.columns(
+    user_idx=schema.LONG,
+    item_idx=schema.INT,
+    item_rank=schema.INT,
+    score=schema.FLOAT,
+    model=schema.STRING,
+    source=schema.STRING,
+    place=schema.INT,
+)
+
+
+def _step(place: int, model: str, lists: DataFrame, k: int) -> DataFrame:
+    missing = [name for name in schema.RECOMMENDED.names if name not in lists.columns]
+    if missing:
+        raise SchemaError(
+            f"lists of '{model}': missing columns {missing}, there are {lists.columns}"
+        )
+    # Of k items at most those taken before can be taken again: the first k are enough.
+    return lists.where(F.col("rank") <= k).select(
+        "user_idx",
+        "item_idx",
+        F.col("rank").alias("item_rank"),
+        "score",
+        F.lit(model).alias("model"),
+        F.lit("champion" if place == 0 else f"fallback:{model}").alias("source"),
+        F.lit(place).alias("place"),
     )

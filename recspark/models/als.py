@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
-from pyspark.ml.recommendation import ALS
+from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recspark import schema, storage
+from recspark import storage
 from recspark.data.blocks import Array, QueryBlock, micros
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import interactions
@@ -56,8 +56,8 @@ class AlsSettings(Settings):
     n_blocks: int = Field(
         2,
         ge=1,
-        description="blocks of users and of items, MLlib's unit of parallel work. With more than 2, "
-        "MLlib adds partial sums in the order tasks end: the last bits of a refit may differ",
+        description="blocks of users and of items, MLlib's unit of parallel work. Above 2, MLlib "
+        "adds partial sums in the order tasks end: the last bits of a refit may differ",
     )
 
 
@@ -116,8 +116,8 @@ class AlsScorer:
 class Als(Recommender[AlsSettings]):
     """Minimise sum c (p - x y)^2 + reg (n |x|^2 + n |y|^2), c = 1 + alpha * weight, p = weight > 0.
 
-    The sum runs over all user-item pairs; n is the number of a row's interactions. Source: Hu, Koren
-    and Volinsky 2008; scaled reg: Zhou et al. 2008; MLlib's ALS, of which this is a wrapper.
+    The sum runs over all user-item pairs; n is the number of a row's interactions. Source: Hu,
+    Koren and Volinsky 2008; scaled reg: Zhou et al. 2008; MLlib's ALS, which this wraps.
     """
 
     settings_class = AlsSettings
@@ -129,15 +129,66 @@ class Als(Recommender[AlsSettings]):
         `options.scratch`. Driver: item-sized; user factors stay in the executors and are dropped.
         """
         settings = self.settings
-        spark = data.histories.sparkSession
         items = data.vocabulary()
-        before = _persisted(spark)
-        if options.scratch:
-            spark.sparkContext.setCheckpointDir(storage.join(options.scratch, "als"))
+        largest = data.histories.agg(F.max("user_idx")).collect()[0][0]
+        if largest is not None and largest > MAX_ID:
+            raise IdRangeError(
+                f"als: user_idx goes up to {largest}, MLlib's ids up to {MAX_ID}; use another model"
+            )
+        spark = data.histories.sparkSession
+        before = set(_persisted(spark))
         try:
-            ...
+            model = train(ratings(data, settings), settings, options)
+            rows = model.itemFactors.toArrow()
         finally:
-            ...
+            for key, rdd in _persisted(spark).items():
+                if key not in before:
+                    rdd.unpersist()
+            if options.scratch:
+                storage.remove(_checkpoints(options))
+        factors = np.zeros((len(items), settings.embedding_size), np.float32)
+        values = rows.column("features").combine_chunks().flatten().to_numpy()
+        at = topk.local_index(items, rows.column("id").to_numpy())
+        factors[at] = values.reshape(len(at), -1)
+        return AlsModel(settings, data.cutoff, items, factors)
+
+
+def ratings(data: Dataset, settings: AlsSettings) -> DataFrame:
+    """Return `user int, item int, rating float`: decayed weights above 0, in the order ALS needs.
+
+    Each of MLlib's user blocks comes from one partition, sorted: its sums have one order. One
+    shuffle, no action.
+    """
+    n = settings.n_blocks
+    return (
+        interactions(data.histories, data.cutoff, settings.half_life_days)
+        .where("weight > 0")
+        .select(
+            F.col("user_idx").cast("int").alias("user"),
+            F.col("item_idx").alias("item"),
+            F.col("weight").alias("rating"),
+        )
+        .repartition(n, F.pmod("user", F.lit(n)))
+        .sortWithinPartitions("user", "item")
+    )
+
+
+def train(ratings: DataFrame, settings: AlsSettings, options: FitOptions) -> ALSModel:
+    """Return MLlib's model, its factors persisted. The last half-step was that of the users."""
+    if options.scratch:
+        ratings.sparkSession.sparkContext.setCheckpointDir(_checkpoints(options))
+    als = ALS(
+        rank=settings.embedding_size,
+        maxIter=settings.iterations,
+        regParam=settings.reg,
+        alpha=settings.alpha,
+        implicitPrefs=True,
+        numUserBlocks=settings.n_blocks,
+        numItemBlocks=settings.n_blocks,
+        checkpointInterval=10 if options.scratch else -1,
+        seed=options.seed,
+    )
+    return als.fit(ratings)
 
 
 def fold_in(
@@ -175,3 +226,17 @@ def fold_in(
             right = np.where(inside, 1 + extra, 0)[:, None, :] @ near  # (b, 1, d)
             out[chosen] = np.linalg.solve(normal, right.transpose(0, 2, 1))[:, :, 0]
     return out
+
+
+def _weights(settings: AlsSettings, cutoff: datetime) -> HistoryWeights:
+    return HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
+
+
+def _checkpoints(options: FitOptions) -> str:
+    return storage.join(storage.absolute(options.scratch), "als")
+
+
+def _persisted(spark: SparkSession) -> dict[int, Any]:
+    """Return the persisted RDDs of the session, by id (JVM objects)."""
+    context: Any = spark.sparkContext
+    return dict(context._jsc.getPersistentRDDs())

@@ -42,7 +42,7 @@ class ItemKNNModel(ItemItemModel):
 
 
 class ItemKNN(Recommender[ItemKNNSettings]):
-    """Score = sum over the history of weight * x_i . x_j / (|x_i| |x_j| + shrink), x = item columns.
+    """Score = sum over the history of weight * x_i . x_j / (|x_i| |x_j| + shrink); x: item columns.
 
     Source: Sarwar et al. 2001, "Item-based collaborative filtering"; shrink: Bell and Koren 2007.
     """

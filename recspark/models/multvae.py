@@ -1,4 +1,5 @@
-"""Mult-VAE: the user's taste as a latent vector that rebuilds all of the user's items (Liang et al. 2018).
+"""Mult-VAE: the user's taste as a latent vector that rebuilds all of the user's items (Liang et al.
+2018).
 
 Trained by Horovod ranks on Spark executors, from the files of one version of `training_bags`.
 """
@@ -40,7 +41,7 @@ class MultVaeSettings(Settings):
     hidden_size: int = Field(
         200,
         ge=1,
-        description="units of the layer on either side of the latent vector. Paper: 600; bundled: 200",
+        description="units of the layer on either side of the latent one. Paper: 600; bundled: 200",
         json_schema_extra={"tune": {"choices": [100, 200, 400, 600]}},
     )
     latent_size: int = Field(
@@ -70,8 +71,8 @@ class MultVaeSettings(Settings):
     )
     input_weights: Literal["binary", "weights"] = Field(
         "binary",
-        description="what the encoder sees in training: 1 per item, or the weights of the training set; "
-        "the rebuilt target is always the weights. Bundled: binary",
+        description="what the encoder sees in training: 1 per item, or the training set's weights; "
+        "what it rebuilds is always the weights. Bundled: binary",
     )
     half_life_days: float | None = Field(
         30.0,
@@ -98,8 +99,8 @@ class MultVaeSettings(Settings):
     max_items: int = Field(
         100_000,
         ge=1,
-        description="largest catalogue; a rank takes about 20 bytes an item and hidden unit, twice, and "
-        "a batch of scores (0.9 GB at 100,000). Guess: half of an executor of 4 GB",
+        description="largest catalogue; a rank takes about 72 bytes an item and hidden unit "
+        "(1.4 GB at 100,000 and 200). Guess: what an executor of 4 GB leaves to Python",
     )
 
 
@@ -113,13 +114,14 @@ class MultVae(Recommender[MultVaeSettings]):
     settings_class = MultVaeSettings
 
     def fit(self, data: Dataset, options: FitOptions) -> MultVaeModel:
-        """See `Recommender.fit`. The driver holds the vocabulary and the weights, nothing of users."""
+        """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
         settings = self.settings
         items = data.vocabulary()
         if len(items) > settings.max_items:
             raise CatalogueTooLargeError(
-                f"multvae: {len(items):,} items before the cutoff, max_items is {settings.max_items:,}; "
-                "raise models.multvae.max_items if ranks have the memory, or use als"
+                f"multvae: {len(items):,} items before the cutoff, max_items is "
+                f"{settings.max_items:,}; raise models.multvae.max_items if the ranks have "
+                f"{72e-9 * len(items) * settings.hidden_size:,.1f} GB each, or use als"
             )
         if data.training is None:
             raise ModelError("multvae: this data has no training set; run build_features with it")
@@ -182,7 +184,7 @@ class MultVaeModel(RecommenderModel):
 
 @dataclass(frozen=True)
 class MultVaeScorer:
-    """Weighs the history, encodes and half decodes it; the last layer is the top-N kernel's product."""
+    """Weighs the history, encodes it, decodes it but for the last layer: the kernel's product."""
 
     weights: HistoryWeights
     items: Array
@@ -204,16 +206,14 @@ def encode(start: Array, items: Array, weights: Array, arrays: dict[str, Array])
     """Return the decoder's hidden layer of each row, float32 (n, hidden_size), without noise.
 
     `start` int64 (n + 1,), `items` int32 (p,) local, `weights` float32 (p,): row r has entries
-    `start[r]:start[r + 1]`. Computed in float64 in the same order for a row wherever it stands, so the
-    answer does not depend on batching; no torch.
+    `start[r]:start[r + 1]`. Computed in float64 in the same order for a row wherever it stands, so
+    the answer does not depend on batching; no torch.
     """
     n = len(start) - 1
-    squares = np.concatenate([[0.0], np.cumsum(np.square(weights, dtype=np.float64))])
-    del squares
     used, column = np.unique(items, return_inverse=True)
-    entries = sparse.csr_matrix((weights.astype(np.float64), column, start), shape=(n, len(used)))
-    length = np.sqrt(np.asarray(entries.multiply(entries).sum(axis=1)).ravel())
-    summed = entries @ arrays["items_in"][used].astype(np.float64)  # (n, H), by entry in order
+    rows = sparse.csr_matrix((weights.astype(np.float64), column, start), shape=(n, len(used)))
+    length = np.sqrt(rows.multiply(rows) @ np.ones(len(used)))  # (n,)
+    summed = rows @ arrays["items_in"][used].astype(np.float64)  # (n, H): entries in their order
     summed /= np.maximum(length, 1e-12)[:, None]
     layers = {name: arrays[name].astype(np.float64) for name in _LAYERS}
     out = np.empty((n, arrays["items_out"].shape[1]), np.float32)
@@ -256,7 +256,7 @@ def row_loss(
     generator: torch.Generator | None,
     done: float,
 ) -> torch.Tensor:
-    """Return the negative ELBO of each row, (B,); beta has grown for the share `done` of the training.
+    """Return the negative ELBO of each row, (B,), when the share `done` of the training is over.
 
     Without a `generator` there is no dropout and no sampling.
     """

@@ -42,10 +42,10 @@ def _line(name: str, classes: str, *tags: str) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in [
-        _line("popular", "Popular", "cold_users"),
-        _line("item_knn", "ItemKNN", "personal", "neighbours"),
-        _line("ease", "Ease", "personal", "neighbours"),
-        _line("als", "Als", "personal"),
+        _line("popular", "Popular", "cold_users", "decay"),
+        _line("item_knn", "ItemKNN", "personal", "neighbours", "decay"),
+        _line("ease", "Ease", "personal", "neighbours", "decay"),
+        _line("als", "Als", "personal", "decay"),
         _line("multvae", "MultVae", "personal", "neural"),
     ]
 }

@@ -1,8 +1,8 @@
 """The exact top-N kernel: every model ends here.
 
 Scores come by GEMM in float32, block by block. What may be among the k best is then scored once
-more in float64 in a fixed order, rounded to float32, and sorted by (-score, item_idx). The answer is
-that of a float64 brute force over all items, ties included, whatever the blocks: see `_cut`.
+more in float64 in a fixed order, rounded to float32, and sorted by (-score, item_idx). The answer
+is that of a float64 brute force over all items, ties included, whatever the blocks: see `_cut`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Mult-VAE: a variational autoencoder of a user's items with a multinomial likelihood.
 
-Source: Liang, Krishnan, Hoffman, Jebara 2018, "Variational Autoencoders for Collaborative Filtering".
+Source: Liang, Krishnan, Hoffman, Jebara 2018, "Variational Autoencoders for Collaborative
+Filtering".
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class MultVaeNet(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits (B, n_items), mean (B, Z) and log variance (B, Z) of the latent vector.
 
-        With a `generator` entries are dropped and the latent vector is sampled; without one nothing is
-        random, and the latent vector is its mean.
+        With a `generator` entries are dropped and the latent vector is sampled; without one nothing
+        is random, and the latent vector is its mean.
         """
         squares = torch.zeros(n_rows, dtype=weights.dtype).index_add(0, rows, weights**2)  # (B,)
         weights = weights / squares.sqrt().clamp_min(1e-12)[rows]  # (P,): rows of length 1

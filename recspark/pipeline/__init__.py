@@ -1,1 +1,3 @@
-"""The night: its stages (`run`, `stages`), its log (`runlog`), and the only code that touches tables."""
+"""The night: its stages (`run`, `stages`), its log (`runlog`), and the only code that touches
+tables.
+"""

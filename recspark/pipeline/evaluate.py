@@ -100,7 +100,9 @@ def truth_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataF
 
 
 def ladder_steps(config: Config, candidates: DataFrame, mode: str) -> list[tuple[str, DataFrame]]:
-    """Return the champion's lists and those of each fallback, of one mode, in the ladder's order."""
+    """Return the champion's lists and those of each fallback, of one mode, in the ladder's
+    order.
+    """
     steps = (config.publish.model, *(m for m in config.publish.ladder if m != config.publish.model))
     return [
         (
@@ -114,7 +116,9 @@ def ladder_steps(config: Config, candidates: DataFrame, mode: str) -> list[tuple
 
 
 def published_lists(context: RunContext) -> DataFrame | None:
-    """Return the list published a horizon ago as `model, mode, user_idx, item_idx, rank`; None if none."""
+    """Return the list published a horizon ago as `model, mode, user_idx, item_idx, rank`; None if
+    none.
+    """
     night = context.run_date - timedelta(days=context.config.evaluate.horizon_days)
     if context.version("recommendations") is None:
         return None

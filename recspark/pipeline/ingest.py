@@ -80,7 +80,9 @@ def ingest(context: RunContext) -> StageResult:
 
 
 def is_first_landing(context: RunContext, events: DataFrame) -> bool:
-    """Return whether no earlier night has landed: then an archive source gives everything up to D."""
+    """Return whether no earlier night has landed: then an archive source gives everything up to
+    D.
+    """
     first = events.agg(F.min("ingest_date")).collect()[0][0]
     return first is None or context.run_date <= first
 
@@ -96,7 +98,9 @@ def _assign(
 
 
 def _insert(catalog: TableCatalog, table: str, rows: Callable[[DataFrame], DataFrame]) -> int:
-    """Insert rows computed from the table's newest version; read again when somebody else was quicker."""
+    """Insert rows computed from the table's newest version; read again when somebody else was
+    quicker.
+    """
     for attempt in range(_ID_TRIES):
         catalog.create(table)
         version = catalog.version(table)

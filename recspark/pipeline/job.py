@@ -30,7 +30,9 @@ def parser(stage: str) -> argparse.ArgumentParser:
 
 
 def run_job(stage: str, argv: Sequence[str]) -> int:
-    """Run one stage of one night and return the process's exit code; a named error prints its message."""
+    """Run one stage of one night and return the process's exit code; a named error prints its
+    message.
+    """
     arguments = parser(stage).parse_args(argv)
     logging.basicConfig(level=os.environ.get("RECSPARK_LOG", "INFO"), format="%(message)s")
     for noisy in ("py4j", "matplotlib"):

@@ -27,7 +27,9 @@ DEFAULT_HALF_LIFE_DAYS = 7.0
 
 
 def publish(context: RunContext) -> StageResult:
-    """Audit tonight's lists and promote them; raise GateRefusedError and keep the last ones otherwise."""
+    """Audit tonight's lists and promote them; raise GateRefusedError and keep the last ones
+    otherwise.
+    """
     config, catalog = context.config, context.catalog
     night = {"run_date": context.run_date}
     mine = before(context.read("histories"), context.cutoff)
@@ -71,7 +73,9 @@ def publish(context: RunContext) -> StageResult:
 
 
 def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> DataFrame:
-    """Write tonight's ladder to `staged_recommendations`; return it as `user_idx, item_idx, rank, …`."""
+    """Write tonight's ladder to `staged_recommendations`; return it as `user_idx, item_idx, rank,
+    …`.
+    """
     config, catalog = context.config, context.catalog
     candidates = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(context.cutoff))
@@ -127,7 +131,9 @@ def judge(
 
 
 def default_lists(context: RunContext, mine: DataFrame, items: DataFrame) -> DataFrame:
-    """Return the lists for users without one: what everyone, and each activity segment, takes now."""
+    """Return the lists for users without one: what everyone, and each activity segment, takes
+    now.
+    """
     segments = context.read("user_features").where(F.col("cutoff") == F.lit(context.cutoff))
     with_segment = mine.join(segments.select("user_idx", "activity"), on="user_idx", how="inner")
     parts = []

@@ -14,7 +14,9 @@ from recspark.pipeline.train import load_model
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
-    """One model's lists: of every active user as of tonight, and of the backtest's users in both modes."""
+    """One model's lists: of every active user as of tonight, and of the backtest's users in both
+    modes.
+    """
     config, catalog = context.config, context.catalog
     everyone = context.read("histories")
     half_life, k = config.features.half_life_days, config.n_candidates
@@ -52,7 +54,9 @@ def recommend(context: RunContext, model: str) -> StageResult:
 
 
 def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
-    """Return the rows of `histories` (sliced at `cutoff`) with an event in the `active_days` before it."""
+    """Return the rows of `histories` (sliced at `cutoff`) with an event in the `active_days` before
+    it.
+    """
     since = F.lit(cutoff - timedelta(days=active_days))
     return mine.where(F.element_at("history", -1)["event_at"] >= since)
 

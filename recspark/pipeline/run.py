@@ -1,13 +1,17 @@
-"""The list of stages, and what each of them is given. Imports neither Spark nor torch at the top."""
+"""The list of stages, and what each of them is given. Imports neither Spark nor torch at the
+top.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +94,9 @@ class RunContext:
         return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
 
     def version(self, table: str) -> int | None:
-        """Return the version of `table` that this run reads: as an earlier stage left it, else pinned."""
+        """Return the version of `table` that this run reads: as an earlier stage left it, else
+        pinned.
+        """
         order = [stage.name for stage in STAGES]
         earlier = order[: order.index(self.stage)] if self.stage else order
         return self.runlog.outputs(earlier).get(table, self.pins.get(table))
@@ -111,20 +117,31 @@ class StageResult:
 
 
 def code_digest() -> str:
-    """Return 12 hex digits over recspark's Python sources: the code revision where git is not at hand."""
-    root = Path(__file__).resolve().parent.parent
+    """Return 12 hex digits over recspark's Python sources, also when they are shipped in a zip.
+
+    The code revision where git is not at hand; the same for a checkout and for a package made of
+    it.
+    """
     sha = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        sha.update(path.relative_to(root).as_posix().encode())
-        sha.update(path.read_bytes())
+    for name, source in sorted(_sources(resources.files("recspark"), "")):
+        sha.update(name.encode())
+        sha.update(source)
     return sha.hexdigest()[:12]
+
+
+def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{path}{entry.name}/")
+        elif entry.name.endswith(".py"):
+            yield f"{path}{entry.name}", entry.read_bytes()
 
 
 def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     """Run one stage, or take its recorded result; its `runs` row is its last act.
 
-    A recorded result is taken when it is `ok`, of the same code and inputs, and `force` is off. Raises
-    StageOrderError when a stage that it reads from has no result in this run.
+    A recorded result is taken when it is `ok`, of the same code and inputs, and `force` is off.
+    Raises StageOrderError when a stage that it reads from has no result in this run.
     """
     from recspark.pipeline import stages
 
@@ -161,6 +178,8 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
         peak_memory_mb=peak_memory_mb(),
         started_at=started,
     )
+    if stage is STAGES[-1]:
+        context.runlog.compact()
     log.info(
         '{"event": "stage end", "stage": "%s", "model": "%s", "rows_in": %d, "rows_out": %d, "seconds": %.1f, "outputs": %s}',
         stage.name,

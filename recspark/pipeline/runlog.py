@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -15,12 +13,12 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Config, digest
-from recspark.errors import ConcurrentWriteError
 from recspark.pipeline.run import StageResult
 from recspark.tables.catalog import TableCatalog
 
 # Tables that a run reads from earlier nights; their versions are pinned when the run begins.
 PINNED = ("events", "sessions", "user_ids", "item_ids", "items", "histories", "recommendations")
+OK = "ok"
 BEGIN = "begin"  # the stage name of the row that holds a run's pins
 
 
@@ -40,11 +38,11 @@ class RunRow:
 
     def reusable(self, inputs: Mapping[str, int], code: str) -> bool:
         """Return whether the stage would do the same work again."""
-        return self.status == "ok" and self.inputs == dict(inputs) and self.code == code
+        return self.status == OK and self.inputs == dict(inputs) and self.code == code
 
 
 class RunLog:
-    """The rows of one run; parallel stages of a run each read them afresh before they write."""
+    """The rows of one run, read once by each process."""
 
     def __init__(self, catalog: TableCatalog, run_date: date, run_id: str) -> None:
         self.catalog = catalog
@@ -98,7 +96,12 @@ class RunLog:
         peak_memory_mb: float,
         started_at: datetime,
     ) -> None:
-        """Write the row of a stage that has ended well; replaces an older one."""
+        """Write the row of a stage that has ended well; replaces an older one.
+
+        A first row is appended, which conflicts with nobody, so models of a night may end at the
+        same moment. `compact` makes one file of a night's rows.
+        """
+        known = self.find(stage, model) is not None
         row = (
             self.run_id,
             self.run_date,
@@ -113,28 +116,38 @@ class RunLog:
             result.rows_out,
             round(seconds, 3),
             peak_memory_mb,
-            "ok",
+            OK,
             started_at,
             datetime.now(UTC),
         )
         frame = self.catalog.spark.createDataFrame([row], schema.RUNS)
-        for attempt in range(8):
-            same = (
-                (F.col("run_id") == self.run_id)
-                & (F.col("stage") == stage)
-                & (F.col("model") == model)
+        if known:
+            same = (F.col("run_id") == self.run_id) & (F.col("stage") == stage)
+            others = night_rows(self.catalog, self.run_date).where(
+                ~(same & (F.col("model") == model))
             )
-            others = night_rows(self.catalog, self.run_date).where(~same)
-            try:
-                self.catalog.replace_slice(
-                    "runs", others.unionByName(frame), {"run_date": self.run_date}
-                )
-                break
-            except ConcurrentWriteError:  # another model's stage ended at the same moment
-                if attempt == 7:
-                    raise
-                time.sleep(random.uniform(0.2, 1.0) * (attempt + 1))
-        self._rows = None
+            self.catalog.replace_slice(
+                "runs", others.unionByName(frame), {"run_date": self.run_date}
+            )
+        else:
+            self.catalog.append("runs", frame)
+        rows = self.rows()
+        rows.pop((stage, model), None)
+        rows[stage, model] = RunRow(
+            stage,
+            model,
+            dict(inputs),
+            dict(result.outputs),
+            code,
+            json.loads(json.dumps(result.detail, default=str)),
+            result.rows_in,
+            result.rows_out,
+            OK,
+        )
+
+    def compact(self) -> None:
+        """Make one file of the night's rows."""
+        self.catalog.compact("runs", {"run_date": self.run_date})
 
 
 def night_rows(catalog: TableCatalog, run_date: date) -> DataFrame:
@@ -147,8 +160,8 @@ def open_run(
 ) -> tuple[str, dict[str, int], RunLog]:
     """Return run_id, pins and log of the night's run for `config`; begins it where there is none.
 
-    A run begun before keeps its pins, so that a retry reads what the first try read; `repin` begins a
-    new one with the versions of now. `run_id = hash(run_date, config, pins)`.
+    A run begun before keeps its pins, so that a retry reads what the first try read; `repin` begins
+    a new one with the versions of now. `run_id = hash(run_date, config, pins)`.
     """
     fingerprint = config.fingerprint()
     catalog.create("runs")

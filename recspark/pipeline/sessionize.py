@@ -14,7 +14,9 @@ from recspark.tables.snapshot import changed_rows
 
 
 def sessionize(context: RunContext) -> StageResult:
-    """Bring `sessions` up to date with `events`: only owners and days that changed are made again."""
+    """Bring `sessions` up to date with `events`: only owners and days that changed are made
+    again.
+    """
     catalog, settings = context.catalog, context.config.sessions
     to = context.version("events")
     assert to is not None
@@ -86,7 +88,9 @@ def reopened_events(context: RunContext, from_where: DataFrame, events_version: 
 
 
 def as_recorded(context: RunContext, table: str, current: int | None) -> int:
-    """Return the version that this run recorded before, when later nights have moved the table on."""
+    """Return the version that this run recorded before, when later nights have moved the table
+    on.
+    """
     done = context.runlog.find(context.stage or "")
     recorded = done.outputs.get(table) if done else None
     assert current is not None

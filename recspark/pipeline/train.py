@@ -20,7 +20,9 @@ from recspark.pipeline.run import RunContext, StageResult
 
 
 def train(context: RunContext, model: str) -> StageResult:
-    """Fit one model twice: on everything before the backtest's cutoff, and before the published one."""
+    """Fit one model twice: on everything before the backtest's cutoff, and before the published
+    one.
+    """
     recommender = make(model, context.config.model_settings.get(model, {}))
     detail: dict[str, Any] = {}
     for cutoff in (context.backtest_cutoff, context.cutoff):

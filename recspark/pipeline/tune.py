@@ -32,8 +32,9 @@ def tune(
 
     The split: cutoff two horizons before the published one, truth in the horizon that follows, so
     that the backtest's own horizon is never looked at. Trial 0 has the configured settings. The
-    search is Optuna's TPE with `tune.seed`; ranges come from the fields of the model's config class.
-    `told` hears each trial. The tables of the night must be there (`build_features` has ended).
+    search is Optuna's TPE with `tune.seed`; ranges come from the fields of the model's config
+    class. `told` hears each trial. The tables of the night must be there (`build_features` has
+    ended).
     """
     config = context.config
     spec = model_spec(model)
@@ -131,7 +132,9 @@ def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:
 def _dataset(
     context: RunContext, cutoff: datetime, needs_training: bool
 ) -> tuple[Dataset, list[DataFrame]]:
-    """Return the data before `cutoff`, kept in memory for the trials; only the feed's table is written."""
+    """Return the data before `cutoff`, kept in memory for the trials; only the feed's table is
+    written.
+    """
     config, catalog = context.config, context.catalog
     histories = before(context.read("histories"), cutoff).persist(StorageLevel.MEMORY_AND_DISK)
     items = features.items_as_of(context.read("items"), cutoff)

@@ -1,4 +1,6 @@
-"""The night on one screen: tables, evaluation, seconds, and three users' lists beside what they bought."""
+"""The night on one screen: tables, evaluation, seconds, and three users' lists beside what they
+bought.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def table_of_tables(rows: list[dict[str, Any]]) -> Table:
 
 
 def evaluation_table(context: RunContext, mode: str) -> Table:
-    """Return the backtest of one mode: every model, the metrics at k, and the interval to the baseline."""
+    """Return the backtest of one mode: every model, the metrics at k, and the interval to the
+    baseline.
+    """
     settings = context.config.evaluate
     k = settings.ks[0]
     metrics = context.catalog.read("metrics", context.catalog.version("metrics"))
@@ -78,13 +82,14 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     n_users = max((r["n_users"] or 0 for r in rows), default=0)
     until = context.backtest_cutoff.date()
     table = Table(
-        title=f"backtest, {mode}: cutoff {until}, {settings.horizon_days} days, {n_users:,} users, k = {k}",
-        caption=f"95 % interval of the difference in NDCG to {settings.baseline}, paired bootstrap",
+        title=f"backtest, {mode}: cutoff {until}, {settings.horizon_days} days, "
+        f"{n_users:,} users, lists of {k}",
+        caption=f"all at k = {k}; interval: paired bootstrap of the users",
     )
     table.add_column("model")
     for name in _SHOWN:
-        table.add_column(f"{name}@{k}", justify="right")
-    table.add_column(f"NDCG - {settings.baseline}", justify="right")
+        table.add_column(name, justify="right")
+    table.add_column(f"NDCG - {settings.baseline} [95 % interval]", justify="right", no_wrap=True)
     order = [*context.config.models, "published"]
     for model in sorted(by_model, key=lambda m: order.index(m) if m in order else 99):
         found = by_model[model]

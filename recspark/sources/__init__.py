@@ -1,4 +1,6 @@
-"""Raw formats to the event schema. Ingest calls `read_landing`; nothing else knows what a source is."""
+"""Raw formats to the event schema. Ingest calls `read_landing`; nothing else knows what a source
+is.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,20 @@ KINDS: dict[str, ModuleType] = {
 }
 
 
-def read_landing(
-    spark: SparkSession, source: Source, run_date: date, *, initial: bool
-) -> Landing:
+def read_landing(spark: SparkSession, source: Source, run_date: date, *, initial: bool) -> Landing:
     """Return what `source` brings on the night `run_date`.
 
     Parameters
     ----------
-    initial : the first landing of an installation: an archive then gives everything up to `run_date`
-        and the rows without a usable time; later it gives the rows of `run_date` only. Rows after
-        `run_date` are no part of an archive's landing; in a landing of its own they are quarantined.
+    initial : the first landing of an installation: an archive then gives everything up to
+        `run_date` and the rows without a usable time; later it gives the rows of `run_date` only.
+        Rows after `run_date` are no part of an archive's landing; in a landing of its own they are
+        quarantined.
 
-    Raises MissingLandingError, and SourceError where the raw columns are not what the source says; both
-    before anything is written. Rows that cannot be read carry a `reason`; none fails the night. Cost:
-    the driver hashes local files and reads one header or footer per file; the frames are lazy.
+    Raises MissingLandingError, and SourceError where the raw columns are not what the source says;
+    both before anything is written. Rows that cannot be read carry a `reason`; none fails the
+    night. Cost: the driver hashes local files and reads one header or footer per file; the frames
+    are lazy.
     """
     kind = KINDS[source.kind]
     places = kind.places(source, run_date)
@@ -51,7 +53,9 @@ def read_landing(
 
 
 def landing_digest(source: Source, run_date: date) -> str | None:
-    """Return the digest that the landing of `run_date` has now; None where it is no longer there."""
+    """Return the digest that the landing of `run_date` has now; None where it is no longer
+    there.
+    """
     try:
         return _digest(KINDS[source.kind].places(source, run_date))
     except MissingLandingError:

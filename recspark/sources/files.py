@@ -71,7 +71,8 @@ class Place:
 def find_place(
     source: Source, path: str, run_date: date, only: Sequence[str] | None = None
 ) -> Place:
-    """Return the files of `path` on the night `run_date`; `only` keeps the files so named, in that order.
+    """Return the files of `path` on the night `run_date`; `only` keeps the files so named, in that
+    order.
 
     Raises MissingLandingError where nothing is at `path`; an empty folder or file is fine.
     """
@@ -100,7 +101,9 @@ def find_place(
 
 
 def csv_header(uri: str, options: Mapping[str, str]) -> list[str]:
-    """Return the fields of the first line of a CSV file, `options` as Spark's; reads at most 1 MB."""
+    """Return the fields of the first line of a CSV file, `options` as Spark's; reads at most 1
+    MB.
+    """
     line = next(iter(head_lines(uri, options.get("encoding", "UTF-8"))), "")
     separator = options.get("sep", options.get("delimiter", ",")).replace("\\t", "\t")
     if len(separator) > 1:

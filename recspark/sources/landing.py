@@ -29,14 +29,17 @@ class Night:
     def rows(self, frame: DataFrame, at: Column) -> DataFrame:
         """Return the rows of `frame` in this landing, by their time `at` (UTC).
 
-        An archive gives up to D on the first night, and there the rows without a usable time too, so
-        that nothing is lost; later only the rows of D. A landing of its own is taken whole.
+        An archive gives up to D on the first night, and there the rows without a usable time too,
+        so that nothing is lost; later only the rows of D. A landing of its own is taken whole.
         """
         if not self.archive:
             return frame
-        start, end = F.lit(cutoff_of(self.run_date - timedelta(days=1))), F.lit(cutoff_of(self.run_date))
+        start, end = (
+            F.lit(cutoff_of(self.run_date - timedelta(days=1))),
+            F.lit(cutoff_of(self.run_date)),
+        )
         if self.initial:
-            return frame.where(at.isNull() | (at < end))
+            return frame.where(F.coalesce(at < end, F.lit(True)))
         return frame.where((at >= start) & (at < end))
 
 

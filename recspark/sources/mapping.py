@@ -1,4 +1,6 @@
-"""Any CSV, JSON lines, Parquet or Delta, through the column mapping of `conf/sources/<name>.yaml`."""
+"""Any CSV, JSON lines, Parquet or Delta, through the column mapping of
+`conf/sources/<name>.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,11 @@ from recspark import schema
 from recspark.config import Source
 from recspark.sources.files import Place, find_place
 from recspark.sources.landing import Night
-from recspark.sources.raw import RawTable, read_raw
+from recspark.sources.raw import UNREADABLE, RawTable, read_raw
 from recspark.sources.typed import (
-    WRONG_TYPE,
     Typed,
+    as_raw_events,
     attributes_of,
-    first_reason,
     id_of,
     list_of,
     number_of,
@@ -45,10 +46,10 @@ def read(
 ) -> tuple[DataFrame | None, DataFrame | None]:
     """Return events and catalogue of `night`; None where no file holds a row.
 
-    Without a mapped `event_id`, it is made of the event's own columns and the number among identical
-    events, so the same rows have the same ids in any format. Catalogue rows without an item id are left
-    out; of several for one item and time the greatest stays. Cost: events no shuffle, or one where ids
-    are made; items one.
+    Without a mapped `event_id`, it is made of the event's own columns and the number among
+    identical events, so the same rows have the same ids in any format. Catalogue rows without an
+    item id are left out; of several for one item and time the greatest stays. Cost: events no
+    shuffle, or one where ids are made; items one.
     """
     named = [*source.columns.values(), *source.attributes.values()]
     table = read_raw(spark, places[0], source.format, named, options=source.options)
@@ -72,23 +73,21 @@ def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
         if name in IDS:
             columns[name] = id_of(table, raw)
             continue
-        read_as = number_of(table, raw) if name in NUMBERS else time_of(table, raw, source.timezone)
-        columns[name], typed[raw] = read_as.value, read_as
-    columns.update({name: F.lit(text) for name, text in source.constants.items()})
+        typed[name] = (
+            number_of(table, raw) if name in NUMBERS else time_of(table, raw, source.timezone)
+        )
+        columns[name] = typed[name].value
+    columns |= {name: F.lit(text) for name, text in source.constants.items()}
     attributes = {name: text_of(table, raw) for name, raw in source.attributes.items()}
-    refusals = readability(table, typed, list(table.kinds))
-    if source.min_value is not None and "value" in columns:
-        refusals.append((columns["value"] < source.min_value, VALUE_TOO_SMALL))
     rows = night.rows(table.frame, columns["event_at"])
     if "event_id" not in columns:
         content = [columns[name] for name in sorted(columns)]
         content += [attributes[name] for name in sorted(attributes)]
-        rows = with_event_id(rows, [*content, F.col("_unreadable")])
-        columns["event_id"] = F.col("event_id")
-    columns["attributes"] = attributes_of(attributes)
-    columns["reason"] = first_reason(refusals)
-    columns["row"] = table.row()
-    return shaped(rows, schema.RAW_EVENTS, columns)
+        rows = with_event_id(rows, [*content, F.col(UNREADABLE)])
+    checks = readability(table, typed, list(table.kinds))
+    if source.min_value is not None:
+        checks.append((F.col("value") < source.min_value, VALUE_TOO_SMALL))
+    return as_raw_events(table, rows, {**columns, "attributes": attributes_of(attributes)}, checks)
 
 
 def _items(source: Source, table: RawTable, night: Night) -> DataFrame:

@@ -16,10 +16,10 @@ from recspark.config import Source
 from recspark.errors import SourceError
 from recspark.sources.files import Place, find_place
 from recspark.sources.landing import Night
-from recspark.sources.raw import RawTable, read_raw
+from recspark.sources.raw import UNREADABLE, RawTable, read_raw
 from recspark.sources.typed import (
+    as_raw_events,
     attributes_of,
-    first_reason,
     id_of,
     list_of,
     number_of,
@@ -70,7 +70,8 @@ TAGS = (
 def places(source: Source, run_date: date) -> list[Place]:
     """Return where ratings, films and tags lie; one that is not there has no entries.
 
-    Raises MissingLandingError where the folder is not there, SourceError where it has other files only.
+    Raises MissingLandingError where the folder is not there, SourceError where it has other files
+    only.
     """
     folder = find_place(source, source.path, run_date)
     if not folder.entries:
@@ -90,9 +91,9 @@ def read(
 ) -> tuple[DataFrame | None, DataFrame | None]:
     """Return ratings as events and films as catalogue of `night`; None where no file holds a row.
 
-    An event is a `rating`, value = the stars; 0 (unknown, in the rebuilt 1M) = null. A film's text is
-    title, genres and the tags it had by then: one row from ever, one more per day on which it was
-    tagged. Cost: events one shuffle (identical lines), items three.
+    An event is a `rating`, value = the stars; 0 (unknown, in the rebuilt 1M) = null. A film's text
+    is title, genres and the tags it had by then: one row from ever, one more per day on which it
+    was tagged. Cost: events one shuffle (identical lines), items three.
     """
     ratings = _read_form(spark, places[0], RATINGS)
     movies = _read_form(spark, places[1], MOVIES)
@@ -133,26 +134,19 @@ def _events(table: RawTable, night: Night) -> DataFrame:
         event_at = F.timestamp_micros(F.unix_micros(rated_at.value) + rank)
         is_made_up = table.column("ts_source") == "interp"
         attributes = attributes_of({"time": F.when(is_made_up, "interpolated")})
-    numbered = with_event_id(
-        night.rows(table.frame, event_at),
-        [table.column(name) for name in (user, movie, stars, at)] + [table.unreadable()],
-    )
-    typed = {stars: rating, at: rated_at}
-    return shaped(
-        numbered,
-        schema.RAW_EVENTS,
-        {
-            "event_id": F.col("event_id"),
-            "user_id": id_of(table, user),
-            "item_id": id_of(table, movie),
-            "event_type": F.lit("rating"),
-            "event_at": event_at,
-            "value": F.nullif(rating.value, F.lit(0.0)),
-            "attributes": attributes,
-            "reason": first_reason(readability(table, typed, (user, movie))),
-            "row": table.row(),
-        },
-    )
+    columns = {
+        "user_id": id_of(table, user),
+        "item_id": id_of(table, movie),
+        "event_type": F.lit("rating"),
+        "event_at": event_at,
+        "rating": rating.value,
+        "value": F.nullif(rating.value, F.lit(0.0)),
+        "attributes": attributes,
+    }
+    content = [*(table.column(name) for name in (user, movie, stars, at)), F.col(UNREADABLE)]
+    checks = readability(table, {"rating": rating, "event_at": rated_at}, (user, movie))
+    rows = with_event_id(night.rows(table.frame, event_at), content)
+    return as_raw_events(table, rows, columns, checks)
 
 
 def _items(movies: RawTable, tags: RawTable | None, night: Night) -> DataFrame:
@@ -178,7 +172,10 @@ def _items(movies: RawTable, tags: RawTable | None, night: Night) -> DataFrame:
     if tags is not None:
         states = states.unionByName(films.join(_tags_by_day(tags), on="item_id", how="inner"))
     text = F.concat_ws(
-        " ", "item_name", F.array_join("category", " "), F.nullif(F.array_join("tags", " "), F.lit(""))
+        " ",
+        "item_name",
+        F.array_join("category", " "),
+        F.nullif(F.array_join("tags", " "), F.lit("")),
     )
     return shaped(
         night.rows(states, F.col("valid_from")),
@@ -191,7 +188,9 @@ def _items(movies: RawTable, tags: RawTable | None, night: Night) -> DataFrame:
 
 
 def _tags_by_day(table: RawTable) -> DataFrame:
-    """Return item_id, valid_from, tags: the distinct tags a film had after each day that added some."""
+    """Return item_id, valid_from, tags: the distinct tags a film had after each day that added
+    some.
+    """
     _, movie, tag, at = table.kinds
     tagged_at = time_of(table, at, "UTC").value
     by_day = (

@@ -36,7 +36,8 @@ class RawTable:
     Parameters
     ----------
     source : name of the source, for messages
-    frame : columns `r0` … in the order of `kinds`, then `_unreadable` string (null = the row is fine)
+    frame : columns `r0` … in the order of `kinds`, then `_unreadable` string (null = the row is
+        fine)
     kinds : raw column -> its type; every column is text in CSV and JSON lines
     is_text : whether the rows come from text, which may be wrongly encoded
     """
@@ -55,7 +56,9 @@ class RawTable:
         return F.col(UNREADABLE).isNotNull()
 
     def row(self) -> Column:
-        """Return the raw row as JSON, nulls left out; not cheap, so only ask for rows that need it."""
+        """Return the raw row as JSON, nulls left out; not cheap, so only ask for rows that need
+        it.
+        """
         named = [self.column(name).alias(name) for name in self.kinds]
         return F.to_json(F.struct(*named, F.col(UNREADABLE)))
 
@@ -86,10 +89,11 @@ def read_raw(
     options : reader options, as Spark's; they win over recspark's own
     header : names of the fields of a CSV file that has no header line
 
-    Files may differ in the order of their columns and in columns that are not named; where they differ
-    in the type of a named one, that column is read as text. Raises SourceError that lists the missing
-    columns, with the nearest name that is there. Cost: lazy; the driver reads one header or footer per
-    file; for JSON lines one job more where the first MB of no file shows a named column.
+    Files may differ in the order of their columns and in columns that are not named; where they
+    differ in the type of a named one, that column is read as text. Raises SourceError that lists
+    the missing columns, with the nearest name that is there. Cost: lazy; the driver reads one
+    header or footer per file; for JSON lines one job more where the first MB of no file shows a
+    named column.
     """
     given = dict(options or {})
     try:
@@ -217,9 +221,10 @@ def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
     missing = [name for name in dict.fromkeys(named) if name not in part.physical]
     if missing:
         told = " ".join(f"'{name}'.{suggest(name, part.physical)}" for name in missing)
+        count = "a column" if len(missing) == 1 else f"{len(missing)} columns"
         raise SourceError(
-            f"source '{place.source}': {part.first_file} has no column {told} "
-            "Nothing was written; if upstream renamed it, name the new column in the source's settings"
+            f"source '{place.source}': {part.first_file} lacks {count}: {told} Nothing was written; "
+            "mend the delivery, or name the new column in the source's settings"
         )
     unused = sorted(set(part.physical) - set(named))
     if unused:

@@ -1,4 +1,6 @@
-"""Session files (the Diginetica form): one session a line, item ids in click order, no times, no users."""
+"""Session files (the Diginetica form): one session a line, item ids in click order, no times, no
+users.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ def read(
     """Return the clicks of `night` as events, no catalogue; None where the files are empty.
 
     `session_key` is file name and line number, `event_id` adds the position in the line. Times are
-    made up and say so (attribute `time` = `made up`): they keep the order of files, lines and clicks
-    (`source.made_up`). Cost: no shuffle; one job that counts lines for each file but the last, and for
-    the last too where Spark splits it.
+    made up and say so (attribute `time` = `made up`): they keep the order of files, lines and
+    clicks (`source.made_up`). Cost: no shuffle; one job that counts lines for each file but the
+    last, and for the last too where Spark splits it.
     """
     files = places[0].files
     if not files:
@@ -79,7 +81,9 @@ def read(
                     (item_id.contains("\ufffd"), BAD_ENCODING.format("item")),
                 ]
             ),
-            "row": F.to_json(F.struct("session_key", "position", "item_id", F.col("value").alias("line"))),
+            "row": F.to_json(
+                F.struct("session_key", "position", "item_id", F.col("value").alias("line"))
+            ),
         },
     )
     return events, None
@@ -89,8 +93,8 @@ def _numbered_lines(spark: SparkSession, uri: str, *, count: bool) -> tuple[Data
     """Return `value`, `line` (1-based) of one file, and its number of lines (0 where not counted).
 
     Spark cuts a file into partitions in its order, and `monotonically_increasing_id` is partition
-    number × 2^33 + row in the partition. So a file of one partition (any .gz) is numbered as it is read;
-    else the lines of the partitions before are added, counted by one job.
+    number × 2^33 + row in the partition. So a file of one partition (any .gz) is numbered as it is
+    read; else the lines of the partitions before are added, counted by one job.
     """
     lines = spark.read.text(uri)
     number = F.monotonically_increasing_id()

@@ -14,10 +14,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
-    DataType,
     DateType,
     FractionalType,
-    IntegralType,
     MapType,
     NullType,
     NumericType,
@@ -35,26 +33,30 @@ UNREADABLE_ROW = "unreadable row"
 WRONG_TYPE = "wrong type: {}"
 BAD_ENCODING = "bad encoding: {}"
 
-# Spark also takes '2020' or 'T10:00' (today!) for a time.
-_TIME = (
-    r"^\s*\d{4}-\d{1,2}-\d{1,2}"
-    r"([T ]\d{1,2}:\d{2}(:\d{2}([.]\d{1,9})?)?\s*(Z|UTC|GMT|[+-]\d{1,2}(:?\d{2})?)?)?\s*$"
-)
 _ZONED = r":\d{2}(:\d{2}([.]\d{1,9})?)?\s*(Z|UTC|GMT|[+-]\d{1,2}(:?\d{2})?)\s*$"
-_EPOCH = r"^\s*-?\d{1,18}([.]\d+)?\s*$"
 _NESTED = (ArrayType, MapType, StructType, BinaryType)
 
 
 @dataclass(frozen=True)
 class Typed:
-    """One event column: `value` is null where the raw value is missing or `is_wrong`."""
+    """One raw column read as a type.
 
+    Parameters
+    ----------
+    raw : name of the raw column
+    value : what was read; null where nothing was given or it could not be read
+    is_given : whether something was given; None where reading cannot fail
+    """
+
+    raw: str
     value: Column
-    is_wrong: Column
+    is_given: Column | None = None
 
 
 def id_of(table: RawTable, name: str) -> Column:
-    """Return the raw column as an id, as it is printed; blank = null, and 13085.0 of a float is "13085"."""
+    """Return the raw column as an id, as it is printed; blank = null, and 13085.0 of a float is
+    "13085".
+    """
     column, kind = table.column(name), table.kinds[name]
     if isinstance(kind, _NESTED):
         raise _wrong_column(table, name, "an id: text or a number")
@@ -69,14 +71,15 @@ def id_of(table: RawTable, name: str) -> Column:
 
 
 def number_of(table: RawTable, name: str) -> Typed:
-    """Return the raw column as a double; blank text = null. NaN and infinity pass: ingest refuses them."""
+    """Return the raw column as a double; blank text = null. NaN and infinity pass: ingest refuses
+    them.
+    """
     column, kind = table.column(name), table.kinds[name]
     if isinstance(kind, NumericType | NullType):
-        return Typed(column.cast("double"), F.lit(False))
+        return Typed(name, column.cast("double"))
     if not isinstance(kind, StringType):
         raise _wrong_column(table, name, "a number, or text that holds one")
-    value = column.try_cast("double")
-    return Typed(value, value.isNull() & _is_given(column))
+    return Typed(name, column.try_cast("double"), F.trim(column) != "")
 
 
 def time_of(table: RawTable, name: str, zone: str) -> Typed:
@@ -87,23 +90,22 @@ def time_of(table: RawTable, name: str, zone: str) -> Typed:
     What carries no zone is wall-clock time in `zone`.
     """
     column, kind = table.column(name), table.kinds[name]
-    if isinstance(kind, TimestampType):
-        return Typed(column, F.lit(False))
+    if isinstance(kind, TimestampType | NullType):
+        return Typed(name, column.cast("timestamp"))
     if isinstance(kind, TimestampNTZType | DateType):
-        return Typed(_to_utc(column.cast("timestamp"), zone), F.lit(False))
+        return Typed(name, _to_utc(column.cast("timestamp"), zone))
     if isinstance(kind, NumericType):
-        value = _since_epoch(column.cast("double"))
-        return Typed(value, value.isNull() & column.isNotNull())
-    if isinstance(kind, NullType):
-        return Typed(column.cast("timestamp"), F.lit(False))
+        return Typed(name, _since_epoch(column.cast("double")), column.isNotNull())
     if not isinstance(kind, StringType):
         raise _wrong_column(table, name, "a timestamp, a date, ISO text or seconds since 1970")
-    parsed = F.when(column.rlike(_TIME), F.trim(column).try_cast("timestamp"))
+    text = F.trim(column)
+    # Spark also takes '2020' and 'T10:00' (today!) for times.
+    is_iso = (F.substring(text, 5, 1) == "-") & (F.length(text) >= 8)
+    moment = text.try_cast("timestamp")
     if zone != "UTC":
-        parsed = F.when(column.rlike(_ZONED), parsed).otherwise(_to_utc(parsed, zone))
-    number = F.when(column.rlike(_EPOCH), _since_epoch(column.try_cast("double")))
-    value = F.coalesce(parsed, number)
-    return Typed(value, value.isNull() & _is_given(column))
+        moment = F.when(text.rlike(_ZONED), moment).otherwise(_to_utc(moment, zone))
+    value = F.when(is_iso, moment).otherwise(_since_epoch(text.try_cast("double")))
+    return Typed(name, value, text != "")
 
 
 def list_of(table: RawTable, name: str, separator: str) -> Column:
@@ -127,28 +129,35 @@ def text_of(table: RawTable, name: str) -> Column:
 
 
 def attributes_of(values: Mapping[str, Column]) -> Column:
-    """Return a map attribute -> text, without the missing ones."""
-    if not values:
-        return F.create_map().cast(schema.STRING_MAP)
-    pairs = F.create_map(*[part for name, value in values.items() for part in (F.lit(name), value)])
-    return F.map_filter(pairs, lambda _, value: value.isNotNull())
+    """Return a map attribute -> text; what a row lacks is null."""
+    pairs = [part for name, value in values.items() for part in (F.lit(name), value)]
+    return F.create_map(*pairs).cast(schema.STRING_MAP)
 
 
 def readability(
     table: RawTable, typed: Mapping[str, Typed], named: Sequence[str]
 ) -> list[tuple[Column, str]]:
-    """Return (condition, reason) for rows that cannot be read; `typed` goes by raw column."""
-    checks = [(table.unreadable(), UNREADABLE_ROW)] if table.is_text else []
+    """Return (condition, reason) for rows that cannot be read.
+
+    `typed` goes by event column, which the conditions refer to; `named` are the raw columns of
+    text.
+    """
+    checks = []
     if table.is_text:
+        checks.append((table.unreadable(), UNREADABLE_ROW))
         # Spark puts U+FFFD in place of bytes that are no text.
         for name in named:
             checks.append((table.column(name).contains("\ufffd"), BAD_ENCODING.format(name)))
-    checks += [(column.is_wrong, WRONG_TYPE.format(name)) for name, column in typed.items()]
+    for name, column in typed.items():
+        if column.is_given is not None:
+            checks.append((F.col(name).isNull() & column.is_given, WRONG_TYPE.format(column.raw)))
     return checks
 
 
 def first_reason(checks: Sequence[tuple[Column, str]]) -> Column:
-    """Return the reason of the first condition that holds; null where none does (null = does not)."""
+    """Return the reason of the first condition that holds; null where none does (null = does
+    not).
+    """
     if not checks:
         return F.lit(None).cast("string")
     (condition, reason), *rest = checks
@@ -156,33 +165,57 @@ def first_reason(checks: Sequence[tuple[Column, str]]) -> Column:
 
 
 def with_event_id(rows: DataFrame, content: Sequence[Column]) -> DataFrame:
-    """Return `rows` with `event_id`: a 128-bit hash of `content`, and which of the identical rows it is.
+    """Return `rows` with `event_id`: a 128-bit hash of `content`, and which of the identical rows
+    it is.
 
-    Rows of equal content differ in the number only, so it does not matter which gets which: the same
-    rows give the same ids in any order, and in any landing as long as equal rows land together (equal
-    content has equal times, hence the same day). Cost: one shuffle of the rows by the hash.
+    Rows of equal content differ in the number only, so it does not matter which gets which: the
+    same rows give the same ids in any order, and in any landing as long as equal rows land together
+    (equal content has equal times, hence the same day). Cost: one shuffle of the rows.
     """
     # \x00 stands for null, \x1f ends a field: ("a", null) and (null, "a") differ.
     parts = [F.coalesce(column.cast("string"), F.lit("\x00")) for column in content]
     digest = F.substring(F.sha2(F.concat_ws("\x1f", *parts), 256), 1, 32)
-    alike = Window.partitionBy("_content").orderBy("_content")
-    numbered = rows.withColumn("_content", digest).withColumn("_n", F.row_number().over(alike))
+    # A long sorts twice as fast as the text; where two contents share one, the text tells them
+    # apart.
+    near = Window.partitionBy("_near").orderBy("_content")
+    alike = F.row_number().over(near) - F.rank().over(near) + 1
+    numbered = (
+        rows.withColumn("_content", digest)
+        .withColumn("_near", F.xxhash64("_content"))
+        .withColumn("_n", alike)
+    )
     event_id = F.concat_ws("-", "_content", F.col("_n").cast("string"))
-    return numbered.withColumn("event_id", event_id).drop("_content", "_n")
+    return numbered.withColumn("event_id", event_id).drop("_content", "_near", "_n")
+
+
+def as_raw_events(
+    table: RawTable,
+    rows: DataFrame,
+    columns: Mapping[str, Column],
+    checks: Sequence[tuple[Column, str]],
+) -> DataFrame:
+    """Return `rows` of `table` as `schema.RAW_EVENTS`.
+
+    `columns` gives event columns from raw ones; `checks` may name both. In three steps, so that
+    Spark computes each column once, and `row` only for those who keep it: a select on top of the
+    last one, where all else is a plain column, is merged with it.
+    """
+    typed = rows.withColumns(dict(columns))
+    judged = typed.withColumn("reason", first_reason(checks))
+    plain = {name: F.col(name) for name in (*columns, "event_id", "reason")}
+    return shaped(judged, schema.RAW_EVENTS, {**plain, "row": table.row()})
 
 
 def shaped(rows: DataFrame, like: StructType, columns: Mapping[str, Column]) -> DataFrame:
-    """Return `rows` with the columns of the schema `like`; one that `columns` does not name is null."""
+    """Return `rows` with the columns of the schema `like`; one that `columns` does not name is
+    null.
+    """
     return rows.select(
         *[
             columns.get(field.name, F.lit(None)).cast(field.dataType).alias(field.name)
             for field in like
         ]
     )
-
-
-def _is_given(column: Column) -> Column:
-    return column.isNotNull() & (F.trim(column) != "")
 
 
 def _to_utc(local: Column, zone: str) -> Column:

@@ -1,1 +1,3 @@
-"""Delta tables: what they hold (specs), how they are read and written (catalog), their files (snapshot)."""
+"""Delta tables: what they hold (specs), how they are read and written (catalog), their files
+(snapshot).
+"""

@@ -57,8 +57,8 @@ class TableVersion:
 class TableCatalog:
     """All tables below one root URI.
 
-    A write is one commit of one slice; a rerun that would change nothing commits nothing, so a table's
-    version moves only when its content does.
+    A write is one commit of one slice; a rerun that would change nothing commits nothing, so a
+    table's version moves only when its content does.
     """
 
     def __init__(self, spark: SparkSession, root: str) -> None:
@@ -146,11 +146,13 @@ class TableCatalog:
         frame : rows with the table's columns in any order; all must lie in the slice
         where : partition column -> the literal, or the list of literals, of the slice
         note : stored with the commit, read back by `notes`
-        n_files : `frame` already lies in this many partitions, and each becomes a file (training sets)
+        n_files : `frame` already lies in this many partitions, and each becomes a file (training
+            sets)
 
         An empty frame clears the slice. Raises SchemaError, KeyViolationError (before anything is
-        written) and ConcurrentWriteError. Cost: `frame` is computed once and kept (memory, then disk)
-        while its keys are checked; where the slice already has rows, those are read for comparison.
+        written) and ConcurrentWriteError. Cost: `frame` is computed once and kept (memory, then
+        disk) while its keys are checked; where the slice already has rows, those are read for
+        comparison.
         """
         spec = _spec(table)
         rows = _checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
@@ -158,9 +160,9 @@ class TableCatalog:
             n_rows = self._check_keys(spec, rows, where)
             self.create(table)
             before = self.version(table)
+            assert before is not None
             condition = _condition(where)
             if self._same_content(spec, rows, before, condition, n_rows, note):
-                assert before is not None
                 return TableVersion(table, before, n_rows, changed=False)
             token = uuid.uuid4().hex
             writer = (
@@ -173,9 +175,25 @@ class TableCatalog:
                 )
             )
             _commit(table, lambda: writer.save(self.path(table)))
-            return TableVersion(table, self._committed(table, token), n_rows, changed=True)
+            return TableVersion(table, self._committed(table, token, before), n_rows, changed=True)
         finally:
             rows.unpersist()
+
+    def append(self, table: str, frame: DataFrame) -> None:
+        """Add rows in one commit that conflicts with nobody; the caller knows that their keys are
+        new.
+        """
+        spec = _spec(table)
+        self.create(table)
+        rows = _checked(spec, frame).coalesce(1)
+        rows.write.format("delta").mode("append").save(self.path(table))
+
+    def compact(self, table: str, where: Slice) -> None:
+        """Make one file of the small files of a slice; its rows stay the same."""
+        from delta.tables import DeltaTable
+
+        builder = DeltaTable.forPath(self.spark, self.path(table)).optimize()
+        builder.where(_condition(where)).executeCompaction()
 
     def insert_new(self, table: str, frame: DataFrame, expected: int | None) -> TableVersion:
         """Insert the rows of `frame` whose key is not in `table`; existing rows never change.
@@ -208,17 +226,24 @@ class TableCatalog:
             assert after is not None
             if after == before:
                 return TableVersion(table, after, 0, changed=False)
-            metrics = self.history(table, 1)[0]["operationMetrics"]
+            metrics = self.commit(table, after)["operationMetrics"]
             return TableVersion(table, after, int(metrics["numTargetRowsInserted"]), changed=True)
         finally:
             rows.unpersist()
 
-    def history(self, table: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest `limit` commits of `table`, newest first."""
-        from delta.tables import DeltaTable
-
-        rows = DeltaTable.forPath(self.spark, self.path(table)).history(limit).collect()
-        return [row.asDict() for row in rows]
+    def commit(self, table: str, version: int) -> dict[str, Any]:
+        """Return the commitInfo of one version, read from its log file; {} where the log was
+        cleaned.
+        """
+        uri = storage.join(self.path(table), "_delta_log", f"{version:020d}.json")
+        if not storage.exists(uri):
+            return {}
+        for line in storage.read_bytes(uri).decode().splitlines():
+            action = json.loads(line)
+            if "commitInfo" in action:
+                info: dict[str, Any] = action["commitInfo"]
+                return info
+        return {}
 
     def size(self, table: str) -> dict[str, int]:
         """Return files and bytes of the latest version, from the Delta log."""
@@ -228,71 +253,81 @@ class TableCatalog:
         return {"files": int(row["numFiles"]), "bytes": int(row["sizeInBytes"])}
 
     def note(self, table: str, version: int | None) -> dict[str, Any]:
-        """Return the note of the newest commit at or before `version` that has one; {} without any."""
-        if version is None:
-            return {}
-        for commit in self.history(table, 1000):
-            if commit["version"] <= version and commit["userMetadata"]:
-                found: dict[str, Any] = json.loads(commit["userMetadata"])
-                return found
+        """Return the note of the newest commit at or before `version` that has one; {} without any.
+
+        Cost: one small file a commit, from the newest back; no Spark job.
+        """
+        for back in range(version if version is not None else -1, -1, -1):
+            found = self.commit(table, back)
+            if not found:
+                return {}
+            if found.get("userMetadata"):
+                note: dict[str, Any] = json.loads(found["userMetadata"])
+                return note
         return {}
 
     def _check_keys(self, spec: TableSpec, rows: DataFrame, where: Slice) -> int:
+        """Return the number of rows; raise where a key is null or twice, or a row is outside the
+        slice.
+        """
         inside = F.expr(_condition(where)) if where else F.lit(True)
-        nulls = [
-            F.count_if(F.col(c).isNull()).alias(f"null {c}") for c in (*spec.key, *spec.partition)
-        ]
-        row = rows.agg(
-            F.count(F.lit(1)).alias("rows"), F.count_if(~inside).alias("outside"), *nulls
-        ).collect()[0]
+        named = list(dict.fromkeys((*spec.key, *spec.partition)))
+        nulls = [F.count_if(F.col(c).isNull()).alias(f"null {c}") for c in named]
+        counts = [F.count(F.lit(1)).alias("rows"), F.count_if(~inside).alias("outside"), *nulls]
+        found = rows.agg(*counts)
+        if spec.key:  # one job: counted per key, then summed
+            found = (
+                rows.groupBy(*spec.key)
+                .agg(*counts)
+                .agg(
+                    *[
+                        F.sum(c).alias(c)
+                        for c in ("rows", "outside", *[f"null {c}" for c in named])
+                    ],
+                    F.count_if(F.col("rows") > 1).alias("twice"),
+                )
+            )
+        row = found.collect()[0].asDict()
         if row["outside"]:
             raise SchemaError(
                 f"table '{spec.name}': {row['outside']} rows lie outside the slice {_condition(where)}"
             )
-        for column in dict.fromkeys((*spec.key, *spec.partition)):
-            if row[f"null {column}"] and spec.name not in ("runs",):
+        for column in named:
+            if row[f"null {column}"]:
                 raise KeyViolationError(
                     f"table '{spec.name}': {row[f'null {column}']} rows have no {column}"
                 )
-        if spec.key and row["rows"] > 1:
-            twice = (
-                rows.groupBy(*spec.key)
-                .agg(F.count(F.lit(1)).alias("n"))
-                .where("n > 1")
-                .limit(3)
-                .collect()
-            )
-            if twice:
-                shown = "; ".join(
-                    str({c: r[c] for c in spec.key}) + f" {r['n']} times" for r in twice
-                )
-                raise KeyViolationError(
-                    f"table '{spec.name}': a key occurs more than once: {shown}"
-                )
-        return int(row["rows"])
+        if row.get("twice"):
+            n = F.count(F.lit(1)).alias("n")
+            twice = rows.groupBy(*spec.key).agg(n).where("n > 1").limit(3).collect()
+            shown = "; ".join(str({c: r[c] for c in spec.key}) + f" {r['n']} times" for r in twice)
+            raise KeyViolationError(f"table '{spec.name}': a key occurs more than once: {shown}")
+        return int(row["rows"] or 0)
 
     def _same_content(
         self,
         spec: TableSpec,
         rows: DataFrame,
-        before: int | None,
+        before: int,
         condition: str,
         n_rows: int,
         note: Mapping[str, Any] | None,
     ) -> bool:
         old = self.read(spec.name, before).where(condition)
-        if old.isEmpty():
+        if not old.inputFiles():  # the usual night: the slice is new
             if n_rows:
                 return False
         elif _checksum(old) != _checksum(rows):
             return False
         return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
 
-    def _committed(self, table: str, token: str) -> int:
-        for commit in self.history(table, 20):
-            if token in (commit["userMetadata"] or ""):
-                return int(commit["version"])
-        raise ConcurrentWriteError(f"table '{table}': this commit is not among the newest 20")
+    def _committed(self, table: str, token: str, before: int) -> int:
+        """Return the version of the commit that carries `token`, made after version `before`."""
+        latest = self.version(table)
+        for version in range(before + 1, (latest if latest is not None else before) + 1):
+            if token in self.commit(table, version).get("userMetadata", ""):
+                return version
+        raise ConcurrentWriteError(f"table '{table}': this commit is not in the log after {before}")
 
     def _delta_log(self, table: str) -> Any:
         jvm: Any = self.spark.sparkContext._jvm
@@ -314,7 +349,9 @@ def _none(spark: SparkSession) -> Any:
 
 
 def _checked(spec: TableSpec, frame: DataFrame) -> DataFrame:
-    """Return `frame` with the columns of `spec`, in order; Delta would fill a missing one with null."""
+    """Return `frame` with the columns of `spec`, in order; Delta would fill a missing one with
+    null.
+    """
     have = {f.name: f.dataType for f in frame.schema.fields}
     want = {f.name: f.dataType for f in spec.schema.fields}
     missing = [name for name in want if name not in have]
@@ -331,10 +368,9 @@ def _checked(spec: TableSpec, frame: DataFrame) -> DataFrame:
     return frame.select(*want)
 
 
-def _laid_out(
-    spec: TableSpec, rows: DataFrame, n_rows: int, given: int | None = None
-) -> DataFrame:
-    """Return `rows` spread so that each partition value gets ceil(bytes / 128 MB) files, sorted inside.
+def _laid_out(spec: TableSpec, rows: DataFrame, n_rows: int, given: int | None = None) -> DataFrame:
+    """Return `rows` spread so that each partition value gets ceil(bytes / 128 MB) files, sorted
+    inside.
 
     With a `given` number of files the rows are spread already, and only sorted.
     """

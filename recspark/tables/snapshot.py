@@ -14,7 +14,8 @@ from recspark.tables.specs import SPECS
 def active_files(
     catalog: TableCatalog, table: str, version: int, condition: str | None = None
 ) -> list[str]:
-    """Return the sorted URIs of the files that make up `table` at `version`, of the slice `condition`.
+    """Return the sorted URIs of the files that make up `table` at `version`, of the slice
+    `condition`.
 
     Never the folder: that also holds files of other versions. Cost: no job, driver memory per file.
     """
@@ -26,8 +27,8 @@ def changed_rows(catalog: TableCatalog, table: str, old: int | None, new: int) -
     """Return the rows of `table` that only one of two versions has, with `is_added` boolean.
 
     Reads only the files that one version has and the other has not, so the cost follows the change;
-    a row that merely moved to another file is not returned. Raises VersionNotFoundError when a removed
-    file was vacuumed. Cost: no action; one shuffle, only where rows were removed.
+    a row that merely moved to another file is not returned. Raises VersionNotFoundError when a
+    removed file was vacuumed. Cost: no action; one shuffle, only where rows were removed.
     """
     now = set(active_files(catalog, table, new))
     before = set(active_files(catalog, table, old)) if old is not None else set()

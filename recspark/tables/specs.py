@@ -1,4 +1,6 @@
-"""What every Delta table holds: columns, key, slice. `docs/tables.md` is the same for their readers."""
+"""What every Delta table holds: columns, key, slice. `docs/tables.md` is the same for their
+readers.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class TableSpec:
         return self.cluster or self.key
 
 
-# Without this an insert-only MERGE does not conflict with another's append, and one user gets two ids.
+# Without this an insert-only MERGE does not conflict with another's append, and one user gets two
+# ids.
 _SERIALIZABLE = {"delta.isolationLevel": "Serializable"}
 
 SPECS: dict[str, TableSpec] = {

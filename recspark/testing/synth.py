@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
 from recspark.data import features
-from recspark.data.blocks import MICROS_PER_DAY, Array, micros
-from recspark.data.dataset import Dataset
+from recspark.data.blocks import MICROS_PER_DAY, Array, micros, parse_histories
+from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.interactions import before, interactions, queries
+from recspark.data.windows import bags
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
 
@@ -87,10 +90,10 @@ def drift(n_users: int, n_items: int, seed: int = 1) -> tuple[Log, set[int]]:
 def power_law(
     n_users: int, n_items: int, n_groups: int = 4, mean_length: int = 12, seed: int = 1
 ) -> Log:
-    """Return events of users with tastes: nine in ten fall in the user's group of items.
+    """Return events of users with tastes: nine in ten fall in the user's group.
 
-    Item `i` belongs to group `i % n_groups`; within a group, popularity falls as 1 / (place + 2). Times
-    fall within 100 days before the cutoff; indices have gaps: users and items are multiples of 3.
+    Item `i` belongs to group `i % n_groups`, popularity within it falls as 1 / (place + 2). Times
+    fall within 100 days before the cutoff; indices have gaps: all are multiples of 3.
     """
     rng = np.random.default_rng(seed)
     lengths = 2 + rng.poisson(mean_length, n_users)
@@ -105,35 +108,75 @@ def power_law(
     return Log(user * 3, (item * 3).astype(np.int32), age, np.ones(len(user), np.float32))
 
 
+def hold_out_newest(events: Log) -> tuple[Log, dict[int, int]]:
+    """Return the log without each user's newest event, and that event's item by user.
+
+    Only where the item is new to the user, and others acted on it; else nothing is held out.
+    """
+    kept = np.ones(len(events.age), bool)
+    held_out = {}
+    for user in np.unique(events.user_idx):
+        mine = np.flatnonzero(events.user_idx == user)
+        newest = mine[np.argmin(events.age[mine])]
+        item = events.item_idx[newest]
+        same = events.item_idx == item
+        if same[mine].sum() == 1 and (same & kept).sum() > 1:
+            kept[newest] = False
+            held_out[int(user)] = int(item)
+    return events.only(kept), held_out
+
+
 def histories(spark: SparkSession, events: Log, n_partitions: int = 2) -> DataFrame:
-    """Return `user_idx, history, seen` of all events, rows by user, history in time order."""
+    """Return `user_idx, history` of all events, spread by user; history in time order."""
+    users, column = history_column(events)
+    rows = pa.table({"user_idx": pa.array(users, pa.int64()), "history": column})
+    frame = spark.createDataFrame(
+        rows, schema.columns(user_idx=schema.LONG, history=schema.HISTORY)
+    )
+    return frame.repartition(n_partitions, "user_idx")
+
+
+def history_column(events: Log) -> tuple[Array, pa.ListArray]:
+    """Return the users, ascending, and their histories (`schema.HISTORY`), newest last."""
     order = np.lexsort((-events.age, events.user_idx))
-    user, item = events.user_idx[order], events.item_idx[order]
-    users, first = np.unique(user, return_index=True)
+    users, first = np.unique(events.user_idx[order], return_index=True)
     at = micros(CUTOFF) - np.rint(events.age[order] * MICROS_PER_DAY).astype(np.int64)
-    day = [f"s{u}-{d}" for u, d in zip(user, at // MICROS_PER_DAY)]
+    days = [f"s{u}-{d}" for u, d in zip(events.user_idx[order], at // MICROS_PER_DAY)]
     struct = pa.StructArray.from_arrays(
         [
-            pa.array(item, pa.int32()),
+            pa.array(events.item_idx[order], pa.int32()),
             pa.array(at, pa.timestamp("us", "UTC")),
-            pa.array(["purchase"] * len(user), pa.string()),
+            pa.array(["purchase"] * len(order), pa.string()),
             pa.array(events.weight[order], pa.float32()),
-            pa.array(np.ones(len(user)), pa.float32()),
-            pa.array(day, pa.string()),
-            pa.array(day, pa.string()),
+            pa.array(np.ones(len(order)), pa.float32()),
+            pa.array(days, pa.string()),
+            pa.array(days, pa.string()),
         ],
         names=schema.HISTORY_EVENT.names,
     )
-    start = np.append(first, len(user))
+    start = pa.array(np.append(first, len(order)), pa.int32())
+    return users, pa.ListArray.from_arrays(start, struct)
+
+
+def write_training(events: Log, folder: str, n_files: int = 2, length: int = 32) -> TrainingSet:
+    """Write the events before `CUTOFF` as a training set, users dealt out over `n_files`."""
+    users, column = history_column(events.only(events.age > 0))
+    items, weights, lengths = bags(parse_histories(column), micros(CUTOFF), None, length)
     rows = pa.table(
         {
             "user_idx": pa.array(users, pa.int64()),
-            "history": pa.ListArray.from_arrays(pa.array(start, pa.int32()), struct),
+            "items": pa.array(list(items), pa.list_(pa.int32())),
+            "weights": pa.array(list(weights), pa.list_(pa.float32())),
+            "length": pa.array(lengths, pa.int32()),
         }
     )
-    kind = schema.columns(user_idx=schema.LONG, history=schema.HISTORY)
-    frame = spark.createDataFrame(rows, kind)
-    return frame.repartitionByRange(n_partitions, "user_idx") if n_partitions > 1 else frame
+    files = []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for n in range(n_files):
+        part = rows.take(pa.array(np.arange(n, len(users), n_files)))
+        pq.write_table(part, f"{folder}/{n}.parquet")
+        files.append((f"file://{folder}/{n}.parquet", part.num_rows))
+    return TrainingSet("training_bags", 0, tuple(files))
 
 
 def items(spark: SparkSession, item_idx: Array) -> DataFrame:
@@ -152,8 +195,13 @@ def items(spark: SparkSession, item_idx: Array) -> DataFrame:
     return spark.createDataFrame(rows)
 
 
-def dataset(spark: SparkSession, events: Log, n_partitions: int = 2) -> Dataset:
-    """Return what a model is fitted on: `events` before `CUTOFF` (later ones are sliced away)."""
+def dataset(
+    spark: SparkSession, events: Log, n_partitions: int = 2, training: str | None = None
+) -> Dataset:
+    """Return what a model is fitted on: `events` before `CUTOFF` (later ones are sliced away).
+
+    `training` : folder that the fixed-length training set is written to; None = there is none.
+    """
     sliced = before(histories(spark, events, n_partitions), CUTOFF)
     catalogue = items(spark, events.item_idx[events.age > 0])
     return Dataset(
@@ -163,6 +211,7 @@ def dataset(spark: SparkSession, events: Log, n_partitions: int = 2) -> Dataset:
         items=catalogue,
         user_features=features.user_features(sliced, CUTOFF).drop("cutoff"),
         item_features=features.item_features(sliced, catalogue, CUTOFF).drop("cutoff"),
+        training=None if training is None else write_training(events, training),
     )
 
 

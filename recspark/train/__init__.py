@@ -1,1 +1,1 @@
-"""Training of neural models: what a rank reads (feed), where ranks run (launch), what they do (loop)."""
+"""Training of neural models: what ranks read (feed), where they run (launch), what they do."""

@@ -1,7 +1,7 @@
 """Checkpoints of a training: its vectors, its position and what it is a training of. No pickle.
 
-A checkpoint is a folder whose marker is written last, so it is whole or it is none. Only the newest two
-are kept.
+A checkpoint is a folder whose marker is written last, so it is whole or it is none. Only the newest
+two are kept.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from recspark import storage
 from recspark.config import digest
-from recspark.data.blocks import Array
 
 _STATE = "state.json"
+_VECTORS = ("vector", "mean", "square")
 _KEPT = 2
 
 
@@ -25,12 +27,15 @@ class Checkpoint:
     ----------
     epoch : epochs done; the next one reads its rows from their beginning
     step : optimiser steps done
-    vectors : float32, equally long: `parameters`, and Adam's `first` and `second` moments
+    vector, mean, square : (P,) each: all parameters, and Adam's running means of gradient and
+        square
     """
 
     epoch: int
     step: int
-    vectors: dict[str, Array]
+    vector: torch.Tensor
+    mean: torch.Tensor
+    square: torch.Tensor
 
 
 def save(folder: str, checkpoint: Checkpoint, identity: dict[str, Any]) -> str:
@@ -40,16 +45,12 @@ def save(folder: str, checkpoint: Checkpoint, identity: dict[str, Any]) -> str:
     """
     place = storage.join(folder, f"epoch-{checkpoint.epoch:06d}")
     storage.remove(place)
-    for name, vector in checkpoint.vectors.items():
-        storage.write_array(storage.join(place, f"{name}.npy"), vector)
+    for name in _VECTORS:
+        vector: torch.Tensor = getattr(checkpoint, name)
+        storage.write_array(storage.join(place, f"{name}.npy"), vector.numpy())
     storage.write_json(
         storage.join(place, _STATE),
-        {
-            "epoch": checkpoint.epoch,
-            "step": checkpoint.step,
-            "vectors": sorted(checkpoint.vectors),
-            "identity": identity,
-        },
+        {"epoch": checkpoint.epoch, "step": checkpoint.step, "identity": identity},
     )
     storage.mark_complete(place)
     for old in _complete(folder)[:-_KEPT]:
@@ -58,7 +59,7 @@ def save(folder: str, checkpoint: Checkpoint, identity: dict[str, Any]) -> str:
 
 
 def latest(folder: str, identity: dict[str, Any]) -> tuple[str, Checkpoint | None]:
-    """Return the newest whole checkpoint of this very training and its place; ("", None) without one."""
+    """Return place and content of this training's newest whole checkpoint, or ("", None)."""
     for place in reversed(_complete(folder)):
         state = storage.read_json(storage.join(place, _STATE))
         if digest(state["identity"]) == digest(identity):
@@ -74,15 +75,17 @@ def newest(folder: str) -> str:
 def load(place: str) -> Checkpoint:
     """Return the checkpoint that `save` wrote to `place`."""
     state = storage.read_json(storage.join(place, _STATE))
-    vectors = {
-        name: storage.read_array(storage.join(place, f"{name}.npy")) for name in state["vectors"]
-    }
-    return Checkpoint(int(state["epoch"]), int(state["step"]), vectors)
+    vectors = [
+        torch.from_numpy(storage.read_array(storage.join(place, f"{name}.npy")))
+        for name in _VECTORS
+    ]
+    return Checkpoint(int(state["epoch"]), int(state["step"]), *vectors)
 
 
 def _complete(folder: str) -> list[str]:
     """Return the whole checkpoints below `folder`, oldest first."""
     if not folder or not storage.exists(folder):
         return []
-    places = {file.rsplit("/", 1)[0] for file in storage.list_files(folder)}
-    return sorted(place for place in places if storage.is_complete(place))
+    names = {file.rsplit("/", 2)[1] for file in storage.list_files(folder)}
+    places = [storage.join(folder, name) for name in sorted(names)]
+    return [place for place in places if storage.is_complete(place)]

@@ -1,9 +1,9 @@
 """Batches of one rank, read by Petastorm from the files that the driver planned for it.
 
-The driver shares out the files of one pinned table version (`plan_shards`); every rank then takes the
-same number of steps, and over an epoch every row counts exactly once. A batch always has the same
-number of rows on every rank; where a rank has fewer, rows repeat at weight 0, and the loop divides by
-the weight of all ranks together.
+The driver shares out the files of one pinned table version (`plan_shards`); every rank then takes
+the same number of steps, and over an epoch every row counts exactly once. A batch always has the
+same number of rows on every rank; where a rank has fewer, rows repeat at weight 0, and the loop
+divides by the weight of all ranks together.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import TrainingSet
 from recspark.errors import FeedError
 
-# A rank's share is kept in memory up to this; beyond it every epoch reads it anew. Guess: half of what
-# an executor of 4 GB leaves to Python.
+# A rank's share is kept in memory up to this; beyond it every epoch reads it anew. Guess: half of
+# what an executor of 4 GB leaves to Python.
 ALLOWANCE = 1 << 30
 Columns = dict[str, Array]
 Block = tuple[Columns, Array]  # rows, and the order to take them in
@@ -37,7 +37,7 @@ ReaderName = Literal["petastorm", "arrow"]
 class Shard:
     """What one rank reads: (URI, rows) of each file, none of them empty.
 
-    `counted` False: the rank has no file of its own and borrows one, whose rows count on another rank.
+    `counted` False: the rank has none of its own and borrows one, whose rows count elsewhere.
     """
 
     files: tuple[tuple[str, int], ...]
@@ -80,7 +80,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step of one rank: `tensors` by column, each (B, ...), and `weight` float32 (B,), 0 or 1."""
+    """One step of one rank: `tensors` by column, (B, ...) each; `weight` float32 (B,), 0 or 1."""
 
     tensors: dict[str, torch.Tensor]
     weight: torch.Tensor
@@ -89,9 +89,9 @@ class Batch:
 def plan_shards(training: TrainingSet, ranks: int) -> ShardPlan:
     """Return disjoint shares of the files of `training`, balanced by rows.
 
-    The largest file goes to the rank with the fewest rows, then the next largest; ties by URI and rank.
-    A rank for which no file is left borrows the smallest one at weight 0. Raises FeedError where there
-    is nothing to read, or where the shares do not add up to the table.
+    The largest file goes to the rank with the fewest rows, then the next largest; ties by URI and
+    rank. A rank for which no file is left borrows the smallest one at weight 0. Raises FeedError
+    where there is nothing to read, or where the shares do not add up to the table.
     """
     files = [(uri, rows) for uri, rows in training.files if rows > 0]
     if not files:
@@ -133,8 +133,8 @@ class Feed:
     reader : `petastorm`, or `arrow`, its twin
     allowance : bytes; a larger share is not kept, but read anew each epoch, so much of it at a time
 
-    An epoch spreads a rank's rows evenly over its steps, so that no step is left with a few. The rows
-    read are counted against the plan: FeedError where they differ.
+    An epoch spreads a rank's rows evenly over its steps, so that no step is left with a few. The
+    rows read are counted against the plan: FeedError where they differ.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Feed:
         yield self._kept, rng.permutation(self.shard.stored)
 
     def _streamed_blocks(self, rng: np.random.Generator) -> Iterator[Block]:
-        """Yield the share in blocks of about `allowance` bytes: row groups in a new order, rows mixed."""
+        """Yield blocks of about `allowance` bytes: row groups in a new order, their rows mixed."""
         held: list[Columns] = []
         # 0 would mean "no seed" to Petastorm.
         for group in self._read(int(rng.integers(1, 1 << 31))):
@@ -214,7 +214,7 @@ class Feed:
 
 
 def read_petastorm(uris: list[str], columns: Sequence[str], seed: int | None) -> Iterator[Columns]:
-    """Yield one dict of arrays per row group: by URI then position, or in the order of `seed` (>= 1)."""
+    """Yield the columns of each row group, by URI and position, or as `seed` (>= 1) orders them."""
     from petastorm import make_batch_reader
 
     # Petastorm 0.12 calls pyarrow's old dataset interface, which says so at every call.
@@ -262,7 +262,7 @@ READERS: dict[ReaderName, Callable[[list[str], Sequence[str], int | None], Itera
 
 
 def _old_filesystem(uri: str) -> Any:
-    """Return the store of `uri` behind pyarrow's old interface, the only one that Petastorm can use."""
+    """Return the store of `uri` behind pyarrow's old interface, as Petastorm needs it."""
     from pyarrow.filesystem import DaskFileSystem
 
     class Store(DaskFileSystem):  # type: ignore[misc]
@@ -284,7 +284,9 @@ def _array(path: str, name: str, column: pa.ChunkedArray) -> Array:
         return out
     lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) != 1:
-        raise FeedError(f"{path}: lists of column '{name}' have lengths {lengths.tolist()}, not one")
+        raise FeedError(
+            f"{path}: lists of column '{name}' have lengths {lengths.tolist()}, not one"
+        )
     flat: Array = values.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(values), -1)
 
@@ -297,7 +299,7 @@ def _row_bytes(uri: str, columns: Sequence[str]) -> float:
         missing = [name for name in columns if name not in names]
         if missing:
             raise FeedError(
-                f"{uri}: no columns {missing}, there are {names} (partition columns are not in files)"
+                f"{uri}: no columns {missing}, there are {names} (files lack partition columns)"
             )
         first = next(file.iter_batches(batch_size=64, columns=list(columns)))
     return float(first.nbytes) / first.num_rows
@@ -335,4 +337,4 @@ def _n_rows(columns: Columns) -> int:
 
 
 def _with_scheme(uri: str) -> str:
-    return uri if ":" in uri.split("/")[0] else f"file://{uri}"
+    return uri if ":" in uri.split("/", maxsplit=1)[0] else f"file://{uri}"

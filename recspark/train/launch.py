@@ -1,8 +1,8 @@
 """Where training ranks run: Horovod on Spark executors, one Spark task, or this process.
 
-A launcher has one method, `run(fn, *args)`, which calls `fn(comm, *args)` once per rank and returns the
-results in rank order. `comm` is all that a rank knows of the others. All launchers fail alike: the first
-error of a rank is raised on the driver, with that rank's number, place and traceback.
+A launcher has one method, `run(fn, *args)`, which calls `fn(comm, *args)` once per rank and returns
+the results in rank order. `comm` is all that a rank knows of the others. All launchers fail alike:
+the first error of a rank is raised on the driver, with that rank's number, place and traceback.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ class Launcher(Protocol):
     def run(self, fn: Callable[..., T], *args: Any) -> list[RankResult[T]]:
         """Return `fn(comm, *args)` of each rank, in rank order.
 
-        `fn` and `args` travel to executors: module-level functions of an installed package, and small
-        values; results are small too. Raises the first error of any rank: a `RecsparkError` as its own
-        class, anything else, a killed or a hung rank as RankFailedError; NoSlotsError where ranks find
-        no place. The Spark session is usable afterwards.
+        `fn` and `args` travel to executors: module-level functions of an installed package, and
+        small values; results are small too. Raises the first error of any rank: a `RecsparkError`
+        as its own class, anything else, a killed or a hung rank as RankFailedError; NoSlotsError
+        where ranks find no place. The Spark session is usable afterwards.
         """
 
 
@@ -114,8 +114,8 @@ class HorovodLauncher:
     """Ranks are processes beside Spark's Python workers, one per task; gloo connects them.
 
     Must be called from the main thread (Horovod sets signal handlers). A rank that runs longer than
-    `train.timeout_s` prints the stacks of its threads and ends itself, so that a hung collective ends too.
-    Cost: about 10 s to start, most of it imports.
+    `train.timeout_s` prints the stacks of its threads and ends itself, so that a hung collective
+    ends too. Cost: about 10 s to start, most of it imports.
     """
 
     def __init__(self, spark: SparkSession, train: Train, tell: Tell = log.info) -> None:
@@ -138,14 +138,18 @@ class HorovodLauncher:
         roots, timeout_s = [SparkFiles.getRootDirectory()], train.timeout_s
 
         def boot() -> dict[str, Any]:
-            # Travels by value and imports recspark itself: a rank is a new process, which does not know
-            # the files that `--py-files` gave to the Spark worker that started it.
+            # Travels by value and imports recspark itself: a rank is a new process, which does not
+            # know the files that `--py-files` gave to the Spark worker that started it.
             import glob
             import os
             import sys
 
             for root in [*roots, os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")]:
-                sys.path[:0] = [root, *glob.glob(os.path.join(root, "*.zip")), *glob.glob(os.path.join(root, "*.whl"))]
+                sys.path[:0] = [
+                    root,
+                    *glob.glob(os.path.join(root, "*.zip")),
+                    *glob.glob(os.path.join(root, "*.whl")),
+                ]
             from recspark.train.launch import horovod_rank
 
             return horovod_rank(payload, timeout_s)
@@ -166,13 +170,13 @@ class HorovodLauncher:
                 )
         except TimeoutException as error:
             raise NoSlotsError(
-                f"{train.ranks} ranks found no slot within {train.start_timeout_s} s (train.start_timeout_s): "
-                f"is another job using them? {error}"
+                f"{train.ranks} ranks found no slot within {train.start_timeout_s} s "
+                f"(train.start_timeout_s): is another job using them? {error}"
             ) from None
         except Exception as error:
             raise RankFailedError(
-                f"a rank ended without an answer: killed, or hung for {timeout_s} s (train.timeout_s). "
-                f"{error}\nlast output of the ranks:\n{output.tail()}"
+                f"a rank ended without an answer: killed, or hung for {timeout_s} s "
+                f"(train.timeout_s). {error}\nlast output of the ranks:\n{output.tail()}"
             ) from error
         return _results(outcomes)
 
@@ -211,7 +215,7 @@ class TaskLauncher:
 
 
 class LocalLauncher:
-    """Ranks are threads of this process, with a true allreduce between them: for tests, and small data."""
+    """Ranks are threads of this process, with a true allreduce between them: for tests."""
 
     def __init__(self, ranks: int, timeout_s: float = 600, tell: Tell = log.info) -> None:
         self._ranks = ranks
@@ -255,8 +259,9 @@ class LocalLauncher:
 def horovod_rank(payload: bytes, timeout_s: int) -> dict[str, Any]:
     """Run one rank in the process that Horovod started for it; an error is returned, not raised.
 
-    A failing rank answers and shuts Horovod down; the others, waiting for it, then fail and answer too.
-    So the answers of all ranks reach the driver, and with them the first error's own traceback.
+    A failing rank answers and shuts Horovod down; the others, waiting for it, then fail and answer
+    too. So the answers of all ranks reach the driver, and with them the first error's own
+    traceback.
     """
     # A watchdog in C: it fires even where Python hangs in a collective.
     faulthandler.dump_traceback_later(timeout_s, exit=True)
@@ -289,10 +294,14 @@ class _HorovodComm:
     def allreduce(self, tensor: torch.Tensor, op: Literal["sum", "mean"] = "sum") -> torch.Tensor:
         kind = self._hvd.Sum if op == "sum" else self._hvd.Average
         # A name that repeats lets Horovod skip its negotiation after the first step.
-        return self._hvd.allreduce(tensor, op=kind, name=f"{op} {tensor.dtype} {tuple(tensor.shape)}")
+        return self._hvd.allreduce(
+            tensor, op=kind, name=f"{op} {tensor.dtype} {tuple(tensor.shape)}"
+        )
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._hvd.broadcast(tensor, root_rank=0, name=f"{tensor.dtype} {tuple(tensor.shape)}")
+        return self._hvd.broadcast(
+            tensor, root_rank=0, name=f"{tensor.dtype} {tuple(tensor.shape)}"
+        )
 
     def tell(self, text: str) -> None:
         print(f"{_TOLD}{text}", flush=True)  # noqa: T201 - the driver reads this process's output
@@ -318,10 +327,10 @@ class _ThreadComm:
         return total if op == "sum" else total / self.size
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._exchanged(tensor)[0].clone()
+        return self._exchanged(tensor)[0].clone()  # not one tensor for all ranks
 
     def _exchanged(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        self._meeting.tensors[self.rank] = tensor
+        self._meeting.tensors[self.rank] = tensor.clone()  # its owner may change it next
         self._meeting.barrier.wait()
         everyones = list(self._meeting.tensors)
         self._meeting.barrier.wait()  # nobody puts in the next one before all have read this
@@ -366,8 +375,8 @@ def _results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
 def _horovods_side_effects_undone() -> Iterator[None]:
     """Restore the signal handlers that Horovod replaces, and keep its job's own thread quiet.
 
-    Where a rank is killed, Horovod cancels its Spark job; the thread that waits for the job then dies
-    with an error that says nothing more.
+    Where a rank is killed, Horovod cancels its Spark job; the thread that waits for the job then
+    dies with an error that says nothing more.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     hook = threading.excepthook
@@ -411,8 +420,8 @@ class _Output:
 
 
 def _await_slots(spark: SparkSession, train: Train) -> None:
-    """Wait until the cluster has a slot per rank; NoSlotsError as soon as no more are on their way."""
-    jsc: Any = spark.sparkContext._jsc.sc()  # type: ignore[attr-defined]
+    """Wait until the cluster has a slot per rank; NoSlotsError once no more are on their way."""
+    jsc: Any = spark.sparkContext._jsc.sc()
     profile = jsc.resourceProfileManager().defaultResourceProfile()
     begun = changed = time.monotonic()
     before = -1
@@ -423,9 +432,8 @@ def _await_slots(spark: SparkSession, train: Train) -> None:
         settled = jsc.isLocal() or now - changed > _SETTLED_S
         if settled or now - begun > train.start_timeout_s:
             raise NoSlotsError(
-                f"{train.ranks} ranks need as many task slots, the cluster has {slots}: give the training "
-                "job more executors (one slot each: spark.task.cpus = spark.executor.cores), or lower "
-                "train.ranks"
+                f"{train.ranks} ranks need as many task slots, the cluster has {slots}: give the "
+                "training job more executors, with one slot each, or lower train.ranks"
             )
         time.sleep(0.2)
 
@@ -443,7 +451,8 @@ def _executor_id() -> str:
 
 
 def _thread_env(threads: int) -> dict[str, str]:
-    return {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {name: str(threads) for name in names}
 
 
 def _stack(thread: threading.Thread) -> str:

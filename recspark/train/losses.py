@@ -13,7 +13,8 @@ def multinomial_nll(
     Parameters
     ----------
     logits : (B, n_items)
-    rows, items, weights : (P,) each: entry p says that x[rows[p], items[p]] = weights[p]; the rest is 0
+    rows, items, weights : (P,) each: entry p says that x[rows[p], items[p]] = weights[p]; the rest
+        is 0
 
     Source: Liang et al. 2018, equation 2.
     """

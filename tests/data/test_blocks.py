@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from recspark.data.blocks import MICROS_PER_DAY, parse_histories, weigh
 
-EVENT = pa.struct([("item_idx", pa.int32()), ("event_at", pa.timestamp("us", "UTC")), ("weight", pa.float32())])
+EVENT = pa.struct(
+    [("item_idx", pa.int32()), ("event_at", pa.timestamp("us", "UTC")), ("weight", pa.float32())]
+)
 rows = st.lists(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.sampled_from([0.5, 1.0, 2.0])), max_size=8),
     max_size=6,
@@ -27,7 +29,9 @@ def column(users: list[list[tuple[int, int, float]]]) -> pa.ListArray:
     )  # fmt: skip
 
 
-def plain(user: list[tuple[int, int, float]], half_life: float | None, combine: str) -> dict[int, float]:
+def plain(
+    user: list[tuple[int, int, float]], half_life: float | None, combine: str
+) -> dict[int, float]:
     found: dict[int, list[float]] = defaultdict(list)
     for item, day, weight in sorted(user, key=lambda e: e[1]):
         found[item].append(weight * (0.5 ** ((50 - day) / half_life) if half_life else 1.0))
@@ -37,9 +41,14 @@ def plain(user: list[tuple[int, int, float]], half_life: float | None, combine: 
 
 @settings(deadline=None, max_examples=60)
 @given(rows, st.sampled_from([None, 3.0]), st.sampled_from(["sum", "last", "binary"]))
-def test_weights_equal_a_plain_loop(users: list[Any], half_life: float | None, combine: Any) -> None:
+def test_weights_equal_a_plain_loop(
+    users: list[Any], half_life: float | None, combine: Any
+) -> None:
     items, weights = weigh(
-        parse_histories(column(users)), 50 * MICROS_PER_DAY, half_life_days=half_life, combine=combine
+        parse_histories(column(users)),
+        50 * MICROS_PER_DAY,
+        half_life_days=half_life,
+        combine=combine,
     )
     for row, user in enumerate(users):
         span = slice(items.start[row], items.start[row + 1])
@@ -50,7 +59,9 @@ def test_weights_equal_a_plain_loop(users: list[Any], half_life: float | None, c
 
 @given(rows.filter(len))
 def test_a_row_alone_weighs_the_same(users: list[Any]) -> None:
-    together = weigh(parse_histories(column(users)), 50 * MICROS_PER_DAY, half_life_days=7.0, combine="sum")
+    together = weigh(
+        parse_histories(column(users)), 50 * MICROS_PER_DAY, half_life_days=7.0, combine="sum"
+    )
     for row in range(len(users)):
         sliced = parse_histories(column(users).slice(row, 1))
         alone = weigh(sliced, 50 * MICROS_PER_DAY, half_life_days=7.0, combine="sum")

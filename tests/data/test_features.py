@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from recspark.data import features
 from recspark.data.interactions import before
 
 pytestmark = pytest.mark.spark
-CUT = datetime(2010, 12, 10, tzinfo=timezone.utc)
+CUT = datetime(2010, 12, 10, tzinfo=UTC)
 
 
 def histories(spark: SparkSession, users: dict[int, list[tuple[int, float, str]]]) -> DataFrame:
@@ -36,7 +36,11 @@ def test_user_features_by_hand(spark: SparkSession) -> None:
     one = found[1]
     assert (one["n_events"], one["n_orders"], one["n_items"], one["spend"]) == (3, 2, 2, 7.5)
     assert (one["recency_days"], one["tenure_days"], one["mean_gap_days"]) == (10, 30, 20)
-    assert (found[2]["n_items"], found[2]["mean_gap_days"], found[2]["activity"]) == (1, None, "light")
+    assert (found[2]["n_items"], found[2]["mean_gap_days"], found[2]["activity"]) == (
+        1,
+        None,
+        "light",
+    )
 
 
 def test_item_features_by_hand(spark: SparkSession) -> None:
@@ -44,10 +48,19 @@ def test_item_features_by_hand(spark: SparkSession) -> None:
         spark,
         {1: [(5, 30, "a"), (5, 3, "b")], 2: [(5, 5, "c"), (6, 5, "c")], 3: [(6, -2, "x")]},
     )
-    items = spark.createDataFrame([(5, 1.25, ["toys"])], "item_idx int, price double, category array<string>")
-    found = {r["item_idx"]: r for r in features.item_features(before(frame, CUT), items, CUT).collect()}
+    items = spark.createDataFrame(
+        [(5, 1.25, ["toys"])], "item_idx int, price double, category array<string>"
+    )
+    found = {
+        r["item_idx"]: r for r in features.item_features(before(frame, CUT), items, CUT).collect()
+    }
     five = found[5]
-    assert (five["n_events"], five["n_users"], five["n_events_7d"], five["n_events_90d"]) == (3, 2, 2, 3)
+    assert (five["n_events"], five["n_users"], five["n_events_7d"], five["n_events_90d"]) == (
+        3,
+        2,
+        2,
+        3,
+    )
     assert five["growth"] == pytest.approx((3 / 7) / (3 / 28))
     assert (five["repeat_rate"], five["price"], five["category"]) == (0.5, 1.25, ["toys"])
     assert (five["age_days"], five["last_event_days"]) == (30, 3)
@@ -64,7 +77,13 @@ def items(spark: SparkSession, rows: list[tuple[str, int, str | None, float]]) -
 
 def test_the_name_is_the_latest_before_the_cutoff(spark: SparkSession) -> None:
     frame = items(
-        spark, [("i1", -9, "old", 1.0), ("i1", -3, "new", 2.0), ("i1", -1, None, 3.0), ("i1", 0, "after", 4.0)]
+        spark,
+        [
+            ("i1", -9, "old", 1.0),
+            ("i1", -3, "new", 2.0),
+            ("i1", -1, None, 3.0),
+            ("i1", 0, "after", 4.0),
+        ],
     )
     row = features.items_as_of(frame, CUT).collect()[0]
     assert (row["item_name"], row["price"]) == ("new", 3.0)

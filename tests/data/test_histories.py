@@ -1,8 +1,9 @@
-"""Histories: merged night by night equals made from scratch; slices at a cutoff; weights in the row."""
+"""Histories: merged night by night equals made from scratch; slices at a cutoff; weights in the
+row."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from recspark.data import histories, sessions
 from recspark.data.interactions import before, decayed_item_weights, interactions, queries
 
 pytestmark = pytest.mark.spark
-T0 = datetime(2010, 12, 1, tzinfo=timezone.utc)
+T0 = datetime(2010, 12, 1, tzinfo=UTC)
 FEATURES = Features(history_buckets=4)
 SESSIONS = Sessions(gap_minutes=30, max_minutes=None)
 
@@ -84,7 +85,9 @@ def test_before_slices_events_and_seen(spark: SparkSession) -> None:
     made = update(spark, empty(spark), rows, rows)
     cutoff = T0 + timedelta(hours=5)  # an event at the cutoff is after it
     found = before(made, cutoff).collect()
-    assert [(r["user_idx"], [e["item_idx"] for e in r["history"]], r["seen"]) for r in found] == [(1, [1], [1])]
+    assert [(r["user_idx"], [e["item_idx"] for e in r["history"]], r["seen"]) for r in found] == [
+        (1, [1], [1])
+    ]
     kept = {r["user_idx"]: r["seen"] for r in before(made, cutoff, keep_empty=True).collect()}
     assert kept == {1: [1], 2: []}
 
@@ -94,10 +97,16 @@ def test_weights_decay_to_the_cutoff(spark: SparkSession) -> None:
     made = update(spark, empty(spark), rows, rows)
     cutoff = T0 + timedelta(hours=48)
     mine = before(made, cutoff)
-    found = {(r["user_idx"], r["item_idx"]): (r["weight"], r["n_events"]) for r in interactions(mine, cutoff, 1.0).collect()}
+    found = {
+        (r["user_idx"], r["item_idx"]): (r["weight"], r["n_events"])
+        for r in interactions(mine, cutoff, 1.0).collect()
+    }
     assert found[1, 1] == (pytest.approx(0.25 + 0.5), 2)
     assert found[1, 2] == (pytest.approx(0.5**0.5), 1)
-    plain = {(r["user_idx"], r["item_idx"]): r["weight"] for r in interactions(mine, cutoff, None).collect()}
+    plain = {
+        (r["user_idx"], r["item_idx"]): r["weight"]
+        for r in interactions(mine, cutoff, None).collect()
+    }
     assert plain == {(1, 1): 2.0, (1, 2): 1.0, (2, 1): 1.0}
     totals = {r["item_idx"]: r["weight"] for r in decayed_item_weights(mine, cutoff, 1.0).collect()}
     assert totals[1] == pytest.approx(0.75 + 0.5**0.5, abs=1e-9)
@@ -123,5 +132,11 @@ def test_interactions_shuffle_nothing(spark: SparkSession) -> None:
 def test_event_weights_by_type(spark: SparkSession) -> None:
     frame = spark.createDataFrame([("purchase",), ("view",), ("other",)], "event_type string")
     settings = Features(event_weights={"purchase": 3.0, "view": 0.5}, other_weight=1.0)
-    weights = frame.select(histories.event_weight(settings).alias("w"), F.col("event_type")).collect()
-    assert {r["event_type"]: r["w"] for r in weights} == {"purchase": 3.0, "view": 0.5, "other": 1.0}
+    weights = frame.select(
+        histories.event_weight(settings).alias("w"), F.col("event_type")
+    ).collect()
+    assert {r["event_type"]: r["w"] for r in weights} == {
+        "purchase": 3.0,
+        "view": 0.5,
+        "other": 1.0,
+    }

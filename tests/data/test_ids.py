@@ -28,13 +28,21 @@ def test_new_names_follow_in_order_of_name(spark: SparkSession, n_partitions: in
     values = [f"u{n:03d}" for n in range(200)]
     frame = names(spark, [*reversed(values), None, "u007", "u007"]).repartition(n_partitions)
     have = known(spark, [("u050", 0), ("u010", 1)])
-    got = {r["user_id"]: r["user_idx"] for r in ids.new_ids(frame, have, "user_id", "user_idx", NIGHT).collect()}
+    got = {
+        r["user_id"]: r["user_idx"]
+        for r in ids.new_ids(frame, have, "user_id", "user_idx", NIGHT).collect()
+    }
     rest = [v for v in values if v not in ("u050", "u010")]
     assert got == {name: 2 + position for position, name in enumerate(rest)}
 
 
 def test_nothing_new_gives_no_rows(spark: SparkSession) -> None:
-    assert ids.new_ids(names(spark, ["a"]), known(spark, [("a", 0)]), "user_id", "user_idx", NIGHT).count() == 0
+    assert (
+        ids.new_ids(
+            names(spark, ["a"]), known(spark, [("a", 0)]), "user_id", "user_idx", NIGHT
+        ).count()
+        == 0
+    )
 
 
 def test_items_beyond_an_int_are_a_named_error(spark: SparkSession) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from recspark.config import Sessions
 from recspark.data import sessions
 
 pytestmark = pytest.mark.spark
-T0 = datetime(2010, 12, 1, 22, 0, tzinfo=timezone.utc)
+T0 = datetime(2010, 12, 1, 22, 0, tzinfo=UTC)
 
 
 def events(spark: SparkSession, rows: list[tuple[str, float]]) -> DataFrame:
@@ -73,9 +73,7 @@ def test_equal_to_spark_session_window_without_a_length_limit(spark: SparkSessio
         F.count(F.lit(1)).alias("n"), F.min("event_at").alias("a"), F.max("event_at").alias("b")
     )
     want = [(r["user_id"], r["n"], r["a"], r["b"]) for r in theirs.collect()]
-    got = [
-        (r["user_id"], r["n_events"], r["started_at"], r["ended_at"]) for r in ours.collect()
-    ]
+    got = [(r["user_id"], r["n_events"], r["started_at"], r["ended_at"]) for r in ours.collect()]
     assert sorted(got) == sorted(want)
     assert len(got) > 100
 

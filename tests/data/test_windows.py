@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from recspark.config import Features
 from recspark.data import windows
 from recspark.data.blocks import MICROS_PER_DAY, Histories
 
-CUTOFF = datetime(2020, 1, 11, tzinfo=timezone.utc)
+CUTOFF = datetime(2020, 1, 11, tzinfo=UTC)
 DAY = MICROS_PER_DAY
 
 
@@ -28,7 +28,9 @@ def history(rows: list[list[tuple[int, float, float]]]) -> Histories:
 
 
 def test_bags_by_hand() -> None:
-    """Half-life of 2 days, seen from day 10: an event of day 8 counts half, one of day 6 a quarter."""
+    """Half-life of 2 days, seen from day 10: an event of day 8 counts half, one of day 6 a
+    quarter.
+    """
     rows = history([[(7, 6, 1), (3, 8, 1), (7, 8, 2)], [], [(5, 10, 3)]])
     items, weights, lengths = windows.bags(rows, 10 * DAY, 2.0, 3)
     np.testing.assert_array_equal(items, [[3, 7, -1], [-1, -1, -1], [5, -1, -1]])
@@ -102,9 +104,7 @@ def test_training_set_is_the_slice_of_the_pinned_version(
     for cutoff in (other, CUTOFF):
         frame = windows.training_bags(histories, cutoff, features, 4)
         first = catalog.replace_slice("training_bags", frame, {"cutoff": cutoff}, n_files=4)
-    found = windows.training_set(
-        catalog, "training_bags", first.version, {"cutoff": CUTOFF}
-    )
+    found = windows.training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
     assert (found.table, found.version) == ("training_bags", first.version)
     assert len(found.files) == 4
     assert found.n_rows == first.rows == 1001

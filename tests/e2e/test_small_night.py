@@ -40,7 +40,9 @@ def test_every_active_user_has_ten_items_and_none_was_seen(small_night: RunConte
     found = [(r["n"], r["top"]) for r in per_user.collect()]
     assert found == [(10, 10)] * users
     assert users > 200
-    seen = rows.join(events.select("user_id", "item_id"), on=["user_id", "item_id"], how="left_semi")
+    seen = rows.join(
+        events.select("user_id", "item_id"), on=["user_id", "item_id"], how="left_semi"
+    )
     assert seen.count() == 0
     assert rows.where("item_name IS NULL").count() == 0
 
@@ -103,9 +105,7 @@ def test_a_second_run_changes_nothing(small_night: RunContext, retail_slice: Pat
     assert everything(small_night) == before
 
 
-def test_a_forced_run_changes_nothing_either(
-    small_night: RunContext, retail_slice: Path
-) -> None:
+def test_a_forced_run_changes_nothing_either(small_night: RunContext, retail_slice: Path) -> None:
     before = everything(small_night)
     root = Path(small_night.catalog.root).parent
     run_night(root, retail_slice, NIGHT, force=True)
@@ -116,7 +116,11 @@ def test_tables_open_without_spark(small_night: RunContext) -> None:
     python = ROOT / ".venv-readers" / "bin" / "python"
     script = ROOT / "tests" / "readers" / "read_tables.py"
     done = subprocess.run(
-        [python, script, small_night.catalog.root], capture_output=True, text=True, timeout=300, check=True
+        [python, script, small_night.catalog.root],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     for name, version in small_night.catalog.versions().items():
@@ -128,14 +132,18 @@ def test_tables_open_without_spark(small_night: RunContext) -> None:
         assert set(about["columns"]) == set(SPECS[name].schema.names), name
 
 
-def test_a_stage_before_its_turn_is_refused(spark: object, retail_slice: Path, tmp_path: Path) -> None:
+def test_a_stage_before_its_turn_is_refused(
+    spark: object, retail_slice: Path, tmp_path: Path
+) -> None:
     context = open_night("test", date.fromisoformat(NIGHT), small_settings(tmp_path, retail_slice))
     with pytest.raises(StageOrderError, match="stage 'ingest'"):
         execute(context, STAGES[2])
 
 
 def test_a_missing_landing_is_named(spark: object, tmp_path: Path) -> None:
-    context = open_night("test", date.fromisoformat(NIGHT), small_settings(tmp_path, tmp_path / "none.parquet"))
+    context = open_night(
+        "test", date.fromisoformat(NIGHT), small_settings(tmp_path, tmp_path / "none.parquet")
+    )
     with pytest.raises(MissingLandingError, match=r"none\.parquet"):
         execute(context, STAGES[0])
     assert context.catalog.version("events") is None
@@ -149,8 +157,20 @@ def test_a_gate_that_refuses_keeps_the_last_good_list(
     before = content(small_night, "recommendations")
     following = (date.fromisoformat(NIGHT) + timedelta(days=1)).isoformat()
     with pytest.raises(GateRefusedError, match="full_lists") as refused:
-        run_night(Path(catalog.root).parent, retail_slice, following, "publish.k=100", "publish.min_full_lists=1", "n_candidates=100", "publish.ladder=[popular]", "models=[popular, item_knn]", "publish.model=item_knn")
+        run_night(
+            Path(catalog.root).parent,
+            retail_slice,
+            following,
+            "publish.k=100",
+            "publish.min_full_lists=1",
+            "n_candidates=100",
+            "publish.ladder=[popular]",
+            "models=[popular, item_knn]",
+            "publish.model=item_knn",
+        )
     assert refused.value.exit_code == 40
     assert content(small_night, "recommendations") == before
-    gates = catalog.read("gates", catalog.version("gates")).where(F.col("run_date") == F.lit(date.fromisoformat(following)))
+    gates = catalog.read("gates", catalog.version("gates")).where(
+        F.col("run_date") == F.lit(date.fromisoformat(following))
+    )
     assert {r["gate"] for r in gates.where("NOT passed").collect()} == {"full_lists"}

@@ -78,6 +78,8 @@ def test_sums_are_exact_at_their_limit() -> None:
     assert found.tolist() == [[BLOCK_USERS * (2**39 - 1)], [8 * BLOCK_USERS * (2**39 - 1)]]
     with pytest.raises(ValueError, match="exact up to 2048"):
         replicate_sums(np.ones((BLOCK_USERS + 1, 1)), np.ones((BLOCK_USERS + 1, 1)))
+    with pytest.raises(ValueError, match="128 or more"):
+        replicate_sums(np.ones((1, 1)), to_steps(np.array([[128.0]])))
 
 
 def test_rounding_is_within_the_documented_error() -> None:

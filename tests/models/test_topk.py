@@ -85,7 +85,7 @@ def all_exact(scores: topk.Scores, n_items: int) -> Array:
     return scores.exact(row, item).reshape(n, n_items)
 
 
-# Multiples of 1/8 multiply and add exactly in any order: a difference to brute force is the kernel's.
+# Multiples of 1/8 multiply and add exactly in any order: a difference is the kernel's.
 EIGHTHS = st.integers(-8, 8).map(lambda i: i / 8)
 # Few distinct values, and steps below float32's resolution beside 1: ties and near ties at the cut.
 NEAR = st.sampled_from([0.0, 1.0, 1.0 + 2**-23, 1.0 - 2**-24, -1.0, 2.0**-24, 2.0**-30])

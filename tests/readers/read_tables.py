@@ -1,4 +1,5 @@
-"""Run in .venv-readers, where there is no Spark: opens every table with deltalake and with polars."""
+"""Run in .venv-readers, where there is no Spark: opens every table with deltalake and with
+polars."""
 
 import importlib.util
 import json

@@ -1,9 +1,10 @@
-"""The catalogue: one slice a write, nothing committed without a change, named errors before writing."""
+"""The catalogue: one slice a write, nothing committed without a change, named errors before
+writing."""
 
 from __future__ import annotations
 
 import threading
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -27,11 +28,19 @@ D1, D2 = date(2010, 12, 8), date(2010, 12, 9)
 
 
 def events(spark: SparkSession, rows: list[tuple[str, date]], **over: Any) -> DataFrame:
-    at = datetime(2010, 12, 8, 12, tzinfo=timezone.utc)
+    at = datetime(2010, 12, 8, 12, tzinfo=UTC)
     base = {"user_id": "u", "item_id": "i", "event_type": "purchase", "event_at": at, "value": 1.0}
     data = [
         tuple(
-            {**dict.fromkeys(schema.EVENTS.names), **base, "event_id": e, "event_date": D1, "ingest_date": d, "attributes": {"a": "1"}, **over}.values()
+            {
+                **dict.fromkeys(schema.EVENTS.names),
+                **base,
+                "event_id": e,
+                "event_date": D1,
+                "ingest_date": d,
+                "attributes": {"a": "1"},
+                **over,
+            }.values()
         )
         for e, d in rows
     ]
@@ -42,7 +51,9 @@ def ids_of(frame: DataFrame) -> list[str]:
     return sorted(r["event_id"] for r in frame.collect())
 
 
-def test_a_slice_is_replaced_and_the_others_stay(spark: SparkSession, catalog: TableCatalog) -> None:
+def test_a_slice_is_replaced_and_the_others_stay(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
     catalog.replace_slice("events", events(spark, [("a", D1), ("b", D1)]), {"ingest_date": D1})
     catalog.replace_slice("events", events(spark, [("c", D2)]), {"ingest_date": D2})
     after = catalog.replace_slice("events", events(spark, [("b", D1)]), {"ingest_date": D1})
@@ -53,7 +64,9 @@ def test_a_slice_is_replaced_and_the_others_stay(spark: SparkSession, catalog: T
 def test_the_same_rows_again_commit_nothing(spark: SparkSession, catalog: TableCatalog) -> None:
     rows = events(spark, [("a", D1), ("b", D1)])
     first = catalog.replace_slice("events", rows, {"ingest_date": D1})
-    again = catalog.replace_slice("events", rows.orderBy("event_id", ascending=False), {"ingest_date": D1})
+    again = catalog.replace_slice(
+        "events", rows.orderBy("event_id", ascending=False), {"ingest_date": D1}
+    )
     assert (again.version, again.changed) == (first.version, False)
     changed = events(spark, [("a", D1), ("b", D1)], value=2.0)
     assert catalog.replace_slice("events", changed, {"ingest_date": D1}).changed
@@ -62,7 +75,9 @@ def test_the_same_rows_again_commit_nothing(spark: SparkSession, catalog: TableC
 
 
 def test_an_empty_frame_clears_its_slice(spark: SparkSession, catalog: TableCatalog) -> None:
-    catalog.replace_slice("events", events(spark, [("a", D1), ("b", D2)]), {"ingest_date": [D1, D2]})
+    catalog.replace_slice(
+        "events", events(spark, [("a", D1), ("b", D2)]), {"ingest_date": [D1, D2]}
+    )
     left = catalog.replace_slice("events", events(spark, []), {"ingest_date": D1})
     assert ids_of(catalog.read("events", left.version)) == ["b"]
 
@@ -106,7 +121,9 @@ def test_insert_only_rows_never_change(spark: SparkSession, catalog: TableCatalo
     first = catalog.insert_new("user_ids", rows(("a", 0)), None)
     second = catalog.insert_new("user_ids", rows(("a", 7), ("b", 1)), first.version)
     assert second.rows == 1
-    found = {r["user_id"]: r["user_idx"] for r in catalog.read("user_ids", second.version).collect()}
+    found = {
+        r["user_id"]: r["user_idx"] for r in catalog.read("user_ids", second.version).collect()
+    }
     assert found == {"a": 0, "b": 1}
     with pytest.raises(ConcurrentWriteError, match="computed from"):
         catalog.insert_new("user_ids", rows(("c", 2)), first.version)
@@ -137,13 +154,24 @@ def test_two_writers_of_one_slice_leave_one_of_their_contents(
     assert len({name[0] for name in left}) == 1
 
 
-def test_changed_rows_are_those_of_only_one_version(spark: SparkSession, catalog: TableCatalog) -> None:
-    v1 = catalog.replace_slice("events", events(spark, [("a", D1), ("b", D1)]), {"ingest_date": D1}).version
+def test_changed_rows_are_those_of_only_one_version(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    v1 = catalog.replace_slice(
+        "events", events(spark, [("a", D1), ("b", D1)]), {"ingest_date": D1}
+    ).version
     catalog.replace_slice("events", events(spark, [("c", D2)]), {"ingest_date": D2})
-    v3 = catalog.replace_slice("events", events(spark, [("b", D1), ("d", D1)]), {"ingest_date": D1}).version
-    changes = {(r["event_id"], r["is_added"]) for r in changed_rows(catalog, "events", v1, v3).collect()}
+    v3 = catalog.replace_slice(
+        "events", events(spark, [("b", D1), ("d", D1)]), {"ingest_date": D1}
+    ).version
+    changes = {
+        (r["event_id"], r["is_added"]) for r in changed_rows(catalog, "events", v1, v3).collect()
+    }
     assert changes == {("a", False), ("c", True), ("d", True)}
-    assert {r["event_id"] for r in changed_rows(catalog, "events", None, v1).collect()} == {"a", "b"}
+    assert {r["event_id"] for r in changed_rows(catalog, "events", None, v1).collect()} == {
+        "a",
+        "b",
+    }
     assert changed_rows(catalog, "events", v3, v3).count() == 0
 
 

@@ -25,7 +25,9 @@ BIG = 1 << 53  # where a float64 would lose the last digit of an int64
 def table(users: range) -> pa.Table:
     n = len(users)
     items = np.arange(n * 3, dtype=np.int32).reshape(n, 3) + 1000 * np.array(users)[:, None]
-    lists = pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32) * 3, items.ravel().astype(np.int32))
+    lists = pa.ListArray.from_arrays(
+        np.arange(n + 1, dtype=np.int32) * 3, items.ravel().astype(np.int32)
+    )
     weights = pa.ListArray.from_arrays(
         np.arange(n + 1, dtype=np.int32) * 3, np.linspace(0, 1, n * 3, dtype=np.float32)
     )

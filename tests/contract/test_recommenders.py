@@ -1,0 +1,65 @@
+"""Every registered model passes every check of `recspark.testing.checks` that its tags ask for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+import recspark.models
+from recspark.config import Train
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.registry import MODELS
+from recspark.testing.checks import CHECKS, Case, Check, checks_for
+
+# Only to keep fits short; everything else is the default.
+SHORT: dict[str, dict[str, Any]] = {
+    "als": {"embedding_size": 8, "iterations": 4, "half_life_days": None},
+    "ease": {"reg": 5.0, "half_life_days": None},
+    "item_knn": {"shrink": 1.0, "half_life_days": None},
+    "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
+}
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def case(
+    request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Case]:
+    name = request.param
+    options = FitOptions(in_process=True, train=Train(ranks=1))
+    folder = str(tmp_path_factory.mktemp(name))
+    return Case(spark, MODELS[name], SHORT.get(name, {}), folder, options)
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_contract(case: Case, check: Check) -> None:
+    if check not in checks_for(case.spec):
+        pytest.skip(f"{case.spec.name} lacks the tags {sorted(check.tags - case.spec.tags)}")
+    check.run(case)
+
+
+def test_every_check_applies_to_some_model() -> None:
+    used = {check.name for spec in MODELS.values() for check in checks_for(spec)}
+    assert used == {check.name for check in CHECKS}
+    assert len(CHECKS) == len(used)
+
+
+def test_every_model_is_registered() -> None:
+    found = set()
+    for module in pkgutil.iter_modules(recspark.models.__path__, "recspark.models."):
+        for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            is_model = issubclass(kind, Recommender) and not inspect.isabstract(kind)
+            if is_model and kind.__module__ == module.name:
+                found.add(f"{module.name}:{name}")
+    assert found == {spec.recommender for spec in MODELS.values()}
+
+
+def test_tags_are_known() -> None:
+    known = {"personal", "neural", "neighbours", "cold_users", "decay"}
+    assert set().union(*(spec.tags for spec in MODELS.values())) == known

@@ -1,0 +1,214 @@
+"""Verdicts: what every source may lack, duplicates, and that no row is lost."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data.events import Counts, check_events, clean_of, count_verdicts, quarantine_of
+from recspark.errors import ConservationError, SchemaError
+
+pytestmark = pytest.mark.spark
+
+NIGHT = date(2024, 5, 31)
+NOON = datetime(2024, 5, 31, 12)
+
+
+def an_event(**changes: Any) -> dict[str, Any]:
+    event = dict.fromkeys(schema.RAW_EVENTS.names) | {
+        "event_id": "e1",
+        "user_id": "u1",
+        "item_id": "i1",
+        "event_type": "click",
+        "event_at": NOON,
+        "attributes": {"page": "x"},
+        "row": '{"raw": 1}',
+    }
+    return {**event, **changes}
+
+
+def raw(spark: SparkSession, events: list[dict[str, Any]]) -> DataFrame:
+    rows = [tuple(event[name] for name in schema.RAW_EVENTS.names) for event in events]
+    return spark.createDataFrame(rows, schema.RAW_EVENTS)
+
+
+def check(spark: SparkSession, events: list[dict[str, Any]], **settings: Any) -> DataFrame:
+    settings = {"run_date": NIGHT, "max_late_days": 7, "initial": False, **settings}
+    return check_events(raw(spark, events), **settings)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"event_id": None, "user_id": None}, "no event id"),
+    ({"event_id": " "}, "no event id"),
+    ({"user_id": None, "item_id": None}, "no user"),
+    ({"user_id": "", "session_key": ""}, "no user"),
+    ({"item_id": None, "event_type": None}, "no item"),
+    ({"item_id": "  "}, "no item"),
+    ({"event_type": None, "event_at": None}, "no event type"),
+    ({"event_at": None, "value": float("nan")}, "no time"),
+    ({"event_at": datetime(1970, 1, 1, 23)}, "event before 1970-01-02"),
+    ({"event_at": datetime(2024, 6, 1), "value": float("inf")}, "event in the future"),
+    ({"event_at": datetime(2024, 5, 23, 23, 59, 59)}, "event too late"),
+    ({"value": float("nan"), "quantity": -1.0}, "value not finite"),
+    ({"value": float("-inf")}, "value not finite"),
+    ({"quantity": float("inf")}, "value not finite"),
+    ({"quantity": 0.0}, "quantity not positive"),
+    ({"quantity": -1.0}, "quantity not positive"),
+    ({"reason": "the source says no", "item_id": None}, "the source says no"),
+]
+GOOD: list[dict[str, Any]] = [
+    {"event_id": "g0"},
+    {"event_id": "g1", "user_id": None, "session_key": "s"},
+    {"event_id": "g2", "event_at": datetime(2024, 5, 24)},
+    {"event_id": "g3", "event_at": datetime(2024, 5, 31, 23, 59, 59, 999999)},
+    {"event_id": "g4", "value": -1.0, "quantity": 0.5},
+]
+
+
+@pytest.mark.parametrize("unique_ids", [True, False])
+def test_every_reason(spark: SparkSession, unique_ids: bool) -> None:
+    events = [an_event(**{"event_id": f"b{i}", **bad}) for i, (bad, _) in enumerate(BAD)]
+    for i, event in enumerate(events):
+        event["row"] = str(i)
+    events += [an_event(**good) for good in GOOD]
+    checked = check(spark, events, unique_ids=unique_ids)
+    counts = count_verdicts(checked, raw(spark, events))
+    counts.check()
+    assert (counts.n_in, counts.n_clean, counts.n_quarantined) == (22, 5, 17)
+    quarantine = quarantine_of(checked, NIGHT, "shop")
+    assert quarantine.schema.names == schema.QUARANTINE.names
+    found = {int(row["row"]): row["reason"] for row in quarantine.collect()}
+    assert found == {i: reason for i, (_, reason) in enumerate(BAD)}
+    clean = clean_of(checked, NIGHT)
+    assert clean.schema.simpleString() == schema.EVENTS.simpleString()
+    assert {row["event_id"] for row in clean.collect()} == {good["event_id"] for good in GOOD}
+    assert {row["ingest_date"] for row in clean.collect()} == {NIGHT}
+
+
+def test_nothing_is_too_late_for_the_first_landing(spark: SparkSession) -> None:
+    old = an_event(event_at=datetime(2001, 1, 1))
+    assert [row["verdict"] for row in check(spark, [old], initial=True).collect()] == ["clean"]
+    assert [row["reason"] for row in check(spark, [old]).collect()] == ["event too late"]
+
+
+def test_of_equal_ids_the_earliest_stays_whatever_the_order(spark: SparkSession) -> None:
+    events = [
+        an_event(item_id="late", event_at=NOON + timedelta(seconds=1)),
+        an_event(item_id="early"),
+        an_event(item_id="bad", event_at=None),
+        an_event(item_id="twin", event_id="e2"),
+        an_event(item_id="twin", event_id="e2"),
+        an_event(item_id="alone", event_id="e3"),
+    ]
+    answers = []
+    for order in (events, events[::-1]):
+        rows = check(spark, order).collect()
+        answers.append(
+            sorted((r["event_id"], r["item_id"], r["verdict"], str(r["reason"])) for r in rows)
+        )
+    assert answers[0] == answers[1]
+    assert answers[0] == [
+        ("e1", "bad", "quarantined", "no time"),
+        ("e1", "early", "clean", "None"),
+        ("e1", "late", "duplicate", "twice in this landing"),
+        ("e2", "twin", "clean", "None"),
+        ("e2", "twin", "duplicate", "twice in this landing"),
+        ("e3", "alone", "clean", "None"),
+    ]
+
+
+def test_of_equal_ids_at_the_same_time_the_choice_is_fixed(spark: SparkSession) -> None:
+    events = [an_event(item_id=str(i), attributes={"n": str(i)}) for i in range(6)]
+    kept = [
+        check(spark, order).where("verdict = 'clean'").collect()[0]["item_id"]
+        for order in (events, events[::-1], events[3:] + events[:3])
+    ]
+    assert len(set(kept)) == 1
+
+
+@pytest.mark.parametrize("unique_ids", [True, False])
+def test_an_event_of_another_landing_is_a_duplicate(spark: SparkSession, unique_ids: bool) -> None:
+    existing = spark.createDataFrame(
+        [
+            ("known", date(2024, 5, 30)),
+            ("known", date(2024, 5, 31)),  # should not be; must not double the row
+            ("edge", date(2024, 5, 24)),
+            ("old", date(2024, 5, 1)),  # no day that this landing may hold: not looked at
+            ("next", date(2024, 6, 1)),
+        ],
+        "event_id string, event_date date",
+    )
+    names = ["known", "edge", "old", "next", "new"]
+    events = [an_event(event_id=name) for name in names]
+    events.append(an_event(event_id="known", event_at=None))
+    checked = check(spark, events, existing=existing, unique_ids=unique_ids)
+    found = sorted(
+        (row["event_id"], row["verdict"], str(row["reason"])) for row in checked.collect()
+    )
+    assert found == [
+        ("edge", "duplicate", "already ingested"),
+        ("known", "duplicate", "already ingested"),
+        ("known", "quarantined", "no time"),
+        ("new", "clean", "None"),
+        ("next", "clean", "None"),
+        ("old", "clean", "None"),
+    ]
+    first = check(spark, events, existing=existing, unique_ids=unique_ids, initial=True)
+    assert count_verdicts(first).by_repeat == {"already ingested": 3}
+
+
+def test_counts_are_by_verdict_and_reason(spark: SparkSession) -> None:
+    events = [an_event(), an_event(), an_event(event_id="x", item_id=None)]
+    events += [an_event(event_id=str(i), user_id=None) for i in range(2)]
+    counts = count_verdicts(check(spark, events), raw(spark, events))
+    assert counts == Counts(
+        n_in=5,
+        n_clean=1,
+        n_quarantined=3,
+        n_duplicates=1,
+        by_reason={"no user": 2, "no item": 1},
+        by_repeat={"twice in this landing": 1},
+    )
+    counts.check()
+
+
+@pytest.mark.parametrize("change", ["lost", "doubled", "unlabelled"])
+def test_a_lost_or_invented_row_is_noticed(spark: SparkSession, change: str) -> None:
+    events = [an_event(event_id=str(i)) for i in range(3)]
+    checked = check(spark, events)
+    broken = {
+        "lost": checked.where("event_id <> '1'"),
+        "doubled": checked.union(checked.where("event_id = '1'")),
+        "unlabelled": checked.withColumn("verdict", F.lit(None).cast("string")),
+    }[change]
+    with pytest.raises(ConservationError, match="3 rows in, but"):
+        count_verdicts(broken, raw(spark, events)).check()
+
+
+def test_clean_rows_carry_no_raw_text_and_cost_no_needless_shuffle(spark: SparkSession) -> None:
+    events = [an_event(), an_event(event_id="x", item_id=None)]
+    rows = {row["event_id"]: row["row"] for row in check(spark, events).collect()}
+    assert rows == {"e1": None, "x": '{"raw": 1}'}
+    existing = spark.createDataFrame([], "event_id string, event_date date")
+    assert n_exchanges(check(spark, events, unique_ids=True)) == 0
+    assert n_exchanges(check(spark, events)) == 1
+    # The landing by its ids once, for both checks; the known ids once.
+    assert n_exchanges(check(spark, events, existing=existing)) <= 2
+
+
+def n_exchanges(frame: DataFrame) -> int:
+    plan = frame._jdf.queryExecution().executedPlan().toString()  # type: ignore[operator]
+    return plan.count("Exchange hashpartitioning")
+
+
+def test_a_source_that_breaks_the_schema_is_told(spark: SparkSession) -> None:
+    frame = raw(spark, [an_event()]).withColumn("value", F.lit("1")).drop("item_id")
+    with pytest.raises(SchemaError) as error:
+        check_events(frame, run_date=NIGHT, max_late_days=7, initial=True)
+    assert "item_id string, found none" in str(error.value)
+    assert "value double, found string" in str(error.value)

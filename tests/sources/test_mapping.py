@@ -1,0 +1,350 @@
+"""Any format through a column mapping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from recspark.config import Source
+from recspark.errors import SourceError
+from recspark.sources import landing_digest, read_landing
+from tests.sources.conftest import NIGHT, rows_of, write_parquet, write_text
+
+pytestmark = pytest.mark.spark
+
+COLUMNS = {
+    "user_id": "customer",
+    "item_id": "sku",
+    "event_type": "what",
+    "event_at": "when",
+    "value": "amount",
+    "quantity": "n",
+    "order_id": "basket no.",
+}
+RECORDS: list[dict[str, Any]] = [
+    {"customer": "u1", "sku": "A", "what": "buy", "when": "2024-05-31T10:00:00Z", "amount": 9.5, "n": 1.0},
+    {"customer": "u1", "sku": "A", "what": "buy", "when": "2024-05-31T10:00:00Z", "amount": 9.5, "n": 1.0},
+    {"customer": "u2", "sku": "b,\"2\"", "what": "view", "when": "2024-05-31T23:59:59Z", "amount": None, "n": 2.0},
+    {"customer": None, "sku": "C", "what": "buy", "when": "2024-05-31T11:00:00Z", "amount": 0.25, "n": 1.0},
+]  # fmt: skip
+for _record in RECORDS:
+    _record.update({"basket no.": "o1", "page": None, "unused": "x"})
+
+
+def shop(path: Path | str, **settings: Any) -> Source:
+    defaults: dict[str, Any] = {
+        "name": "shop",
+        "kind": "mapping",
+        "format": "jsonl",
+        "columns": COLUMNS,
+        "attributes": {"page": "page"},
+    }
+    return Source(path=str(path), **{**defaults, **settings})
+
+
+def json_lines(path: Path, records: list[dict[str, Any]]) -> Path:
+    return write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def csv_lines(path: Path, records: list[dict[str, Any]]) -> Path:
+    quoted = [
+        ",".join(
+            "" if v is None else '"' + str(v).replace('"', '""') + '"' for v in record.values()
+        )
+        for record in records
+    ]
+    return write_text(path, "\n".join([",".join(records[0]), *quoted, ""]))
+
+
+def test_every_format_gives_the_same_events(
+    spark: SparkSession, tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    for record in RECORDS:
+        record["page"] = "home"
+    typed = [
+        {**record, "when": datetime.fromisoformat(record["when"]).astimezone(UTC)}
+        for record in RECORDS
+    ]
+    write_parquet(tmp_path / "a.parquet", typed)
+    frame = spark.read.parquet(str(tmp_path / "a.parquet"))
+    frame.write.format("delta").save(str(tmp_path / "delta"))
+    answers = {
+        "jsonl": checked(shop(json_lines(tmp_path / "a.jsonl", RECORDS))),
+        "csv": checked(shop(csv_lines(tmp_path / "a.csv.gz", RECORDS), format="csv")),
+        "parquet": checked(shop(tmp_path / "a.parquet", format="parquet")),
+        "delta": checked(shop(tmp_path / "delta", format="delta")),
+    }
+    for rows in answers.values():
+        for row in rows:
+            row.pop("row")  # the raw row is as its format spells it
+    assert answers["csv"] == answers["jsonl"]
+    assert answers["parquet"] == answers["jsonl"]
+    assert answers["delta"] == answers["jsonl"]
+    assert sorted(
+        (r["user_id"] or "", r["item_id"], r["verdict"], r["reason"]) for r in answers["csv"]
+    ) == [
+        ("", "C", "quarantined", "no user"),
+        ("u1", "A", "clean", None),
+        ("u1", "A", "clean", None),
+        ("u2", 'b,"2"', "clean", None),
+    ]
+    first = next(row for row in answers["csv"] if row["user_id"] == "u1")
+    assert first["event_at"] == datetime(2024, 5, 31, 10)
+    assert (first["value"], first["quantity"], first["order_id"]) == (9.5, 1.0, "o1")
+    assert first["attributes"] == {"page": "home"}
+    assert len({row["event_id"] for row in answers["csv"]}) == 4
+
+
+TIMES = [
+    ("2024-05-31", datetime(2024, 5, 30, 22)),
+    ("2024-05-31 10:00", datetime(2024, 5, 31, 8)),
+    ("2024-05-31T10:00:00.123456789", datetime(2024, 5, 31, 8, 0, 0, 123456)),
+    ("2024-05-31T10:00:00Z", datetime(2024, 5, 31, 10)),
+    ("2024-05-31 10:00:00+03:00", datetime(2024, 5, 31, 7)),
+    ("2024-01-31 10:00:00", datetime(2024, 1, 31, 9)),  # winter
+    ("1717149600", datetime(2024, 5, 31, 10)),
+    ("1717149600000", datetime(2024, 5, 31, 10)),
+    ("1717149600.25", datetime(2024, 5, 31, 10, 0, 0, 250000)),
+    ("1717149600000000", datetime(2024, 5, 31, 10)),
+    ("10:00:00", None),
+    ("2024", None),
+    ("2024-02-30", None),
+    ("31.05.2024", None),
+    ("now", None),
+]
+
+
+def test_times_of_every_spelling(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    records = [{**RECORDS[0], "sku": text, "when": text} for text, _ in TIMES]
+    source = shop(json_lines(tmp_path / "a.jsonl", records), timezone="Europe/Berlin")
+    rows = checked(source)
+    assert {row["item_id"]: row["event_at"] for row in rows} == dict(TIMES)
+    wrong = {row["item_id"] for row in rows if row["reason"] == "wrong type: when"}
+    # 2024 alone is a number: 2,024 seconds after 1970
+    assert wrong == {text for text, at in TIMES if at is None}
+
+
+@pytest.mark.parametrize(
+    ("value", "at"),
+    [
+        (1717149600, datetime(2024, 5, 31, 10)),
+        (1717149600000, datetime(2024, 5, 31, 10)),
+        (datetime(2024, 5, 31, 10), datetime(2024, 5, 31, 8)),  # no zone: the source's
+        (datetime(2024, 5, 31, 10, tzinfo=UTC), datetime(2024, 5, 31, 10)),
+        (date(2024, 5, 31), datetime(2024, 5, 30, 22)),
+    ],
+)
+def test_typed_times(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]], value: object, at: datetime
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [{**RECORDS[0], "page": "x", "when": value}])
+    [row] = checked(shop(path, format="parquet", timezone="Europe/Berlin"))
+    assert row["event_at"] == at
+
+
+def test_bad_json_lines_go_to_quarantine_as_they_are(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    good = json.dumps(RECORDS[0])
+    lines = [good, '{"customer": "u1", "sku"', "5", "null", "", '["a"]', '{"sku": "B"}']
+    text = "\n".join(lines).encode() + b'\n{"customer": "u\xff", "sku": "B"}\n'
+    rows = checked(shop(write_text(tmp_path / "a.jsonl", text)))
+    found = sorted((str(row["reason"]), row["row"] and json.loads(row["row"])) for row in rows)
+    assert [reason for reason, _ in found] == [
+        "None", "bad encoding: customer", "no user",
+        "unreadable row", "unreadable row", "unreadable row", "unreadable row",
+    ]  # fmt: skip
+    texts = [row["_unreadable"] for reason, row in found if reason == "unreadable row"]
+    assert sorted(texts) == ['["a"]', "5", "null", '{"customer": "u1", "sku"']
+
+
+def test_a_column_that_few_json_lines_have_is_found(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    records = [{**RECORDS[0], "sku": str(i)} for i in range(1500)]
+    for record in records:
+        del record["page"]
+    records[-1]["page"] = "late"
+    rows = checked(shop(json_lines(tmp_path / "a.jsonl", records)))
+    assert [r["attributes"]["page"] for r in rows if r["attributes"]["page"]] == ["late"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "delta"])
+def test_renamed_column_is_an_error_before_any_row(
+    spark: SparkSession, tmp_path: Path, kind: str
+) -> None:
+    records = [{("skus" if name == "sku" else name): v for name, v in r.items()} for r in RECORDS]
+    if kind == "csv":
+        path = csv_lines(tmp_path / "a", records)
+    elif kind == "jsonl":
+        path = json_lines(tmp_path / "a", records)
+    else:
+        path = write_parquet(tmp_path / "a", [{**r, "page": "x"} for r in records])
+    if kind == "delta":
+        spark.read.parquet(str(path)).write.format("delta").save(str(tmp_path / "delta"))
+        path = tmp_path / "delta"
+    with pytest.raises(SourceError, match=r"lacks a column: 'sku'\. Did you mean 'skus'\?"):
+        read_landing(spark, shop(path, format=kind), NIGHT, initial=True)
+
+
+def test_one_file_of_many_without_a_column_is_named(spark: SparkSession, tmp_path: Path) -> None:
+    csv_lines(tmp_path / "a.csv", RECORDS)
+    csv_lines(tmp_path / "b.csv", [{**RECORDS[0], "sku": 1}])
+    write_text(tmp_path / "c.csv", "customer,what\nu1,buy\n")
+    with pytest.raises(SourceError, match=r"c\.csv lacks 6 columns"):
+        read_landing(spark, shop(tmp_path, format="csv"), NIGHT, initial=True)
+
+
+def test_csv_files_may_order_their_columns_differently(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    csv_lines(tmp_path / "a.csv", RECORDS[:1])
+    csv_lines(tmp_path / "b.csv", [dict(reversed(RECORDS[1].items()))])
+    rows = checked(shop(tmp_path, format="csv"))
+    assert [(row["user_id"], row["item_id"], row["value"]) for row in rows] == [
+        ("u1", "A", 9.5)
+    ] * 2
+    assert sorted(row["event_id"][-2:] for row in rows) == ["-1", "-2"]
+
+
+def test_column_twice_in_a_csv_header_is_an_error(spark: SparkSession, tmp_path: Path) -> None:
+    write_text(tmp_path / "a.csv", ",".join([*COLUMNS.values(), "page", "sku"]) + "\n1\n")
+    with pytest.raises(SourceError, match=r"column 'sku' occurs 2 times in .*a\.csv"):
+        read_landing(spark, shop(tmp_path, format="csv"), NIGHT, initial=True)
+
+
+def test_folder_names_are_columns(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    records = [{name: v for name, v in RECORDS[0].items() if name != "page"}]
+    write_parquet(tmp_path / "page=shop/a.parquet", records)
+    [row] = checked(shop(tmp_path, format="parquet"))
+    assert row["attributes"] == {"page": "shop"}
+
+
+def test_ids_constants_and_session_keys(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    records = [
+        {"id": 7, "visit": "v1", "sku": 12.0, "at": 1717149600},
+        {"id": 7, "visit": "v2", "sku": 12.5, "at": 1717149601},
+        {"id": None, "visit": "v3", "sku": 13.0, "at": 1717149602},
+    ]
+    source = shop(
+        write_parquet(tmp_path / "a.parquet", records),
+        format="parquet",
+        columns={"event_id": "id", "session_key": "visit", "item_id": "sku", "event_at": "at"},
+        constants={"event_type": "click", "value": "1"},
+        attributes={},
+    )
+    rows = {row["session_key"]: row for row in checked(source)}
+    found = {
+        key: (r["event_id"], r["item_id"], r["verdict"], r["reason"]) for key, r in rows.items()
+    }
+    assert found == {
+        "v1": ("7", "12", "clean", None),
+        "v2": ("7", "12.5", "duplicate", "twice in this landing"),
+        "v3": (None, "13", "quarantined", "no event id"),
+    }
+    assert (rows["v1"]["event_type"], rows["v1"]["value"]) == ("click", 1.0)
+
+
+def test_value_below_the_least_is_quarantined(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    records = [{**RECORDS[0], "sku": str(v), "amount": v} for v in (-0.01, 0.0, 5.0)]
+    rows = checked(shop(json_lines(tmp_path / "a.jsonl", records), min_value=0))
+    assert {row["item_id"]: row["reason"] for row in rows} == {
+        "-0.01": "value too small",
+        "0.0": None,
+        "5.0": None,
+    }
+
+
+def test_landing_of_a_night_is_taken_whole_and_judged_by_its_day(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    days = ["2024-05-23", "2024-05-24", "2024-05-31T23:59:59Z", "2024-06-01T00:00:00Z"]
+    json_lines(tmp_path / "2024-05-31/a.jsonl", [{**RECORDS[0], "sku": d, "when": d} for d in days])
+    source = shop(tmp_path / "{run_date}", archive=False)
+    found = {row["item_id"]: row["reason"] for row in checked(source, initial=False)}
+    assert found == dict(zip(days, ["event too late", None, None, "event in the future"]))
+    found = {row["item_id"]: row["reason"] for row in checked(source, initial=True)}
+    assert found == dict(zip(days, [None, None, None, "event in the future"]))
+
+
+def test_delta_is_read_at_the_version_of_the_digest(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.createDataFrame(
+        [("u1", "A", "2024-05-31")], "customer string, sku string, when string"
+    )
+    path = tmp_path / "delta"
+    frame.write.format("delta").save(str(path))
+    source = shop(
+        path,
+        format="delta",
+        columns={"user_id": "customer", "item_id": "sku", "event_at": "when"},
+        constants={"event_type": "click"},
+        attributes={},
+    )
+    landing = read_landing(spark, source, NIGHT, initial=True)
+    frame.write.format("delta").mode("append").save(str(path))
+    assert landing.events.count() == 1
+    assert landing.digest != landing_digest(source, NIGHT)
+
+
+def test_catalogue(spark: SparkSession, tmp_path: Path) -> None:
+    items = [
+        {"sku": 1.0, "name": " Lamp ", "path": "home|light | ", "price": 3.5, "from": None},
+        {"sku": 2.0, "name": "", "path": None, "price": None, "from": "2024-05-31"},
+        {"sku": 2.0, "name": "Chair", "path": "home", "price": None, "from": "2024-05-30"},
+        {"sku": 2.0, "name": "Bench", "path": "home", "price": None, "from": "2024-05-30"},
+        {"sku": None, "name": "?", "path": "home", "price": 1.0, "from": "2024-05-30"},
+        {"sku": 3.0, "name": "Later", "path": "home", "price": 1.0, "from": "2024-06-01"},
+    ]
+    settings: dict[str, Any] = {
+        "items_path": str(write_parquet(tmp_path / "items.parquet", items)),
+        "items_format": "parquet",
+    }
+    columns = {"item_id": "sku", "item_name": "name", "category": "path", "price": "price"}
+    path = json_lines(tmp_path / "a.jsonl", RECORDS)
+
+    timed = shop(path, **settings, items_columns={**columns, "valid_from": "from"})
+    landing = read_landing(spark, timed, NIGHT, initial=True)
+    assert landing.items is not None
+    found = [(r["item_id"], r["item_name"], r["valid_from"]) for r in rows_of(landing.items)]
+    assert sorted(found) == [
+        ("2", "Chair", datetime(2024, 5, 30)),
+        ("2", None, datetime(2024, 5, 31)),
+    ]
+
+    untimed = shop(path, **settings, items_columns=columns)
+    landing = read_landing(spark, untimed, NIGHT, initial=True)
+    assert landing.items is not None
+    lamp = next(row for row in rows_of(landing.items) if row["item_id"] == "1")
+    assert lamp == {
+        "item_id": "1",
+        "item_name": "Lamp",
+        "category": ["home", "light"],
+        "price": 3.5,
+        "text": "Lamp",
+        "media": None,
+        "valid_from": datetime(1970, 1, 1),
+    }
+    later = read_landing(spark, untimed, NIGHT, initial=False).items
+    assert later is not None
+    assert {row["valid_from"] for row in later.collect()} == {datetime(2024, 5, 31)}
+    with pytest.raises(SourceError, match=r"items\.parquet lacks a column: 'title'"):
+        read_landing(
+            spark,
+            shop(path, **settings, items_columns={"item_id": "sku", "item_name": "title"}),
+            NIGHT,
+            initial=True,
+        )

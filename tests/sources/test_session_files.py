@@ -1,0 +1,122 @@
+"""Session files: keys, order and made-up times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from recspark.config import MadeUpTimes, Source
+from recspark.errors import SourceError
+from recspark.sources import read_landing
+from tests.sources.conftest import NIGHT, write_text
+
+pytestmark = pytest.mark.spark
+
+MADE_UP = MadeUpTimes(start=date(2024, 5, 30), session_seconds=43200, event_seconds=2)
+
+
+def clicks(path: Path, **settings: Any) -> Source:
+    return Source(
+        name="clicks", kind="session_files", path=str(path), **{"made_up": MADE_UP, **settings}
+    )
+
+
+def test_sessions_keep_their_order_and_say_that_times_are_made_up(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    write_text(tmp_path / "train.txt.gz", "7 8  7\n\n9 \n")
+    write_text(tmp_path / "test.txt", b"5\n6\n" + b"\xff 4\n")
+    rows = checked(clicks(tmp_path, files=("train.txt.gz", "test.txt")), date(2024, 6, 30))
+    found = sorted(
+        (r["event_at"], r["event_id"], r["session_key"], r["item_id"], r["reason"]) for r in rows
+    )
+    assert found == [
+        (datetime(2024, 5, 30, 0, 0, 0), "train.txt.gz:1:0", "train.txt.gz:1", "7", None),
+        (datetime(2024, 5, 30, 0, 0, 2), "train.txt.gz:1:1", "train.txt.gz:1", "8", None),
+        (datetime(2024, 5, 30, 0, 0, 4), "train.txt.gz:1:2", "train.txt.gz:1", "7", None),
+        (datetime(2024, 5, 30, 12), "train.txt.gz:2:0", "train.txt.gz:2", None, "empty session"),
+        (datetime(2024, 5, 31, 0), "train.txt.gz:3:0", "train.txt.gz:3", "9", None),
+        (datetime(2024, 5, 31, 12), "test.txt:1:0", "test.txt:1", "5", None),
+        (datetime(2024, 6, 1, 0), "test.txt:2:0", "test.txt:2", "6", None),
+        (datetime(2024, 6, 1, 12), "test.txt:3:0", "test.txt:3", "\ufffd", "bad encoding: item"),
+        (datetime(2024, 6, 1, 12, 0, 2), "test.txt:3:1", "test.txt:3", "4", None),
+    ]
+    assert {(row["event_type"], row["user_id"], row["attributes"]["time"]) for row in rows} == {
+        ("click", None, "made up")
+    }
+    first = {row["event_id"] for row in checked(clicks(tmp_path, files=("train.txt.gz",)), NIGHT)}
+    second = {
+        row["event_id"]
+        for row in checked(clicks(tmp_path, files=("train.txt.gz",)), NIGHT, initial=False)
+    }
+    assert second == {"train.txt.gz:3:0"} < first
+
+
+def test_line_numbers_are_right_in_a_file_that_spark_splits(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    write_text(tmp_path / "a.txt", "".join(f"{i} {i}\n" for i in range(1, 20_001)))
+    source = clicks(tmp_path, made_up=MadeUpTimes(start=date(2024, 5, 30), session_seconds=1))
+    before = spark.conf.get("spark.sql.files.maxPartitionBytes")
+    spark.conf.set("spark.sql.files.maxPartitionBytes", "20000")
+    spark.conf.set("spark.sql.files.openCostInBytes", "0")
+    try:
+        events = read_landing(spark, source, NIGHT, initial=True).events
+        assert events.rdd.getNumPartitions() > 3
+        wrong = events.where(
+            (F.concat(F.lit("a.txt:"), "item_id") != F.col("session_key"))
+            | (F.unix_seconds("event_at") // 1 - 1717027200 + 1 < F.col("item_id").cast("int"))
+        )
+        assert (events.count(), wrong.count()) == (40_000, 0)
+        assert events.select("session_key").distinct().count() == 20_000
+    finally:
+        spark.conf.set("spark.sql.files.maxPartitionBytes", before)
+        spark.conf.unset("spark.sql.files.openCostInBytes")
+
+
+def test_a_nights_landing_starts_at_its_midnight(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    write_text(tmp_path / "2024-05-31/a.txt", "1 2\n3\n")
+    rows = checked(clicks(tmp_path / "{run_date}", archive=False, made_up=MadeUpTimes()))
+    assert [(row["event_at"], row["item_id"]) for row in rows if row["verdict"] == "clean"] == [
+        (datetime(2024, 5, 31), "1"),
+        (datetime(2024, 5, 31, 0, 0, 1), "2"),
+        (datetime(2024, 5, 31, 0, 0, 0, 10000), "3"),
+    ]
+
+
+def test_a_named_file_must_be_there(spark: SparkSession, tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "1\n")
+    with pytest.raises(SourceError, match=r"source\.files names \['b\.txt'\], which are not in"):
+        read_landing(spark, clicks(tmp_path, files=("a.txt", "b.txt")), NIGHT, initial=True)
+
+
+def test_diginetica(spark: SparkSession, shared: Path) -> None:
+    source = clicks(
+        shared / "diginetica",
+        files=("train_sessions.txt.gz", "test_sessions.txt.gz"),
+        made_up=MadeUpTimes(start=date(2016, 1, 1), session_seconds=64),
+    )
+    events = read_landing(spark, source, date(2016, 6, 30), initial=True).events
+    is_train = F.col("session_key").startswith("train")
+    row = events.agg(
+        F.count_if(is_train).alias("train"),
+        F.count_if(~is_train).alias("test"),
+        F.countDistinct("session_key").alias("sessions"),
+        F.countDistinct("item_id").alias("items"),
+        F.count_if("reason IS NOT NULL").alias("refused"),
+    ).collect()[0]
+    assert row.asDict() == {
+        "train": 906_140,
+        "test": 76_821,
+        "sessions": 186_670 + 15_963,
+        "items": 43_097,
+        "refused": 0,
+    }

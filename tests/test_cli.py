@@ -1,0 +1,103 @@
+"""The recspark command: what a person types, right and wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from recspark.cli import app
+from recspark.errors import ConfigError, UnknownUserError
+from recspark.pipeline.run import RunContext
+from tests.conftest import NIGHT
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
+runner = CliRunner()
+
+
+@pytest.fixture
+def place(small_night: RunContext, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options that point a command at the small night; the tests' session is not to be stopped."""
+    monkeypatch.setattr(type(small_night.spark), "stop", lambda self: None)
+    return ["--env", "test", "--set", f"paths.root={Path(small_night.catalog.root).parent}"]
+
+
+def test_help_lists_every_command() -> None:
+    text = runner.invoke(app, ["--help"]).stdout
+    for command in (
+        "nightly",
+        "stage",
+        "tune",
+        "show",
+        "similar",
+        "runs",
+        "tables",
+        "doctor",
+        "export",
+    ):
+        assert command in text
+
+
+def test_show_a_user(small_night: RunContext, place: list[str]) -> None:
+    lists = small_night.catalog.read(
+        "recommendations", small_night.catalog.version("recommendations")
+    )
+    user = lists.collect()[0]["user_id"]
+    found = json.loads(runner.invoke(app, ["show", user, "--json", *place]).stdout.splitlines()[-1])
+    assert [r["rank"] for r in found["recommendations"]] == list(range(1, 11))
+    assert found["bought"]
+    assert user in runner.invoke(app, ["show", user, *place]).stdout
+    unknown = runner.invoke(app, ["show", "nobody", *place])
+    assert isinstance(unknown.exception, UnknownUserError)
+
+
+def test_similar_items(small_night: RunContext, place: list[str]) -> None:
+    rows = small_night.catalog.read(
+        "item_neighbours", small_night.catalog.version("item_neighbours")
+    )
+    item = rows.collect()[0]["item_id"]
+    found = json.loads(
+        runner.invoke(app, ["similar", item, "--json", *place]).stdout.splitlines()[-1]
+    )
+    assert [r["rank"] for r in found] == list(range(1, len(found) + 1))
+    assert item not in {r["neighbour_id"] for r in found}
+
+
+def test_runs_and_tables(small_night: RunContext, place: list[str]) -> None:
+    rows = json.loads(runner.invoke(app, ["runs", "--json", *place]).stdout.splitlines()[-1])
+    assert {r["stage"] for r in rows} >= {"ingest", "train", "publish"}
+    tables = json.loads(runner.invoke(app, ["tables", "--json", *place]).stdout.splitlines()[-1])
+    assert {t["table"]: t["rows"] for t in tables}["recommendations"] > 0
+
+
+def test_export_one_night(place: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "lists"
+    done = runner.invoke(
+        app,
+        ["export", "recommendations", str(target), "--run-date", NIGHT, "--format", "csv", *place],
+    )
+    assert done.exit_code == 0, done.output
+    lines = [line for f in target.glob("*.csv") for line in f.read_text().splitlines()]
+    assert lines[0].startswith("run_date,user_id,rank")
+    assert len(lines) > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nightly", "--run-date", "09.12.2010"], "is not a date"),
+        (["stage", "ingst", "--run-date", NIGHT], "Did you mean 'ingest'"),
+        (["nightly", "--run-date", NIGHT, "--set", "publish.kk=1"], "unknown setting 'publish.kk'"),
+        (
+            ["nightly", "--run-date", NIGHT, "--set", "models.ease.regg=1"],
+            "unknown setting 'regg'.*'reg'",
+        ),
+    ],
+)
+def test_wrong_input_is_named(arguments: list[str], says: str) -> None:
+    done = runner.invoke(app, arguments)
+    assert isinstance(done.exception, ConfigError)
+    with pytest.raises(ConfigError, match=says):
+        raise done.exception
