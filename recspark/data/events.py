@@ -116,7 +116,15 @@ def clean_of(checked: DataFrame, run_date: date) -> DataFrame:
 def quarantine_of(checked: DataFrame, run_date: date, source: str) -> DataFrame:
     """Return the quarantined rows of `check_events` as `schema.QUARANTINE`."""
     rows = checked.where(F.col("verdict") == QUARANTINED)
-    named = rows.withColumns({"ingest_date": F.lit(run_date), "source": F.lit(source)})
+    # A year beyond 9999 is for Spark alone; no other reader of the table can show it.
+    is_shown = F.year("event_date").between(1, 9999)
+    named = rows.withColumns(
+        {
+            "ingest_date": F.lit(run_date),
+            "source": F.lit(source),
+            "event_date": F.when(is_shown, F.col("event_date")),
+        }
+    )
     return named.select(*schema.QUARANTINE.names)
 
 

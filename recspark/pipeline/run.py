@@ -5,6 +5,7 @@ top.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -155,13 +156,8 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     if done and is_done and not context.force and stages.still_holds(context, stage, model, done):
         context.progress(f"{label}: as recorded ({done.rows_out:,} rows)")
         return StageResult(done.outputs, done.rows_in, done.rows_out, done.detail)
-    log.info(
-        '{"event": "stage start", "stage": "%s", "model": "%s", "run_id": "%s", "inputs": %s}',
-        stage.name,
-        model,
-        context.run_id,
-        str(inputs).replace("'", '"'),
-    )
+    where = {"stage": stage.name, "model": model, "run_id": context.run_id}
+    log.info(json.dumps({"event": "stage start", **where, "inputs": inputs}))
     context.progress(f"{label} ...")
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -180,15 +176,8 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     )
     if stage is STAGES[-1]:
         context.runlog.compact()
-    log.info(
-        '{"event": "stage end", "stage": "%s", "model": "%s", "rows_in": %d, "rows_out": %d, "seconds": %.1f, "outputs": %s}',
-        stage.name,
-        model,
-        result.rows_in,
-        result.rows_out,
-        seconds,
-        str(result.outputs).replace("'", '"'),
-    )
+    took = {"rows_in": result.rows_in, "rows_out": result.rows_out, "seconds": round(seconds, 1)}
+    log.info(json.dumps({"event": "stage end", **where, **took, "outputs": result.outputs}))
     context.progress(f"{label}: {result.rows_out:,} rows, {seconds:.1f} s")
     return result
 

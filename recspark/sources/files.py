@@ -52,6 +52,12 @@ class Place:
             return [self.root] if self.entries[0][1] else []
         return [storage.join(self.root, name) for name, size, _ in self.entries if size]
 
+    @property
+    def folder_columns(self) -> set[str]:
+        """Columns that come from folder names: `country` of `country=UK/a.csv`."""
+        folders = [part for name, _, _ in self.entries for part in name.split("/")[:-1]]
+        return {part.split("=")[0] for part in folders if "=" in part}
+
     def content(self) -> list[tuple[str, int, str]]:
         """Return (name, bytes, SHA-256) of each file; what is remote or above 1 GB keeps its stamp.
 

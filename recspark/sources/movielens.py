@@ -171,12 +171,9 @@ def _items(movies: RawTable, tags: RawTable | None, night: Night) -> DataFrame:
     )
     if tags is not None:
         states = states.unionByName(films.join(_tags_by_day(tags), on="item_id", how="inner"))
-    text = F.concat_ws(
-        " ",
-        "item_name",
-        F.array_join("category", " "),
-        F.nullif(F.array_join("tags", " "), F.lit("")),
-    )
+    # An empty list must add no blank.
+    words = [F.nullif(F.array_join(name, " "), F.lit("")) for name in ("category", "tags")]
+    text = F.concat_ws(" ", "item_name", *words)
     return shaped(
         night.rows(states, F.col("valid_from")),
         schema.RAW_ITEMS,

@@ -96,6 +96,7 @@ def read_raw(
     named column.
     """
     given = dict(options or {})
+    named = list(dict.fromkeys(named))
     try:
         if kind == "csv":
             parts = _csv_parts(spark, place, given, header, named)
@@ -135,7 +136,7 @@ def _csv_parts(
             files_of.setdefault(tuple(fields), []).append(uri)
     parts = []
     for fields_, files in files_of.items():
-        for name in set(named):
+        for name in named:
             if fields_.count(name) > 1:
                 raise SourceError(
                     f"source '{place.source}': column '{name}' occurs {fields_.count(name)} times in "
@@ -144,7 +145,8 @@ def _csv_parts(
         # By position: Spark takes names for equal that differ in case only.
         columns = [f"c{i}" for i in range(len(fields_))]
         frame = _reader(spark, place, options, columns).csv(files)
-        parts.append(_Part(frame, _with_folders(frame, dict(zip(fields_, columns))), files[0]))
+        physical = {name: name for name in place.folder_columns} | dict(zip(fields_, columns))
+        parts.append(_Part(frame, physical, files[0]))
     return parts
 
 
@@ -160,15 +162,16 @@ def _jsonl_parts(
     else:
         for uri in files:
             there.update(_json_keys(head_lines(uri, given.get("encoding", "UTF-8"))))
-        if not there.issuperset(named):
+        if not {*there, *place.folder_columns}.issuperset(named):
             # A column that few rows have may come late: look at every line before saying no.
             keys = F.explode(F.json_object_keys("value")).alias("key")
             late = spark.read.text(files).select(keys).distinct().collect()
             there.update(row["key"] for row in late)
-    frame = _reader(spark, place, given, list(dict.fromkeys(named))).json(files)
+    there.update(place.folder_columns)
     # Not one readable object: every row is quarantined, and there is no schema to complain of.
     known = there or set(named)
-    return [_Part(frame, _with_folders(frame, {name: name for name in known}), files[0])]
+    frame = _reader(spark, place, given, [name for name in named if name in known]).json(files)
+    return [_Part(frame, {name: name for name in known}, files[0])]
 
 
 def _parquet_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) -> list[_Part]:
@@ -211,14 +214,8 @@ def _reader(
     return reader if place.is_file else reader.option("basePath", place.root)
 
 
-def _with_folders(frame: DataFrame, physical: Mapping[str, str]) -> dict[str, str]:
-    """Return `physical` and the columns that come from folder names (`country=UK/`)."""
-    known = {*physical.values(), UNREADABLE}
-    return {**{name: name for name in frame.columns if name not in known}, **physical}
-
-
 def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
-    missing = [name for name in dict.fromkeys(named) if name not in part.physical]
+    missing = [name for name in named if name not in part.physical]
     if missing:
         told = " ".join(f"'{name}'.{suggest(name, part.physical)}" for name in missing)
         count = "a column" if len(missing) == 1 else f"{len(missing)} columns"
@@ -234,19 +231,18 @@ def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
 def _as_table(
     place: Place, parts: Sequence[_Part], named: Sequence[str], is_text: bool
 ) -> RawTable:
-    names = list(dict.fromkeys(named))
-    kinds = [[part.frame.schema[part.physical[name]].dataType for name in names] for part in parts]
+    kinds = [[part.frame.schema[part.physical[name]].dataType for name in named] for part in parts]
     merged = [types[0] if len(set(types)) == 1 else StringType() for types in zip(*kinds)]
     frames = []
     for part, types in zip(parts, kinds):
         columns = []
-        for i, (name, kind, wanted) in enumerate(zip(names, types, merged)):
+        for i, (name, kind, wanted) in enumerate(zip(named, types, merged)):
             raw = quoted(part.physical[name])
             columns.append((raw if kind == wanted else _as_text(raw, kind)).alias(f"r{i}"))
         unreadable = F.col(UNREADABLE) if is_text else F.lit(None).cast("string").alias(UNREADABLE)
         frames.append(part.frame.select(*columns, unreadable))
     frame = reduce(DataFrame.union, frames)
-    return RawTable(place.source, frame, dict(zip(names, merged)), is_text)
+    return RawTable(place.source, frame, dict(zip(named, merged)), is_text)
 
 
 def quoted(name: str) -> Column:

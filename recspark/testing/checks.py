@@ -145,7 +145,7 @@ def defaults_are_whole(case: Case) -> None:
         choices: Any = tune.get("choices", [])
         for value in [tune.get("low"), tune.get("high"), *choices]:
             if value is not None:
-                kind(**{**default.model_dump(), name: value})
+                case.spec.load().from_dict({**default.model_dump(), name: value})
 
 
 @check()

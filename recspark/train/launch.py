@@ -19,9 +19,9 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import cloudpickle
 import psutil
@@ -38,7 +38,6 @@ T = TypeVar("T")
 Tell = Callable[[str], None]
 
 _SETTLED_S = 10  # executors are still arriving while the number of slots changed this recently
-_TOLD = "recspark: "  # marks the lines of a rank's output that are meant for a person
 # What a rank sees when another one failed: never the cause.
 _SECONDARY = ("HorovodInternalError", "BrokenBarrierError")
 
@@ -134,29 +133,25 @@ class HorovodLauncher:
 
         train = self._train
         _await_slots(self._spark, train)
-        payload = cloudpickle.dumps((fn, args, train.threads))
         roots, timeout_s = [SparkFiles.getRootDirectory()], train.timeout_s
-
-        def boot() -> dict[str, Any]:
-            # Travels by value and imports recspark itself: a rank is a new process, which does not
-            # know the files that `--py-files` gave to the Spark worker that started it.
-            import glob
-            import os
-            import sys
-
-            for root in [*roots, os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")]:
-                sys.path[:0] = [
-                    root,
-                    *glob.glob(os.path.join(root, "*.zip")),
-                    *glob.glob(os.path.join(root, "*.whl")),
-                ]
-            from recspark.train.launch import horovod_rank
-
-            return horovod_rank(payload, timeout_s)
-
-        output = _Output(self._tell)
+        output = _Output()
         try:
-            with _horovods_side_effects_undone():
+            with _Listener(self._spark, self._tell) as listener, _side_effects_undone():
+                payload = cloudpickle.dumps((fn, args, train.threads, listener.address))
+
+                def boot() -> dict[str, Any]:
+                    # Travels by value and imports recspark itself: a rank is a new process, which
+                    # does not know the `--py-files` of the Spark worker that started it.
+                    import os
+                    import sys
+                    from glob import glob
+
+                    for root in [*roots, os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")]:
+                        sys.path[:0] = [root, *glob(f"{root}/*.zip"), *glob(f"{root}/*.whl")]
+                    from recspark.train.launch import horovod_rank
+
+                    return horovod_rank(payload, timeout_s)
+
                 outcomes = horovod.spark.run(
                     boot,
                     num_proc=train.ranks,
@@ -192,15 +187,16 @@ class TaskLauncher:
         self._tell = tell
 
     def run(self, fn: Callable[..., T], *args: Any) -> list[RankResult[T]]:
-        """See `Launcher`; lines told arrive when the task has ended."""
+        """See `Launcher`."""
         sc, train = self._spark.sparkContext, self._train
-        payload = cloudpickle.dumps((fn, args, train.threads))
         tag = f"recspark-train-{uuid.uuid4().hex}"
         watchdog = threading.Timer(train.timeout_s, sc.cancelJobsWithTag, [tag])
         sc.addJobTag(tag)
         watchdog.start()
         try:
-            outcomes = sc.parallelize([payload], 1).map(task_rank).collect()
+            with _Listener(self._spark, self._tell) as listener:
+                payload = cloudpickle.dumps((fn, args, train.threads, listener.address))
+                outcomes = sc.parallelize([payload], 1).map(task_rank).collect()
         except Exception as error:
             raise RankFailedError(
                 f"the rank ended without an answer: killed, or hung for {train.timeout_s} s "
@@ -209,8 +205,6 @@ class TaskLauncher:
         finally:
             watchdog.cancel()
             sc.removeJobTag(tag)
-        for line in outcomes[0].pop("told"):
-            self._tell(line)
         return _results(outcomes)
 
 
@@ -267,11 +261,11 @@ def horovod_rank(payload: bytes, timeout_s: int) -> dict[str, Any]:
     faulthandler.dump_traceback_later(timeout_s, exit=True)
     import horovod.torch as hvd
 
-    fn, args, threads = cloudpickle.loads(payload)
+    fn, args, threads, address = cloudpickle.loads(payload)
     torch.set_num_threads(threads)
     hvd.init()
     try:
-        return _attempt(_HorovodComm(hvd), fn, args)
+        return _attempt(_HorovodComm(hvd, _Teller(address)), fn, args)
     finally:
         hvd.shutdown()
         faulthandler.cancel_dump_traceback_later()
@@ -279,15 +273,15 @@ def horovod_rank(payload: bytes, timeout_s: int) -> dict[str, Any]:
 
 def task_rank(payload: bytes) -> dict[str, Any]:
     """Run the only rank in a Spark task; an error is returned, so that Spark does not try again."""
-    fn, args, threads = cloudpickle.loads(payload)
+    fn, args, threads, address = cloudpickle.loads(payload)
     torch.set_num_threads(threads)
-    told: list[str] = []
-    return {**_attempt(_ThreadComm(0, _Meeting(1), told.append), fn, args), "told": told}
+    return _attempt(_ThreadComm(0, _Meeting(1), _Teller(address)), fn, args)
 
 
 class _HorovodComm:
-    def __init__(self, hvd: Any) -> None:
+    def __init__(self, hvd: Any, tell: Tell) -> None:
         self._hvd = hvd
+        self.tell = tell
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
 
@@ -302,9 +296,6 @@ class _HorovodComm:
         return self._hvd.broadcast(
             tensor, root_rank=0, name=f"{tensor.dtype} {tuple(tensor.shape)}"
         )
-
-    def tell(self, text: str) -> None:
-        print(f"{_TOLD}{text}", flush=True)  # noqa: T201 - the driver reads this process's output
 
 
 class _Meeting:
@@ -372,7 +363,7 @@ def _results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
 
 
 @contextmanager
-def _horovods_side_effects_undone() -> Iterator[None]:
+def _side_effects_undone() -> Iterator[None]:
     """Restore the signal handlers that Horovod replaces, and keep its job's own thread quiet.
 
     Where a rank is killed, Horovod cancels its Spark job; the thread that waits for the job then
@@ -397,26 +388,76 @@ def _horovods_side_effects_undone() -> Iterator[None]:
 
 
 class _Output:
-    """Takes the output of all ranks: lines for a person go on, the newest of the rest are kept."""
+    """Takes what the ranks print, which Horovod hands on only when they end; keeps the last lines."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self._kept: deque[str] = deque(maxlen=200)
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=200)
 
     def write(self, text: str) -> None:
-        for line in text.splitlines():
-            _, marked, told = line.partition(_TOLD)
-            if marked:
-                self._tell(told)
-            elif line.strip():
-                self._kept.append(line)
-                log.debug("%s", line)
+        self._lines.extend(line for line in text.splitlines() if line.strip())
 
     def flush(self) -> None:
         pass
 
     def tail(self) -> str:
-        return "\n".join(self._kept)
+        return "\n".join(self._lines)
+
+
+class _Listener:
+    """Passes on what ranks tell while they run, a line at a time, over TCP.
+
+    `address` is (host, port, token); who does not begin with the token is not listened to.
+    """
+
+    def __init__(self, spark: SparkSession, tell: Tell) -> None:
+        host = str(spark.sparkContext._jsc.sc().env().rpcEnv().address().host())
+        self._tell = tell
+        self._one_at_a_time = threading.Lock()
+        self._readers: list[threading.Thread] = []
+        self._server = socket.create_server(("", 0))
+        self.address = (host, int(self._server.getsockname()[1]), uuid.uuid4().hex)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # ends `accept`
+        self._server.close()
+        for reader in self._readers:
+            reader.join(5)  # the ranks have ended: what they told last is on its way
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                reader = threading.Thread(target=self._pass_on, args=(connection,), daemon=True)
+                self._readers.append(reader)
+                reader.start()
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection, connection.makefile(encoding="utf-8") as lines:
+            if lines.readline().strip() == self.address[2]:
+                for line in lines:
+                    with self._one_at_a_time:
+                        self._tell(line.rstrip("\n"))
+
+
+class _Teller:
+    """A rank's end of `_Listener`. A driver that cannot be reached is not told; training goes on."""
+
+    def __init__(self, address: tuple[str, int, str]) -> None:
+        host, port, token = address
+        self._socket: socket.socket | None = None
+        with suppress(OSError):
+            self._socket = socket.create_connection((host, port), timeout=10)
+        self(token)
+
+    def __call__(self, text: str) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.sendall(text.replace("\n", " ").encode() + b"\n")
 
 
 def _await_slots(spark: SparkSession, train: Train) -> None:

@@ -90,6 +90,14 @@ def test_every_reason(spark: SparkSession, unique_ids: bool) -> None:
     assert {row["ingest_date"] for row in clean.collect()} == {NIGHT}
 
 
+def test_quarantine_holds_no_date_that_others_cannot_read(spark: SparkSession) -> None:
+    at = F.timestamp_micros(F.lit(9 * 10**18))
+    frame = raw(spark, [an_event()]).withColumn("event_at", at)
+    checked = check_events(frame, run_date=NIGHT, max_late_days=7, initial=True)
+    [row] = quarantine_of(checked, NIGHT, "shop").collect()
+    assert (row["reason"], row["event_date"]) == ("event in the future", None)
+
+
 def test_nothing_is_too_late_for_the_first_landing(spark: SparkSession) -> None:
     old = an_event(event_at=datetime(2001, 1, 1))
     assert [row["verdict"] for row in check(spark, [old], initial=True).collect()] == ["clean"]

@@ -191,6 +191,25 @@ def test_float_scores_do_not_depend_on_blocks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_order_below_what_a_gemm_resolves(seed: int) -> None:
+    """All scores lie within the GEMM's error of each other, so its own order is noise."""
+    rng = np.random.default_rng(seed)
+    n, m, d = 20, 60, 48
+    users = rng.standard_normal((n, d)).astype(np.float32)
+    steps = (rng.random((m, d)) < 0.1) * 2.0**-23
+    base = rng.standard_normal(d).astype(np.float32)
+    scores = topk.DotScores(users, (base * (1 + steps)).astype(np.float32), None, np.ones(n, bool))
+    items = np.arange(m, dtype=np.int32)
+    exact = all_exact(scores, m)
+    by_gemm = np.argsort(-scores.approximate(slice(0, n)), axis=1, kind="stable")
+    assert (by_gemm != np.argsort(-exact.astype(np.float32), axis=1, kind="stable")).any()
+    none: list[list[int]] = [[] for _ in range(n)]
+    for k in (1, 5, 20):
+        got = topk.answer(block(np.arange(n), none), items, Fixed(scores), k)
+        assert lists(got) == brute_force(exact, items, none, scores.known, k)
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_error_bounds_hold(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, m = 30, 200
@@ -247,9 +266,10 @@ def test_heavy_users_cost_no_more_candidates() -> None:
 
 
 def test_zeros_of_both_signs_tie() -> None:
-    bias = np.array([-0.0, 0.0, -0.0, 0.0], np.float32)
-    empty = np.zeros((1, 0), np.float32), np.zeros((4, 0), np.float32)
-    scores = topk.DotScores(*empty, bias, np.ones(1, bool))
+    tiny = np.array([[-1e-30], [1e-30], [-1e-30], [1e-30]], np.float32)
+    scores = topk.DotScores(tiny[1:2], tiny, None, np.ones(1, bool))
+    rounded = all_exact(scores, 4).astype(np.float32)
+    assert np.signbit(rounded).tolist() == [[True, False, True, False]]
     got = topk.answer(block(np.zeros(1), [[]]), np.arange(4, dtype=np.int32), Fixed(scores), 3)
     assert lists(got) == {0: [(0, 0.0), (1, 0.0), (2, 0.0)]}
 

@@ -83,6 +83,7 @@ def test_double_colon_form_gives_what_csv_gives(
     dat, csv = checked(films(tmp_path / "dat")), checked(films(tmp_path / "csv"))
     for row in dat + csv:
         row.pop("row")
+        row["reason"] = row["reason"] and row["reason"].lower()  # it names the column as spelt
     assert dat == csv
     items = read_landing(spark, films(tmp_path / "dat"), NIGHT, initial=True).items
     assert items is not None
@@ -122,7 +123,9 @@ def test_folder_without_ratings(spark: SparkSession, tmp_path: Path) -> None:
     ("name", "last", "figures", "n_films"),
     [
         ("ml-latest-small", date(2018, 9, 24), (100_836, 610, 9_724), 9_742),
-        ("ml-1m", date(2003, 2, 28), (1_000_209, 6_040, 3_706), 3_883),
+        pytest.param(
+            "ml-1m", date(2003, 2, 28), (1_000_209, 6_040, 3_706), 3_883, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_real_releases(
@@ -142,5 +145,5 @@ def test_real_releases(
     row = landing.events.agg(F.countDistinct("user_id"), F.countDistinct("item_id")).collect()[0]
     assert (row[0], row[1]) == figures[1:]
     assert landing.items is not None
-    names = landing.items.agg(F.countDistinct("item_id"), F.count_if("item_name IS NULL"))
+    names = landing.items.agg(F.countDistinct("item_id"), F.count("item_name") - F.count("*"))
     assert tuple(names.collect()[0]) == (n_films, 0)

@@ -71,7 +71,7 @@ def test_line_numbers_are_right_in_a_file_that_spark_splits(
         assert events.rdd.getNumPartitions() > 3
         wrong = events.where(
             (F.concat(F.lit("a.txt:"), "item_id") != F.col("session_key"))
-            | (F.unix_seconds("event_at") // 1 - 1717027200 + 1 < F.col("item_id").cast("int"))
+            | (F.unix_seconds("event_at") - 1717027200 + 1 < F.col("item_id").cast("int"))
         )
         assert (events.count(), wrong.count()) == (40_000, 0)
         assert events.select("session_key").distinct().count() == 20_000
@@ -85,11 +85,12 @@ def test_a_nights_landing_starts_at_its_midnight(
 ) -> None:
     write_text(tmp_path / "2024-05-31/a.txt", "1 2\n3\n")
     rows = checked(clicks(tmp_path / "{run_date}", archive=False, made_up=MadeUpTimes()))
-    assert [(row["event_at"], row["item_id"]) for row in rows if row["verdict"] == "clean"] == [
-        (datetime(2024, 5, 31), "1"),
-        (datetime(2024, 5, 31, 0, 0, 1), "2"),
-        (datetime(2024, 5, 31, 0, 0, 0, 10000), "3"),
-    ]
+    found = {row["item_id"]: row["event_at"] for row in rows if row["verdict"] == "clean"}
+    assert found == {
+        "1": datetime(2024, 5, 31),
+        "2": datetime(2024, 5, 31, 0, 0, 1),
+        "3": datetime(2024, 5, 31, 0, 0, 0, 10000),
+    }
 
 
 def test_a_named_file_must_be_there(spark: SparkSession, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_diginetica(spark: SparkSession, shared: Path) -> None:
         F.count_if(~is_train).alias("test"),
         F.countDistinct("session_key").alias("sessions"),
         F.countDistinct("item_id").alias("items"),
-        F.count_if("reason IS NOT NULL").alias("refused"),
+        F.count("reason").alias("refused"),
     ).collect()[0]
     assert row.asDict() == {
         "train": 906_140,

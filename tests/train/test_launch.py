@@ -43,6 +43,8 @@ def make(request: pytest.FixtureRequest) -> Make:
 # Nested functions travel by value: the ranks do not see the folder of the tests.
 def exchange() -> Callable[..., Any]:
     def fn(comm: Any, base: int) -> dict[str, Any]:
+        import time
+
         import torch
 
         mine = torch.full((3,), float(comm.rank + base))
@@ -57,6 +59,7 @@ def exchange() -> Callable[..., Any]:
         }
         for _ in range(20):
             mine = comm.allreduce(mine)
+        time.sleep(0.5)
         return {**out, "later": mine.tolist(), "threads": torch.get_num_threads()}
 
     return fn
@@ -78,8 +81,9 @@ def failing() -> Callable[..., Any]:
 
 
 def test_ranks_exchange_tensors_and_answer_in_order(make: Make) -> None:
-    told: list[str] = []
-    results = make(tell=told.append).run(exchange(), 10)
+    told: dict[str, float] = {}
+    results = make(tell=lambda line: told.setdefault(line, time.monotonic())).run(exchange(), 10)
+    ended = time.monotonic()
     for rank, result in enumerate(results):
         assert result.value == {
             "rank": rank,
@@ -93,8 +97,9 @@ def test_ranks_exchange_tensors_and_answer_in_order(make: Make) -> None:
         }
         assert result.place.rank == rank
         assert result.place.executor == "driver"
-        assert any(line == str(result.place) for line in told)
-    assert {"hello from 0", "hello from 1"} <= set(told)
+        # Lines arrive while ranks run, not when they have ended.
+        assert ended - told[str(result.place)] > 0.4
+        assert ended - told[f"hello from {rank}"] > 0.4
 
 
 def test_a_failing_rank_raises_with_its_own_traceback(make: Make, request: Any) -> None:
@@ -104,7 +109,7 @@ def test_a_failing_rank_raises_with_its_own_traceback(make: Make, request: Any) 
     text = str(caught.value)
     assert text.startswith("rank 1 on host")
     assert "in the_broken_part" in text
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120  # 20 s where nothing else runs
     if "horovod" in request.node.callspec.id:  # the session is usable afterwards
         spark = request.getfixturevalue("spark")
         assert spark.range(10).selectExpr("sum(id)").first()[0] == 45
@@ -150,7 +155,7 @@ def test_a_hung_rank_is_ended(make: Make) -> None:
     with pytest.raises(RankFailedError, match="hung") as caught:
         make(timeout_s=8).run(hanging())
     assert "stuck_here" in str(caught.value)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120  # 20 s where nothing else runs
 
 
 @pytest.mark.horovod
@@ -178,7 +183,7 @@ def test_no_slot_for_a_rank_is_said_at_once(spark: Any) -> None:
     begun = time.monotonic()
     with pytest.raises(NoSlotsError, match="3 ranks need as many task slots, the cluster has 2"):
         launcher(spark, train(ranks=3)).run(exchange(), 0)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.spark
