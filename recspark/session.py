@@ -45,7 +45,7 @@ def build_session(
     """
     # Executors otherwise start whatever `python3` is first on their PATH.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName(app)  # type: ignore[attr-defined]
+    builder = SparkSession.builder.appName(app)
     if settings.master and "PYSPARK_GATEWAY_PORT" not in os.environ:
         builder = builder.master(settings.master).config(
             "spark.driver.memory", settings.driver_memory

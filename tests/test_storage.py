@@ -25,9 +25,10 @@ def test_bytes_json_and_arrays_come_back(root: str) -> None:
         [3, 4, 5],
     ]
     assert [f.rsplit("/", 1)[1] for f in storage.list_files(root)] == ["x.json", "y.npy"]
-    assert [(name.rsplit("/", 1)[-1], size) for name, size, _ in storage.fingerprint(place)][0][
-        0
-    ] == "x.json"
+    assert (
+        next((name.rsplit("/", 1)[-1], size) for name, size, _ in storage.fingerprint(place))[0]
+        == "x.json"
+    )
 
 
 def test_a_folder_is_complete_once_marked(root: str) -> None:

@@ -31,7 +31,7 @@ def show(
         rows = user_list(
             recommendations.where(F.col("run_date") == F.lit(night).cast("date")), user
         )
-        recent = bought(catalog, user, night, limit=10)
+        recent = bought(catalog, user, str(night), limit=10)
         if not rows and not recent:
             raise UnknownUserError(
                 f"user '{user}' has neither events nor a list on the night of {night}; "

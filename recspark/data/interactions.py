@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 import numpy as np
@@ -62,7 +62,7 @@ def with_pairs(histories: DataFrame, cutoff: datetime, half_life_days: float | N
         ]
     )
 
-    def add(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def add(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             pairs = pair_column(batch.column("history"), as_of, half_life_days)
             yield pa.RecordBatch.from_arrays(
@@ -128,22 +128,26 @@ def queries(
 
 
 def decayed_item_weights(
-    histories: DataFrame, cutoff: datetime, half_life_days: float | None
+    histories: DataFrame,
+    cutoff: datetime,
+    half_life_days: float | None,
+    *,
+    by: tuple[str, ...] = (),
 ) -> DataFrame:
     """Return `item_idx, weight double`: decayed event weights summed over all users.
 
-    Each event's weight is rounded to 2^-32 and summed as an integer, so the sum does not depend on
-    the order of a shuffle; error below 2^-33 an event. One shuffle of item-sized partial sums, no
-    action.
+    `by` names columns of `histories` whose values are summed apart; they come first. Each event's
+    weight is rounded to 2^-32 and summed as an integer, so the sum does not depend on the order of a
+    shuffle; error below 2^-33 an event. One shuffle of item-sized partial sums, no action.
     """
-    events = histories.select(F.explode("history").alias("e"))
+    events = histories.select(*by, F.explode("history").alias("e"))
     weight = F.col("e.weight").cast("double")
     if half_life_days is not None:
         age = (F.lit(micros(cutoff)) - F.unix_micros("e.event_at")) / F.lit(float(MICROS_PER_DAY))
         weight = weight * F.pow(F.lit(0.5), age / F.lit(half_life_days))
     steps = F.round(weight * F.lit(float(2**32))).cast("decimal(38,0)")
     return (
-        events.select(F.col("e.item_idx").alias("item_idx"), steps.alias("steps"))
-        .groupBy("item_idx")
+        events.select(*by, F.col("e.item_idx").alias("item_idx"), steps.alias("steps"))
+        .groupBy(*by, "item_idx")
         .agg((F.sum("steps").cast("double") / F.lit(float(2**32))).alias("weight"))
     )

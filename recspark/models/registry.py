@@ -27,11 +27,11 @@ class ModelSpec:
 
     def load(self) -> type[Recommender[Settings]]:
         """Import and return the settings-only class."""
-        return _import(self.recommender)  # type: ignore[no-any-return]
+        return _import(self.recommender)
 
     def load_model(self) -> type[RecommenderModel]:
         """Import and return the fitted class."""
-        return _import(self.model)  # type: ignore[no-any-return]
+        return _import(self.model)
 
 
 def _line(name: str, classes: str, *tags: str) -> ModelSpec:

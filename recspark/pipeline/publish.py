@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from recspark import schema
@@ -131,25 +131,17 @@ def judge(
 
 
 def default_lists(context: RunContext, mine: DataFrame, items: DataFrame) -> DataFrame:
-    """Return the lists for users without one: what everyone, and each activity segment, takes
-    now.
-    """
+    """Return the lists for users without one: what everyone, and each activity segment, takes now."""
     segments = context.read("user_features").where(F.col("cutoff") == F.lit(context.cutoff))
-    with_segment = mine.join(segments.select("user_idx", "activity"), on="user_idx", how="inner")
-    parts = []
-    for segment in (EVERYONE, "light", "regular", "heavy"):
-        users = mine if segment == EVERYONE else with_segment.where(F.col("activity") == segment)
-        weights = decayed_item_weights(users, context.cutoff, DEFAULT_HALF_LIFE_DAYS)
-        best = weights.orderBy(F.desc("weight"), "item_idx").limit(context.config.publish.k)
-        parts.append(best.withColumn("segment", F.lit(segment)))
-    rows = parts[0]
-    for part in parts[1:]:
-        rows = rows.unionByName(part)
-    from pyspark.sql import Window
-
+    both = F.explode(F.array(F.lit(EVERYONE), F.col("activity"))).alias("segment")
+    users = mine.join(segments.select("user_idx", "activity"), on="user_idx", how="inner")
+    weights = decayed_item_weights(
+        users.select("history", both), context.cutoff, DEFAULT_HALF_LIFE_DAYS, by=("segment",)
+    )
     order = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
     return (
-        rows.withColumn("rank", F.row_number().over(order))
+        weights.withColumn("rank", F.row_number().over(order))
+        .where(F.col("rank") <= context.config.publish.k)
         .join(
             F.broadcast(items.select("item_idx", "item_id", "item_name")), on="item_idx", how="left"
         )

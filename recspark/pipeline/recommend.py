@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark import schema
+from recspark.config import Mode
 from recspark.data.interactions import before, queries
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
@@ -21,7 +21,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     everyone = context.read("histories")
     half_life, k = config.features.half_life_days, config.n_candidates
     tonight, earlier = context.cutoff, context.backtest_cutoff
-    parts = [
+    parts: list[tuple[datetime, Mode, DataFrame]] = [
         (
             tonight,
             config.publish.mode,
@@ -29,7 +29,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
         ),
     ]
     tested = backtest_users(context, everyone)
-    parts += [(earlier, mode, tested) for mode in schema.MODES]
+    parts += [(earlier, "novel", tested), (earlier, "repeat", tested)]
     frames = []
     for cutoff, mode, users in parts:
         fitted = load_model(context, model, cutoff)

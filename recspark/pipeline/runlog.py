@@ -127,7 +127,7 @@ class RunLog:
                 ~(same & (F.col("model") == model))
             )
             self.catalog.replace_slice(
-                "runs", others.unionByName(frame), {"run_date": self.run_date}
+                "runs", others.unionByName(frame), {"run_date": self.run_date}, compare=False
             )
         else:
             self.catalog.append("runs", frame)

@@ -115,8 +115,10 @@ def csv_header(uri: str, options: Mapping[str, str]) -> list[str]:
     if len(separator) > 1:
         return line.split(separator)
     quote = options.get("quote", '"')
-    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
-    rows = csv.reader([line], delimiter=separator, quotechar=quote or '"', quoting=quoting)
+    if quote:
+        rows = csv.reader([line], delimiter=separator, quotechar=quote)
+    else:
+        rows = csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE)
     return next(iter(rows), [])
 
 

@@ -116,7 +116,7 @@ def list_of(table: RawTable, name: str, separator: str) -> Column:
     if not isinstance(kind, StringType):
         raise _wrong_column(table, name, f"an array, or text with '{separator}' between its parts")
     parts = F.split(column, "\\Q" + separator + "\\E")
-    trimmed = F.transform(parts, lambda part: F.trim(part))
+    trimmed = F.transform(parts, F.trim)
     return F.filter(trimmed, lambda part: part != "")
 
 
@@ -146,8 +146,9 @@ def readability(
     if table.is_text:
         checks.append((table.unreadable(), UNREADABLE_ROW))
         # Spark puts U+FFFD in place of bytes that are no text.
-        for name in named:
-            checks.append((table.column(name).contains("\ufffd"), BAD_ENCODING.format(name)))
+        checks.extend(
+            (table.column(name).contains("\ufffd"), BAD_ENCODING.format(name)) for name in named
+        )
     for name, column in typed.items():
         if column.is_given is not None:
             checks.append((F.col(name).isNull() & column.is_given, WRONG_TYPE.format(column.raw)))

@@ -137,6 +137,7 @@ class TableCatalog:
         *,
         note: Mapping[str, Any] | None = None,
         n_files: int | None = None,
+        compare: bool = True,
     ) -> TableVersion:
         """Replace the rows of `table` that `where` names by the rows of `frame`, in one commit.
 
@@ -146,6 +147,7 @@ class TableCatalog:
         frame : rows with the table's columns in any order; all must lie in the slice
         where : partition column -> the literal, or the list of literals, of the slice
         note : stored with the commit, read back by `notes`
+        compare : look whether the slice holds these rows already; False where it cannot
         n_files : `frame` already lies in this many partitions, and each becomes a file (training
             sets)
 
@@ -162,7 +164,7 @@ class TableCatalog:
             before = self.version(table)
             assert before is not None
             condition = _condition(where)
-            if self._same_content(spec, rows, before, condition, n_rows, note):
+            if compare and self._same_content(spec, rows, before, condition, n_rows, note):
                 return TableVersion(table, before, n_rows, changed=False)
             token = uuid.uuid4().hex
             writer = (
@@ -334,7 +336,7 @@ class TableCatalog:
 
     def _delta_log(self, table: str) -> Any:
         jvm: Any = self.spark.sparkContext._jvm
-        session = self.spark._jsparkSession  # type: ignore[attr-defined]
+        session = self.spark._jsparkSession
         return jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session, self.path(table))
 
 

@@ -23,10 +23,14 @@ rows = st.lists(
 
 
 def column(users: list[list[tuple[int, int, float]]]) -> pa.ListArray:
+    in_time = [sorted(user, key=lambda event: event[1]) for user in users]
     return pa.array(
-        [[{"item_idx": i, "event_at": d * MICROS_PER_DAY, "weight": w} for i, d, w in sorted(u, key=lambda e: e[1])] for u in users],
+        [
+            [{"item_idx": i, "event_at": d * MICROS_PER_DAY, "weight": w} for i, d, w in user]
+            for user in in_time
+        ],
         pa.list_(EVENT),
-    )  # fmt: skip
+    )
 
 
 def plain(

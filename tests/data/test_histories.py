@@ -62,9 +62,8 @@ def rows_of(frame: DataFrame) -> list[str]:
 def test_merging_equals_making_from_scratch(spark: SparkSession, seed: int) -> None:
     """Three nights with late and removed events, against all events at once."""
     rng = np.random.default_rng(seed)
-    rows = sorted(
-        {(f"u{u}", f"i{i}", float(h)) for u, i, h in zip(rng.integers(0, 6, 90), rng.integers(0, 9, 90), rng.integers(0, 200, 90))}
-    )  # fmt: skip
+    drawn = zip(rng.integers(0, 6, 90), rng.integers(0, 9, 90), rng.integers(0, 200, 90))
+    rows = sorted({(f"u{u}", f"i{i}", float(h)) for u, i, h in drawn})
     night = rng.integers(0, 3, len(rows))
     state, have = empty(spark), set()
     for n in range(3):

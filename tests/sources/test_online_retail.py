@@ -303,12 +303,16 @@ def test_archive_gives_undated_rows_to_the_first_landing_and_no_later_ones(
 
 def test_renamed_and_retyped_columns_are_named(spark: SparkSession, tmp_path: Path) -> None:
     line = a_line()
-    renamed = {("Quantities" if name == "Quantity" else name): value for name, value in line.items()}
+    renamed = {
+        ("Quantities" if name == "Quantity" else name): value for name, value in line.items()
+    }
     del renamed["Country"]
     path = write_parquet(tmp_path / "a.parquet", [renamed])
     with pytest.raises(SourceError) as error:
         read_landing(spark, shop(path), NIGHT, initial=True)
-    assert str(error.value).startswith(f"source 'shop': {path} lacks 2 columns: 'Quantity'. Did you mean 'Quantities'? ")
+    assert str(error.value).startswith(
+        f"source 'shop': {path} lacks 2 columns: 'Quantity'. Did you mean 'Quantities'? "
+    )
     assert " 'Country'. Known: Customer ID, Description, Invoice" in str(error.value)
     path = write_parquet(tmp_path / "b.parquet", [{**line, "Price": [6.75]}])
     with pytest.raises(

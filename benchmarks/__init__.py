@@ -1,0 +1,1 @@
+"""Measurements: one module a question, each a command of its own, results as JSON in `results/`."""

@@ -1,0 +1,25 @@
+"""`python -m benchmarks [--smoke] [NAME ...]`: run the benchmarks, all or those named."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+NAMES = ("topn", "retail")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=", ".join(NAMES))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, nothing is written")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(NAMES)
+    if unknown:
+        parser.error(f"unknown benchmark {sorted(unknown)}; there are {', '.join(NAMES)}")
+    for name in arguments.names or NAMES:
+        print(f"== {name}", flush=True)
+        importlib.import_module(f"benchmarks.{name}").run(smoke=arguments.smoke)
+
+
+if __name__ == "__main__":
+    main()
