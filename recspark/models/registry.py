@@ -27,11 +27,13 @@ class ModelSpec:
 
     def load(self) -> type[Recommender[Settings]]:
         """Import and return the settings-only class."""
-        return _import(self.recommender)
+        found: type[Recommender[Settings]] = _import(self.recommender)
+        return found
 
     def load_model(self) -> type[RecommenderModel]:
         """Import and return the fitted class."""
-        return _import(self.model)
+        found: type[RecommenderModel] = _import(self.model)
+        return found
 
 
 def _line(name: str, classes: str, *tags: str) -> ModelSpec:

@@ -299,7 +299,9 @@ def _best(scores: Scores, seen: Ragged, rows: slice, k: int) -> tuple[Array, Arr
 
 
 def _floor(approximate: Array, k: int) -> Array:
-    """Return a value that k scores of each row reach (float32); -inf where fewer may exist.
+    """Return a value that k scores of each row reach, float32; all of them where there are fewer.
+
+    It is -inf where masked items are among those.
 
     The maxima of disjoint groups are scores of different items, so the k-th largest of them serves;
     an exact k-th largest of all scores would cost ten times as much.
@@ -313,8 +315,7 @@ def _floor(approximate: Array, k: int) -> Array:
         np.maximum(best[:, : part.shape[1]], part, out=best[:, : part.shape[1]])
     if not (best < np.inf).all():
         raise ModelError("a score is NaN or infinite: the model's arrays or the weights are bad")
-    if n_groups < k:
-        return np.full(len(best), -np.inf, np.float32)
+    k = min(k, n_groups)  # fewer items than k: the least of them, so that all are kept
     return np.asarray(np.partition(best, n_groups - k, axis=1)[:, n_groups - k])
 
 

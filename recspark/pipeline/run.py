@@ -161,8 +161,13 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     context.progress(f"{label} ...")
     started = datetime.now(UTC)
     clock = time.monotonic()
+    commits = dict(context.catalog.commits)
     result = function(context, model) if stage.per_model else function(context)
     seconds = time.monotonic() - clock
+    if done is not None:  # what the stage did not move is where it was when first recorded
+        stayed = {t for t in result.outputs if context.catalog.commits[t] == commits.get(t, 0)}
+        kept = {t: v for t, v in done.outputs.items() if t in stayed}
+        result = replace(result, outputs={**result.outputs, **kept})
     context.runlog.record(
         stage=stage.name,
         model=model,

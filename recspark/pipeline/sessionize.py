@@ -61,11 +61,11 @@ def sessionize(context: RunContext) -> StageResult:
             new.unpersist()
         finally:
             from_where.unpersist()
-    version = as_recorded(context, "sessions", current)
+    assert current is not None
     return StageResult(
-        {"sessions": version},
+        {"sessions": current},
         catalog.read("events", to).count(),
-        catalog.read("sessions", version).count(),
+        catalog.read("sessions", current).count(),
     )
 
 
@@ -85,16 +85,3 @@ def reopened_events(context: RunContext, from_where: DataFrame, events_version: 
         .where(F.col("event_at") >= F.col("anchor"))
     )
     return sessions.with_session_id(mine, context.config.sessions)
-
-
-def as_recorded(context: RunContext, table: str, current: int | None) -> int:
-    """Return the version that this run recorded before, when later nights have moved the table
-    on.
-    """
-    done = context.runlog.find(context.stage or "")
-    recorded = done.outputs.get(table) if done else None
-    assert current is not None
-    if recorded is None or recorded > current:
-        return current
-    now, then = context.catalog.note(table, current), context.catalog.note(table, recorded)
-    return recorded if then == now or then.get("settings") == now.get("settings") else current

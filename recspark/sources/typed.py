@@ -115,9 +115,8 @@ def list_of(table: RawTable, name: str, separator: str) -> Column:
         return column.cast(schema.STRINGS)
     if not isinstance(kind, StringType):
         raise _wrong_column(table, name, f"an array, or text with '{separator}' between its parts")
-    parts = F.split(column, "\\Q" + separator + "\\E")
-    trimmed = F.transform(parts, F.trim)
-    return F.filter(trimmed, lambda part: part != "")
+    parts = F.split(F.trim(column), r"\s*\Q" + separator + r"\E\s*")
+    return F.filter(parts, lambda part: part != "")
 
 
 def text_of(table: RawTable, name: str) -> Column:

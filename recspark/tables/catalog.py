@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -64,6 +65,7 @@ class TableCatalog:
     def __init__(self, spark: SparkSession, root: str) -> None:
         self.spark = spark
         self.root = storage.absolute(root)
+        self.commits: Counter[str] = Counter()  # by this process: table -> how many
 
     def path(self, table: str) -> str:
         """Return the location of `table`."""
@@ -177,6 +179,7 @@ class TableCatalog:
                 )
             )
             _commit(table, lambda: writer.save(self.path(table)))
+            self.commits[table] += 1
             return TableVersion(table, self._committed(table, token, before), n_rows, changed=True)
         finally:
             rows.unpersist()
@@ -224,6 +227,7 @@ class TableCatalog:
                 _laid_out(spec, rows, n_rows).alias("s"), match
             ).whenNotMatchedInsertAll()
             _commit(table, merge.execute)
+            self.commits[table] += 1
             after = self.version(table)
             assert after is not None
             if after == before:

@@ -86,12 +86,12 @@ def test_a_row_per_user_with_events_before_the_cutoff(histories: Any) -> None:
 def test_partitions_are_even_and_one_shuffle_makes_them(histories: Any, n_files: int) -> None:
     features = Features(max_training_items=4)  # type: ignore[call-arg]
     frame = windows.training_bags(histories, CUTOFF, features, n_files)
+    plan = frame._jdf.queryExecution().executedPlan().toString()
     sizes = np.array(frame.rdd.mapPartitions(lambda rows: [sum(1 for _ in rows)]).collect())
     assert len(sizes) == n_files
     assert sizes.sum() == 1001
     fair = 1001 / n_files
     assert np.abs(sizes - fair).max() <= 4 * math.sqrt(fair)
-    plan = frame._jdf.queryExecution().executedPlan().toString()
     assert plan.count("Exchange") == 1
 
 

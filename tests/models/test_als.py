@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from recspark.data.blocks import Array, micros
+from recspark.data.blocks import Array, micros, parse_queries
 from recspark.errors import IdRangeError
 from recspark.models import als
 from recspark.models.als import Als, AlsModel, AlsSettings, fold_in
@@ -63,6 +63,7 @@ def test_fold_in_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.spark
 def test_users_are_those_of_mllib(spark: SparkSession) -> None:
     data = synth.dataset(spark, synth.power_law(50, 30))
+    before = set(als._persisted(spark))
     theirs = als.train(als.ratings(data, SETTINGS), SETTINGS, FitOptions())
     users = {r["id"]: np.array(r["features"]) for r in theirs.userFactors.collect()}
     model = Als(SETTINGS).fit(data, FitOptions())
@@ -71,15 +72,13 @@ def test_users_are_those_of_mllib(spark: SparkSession) -> None:
         assert np.array_equal(items.get(item, np.zeros(6)), factor)
 
     block = synth.ask(data).toArrow().combine_chunks().to_batches()[0]
-    from recspark.data.blocks import parse_queries
-
     parsed = parse_queries(block)
     scores = model.scorer().score(parsed)
     assert len(users) == len(parsed)
     for user, folded in zip(parsed.user_idx.tolist(), scores.users, strict=True):
         assert np.allclose(folded, users[user], rtol=1e-4, atol=1e-5)
-    for frame in (theirs.userFactors, theirs.itemFactors):
-        frame.unpersist()
+    for key in set(als._persisted(spark)) - before:
+        als._persisted(spark)[key].unpersist()
 
 
 @pytest.mark.spark

@@ -75,14 +75,13 @@ def test_a_step_is_adams_on_the_mean_gradient_by_hand() -> None:
     np.testing.assert_allclose(found.vector, [0.3 + 0.1, -0.2 + 0.1], atol=1e-6)
     x = np.arange(4) / 10
     assert found.epochs[0].loss == pytest.approx(((0.3 * x - 0.2 - (2 * x + 1)) ** 2).mean())
-    # The second step by the formulas of Kingma & Ba, algorithm 1; its learning rate is half the
-    # first.
-    options = LoopOptions(epochs=2, learning_rate=0.1)
+    # Two steps by the formulas of Kingma & Ba, algorithm 1; the learning rate falls linearly.
+    options = LoopOptions(epochs=2, learning_rate=0.1, weight_decay=0.5)
     (found,) = trained([[[0, 1, 2, 3]]], options)
-    at, m, v = np.array([0.3, -0.2]), 0.0, 0.0
+    at, m, v = np.array([0.3, -0.2]), np.zeros(2), np.zeros(2)
     for t in (1, 2):
         error = at[0] * x + at[1] - (2 * x + 1)
-        g = np.array([(2 * error * x).mean(), (2 * error).mean()])
+        g = np.array([(2 * error * x).mean(), (2 * error).mean()]) + 0.5 * at
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         rate = 0.1 * (1 - (t - 1) / 2)
         at = at - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
@@ -137,16 +136,16 @@ def folder(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[str]:
     fsspec.filesystem("memory").rm("/scratch", recursive=True)
 
 
-def breaking(at: int, error: Exception | None) -> Any:
-    """A training whose loss is NaN (or raises) from its step `at` on."""
+def noisy(broken_at: int = 10**6, error: Exception | None = None) -> Any:
+    """A training with random losses, that are NaN (or raise `error`) from a step on."""
 
     def fn(comm: Comm, shares: list[list[list[int]]], options: LoopOptions) -> Trained:
         made, calls = net(), iter(range(10**6))
         inner = squared(made)
 
         def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
-            out = inner(batch, generator, done) + 0 * torch.rand(1, generator=generator)
-            if next(calls) >= at:
+            out = inner(batch, generator, done) * (0.5 + torch.rand(1, generator=generator))
+            if next(calls) >= broken_at:
                 if error:
                     raise error
                 return out * float("nan")
@@ -171,11 +170,12 @@ def saving(folder: str, **changes: Any) -> LoopOptions:
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(folder: str) -> None:
-    whole = trained(TWO, LoopOptions(epochs=5, learning_rate=0.1))[0]
+    plain = LoopOptions(epochs=5, learning_rate=0.1)
+    whole = LocalLauncher(2).run(noisy(), TWO, plain)[0].value
     with pytest.raises(Exception, match="pulled the plug"):
-        LocalLauncher(2).run(breaking(7, RuntimeError("pulled the plug")), TWO, saving(folder))
+        LocalLauncher(2).run(noisy(7, RuntimeError("pulled the plug")), TWO, saving(folder))
     told: list[str] = []
-    again = trained(TWO, saving(folder), tell=told.append)[0]
+    again = LocalLauncher(2, tell=told.append).run(noisy(), TWO, saving(folder))[0].value
     assert "resuming after epoch 3 of 5" in told
     assert [e.epoch for e in again.epochs] == [4, 5]
     assert again.vector is None  # weights travel through the store
@@ -203,5 +203,5 @@ def test_only_whole_checkpoints_of_the_same_training_count(folder: str) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(folder: str) -> None:
     with pytest.raises(DivergedError, match=r"step 6 of 10 \(epoch 3\)") as caught:
-        LocalLauncher(2).run(breaking(5, None), TWO, saving(folder))
+        LocalLauncher(2).run(noisy(5), TWO, saving(folder))
     assert f"last good checkpoint: {storage.join(folder, 'epoch-000002')}" in str(caught.value)
