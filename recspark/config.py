@@ -343,7 +343,8 @@ class Config(Section):
         data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
         for machine in ("threads", "start_timeout_s", "timeout_s"):
             data["train"].pop(machine)
-        data["source"].pop("path")
+        for place in ("path", "items_path"):
+            data["source"].pop(place)
         return digest(data)
 
 

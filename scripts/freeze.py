@@ -7,6 +7,7 @@ kept; recspark itself is left out, and Horovod is written with the version of it
 from __future__ import annotations
 
 import re
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -20,7 +21,9 @@ def normal(name: str) -> str:
 
 def installed() -> dict[str, str]:
     """Return the version of every distribution in this environment but recspark."""
-    found = {normal(d.metadata["Name"]): d.version for d in distributions()}
+    # Not sys.path as it is: importing setuptools puts its own vendored packages there.
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    found = {normal(d.metadata["Name"]): d.version for d in distributions(path=places)}
     found.pop("recspark", None)
     return dict(sorted(found.items()))
 

@@ -35,9 +35,10 @@ def ingest(context: RunContext) -> StageResult:
         max_late_days=config.ingest.max_late_days,
         initial=landing.initial,
         existing=elsewhere,
+        unique_ids=landing.unique_ids,
     ).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        counts = raw.count_verdicts(checked)
+        counts = raw.count_verdicts(checked, landing.events)
         counts.check()
         if counts.n_in and counts.n_clean < config.ingest.min_clean_fraction * counts.n_in:
             raise SourceError(

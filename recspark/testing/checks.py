@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -479,6 +480,7 @@ def _left_behind(spark: SparkSession) -> set[str]:
 def _job_group(spark: SparkSession, name: str) -> Iterator[Callable[[], list[int]]]:
     """Label the jobs started inside, and give a function that lists them."""
     context = spark.sparkContext
+    name = f"{name} {uuid.uuid4().hex}"  # Spark remembers the jobs of a group that was used before
     context.setJobGroup(name, name)
     try:
         yield lambda: list(context.statusTracker().getJobIdsForGroup(name))

@@ -152,25 +152,16 @@ def test_a_missing_landing_is_named(spark: object, tmp_path: Path) -> None:
 def test_a_gate_that_refuses_keeps_the_last_good_list(
     small_night: RunContext, retail_slice: Path
 ) -> None:
-    """The next night has a gate it cannot pass: its list is not there, the one before still is."""
+    """The next night's champion is far worse than the baseline: its list is not published."""
     catalog = small_night.catalog
     before = content(small_night, "recommendations")
     following = (date.fromisoformat(NIGHT) + timedelta(days=1)).isoformat()
-    with pytest.raises(GateRefusedError, match="full_lists") as refused:
-        run_night(
-            Path(catalog.root).parent,
-            retail_slice,
-            following,
-            "publish.k=100",
-            "publish.min_full_lists=1",
-            "n_candidates=100",
-            "publish.ladder=[popular]",
-            "models=[popular, item_knn]",
-            "publish.model=item_knn",
-        )
+    worse = ("publish.model=popular", "publish.mode=repeat", "evaluate.baseline=ease")
+    with pytest.raises(GateRefusedError, match=r"backtest_ndcg.*Nothing was promoted") as refused:
+        run_night(Path(catalog.root).parent, retail_slice, following, *worse)
     assert refused.value.exit_code == 40
     assert content(small_night, "recommendations") == before
     gates = catalog.read("gates", catalog.version("gates")).where(
         F.col("run_date") == F.lit(date.fromisoformat(following))
     )
-    assert {r["gate"] for r in gates.where("NOT passed").collect()} == {"full_lists"}
+    assert {r["gate"] for r in gates.where("NOT passed").collect()} == {"backtest_ndcg"}
