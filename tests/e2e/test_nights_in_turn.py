@@ -15,7 +15,7 @@ from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
 from tests.conftest import small_settings
 from tests.e2e.test_small_night import content
 
-pytestmark = [pytest.mark.spark, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(1800)]
 DERIVED = ("sessions", "histories", "interactions", "user_features", "item_features")
 
 
@@ -46,7 +46,6 @@ def rebuilt(context: RunContext, root: Path, source: Path, day: date) -> RunCont
     return again
 
 
-@pytest.mark.slow
 def test_nights_in_turn_equal_a_rebuild(spark: object, retail_slice: Path, tmp_path: Path) -> None:
     days = [date(2010, 12, 1) + timedelta(days=n) for n in range(9)]
     for day in days:

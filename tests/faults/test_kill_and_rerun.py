@@ -13,7 +13,7 @@ from recspark.tables import catalog as catalog_module
 from tests.conftest import run_night
 from tests.e2e.test_small_night import everything
 
-pytestmark = [pytest.mark.spark, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killed(BaseException):
@@ -52,7 +52,6 @@ def test_each_stage_killed_before_its_runs_row(
     assert everything(context) == everything(small_night)
 
 
-@pytest.mark.slow
 def test_each_table_killed_before_its_commit(
     small_night: RunContext, retail_slice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
