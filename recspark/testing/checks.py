@@ -306,8 +306,9 @@ def refit_gives_the_same_model(case: Case) -> None:
 @check()
 def recommend_starts_no_job(case: Case) -> None:
     """`recommend` only plans; its plan has no shuffle of its own."""
+    model, queries = case.model, case.queries  # the fit has jobs of its own
     with _job_group(case.spark, f"lazy {case.spec.name}") as jobs:
-        frame = case.model.recommend(case.queries, K)
+        frame = model.recommend(queries, K)
         assert jobs() == []
         frame.write.format("noop").mode("overwrite").save()
         assert jobs() != []
@@ -424,8 +425,9 @@ def personal_lists_beat_popular_ones(case: Case) -> None:
 @check("neighbours")
 def neighbours_are_of_the_same_group(case: Case) -> None:
     """Each item's neighbours: ranked, never itself, and mostly of the item's own group."""
+    model = case.model  # the fit has jobs of its own
     with _job_group(case.spark, f"neighbours {case.spec.name}") as jobs:
-        frame = case.model.neighbours(5)
+        frame = model.neighbours(5)
         assert jobs() == []
     assert frame.schema == schema.NEIGHBOURS
     rows = frame.toArrow()
