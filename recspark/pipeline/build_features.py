@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pyspark import StorageLevel
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import digest
@@ -37,13 +40,19 @@ def build_features(context: RunContext) -> StageResult:
             outputs[table] = written.version
             rows_out += written.rows
         if needs_training:
-            n_files = windows.n_training_files(config.train.ranks)
-            bags = windows.training_bags(mine, cutoff, config.features, n_files)
-            outputs["training_bags"] = catalog.replace_slice(
-                "training_bags", bags, slice_, n_files=n_files
-            ).version
+            outputs["training_bags"] = write_training_bags(context, mine, cutoff)
         context.progress(f"  features as of {cutoff:%Y-%m-%d}")
     return StageResult(outputs, all_histories.count(), rows_out)
+
+
+def write_training_bags(context: RunContext, histories: DataFrame, cutoff: datetime) -> int:
+    """Write the training set of one cutoff, the same number of files for each rank; its version."""
+    config = context.config
+    n_files = windows.n_training_files(config.train.ranks)
+    bags = windows.training_bags(histories, cutoff, config.features, n_files)
+    return context.catalog.replace_slice(
+        "training_bags", bags, {"cutoff": cutoff}, n_files=n_files
+    ).version
 
 
 def _update_histories(context: RunContext) -> int:

@@ -21,6 +21,7 @@ from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions
 from recspark.models.registry import make, model_spec
+from recspark.pipeline.build_features import write_training_bags
 from recspark.pipeline.evaluate import truth_of
 from recspark.pipeline.run import RunContext
 
@@ -135,7 +136,7 @@ def _dataset(
     """Return the data before `cutoff`, kept in memory for the trials; only the feed's table is
     written.
     """
-    config, catalog = context.config, context.catalog
+    config = context.config
     histories = before(context.read("histories"), cutoff).persist(StorageLevel.MEMORY_AND_DISK)
     items = features.items_as_of(context.read("items"), cutoff)
     item_features = features.item_features(histories, items, cutoff).persist(
@@ -143,12 +144,9 @@ def _dataset(
     )
     training = None
     if needs_training:
-        bags = windows.training_bags(
-            histories, cutoff, config.features, windows.n_training_files(config.train.ranks)
-        )
-        written = catalog.replace_slice("training_bags", bags, {"cutoff": cutoff})
+        version = write_training_bags(context, histories, cutoff)
         training = windows.training_set(
-            catalog, "training_bags", written.version, {"cutoff": cutoff}
+            context.catalog, "training_bags", version, {"cutoff": cutoff}
         )
     data = Dataset(
         cutoff=cutoff,
