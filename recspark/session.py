@@ -20,8 +20,6 @@ ALWAYS = {
     "spark.sql.ansi.enabled": "true",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.databricks.delta.retentionDurationCheck.enabled": "true",
-    # A Delta table keeps the row-group size of its feed only through the session
-    # (docs/architecture.md).
     "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
 }
 # Profile of a training job: one rank gets one executor, and a second attempt of a rank would hang
@@ -73,13 +71,6 @@ def build_session(
 def executor_slots(spark: SparkSession) -> int:
     """Return how many tasks the cluster runs at once, as far as the driver knows."""
     return int(spark.sparkContext.defaultParallelism)
-
-
-def set_row_group_bytes(spark: SparkSession, n_bytes: int) -> None:
-    """Set the Parquet row-group size of this session's later writes; Delta drops the per-write
-    option.
-    """
-    spark.conf.set("parquet.block.size", str(n_bytes))
 
 
 def _check_java() -> None:

@@ -40,12 +40,7 @@ def stage(
         progress=reporter(),
     )
     try:
-        if model is not None and model not in context.config.models:
-            raise ConfigError(
-                f"model '{model}' is not among this night's.{suggest(model, context.config.models)}"
-            )
-        models = (model,) if model else context.config.models
-        for each in models if chosen.per_model else ("",):
+        for each in chosen.models(context.config.models, (model,) if model else ()):
             execute(context, chosen, each)
     finally:
         context.spark.stop()

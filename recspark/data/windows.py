@@ -17,7 +17,7 @@ from recspark import schema
 from recspark.config import Features
 from recspark.data.blocks import Array, Histories, micros, parse_histories, weigh
 from recspark.data.dataset import TrainingSet
-from recspark.tables.catalog import Slice, TableCatalog, _condition
+from recspark.tables.catalog import Slice, TableCatalog, slice_condition
 from recspark.tables.snapshot import active_files
 
 FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess
@@ -105,7 +105,7 @@ def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) 
 
     Raises VersionNotFoundError. Cost: no Spark job; the footer of each file is read here.
     """
-    files = active_files(catalog, table, version, _condition(where))
+    files = active_files(catalog, table, version, slice_condition(where))
     with ThreadPoolExecutor(max_workers=8) as pool:
         rows = list(pool.map(_footer_rows, files))
     return TrainingSet(table, version, tuple(zip(files, rows, strict=True)))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import date
 
-from recspark.errors import ConfigError, RecsparkError, suggest
+from recspark.errors import RecsparkError
 from recspark.pipeline.run import STAGES, execute, open_night
 
 
@@ -51,8 +51,8 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             progress=lambda text: print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True),
         )
         try:
-            models = _models(getattr(arguments, "model", None), context.config.models)
-            for model in models if chosen.per_model else ("",):
+            asked = getattr(arguments, "model", None) or ()
+            for model in chosen.models(context.config.models, asked):
                 execute(context, chosen, model)
         finally:
             context.spark.stop()
@@ -60,10 +60,3 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
-
-
-def _models(asked: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    for model in asked or []:
-        if model not in known:
-            raise ConfigError(f"model '{model}' is not among this night's.{suggest(model, known)}")
-    return tuple(asked or known)

@@ -41,6 +41,20 @@ class Stage:
     per_model: bool = False
     trains: bool = False
 
+    def models(self, known: Sequence[str], asked: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return what the stage runs for: the models `asked` for, else all `known`; ("",) once.
+
+        Raises ConfigError where one that is asked for is not known.
+        """
+        from recspark.errors import ConfigError, suggest
+
+        for model in asked:
+            if model not in known:
+                raise ConfigError(
+                    f"model '{model}' is not among this night's.{suggest(model, known)}"
+                )
+        return tuple(asked or known) if self.per_model else ("",)
+
 
 STAGES = (
     Stage("ingest"),
@@ -190,7 +204,7 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
 def night(context: RunContext) -> None:
     """Run every stage of the night in order."""
     for stage in STAGES:
-        for model in context.config.models if stage.per_model else ("",):
+        for model in stage.models(context.config.models):
             execute(context, stage, model)
 
 

@@ -23,7 +23,7 @@ def check_order(context: RunContext, stage: Stage) -> None:
     for earlier in STAGES:
         if earlier.name == stage.name:
             return
-        for model in context.config.models if earlier.per_model else ("",):
+        for model in earlier.models(context.config.models):
             if stage.per_model and earlier.per_model:
                 continue  # a model's own stages are checked by its artifact
             if context.runlog.find(earlier.name, model) is None:

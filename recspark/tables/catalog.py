@@ -148,7 +148,7 @@ class TableCatalog:
         table : name of a spec
         frame : rows with the table's columns in any order; all must lie in the slice
         where : partition column -> the literal, or the list of literals, of the slice
-        note : stored with the commit, read back by `notes`
+        note : stored with the commit, read back by `note`
         compare : look whether the slice holds these rows already; False where it cannot
         n_files : `frame` already lies in this many partitions, and each becomes a file (training
             sets)
@@ -165,7 +165,7 @@ class TableCatalog:
             self.create(table)
             before = self.version(table)
             assert before is not None
-            condition = _condition(where)
+            condition = slice_condition(where)
             if compare and self._same_content(spec, rows, before, condition, n_rows, note):
                 return TableVersion(table, before, n_rows, changed=False)
             token = uuid.uuid4().hex
@@ -198,7 +198,7 @@ class TableCatalog:
         from delta.tables import DeltaTable
 
         builder = DeltaTable.forPath(self.spark, self.path(table)).optimize()
-        builder.where(_condition(where)).executeCompaction()
+        builder.where(slice_condition(where)).executeCompaction()
 
     def insert_new(self, table: str, frame: DataFrame, expected: int | None) -> TableVersion:
         """Insert the rows of `frame` whose key is not in `table`; existing rows never change.
@@ -276,7 +276,7 @@ class TableCatalog:
         """Return the number of rows; raise where a key is null or twice, or a row is outside the
         slice.
         """
-        inside = F.expr(_condition(where)) if where else F.lit(True)
+        inside = F.expr(slice_condition(where)) if where else F.lit(True)
         named = list(dict.fromkeys((*spec.key, *spec.partition)))
         nulls = [F.count_if(F.col(c).isNull()).alias(f"null {c}") for c in named]
         counts = [F.count(F.lit(1)).alias("rows"), F.count_if(~inside).alias("outside"), *nulls]
@@ -296,7 +296,7 @@ class TableCatalog:
         row = found.collect()[0].asDict()
         if row["outside"]:
             raise SchemaError(
-                f"table '{spec.name}': {row['outside']} rows lie outside the slice {_condition(where)}"
+                f"table '{spec.name}': {row['outside']} rows lie outside the slice {slice_condition(where)}"
             )
         for column in named:
             if row[f"null {column}"]:
@@ -409,7 +409,8 @@ def _checksum(rows: DataFrame) -> tuple[int, int, int]:
     return int(row["n"]), int(row["a"] or 0), int(row["b"] or 0)
 
 
-def _condition(where: Slice) -> str:
+def slice_condition(where: Slice) -> str:
+    """Return the SQL condition that names a slice, with literal values."""
     if not where:
         return "true"
     parts = []
