@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.errors import GateRefusedError, MissingLandingError, StageOrderError
 from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
 from tests.conftest import NIGHT, ROOT, run_night, small_settings
 
@@ -150,17 +153,19 @@ def test_a_missing_landing_is_named(spark: object, tmp_path: Path) -> None:
 
 
 def test_a_gate_that_refuses_keeps_the_last_good_list(
-    small_night: RunContext, retail_slice: Path
+    small_night: RunContext, retail_slice: Path, tmp_path: Path
 ) -> None:
     """The next night's champion is far worse than the baseline: its list is not published."""
-    catalog = small_night.catalog
+    root = tmp_path / "next"
+    shutil.copytree(Path(small_night.catalog.root).parent, root)
+    catalog = TableCatalog(small_night.spark, str(root / "tables"))
     before = content(small_night, "recommendations")
     following = (date.fromisoformat(NIGHT) + timedelta(days=1)).isoformat()
     worse = ("publish.model=popular", "publish.mode=repeat", "evaluate.baseline=ease")
     with pytest.raises(GateRefusedError, match=r"backtest_ndcg.*Nothing was promoted") as refused:
-        run_night(Path(catalog.root).parent, retail_slice, following, *worse)
+        run_night(root, retail_slice, following, *worse)
     assert refused.value.exit_code == 40
-    assert content(small_night, "recommendations") == before
+    assert content(replace(small_night, catalog=catalog), "recommendations") == before
     gates = catalog.read("gates", catalog.version("gates")).where(
         F.col("run_date") == F.lit(date.fromisoformat(following))
     )
