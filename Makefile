@@ -16,6 +16,9 @@ endif
 # Tests: one thread for each process that computes; Spark and the ranks fill the cores.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONHASHSEED=0
 PYTEST := env $(TEST_ENV) $(BIN)/python -m pytest
+# Two workers, each with a Spark session of its own; tests/conftest.py says what stays together.
+WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadscope
 # More options for pytest, such as PYTEST_ARGS="-k ease -x".
 PYTEST_ARGS ?=
 # More options for `recspark demo`.
@@ -38,7 +41,7 @@ demo: setup  ## the whole nightly run on the bundled data, into build/demo
 
 .PHONY: test
 test: setup  ## the tests but the slow ones
-	$(PYTEST) -m "not slow and not airflow" $(PYTEST_ARGS)
+	$(PYTEST) $(SPREAD) -m "not slow and not airflow" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: setup  ## every test that runs in .venv

@@ -45,6 +45,7 @@ EXTRAS = {
         "pre-commit>=4",
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "threadpoolctl>=3.5",
         "types-psutil>=5.9",

@@ -471,6 +471,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
+        said = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(
                 f"unknown setting '{place}'.{suggest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
@@ -478,9 +479,9 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif item["type"] == "missing":
             lines.append(f"setting '{place}' is missing")
         elif place:
-            lines.append(f"setting '{place}' = {item.get('input')!r}: {item['msg']}")
+            lines.append(f"setting '{place}' = {item.get('input')!r}: {said}")
         else:
-            lines.append(item["msg"].removeprefix("Value error, "))
+            lines.append(said)
     return "; ".join(lines)
 
 

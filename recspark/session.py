@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+import pyspark
+from pyspark import inheritable_thread_target
 from pyspark.sql import SparkSession
 
 from recspark.config import Spark
@@ -29,6 +33,8 @@ TRAINING = {
     "spark.dynamicAllocation.enabled": "false",
     "spark.task.maxFailures": "1",
 }
+_AT_ONCE = 4  # pieces of work that one driver plans at a time
+_T = TypeVar("_T")
 # Python workers compute with one thread each: a task owns one core.
 WORKER_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -73,13 +79,27 @@ def executor_slots(spark: SparkSession) -> int:
     return int(spark.sparkContext.defaultParallelism)
 
 
+def together(spark: SparkSession, *work: Callable[[], _T]) -> Sequence[_T]:
+    """Run pieces of work in threads of their own; return their results in the order given.
+
+    Planning a small Spark job costs the driver more than the job costs the executors, so writes to
+    different tables go side by side. All pieces end before the first error among them is raised.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, "together") as pool:
+        inherit = inheritable_thread_target(spark)
+        futures = [pool.submit(inherit(piece)) for piece in work]
+    return [future.result() for future in futures]
+
+
 def _check_java() -> None:
     import shutil
 
     home = os.environ.get("JAVA_HOME")
     if home and (Path(home) / "bin" / "java").exists():
         return
-    if shutil.which("java") is None:
+    # `make setup` notes a Java that is not on PATH where Spark's own scripts look for it.
+    noted = (Path(pyspark.__file__).parent / "conf" / "spark-env.sh").exists()
+    if not noted and shutil.which("java") is None:
         raise SetupError(
             "no `java` on PATH and no JAVA_HOME: install Java 17 or 21 "
             "(Debian 12: apt-get install -y openjdk-17-jre-headless)"

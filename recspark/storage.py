@@ -7,6 +7,7 @@ and the marker is written last.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -72,6 +73,19 @@ def fingerprint(uri: str) -> list[tuple[str, int, str]]:
             (name.removeprefix(root).lstrip("/") or Path(name).name, int(info["size"]), str(stamp))
         )
     return rows
+
+
+def open_read(uri: str, *, decompress: bool = False) -> Any:
+    """Return a context manager of one file opened for reading bytes; `decompress` goes by its
+    suffix.
+    """
+    return fsspec.open(uri, "rb", compression="infer" if decompress else None)
+
+
+def sha256(uri: str) -> str:
+    """Return the SHA-256 of one file's bytes."""
+    with open_read(uri) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_bytes(uri: str) -> bytes:

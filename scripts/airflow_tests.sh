@@ -17,6 +17,9 @@ export PATH=$root/.venv/bin:$PATH
 export SPARK_HOME=$root/.venv/lib/python3.11/site-packages/pyspark
 export PYSPARK_PYTHON=$root/.venv/bin/python PYSPARK_DRIVER_PYTHON=$root/.venv/bin/python
 
+# A JVM a task, each over in seconds: the second compiler would not pay for itself.
+export SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+
 rm -rf "$AIRFLOW_HOME"
 mkdir -p "$AIRFLOW_HOME"
 .venv-airflow/bin/airflow db migrate >"$AIRFLOW_HOME/migrate.log" 2>&1 || { cat "$AIRFLOW_HOME/migrate.log" >&2; exit 1; }

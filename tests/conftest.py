@@ -12,6 +12,25 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 
+# Files whose tests share the fixture `small_night`, the costliest of all.
+_OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py", "test_notebooks.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep in one worker what shares a fixture: the tests of a file, and those of the small
+    night.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the small night" if file.endswith(_OF_THE_SMALL_NIGHT) else file
+
+    return ByFixture(config, log)
+
+
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """The session of the whole test run: local[2], two shuffle partitions, UTC."""
@@ -19,13 +38,15 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from recspark.session import build_session
 
     home = tmp_path_factory.mktemp("spark")
+    settings = load_config("test").spark
+    java = settings.conf["spark.driver.extraJavaOptions"]
     session = build_session(
-        load_config("test").spark,
+        settings,
         "recspark tests",
         {
             "spark.sql.warehouse.dir": str(home / "warehouse"),
             "spark.local.dir": str(home / "local"),
-            "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -Dderby.system.home={home}",
+            "spark.driver.extraJavaOptions": f"{java} -Dderby.system.home={home}",
         },
     )
     yield session

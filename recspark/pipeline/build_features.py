@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -14,6 +15,7 @@ from recspark.data.interactions import before, interactions
 from recspark.models.registry import model_spec
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.sessionize import reopened_events
+from recspark.session import together
 from recspark.tables.snapshot import changed_rows
 
 
@@ -22,27 +24,36 @@ def build_features(context: RunContext) -> StageResult:
     catalog, config = context.catalog, context.config
     outputs = {"histories": _update_histories(context)}
     all_histories = catalog.read("histories", outputs["histories"])
-    items = context.read("items")
-    rows_out = 0
-    needs_training = any("neural" in model_spec(name).tags for name in config.models)
+    tables = ["interactions", "user_features", "item_features"]
+    if any("neural" in model_spec(name).tags for name in config.models):
+        tables.append("training_bags")
+    written = together(
+        context.spark, *[partial(_write, context, all_histories, table) for table in tables]
+    )
+    outputs.update({table: version for table, (version, _) in zip(tables, written, strict=True)})
+    return StageResult(outputs, all_histories.count(), sum(rows for _, rows in written))
+
+
+def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[int, int]:
+    """Write one table as of both cutoffs; return its version and the rows."""
+    rows = 0
     for cutoff in (context.backtest_cutoff, context.cutoff):
-        slice_ = {"cutoff": cutoff}
         mine = before(all_histories, cutoff)
-        half_life = config.features.half_life_days
-        as_of = features.items_as_of(items, cutoff)
-        frames = {
-            "interactions": interactions(mine, cutoff, half_life),
-            "user_features": features.user_features(mine, cutoff),
-            "item_features": features.item_features(mine, as_of, cutoff),
-        }
-        for table, frame in frames.items():
-            written = catalog.replace_slice(table, frame, slice_)
-            outputs[table] = written.version
-            rows_out += written.rows
-        if needs_training:
-            outputs["training_bags"] = write_training_bags(context, mine, cutoff)
-        context.progress(f"  features as of {cutoff:%Y-%m-%d}")
-    return StageResult(outputs, all_histories.count(), rows_out)
+        if table == "training_bags":
+            version = write_training_bags(context, mine, cutoff)
+            continue
+        if table == "interactions":
+            frame = interactions(mine, cutoff, context.config.features.half_life_days)
+        elif table == "user_features":
+            frame = features.user_features(mine, cutoff)
+        else:
+            as_of = features.items_as_of(context.read("items"), cutoff)
+            frame = features.item_features(mine, as_of, cutoff)
+        written = context.catalog.replace_slice(table, frame, {"cutoff": cutoff})
+        version = written.version
+        rows += written.rows
+    context.progress(f"  {table}")
+    return version, rows
 
 
 def write_training_bags(context: RunContext, histories: DataFrame, cutoff: datetime) -> int:

@@ -11,8 +11,11 @@ from recspark import schema
 from recspark.config import Config
 from recspark.data.interactions import before
 from recspark.eval import evaluate as scoring
+from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
 from recspark.pipeline.run import RunContext, StageResult
+from recspark.session import together
+from recspark.tables.catalog import TableVersion
 
 PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
@@ -40,15 +43,23 @@ def evaluate(context: RunContext) -> StageResult:
         )
         for mode in schema.MODES
     ]
-    written = catalog.replace_slice(
-        "candidates",
-        ladder[0].unionByName(ladder[1]),
-        {"run_date": context.run_date, "model": PUBLISHED},
+    at = F.col("cutoff") == F.lit(cutoff)
+    written, items = together(
+        context.spark,
+        lambda: catalog.replace_slice(
+            "candidates",
+            ladder[0].unionByName(ladder[1]),
+            {"run_date": context.run_date, "model": PUBLISHED},
+        ),
+        lambda: scoring.catalogue(
+            context.read("item_features").where(at), context.read("interactions").where(at)
+        ),
     )
+    assert isinstance(written, TableVersion)
+    assert isinstance(items, Catalogue)
     lists = catalog.read("candidates", written.version).where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
     )
-    at = F.col("cutoff") == F.lit(cutoff)
     activity = context.read("user_features").where(at).select("user_idx", "activity")
     known = (
         before(everyone, cutoff)
@@ -56,9 +67,6 @@ def evaluate(context: RunContext) -> StageResult:
         .join(activity, on="user_idx", how="inner")
     )
     users = scoring.population(truths, known)
-    items = scoring.catalogue(
-        context.read("item_features").where(at), context.read("interactions").where(at)
-    )
     rows = scoring.evaluate(
         lists,
         users,

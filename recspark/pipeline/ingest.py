@@ -13,6 +13,7 @@ from recspark.data import events as raw
 from recspark.data import features, ids
 from recspark.errors import ConcurrentWriteError, SourceError
 from recspark.pipeline.run import RunContext, StageResult
+from recspark.session import together
 from recspark.sources import read_landing
 from recspark.tables.catalog import TableCatalog
 
@@ -46,17 +47,22 @@ def ingest(context: RunContext) -> StageResult:
                 f"rows are clean ({counts.by_reason}); nothing was written. Mend the landing, or lower "
                 "ingest.min_clean_fraction if this is right"
             )
-        outputs = {}
-        quarantine = raw.quarantine_of(checked, run_date, config.source.name)
-        outputs["quarantine"] = catalog.replace_slice(
-            "quarantine", quarantine, {"ingest_date": run_date}
-        ).version
+        night = {"ingest_date": run_date}
         clean = raw.clean_of(checked, run_date)
-        outputs["events"] = catalog.replace_slice(
-            "events", clean, {"ingest_date": run_date}
-        ).version
-        outputs["user_ids"] = _assign(context, clean, "user_ids", "user_id", "user_idx")
-        outputs["item_ids"] = _assign(context, clean, "item_ids", "item_id", "item_idx")
+        landed_rows = {
+            "quarantine": raw.quarantine_of(checked, run_date, config.source.name),
+            "events": clean,
+        }
+        versions = together(
+            context.spark,
+            *[
+                lambda table=table, rows=rows: catalog.replace_slice(table, rows, night).version
+                for table, rows in landed_rows.items()
+            ],
+            lambda: _assign(context, clean, "user_ids", "user_id", "user_idx"),
+            lambda: _assign(context, clean, "item_ids", "item_id", "item_idx"),
+        )
+        outputs = dict(zip((*landed_rows, "user_ids", "item_ids"), versions, strict=True))
         catalog.create("items")
         if landing.items is not None:
             dictionary = catalog.read("item_ids", outputs["item_ids"]).select("item_id", "item_idx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
@@ -19,6 +20,7 @@ from recspark.pipeline.evaluate import ladder_steps
 from recspark.pipeline.recommend import active
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
+from recspark.session import together
 
 EVERYONE = "everyone"
 # Half-life of what default lists count, days. `popular` over the last 14 days was the best plain
@@ -58,12 +60,15 @@ def publish(context: RunContext) -> StageResult:
             f"night {context.run_date}, run {context.run_id}: {said}. Nothing was promoted, the last good "
             "lists stay; the refused list is in table staged_recommendations"
         )
-    defaults = default_lists(context, mine, items)
-    neighbours = neighbour_lists(context, items)
-    outputs["default_recommendations"] = catalog.replace_slice(
-        "default_recommendations", defaults, night
-    ).version
-    outputs["item_neighbours"] = catalog.replace_slice("item_neighbours", neighbours, night).version
+    beside = {
+        "default_recommendations": default_lists(context, mine, items),
+        "item_neighbours": neighbour_lists(context, items),
+    }
+    for written in together(
+        context.spark,
+        *[partial(catalog.replace_slice, table, rows, night) for table, rows in beside.items()],
+    ):
+        outputs[written.table] = written.version
     promoted = catalog.replace_slice("recommendations", named(context, staged, items), night)
     outputs["recommendations"] = promoted.version
     _forget_old_candidates(context)

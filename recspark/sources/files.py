@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -69,7 +67,7 @@ class Place:
         if self.is_file:
             where = {self.entries[0][0]: self.root}
         return [
-            (name, size, _sha256(where[name]) if size < HASHED_BYTES else stamp)
+            (name, size, storage.sha256(where[name]) if size < HASHED_BYTES else stamp)
             for name, size, stamp in self.entries
         ]
 
@@ -128,7 +126,7 @@ def head_lines(uri: str, encoding: str = "UTF-8") -> list[str]:
     Raises SourceError where the file cannot be read (a torn gzip file).
     """
     try:
-        with fsspec.open(uri, "rb", compression="infer") as stream:
+        with storage.open_read(uri, decompress=True) as stream:
             block: bytes = stream.read(HEAD_BYTES)
     except (OSError, EOFError) as error:
         raise SourceError(f"{uri} cannot be read: {error}; was it delivered in full?") from None
@@ -139,7 +137,7 @@ def head_lines(uri: str, encoding: str = "UTF-8") -> list[str]:
 def parquet_footer(uri: str) -> tuple[pa.Schema, int]:
     """Return schema and number of rows of a Parquet file; raises SourceError where it is none."""
     try:
-        with fsspec.open(uri, "rb") as stream:
+        with storage.open_read(uri) as stream:
             file = pq.ParquetFile(stream)
             return file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -155,8 +153,3 @@ def _absolute(path: str) -> str:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(("_", ".")) for part in name.split("/"))
-
-
-def _sha256(uri: str) -> str:
-    with fsspec.open(uri, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -113,11 +113,11 @@ class TableCatalog:
             ) from None
         return frame.select(*spec.schema.names)
 
-    def create(self, table: str) -> None:
-        """Create `table`, empty, where it does not exist."""
+    def create(self, table: str) -> bool:
+        """Create `table`, empty, where it does not exist; return whether it did not."""
         spec = _spec(table)
         if self.version(table) is not None:
-            return
+            return False
         from delta.tables import DeltaTable
 
         builder = (
@@ -130,6 +130,7 @@ class TableCatalog:
         if spec.partition:
             builder = builder.partitionedBy(*spec.partition)
         builder.execute()
+        return True
 
     def replace_slice(
         self,
@@ -162,11 +163,13 @@ class TableCatalog:
         rows = _checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = self._check_keys(spec, rows, where)
-            self.create(table)
+            is_new = self.create(table)
             before = self.version(table)
             assert before is not None
             condition = slice_condition(where)
-            if compare and self._same_content(spec, rows, before, condition, n_rows, note):
+            if (compare and not is_new) and self._same_content(
+                spec, rows, before, condition, n_rows, note
+            ):
                 return TableVersion(table, before, n_rows, changed=False)
             token = uuid.uuid4().hex
             writer = (
@@ -322,11 +325,10 @@ class TableCatalog:
         n_rows: int,
         note: Mapping[str, Any] | None,
     ) -> bool:
-        old = self.read(spec.name, before).where(condition)
-        if not old.inputFiles():  # the usual night: the slice is new
-            if n_rows:
-                return False
-        elif _checksum(old) != _checksum(rows):
+        old = _checksum(self.read(spec.name, before).where(condition))
+        if old[0] != n_rows:  # the usual night: the slice is new, and nothing was read
+            return False
+        if n_rows and old != _checksum(rows):
             return False
         return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
 

@@ -475,7 +475,7 @@ def _left_behind(spark: SparkSession) -> set[str]:
     """Return what a session holds on to: persisted RDDs (also those of cached frames) and views."""
     context: Any = spark.sparkContext
     persisted = {f"RDD {key}" for key in dict(context._jsc.getPersistentRDDs())}
-    return persisted | {f"view {table.name}" for table in spark.catalog.listTables()}
+    return persisted | {f"view {row.viewName}" for row in spark.sql("SHOW VIEWS").collect()}
 
 
 @contextmanager

