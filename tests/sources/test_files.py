@@ -98,6 +98,16 @@ def test_file_torn_behind_its_head_is_named_when_rows_are_read(
         count_verdicts(checked)
 
 
+def test_row_with_more_fields_than_the_parser_takes_is_named(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    path = write_text(tmp_path / "c.csv", "user,item,at\nu,1,2024-05-31\n" + "," * (1 << 20) + "\n")
+    landing = read_landing(spark, shop(path), NIGHT, initial=True)
+    checked = check_events(landing.events, run_date=NIGHT, max_late_days=7, initial=True)
+    with pytest.raises(SourceError, match=r"c\.csv cannot be read to its end"):
+        count_verdicts(checked)
+
+
 def test_digest_knows_every_file_and_no_hidden_one(tmp_path: Path) -> None:
     source = shop(tmp_path)
     write_text(tmp_path / "a.csv", "user,item,at\nu,1,2024-05-31\n")

@@ -157,6 +157,13 @@ def test_typed_times(spark: SparkSession, tmp_path: Path) -> None:
     }
 
 
+def test_an_id_of_another_type_is_named(spark: SparkSession, tmp_path: Path) -> None:
+    record = {**RECORDS[0], "page": "x", "customer": {"first": "Ada"}}
+    path = write_parquet(tmp_path / "a.parquet", [record])
+    with pytest.raises(SourceError, match=r"column 'customer' is struct<.*>, expected an id: text"):
+        read_landing(spark, shop(path, format="parquet"), NIGHT, initial=True)
+
+
 def test_bad_json_lines_go_to_quarantine_as_they_are(
     tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
 ) -> None:
