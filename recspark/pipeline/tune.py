@@ -127,7 +127,8 @@ def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:
         return trial.suggest_categorical(name, how["choices"])
     if how.get("int"):
         return trial.suggest_int(name, how["low"], how["high"], log=bool(how.get("log")))
-    return trial.suggest_float(name, how["low"], how["high"], log=bool(how.get("log")))
+    value = trial.suggest_float(name, how["low"], how["high"], log=bool(how.get("log")))
+    return float(f"{value:.3g}")  # what is written to a YAML file should be readable
 
 
 def _dataset(
