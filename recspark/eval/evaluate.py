@@ -53,26 +53,23 @@ class MetricRow(NamedTuple):
     ci_high: float | None = None
 
 
-def truth(events: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
+def truth(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
     """Return `user_idx, items array<int>`: what each user acted on in [cutoff, cutoff + horizon).
 
     Parameters
     ----------
-    events : user_idx bigint, item_idx int, event_at timestamp; a row per event. From histories:
-        `histories.select("user_idx", F.inline("history"))`. Rows without a user are left out.
+    histories : user_idx bigint, history array<struct<item_idx int, event_at timestamp, …>>; a row
+        per user
     cutoff : UTC; a naive datetime is taken as UTC
     horizon_days : days
 
-    Items are distinct and ascending. One shuffle by user of the horizon's events, no action.
+    Items are distinct and ascending; users without any are left out. Narrow: no shuffle, no action.
     """
     begin = F.timestamp_micros(F.lit(micros(cutoff)))
     end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
-    in_horizon = (F.col("event_at") >= begin) & (F.col("event_at") < end)
-    return (
-        events.where(in_horizon & F.col("user_idx").isNotNull())
-        .groupBy("user_idx")
-        .agg(F.array_sort(F.collect_set("item_idx")).alias("items"))
-    )
+    later = F.filter("history", lambda e: (e["event_at"] >= begin) & (e["event_at"] < end))
+    items = F.array_sort(F.array_distinct(F.transform(later, lambda e: e["item_idx"])))
+    return histories.select("user_idx", items.alias("items")).where(F.size("items") > 0)
 
 
 def population(truths: DataFrame, users: DataFrame) -> DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -25,7 +25,7 @@ def evaluate(context: RunContext) -> StageResult:
     config, catalog = context.config, context.catalog
     cutoff, settings = context.backtest_cutoff, context.config.evaluate
     everyone = context.read("histories")
-    truths = truth_of(everyone, cutoff, settings.horizon_days)
+    truths = scoring.truth(everyone, cutoff, settings.horizon_days)
     candidates = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
     )
@@ -94,17 +94,6 @@ def evaluate(context: RunContext) -> StageResult:
     metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
     outputs = {"candidates": written.version, "metrics": metrics.version}
     return StageResult(outputs, everyone.count(), metrics.rows)
-
-
-def truth_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
-    """Return `user_idx, items array<int>`: distinct items in [cutoff, cutoff + horizon), ascending.
-
-    Users without any are left out. Narrow: no shuffle, no action.
-    """
-    start, end = F.lit(cutoff), F.lit(cutoff + timedelta(days=horizon_days))
-    later = F.filter("history", lambda e: (e["event_at"] >= start) & (e["event_at"] < end))
-    items = F.array_sort(F.array_distinct(F.transform(later, lambda e: e["item_idx"])))
-    return histories.select("user_idx", items.alias("items")).where(F.size("items") > 0)
 
 
 def ladder_steps(config: Config, candidates: DataFrame, mode: str) -> list[tuple[str, DataFrame]]:

@@ -22,7 +22,6 @@ from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions
 from recspark.models.registry import make, model_spec
 from recspark.pipeline.build_features import write_training_bags
-from recspark.pipeline.evaluate import truth_of
 from recspark.pipeline.run import RunContext
 
 
@@ -45,7 +44,7 @@ def tune(
     data, kept = _dataset(context, cutoff, "neural" in spec.tags)
     mode = config.publish.mode
     everyone = context.read("histories")
-    truths = truth_of(everyone, cutoff, config.evaluate.horizon_days)
+    truths = scoring.truth(everyone, cutoff, config.evaluate.horizon_days)
     known = data.histories.select("user_idx", "seen").join(
         data.user_features.select("user_idx", "activity"), on="user_idx", how="inner"
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Evaluate
@@ -277,8 +278,6 @@ def test_lists_are_shuffled_once(spark: SparkSession, world: World) -> None:
 
 def test_an_unknown_segment_fails_by_name(spark: SparkSession, world: World) -> None:
     lists, users = world.frames(spark)
-    from pyspark.sql import functions as F
-
     with pytest.raises(PySparkException, match="no segment is called whale"):
         run(world, lists, users.withColumn("segment", F.lit("whale")))
 
@@ -293,9 +292,14 @@ def test_truth_is_the_horizon_and_nothing_else(spark: SparkSession) -> None:
         (1, 7, end - step),
         (1, 9, end),
         (2, 4, CUTOFF + step),
-        (None, 4, CUTOFF + step),
+        (3, 4, end),
     ]
-    frame = spark.createDataFrame(events, "user_idx long, item_idx int, event_at timestamp")
+    history = F.collect_list(F.struct("item_idx", "event_at")).alias("history")
+    frame = (
+        spark.createDataFrame(events, "user_idx long, item_idx int, event_at timestamp")
+        .groupBy("user_idx")
+        .agg(history)
+    )
     for cutoff in (CUTOFF, CUTOFF.replace(tzinfo=None)):
         found = truth(frame, cutoff, 7)
         assert found.dtypes == [("user_idx", "bigint"), ("items", "array<int>")]

@@ -83,9 +83,12 @@ def rows(spark: SparkSession, sales: pd.DataFrame, lists: pd.DataFrame) -> list[
     )
     pairs = before.select("user_idx", "item_idx").distinct()
     items = pairs.groupBy("item_idx").agg(F.count(F.lit(1)).alias("n_users"))
+    histories = events.groupBy("user_idx").agg(
+        F.collect_list(F.struct("item_idx", "event_at")).alias("history")
+    )
     return evaluate(
         as_frame(spark, lists[["model", "mode", "user_idx", "item_idx", "rank"]]),
-        population(truth(events, CUTOFF, 15), users),
+        population(truth(histories, CUTOFF, 15), users),
         catalogue(items, pairs),
         Evaluate(horizon_days=15, ks=(K,), n_bootstrap=100),
         run_date=date(2010, 12, 9),
