@@ -26,7 +26,7 @@ def case(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = Path(tmp_path_factory.mktemp("recent"))
     (folder / "recent.py").write_text(source, encoding="utf-8")
     spark.sparkContext.addPyFile(str(folder / "recent.py"))  # also puts it on the driver's path
-    spec = eval(line.strip().rstrip(","), {"_line": registry._line})
+    spec = eval(line, {"_line": registry._line})
     # The page's file lies in recspark/models; here it is a module of its own.
     spec = replace(
         spec,
