@@ -149,7 +149,8 @@ class TableCatalog:
         table : name of a spec
         frame : rows with the table's columns in any order; all must lie in the slice
         where : partition column -> the literal, or the list of literals, of the slice
-        note : stored with the commit, read back by `note`
+        note : stored with the commit, read back by `note`; without rows to write or to remove there
+            is no commit
         compare : look whether the slice holds these rows already; False where it cannot
         n_files : `frame` already lies in this many partitions, and each becomes a file (training
             sets)
@@ -167,9 +168,13 @@ class TableCatalog:
             before = self.version(table)
             assert before is not None
             condition = slice_condition(where)
-            if (compare and not is_new) and self._same_content(
-                spec, rows, before, condition, n_rows, note
-            ):
+            if is_new:  # no need to look into it
+                is_same = n_rows == 0
+            else:
+                is_same = compare and self._same_content(
+                    spec, rows, before, condition, n_rows, note
+                )
+            if is_same:
                 return TableVersion(table, before, n_rows, changed=False)
             token = uuid.uuid4().hex
             writer = (
@@ -328,7 +333,9 @@ class TableCatalog:
         old = _checksum(self.read(spec.name, before).where(condition))
         if old[0] != n_rows:  # the usual night: the slice is new, and nothing was read
             return False
-        if n_rows and old != _checksum(rows):
+        if n_rows == 0:  # Delta would commit nothing, not even the note
+            return True
+        if old != _checksum(rows):
             return False
         return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
 

@@ -83,6 +83,16 @@ def test_an_empty_frame_clears_its_slice(spark: SparkSession, catalog: TableCata
     assert ids_of(catalog.read("events", left.version)) == ["b"]
 
 
+def test_nothing_to_write_into_a_new_table(spark: SparkSession, catalog: TableCatalog) -> None:
+    """A first landing without a bad row: quarantine is made, and stays empty."""
+    nothing = events(spark, [])
+    for _ in range(2):
+        written = catalog.replace_slice("events", nothing, {"ingest_date": D1})
+        assert (written.version, written.rows, written.changed) == (0, 0, False)
+    noted = catalog.replace_slice("events", nothing, {"ingest_date": D1}, note={"events": 3})
+    assert (noted.version, noted.changed) == (0, False)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
