@@ -36,7 +36,7 @@ def publish(context: RunContext) -> StageResult:
     night = {"run_date": context.run_date}
     mine = before(context.read("histories"), context.cutoff)
     answered = active(mine, context.cutoff, config.publish.active_days).select("user_idx", "seen")
-    items = features.items_as_of(context.read("items"), context.cutoff)
+    items = item_names(context)
     known = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
     staged = stage_lists(context, answered, items)
     gates = judge(context, staged, answered, known)
@@ -74,6 +74,16 @@ def publish(context: RunContext) -> StageResult:
     _forget_old_candidates(context)
     return StageResult(
         outputs, answered.count(), promoted.rows, {"gates": {g.name: g.passed for g in gates}}
+    )
+
+
+def item_names(context: RunContext) -> DataFrame:
+    """Return `item_idx, item_id, item_name` of every item; a source without catalogue has no names."""
+    names = features.items_as_of(context.read("items"), context.cutoff)
+    return (
+        context.read("item_ids")
+        .select("item_idx", "item_id")
+        .join(names.select("item_idx", "item_name"), on="item_idx", how="left")
     )
 
 
