@@ -14,6 +14,7 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', INIT, re.M)[0]
 RUNTIME = [
     "delta-spark>=4.0.1,<4.1",
     "fsspec>=2024.2",
+    "numba>=0.60",  # the inner loops of als and item2vec
     "numpy>=1.26,<2",  # petastorm 0.12 and its pyarrow
     "pandas>=2.2,<3",
     "psutil>=5.9",
@@ -33,6 +34,7 @@ EXTRAS = {
     ],
     "tune": ["optuna>=4"],
     "report": ["matplotlib>=3.8"],
+    "bench": ["gensim>=4.3", "implicit>=0.7.2"],  # the peers that benchmarks measure against
     "dev": [
         "codespell>=2.3",
         "hypothesis>=6.100",
