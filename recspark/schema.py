@@ -168,6 +168,18 @@ TRAINING_BAGS = columns(
     length=INT,
 )
 
+TRAINING_CURVES = columns(
+    run_date=DATE,
+    model=STRING,
+    cutoff=TIMESTAMP,
+    epoch=INT,
+    loss=DOUBLE,  # mean of a training row
+    validation=DOUBLE,  # mean of a validation row; null without any
+    best=BOOL,  # the epoch whose weights the model has
+    rows_per_s=DOUBLE,
+    seconds=DOUBLE,
+)
+
 CANDIDATES = columns(
     run_date=DATE,
     cutoff=TIMESTAMP,

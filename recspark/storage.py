@@ -131,8 +131,14 @@ def write_array(uri: str, array: npt.NDArray[Any]) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or folder; nothing happens where there is none."""
+    """Remove a file or folder; nothing happens where there is none.
+
+    A folder's marker goes first: what is half removed is not complete.
+    """
     fs, path = _open_fs(uri)
+    marker = join(path, COMPLETE)
+    if fs.exists(marker):
+        fs.rm(marker)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 

@@ -17,6 +17,7 @@ from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ModelError
 from recspark.models import topk
+from recspark.train.curve import Curve
 
 
 class Settings(BaseModel):
@@ -38,6 +39,7 @@ class FitOptions:
     scratch: str = ""  # URI of a folder that this fit may use (checkpoints); "" = none
     in_process: bool = False  # ranks run inside this process: for tests of a model's contract
     progress: Callable[[str], None] = lambda _text: None  # told of each epoch, for a person to see
+    record: Callable[[Curve], None] = lambda _curve: None  # given the curve of a neural training
 
     @property
     def seed(self) -> int:

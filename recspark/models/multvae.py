@@ -17,25 +17,23 @@ import torch
 from pydantic import Field
 from scipy import sparse
 
-from recspark import storage
-from recspark.config import digest
 from recspark.data.blocks import Array, QueryBlock, micros
 from recspark.data.dataset import Dataset
-from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models import topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
 from recspark.models.item_item import HistoryWeights
+from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network
 from recspark.nets.multvae import MultVaeNet
-from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards
-from recspark.train.launch import Comm, launcher
-from recspark.train.loop import LoopOptions, Trained, load_weights, train
+from recspark.train.feed import Batch
+from recspark.train.launch import Comm
+from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import kl_to_standard_normal, multinomial_nll
 
 _COLUMNS = ("items", "weights")
 _BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
 
 
-class MultVaeSettings(Settings):
+class MultVaeSettings(NeuralSettings):
     """Settings of `MultVae`. "Bundled" = chosen on the bundled data at cutoff 2010-11-10."""
 
     hidden_size: int = Field(
@@ -95,7 +93,6 @@ class MultVaeSettings(Settings):
         description="of Adam at the first step, falling linearly to 0. Bundled",
         json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     )
-    weight_decay: float = Field(0.0, ge=0, description="L2 on all parameters. Paper: 0")
     max_items: int = Field(
         100_000,
         ge=1,
@@ -117,40 +114,10 @@ class MultVae(Recommender[MultVaeSettings]):
         """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
         settings = self.settings
         items = data.vocabulary()
-        if len(items) > settings.max_items:
-            raise CatalogueTooLargeError(
-                f"multvae: {len(items):,} items before the cutoff, max_items is "
-                f"{settings.max_items:,}; raise models.multvae.max_items if the ranks have "
-                f"{72e-9 * len(items) * settings.hidden_size:,.1f} GB each, or use als"
-            )
-        if data.training is None:
-            raise ModelError("multvae: this data has no training set; run build_features with it")
-        plan = plan_shards(data.training, options.train.ranks)
-        loop = LoopOptions(
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            seed=options.seed,
-            checkpoints=storage.join(options.scratch, "checkpoints") if options.scratch else "",
-            identity={
-                "settings": settings.model_dump(),
-                "table": data.training.table,
-                "version": data.training.version,
-                "files": digest(data.training.files),
-                "items": digest(items.tolist()),
-                "ranks": options.train.ranks,
-                "seed": options.seed,
-            },
-        )
-        ranks = launcher(
-            data.histories.sparkSession,
-            options.train,
-            in_process=options.in_process,
-            tell=options.progress,
-        )
-        results = ranks.run(train_rank, settings, items, plan, loop)
+        check_catalogue("multvae", items, settings.max_items, 72 * settings.hidden_size, "als")
+        trained = fit_network("multvae", data, options, settings, items, train_rank)
         net = make_net(settings, len(items), options.seed)
-        load_weights(net, results[0].value)
+        load_weights(net, trained)
         return MultVaeModel(settings, data.cutoff, items, net_arrays(net))
 
 
@@ -231,15 +198,18 @@ def encode(start: Array, items: Array, weights: Array, arrays: dict[str, Array])
 _LAYERS = ("items_in_bias", "to_latent", "to_latent_bias", "from_latent", "from_latent_bias")
 
 
-def train_rank(
-    comm: Comm, settings: MultVaeSettings, items: Array, plan: ShardPlan, options: LoopOptions
-) -> Trained:
+def train_rank(comm: Comm, job: Job) -> Trained:
     """Train on one rank; see `recspark.train.launch`."""
-    feed = Feed(plan, comm.rank, _COLUMNS, settings.batch_size, options.seed)
-    vocabulary = torch.from_numpy(items.astype(np.int64))  # (n_items,)
-    net = make_net(settings, len(items), options.seed)
+    settings: MultVaeSettings = job.settings
+    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
+    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
+    net = make_net(settings, len(job.items), job.loop.seed)
     net.items_out_bias.data = log_shares(comm, feed.epoch(0), vocabulary)
-    return train(comm, net, partial(row_loss, net, vocabulary, settings), feed, options)
+    loss = partial(row_loss, net, vocabulary, settings)
+    validation = None
+    if held_out is not None:
+        validation = Validation(held_out, lambda batch: loss(batch, None, 1.0))
+    return train(comm, net, loss, feed, job.loop, validation)
 
 
 def make_net(settings: MultVaeSettings, n_items: int, seed: int) -> MultVaeNet:
@@ -279,6 +249,7 @@ def entries(
     Padding, items outside the vocabulary and items of weight 0 are left out.
     """
     items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
+    vocabulary = vocabulary.to(items.device)  # (n_items,)
     rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
     wanted = items[rows, columns].long()  # (P,)
     local = torch.searchsorted(vocabulary, wanted).clamp_max(len(vocabulary) - 1)  # (P,)
