@@ -6,8 +6,6 @@ Trained by Horovod ranks on Spark executors, from the files of one version of `t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Literal, Self
@@ -15,22 +13,29 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from pydantic import Field
-from scipy import sparse
 
-from recspark.data.blocks import Array, QueryBlock, micros
+from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.models import topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.encoder import EncoderScorer, Layers
 from recspark.models.item_item import HistoryWeights
-from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    entries,
+    fit_network,
+    log_shares,
+)
 from recspark.nets.multvae import MultVaeNet
 from recspark.train.feed import Batch
 from recspark.train.launch import Comm
 from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import kl_to_standard_normal, multinomial_nll
 
+LAYERS: Layers = (("items_in", "tanh"), ("to_latent", "identity"), ("from_latent", "tanh"))
 _COLUMNS = ("items", "weights")
-_BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
 
 
 class MultVaeSettings(NeuralSettings):
@@ -134,7 +139,7 @@ class MultVaeModel(RecommenderModel):
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return MultVaeScorer(self._weights, self.items, shared)
+        return EncoderScorer(self._weights, self.items, shared, LAYERS, unit=True)
 
     def arrays(self) -> dict[str, Array]:
         """See `RecommenderModel`."""
@@ -147,55 +152,6 @@ class MultVaeModel(RecommenderModel):
         """See `RecommenderModel`."""
         assert isinstance(settings, MultVaeSettings)
         return cls(settings, cutoff, items, arrays)
-
-
-@dataclass(frozen=True)
-class MultVaeScorer:
-    """Weighs the history, encodes it, decodes it but for the last layer: the kernel's product."""
-
-    weights: HistoryWeights
-    items: Array
-    arrays: dict[str, topk.Shared]
-
-    def score(self, block: QueryBlock) -> topk.Scores:
-        """See `topk.Scorer`."""
-        start, items, weights = self.weights.local(block.history, self.items)
-        arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
-        return topk.DotScores(
-            encode(start, items, weights, arrays),
-            arrays["items_out"],
-            arrays["items_out_bias"],
-            np.diff(start) > 0,
-        )
-
-
-def encode(start: Array, items: Array, weights: Array, arrays: dict[str, Array]) -> Array:
-    """Return the decoder's hidden layer of each row, float32 (n, hidden_size), without noise.
-
-    `start` int64 (n + 1,), `items` int32 (p,) local, `weights` float32 (p,): row r has entries
-    `start[r]:start[r + 1]`. Computed in float64 in the same order for a row wherever it stands, so
-    the answer does not depend on batching; no torch.
-    """
-    n = len(start) - 1
-    used, column = np.unique(items, return_inverse=True)
-    rows = sparse.csr_matrix((weights.astype(np.float64), column, start), shape=(n, len(used)))
-    length = np.sqrt(rows.multiply(rows) @ np.ones(len(used)))  # (n,)
-    summed = rows @ arrays["items_in"][used].astype(np.float64)  # (n, H): entries in their order
-    summed /= np.maximum(length, 1e-12)[:, None]
-    layers = {name: arrays[name].astype(np.float64) for name in _LAYERS}
-    out = np.empty((n, arrays["items_out"].shape[1]), np.float32)
-    block = np.zeros((_BLOCK, summed.shape[1]))
-    for begin in range(0, n, _BLOCK):
-        part = summed[begin : begin + _BLOCK]
-        block[: len(part)] = part
-        hidden = np.tanh(block + layers["items_in_bias"])
-        mean = hidden @ layers["to_latent"] + layers["to_latent_bias"]
-        decoded = np.tanh(mean @ layers["from_latent"] + layers["from_latent_bias"])
-        out[begin : begin + _BLOCK] = decoded[: len(part)]
-    return out
-
-
-_LAYERS = ("items_in_bias", "to_latent", "to_latent_bias", "from_latent", "from_latent_bias")
 
 
 def train_rank(comm: Comm, job: Job) -> Trained:
@@ -239,36 +195,6 @@ def row_loss(
     return multinomial_nll(logits, rows, items, targets) + beta * kl_to_standard_normal(
         mean, log_variance
     )  # (B,)
-
-
-def entries(
-    batch: Batch, vocabulary: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return row (ascending), local item and weight of each item of the batch, (P,) each.
-
-    Padding, items outside the vocabulary and items of weight 0 are left out.
-    """
-    items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
-    vocabulary = vocabulary.to(items.device)  # (n_items,)
-    rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
-    wanted = items[rows, columns].long()  # (P,)
-    local = torch.searchsorted(vocabulary, wanted).clamp_max(len(vocabulary) - 1)  # (P,)
-    known = vocabulary[local] == wanted  # (P,)
-    return rows[known], local[known], weights[rows, columns][known]
-
-
-def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:
-    """Return the log of each item's share of all weights of all ranks, (n_items,).
-
-    An item counts a hundredth of the mean on top, so that none has a share of 0.
-    """
-    total = torch.zeros(len(vocabulary))  # (n_items,)
-    for batch in batches:
-        rows, items, weights = entries(batch, vocabulary)  # (P,) each
-        total.index_add_(0, items, weights * batch.weight[rows])
-    total = comm.allreduce(total)
-    total += 0.01 * total.mean() + torch.finfo(total.dtype).tiny
-    return torch.log(total / total.sum())
 
 
 def net_arrays(net: MultVaeNet) -> dict[str, Array]:

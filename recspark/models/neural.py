@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from recspark import storage
@@ -14,7 +15,7 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions, Settings
-from recspark.train.feed import Feed, ShardPlan, plan_shards, split_files
+from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
 from recspark.train.launch import Comm, launcher
 from recspark.train.loop import LoopOptions, Trained
 
@@ -138,3 +139,33 @@ def check_catalogue(
             f"models.{name}.max_items if the ranks have {1e-9 * bytes_an_item * len(items):,.1f} "
             f"GB each, or use {instead}"
         )
+
+
+def entries(
+    batch: Batch, vocabulary: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row (ascending), local item and weight of each item of a batch of bags, (P,) each.
+
+    Padding, items outside the vocabulary and items of weight 0 are left out.
+    """
+    items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
+    vocabulary = vocabulary.to(items.device)  # (n_items,)
+    rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
+    wanted = items[rows, columns].long()  # (P,)
+    local = torch.searchsorted(vocabulary, wanted).clamp_max(len(vocabulary) - 1)  # (P,)
+    known = vocabulary[local] == wanted  # (P,)
+    return rows[known], local[known], weights[rows, columns][known]
+
+
+def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:
+    """Return the log of each item's share of all weights of all ranks, (n_items,).
+
+    An item counts a hundredth of the mean on top, so that none has a share of 0.
+    """
+    total = torch.zeros(len(vocabulary))  # (n_items,)
+    for batch in batches:
+        rows, items, weights = entries(batch, vocabulary)  # (P,) each
+        total.index_add_(0, items, weights * batch.weight[rows])
+    total = comm.allreduce(total)
+    total += 0.01 * total.mean() + torch.finfo(total.dtype).tiny
+    return torch.log(total / total.sum())

@@ -48,6 +48,9 @@ MODELS: dict[str, ModelSpec] = {
         _line("item_knn", "ItemKNN", "personal", "neighbours", "decay"),
         _line("ease", "Ease", "personal", "neighbours", "decay"),
         _line("als", "Als", "personal", "decay"),
+        _line("mf", "Mf", "personal", "neural"),
+        _line("autorec", "AutoRec", "personal", "neural"),
+        _line("sdae", "Sdae", "personal", "neural"),
         _line("multvae", "MultVae", "personal", "neural"),
     ]
 }

@@ -35,7 +35,7 @@ class Adam:
         named = dict(net.named_parameters())
         self.tables = {name: named[name] for name in sorted(apart)}
         dense = [parameter for name, parameter in named.items() if name not in apart]
-        vector = nn.utils.parameters_to_vector(dense).detach()  # (P,)
+        vector = _joined(dense, like=next(net.parameters()))  # (P,)
         self.sums = vector.new_zeros(len(vector) + 2)  # (P + 2,)
         at = 0
         for parameter in dense:
@@ -92,6 +92,11 @@ class Adam:
 
     def _of(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.state[name], self.state[f"{name}.mean"], self.state[f"{name}.square"]
+
+
+def _joined(dense: list[nn.Parameter], like: torch.Tensor) -> torch.Tensor:
+    """Return a copy of all parameters in one vector, (P,); P may be 0."""
+    return torch.cat([like.new_zeros(0), *(p.detach().reshape(-1) for p in dense)])
 
 
 def weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -112,9 +112,9 @@ def at_epoch(folder: str, epoch: int) -> str:
     return storage.join(folder, _name(epoch, 0))
 
 
-def load(place: str) -> Tensors:
-    """Return the tensors that `save` wrote to `place`."""
-    names = storage.read_json(storage.join(place, _STATE))["tensors"]
+def load(place: str, names: list[str] | None = None) -> Tensors:
+    """Return the tensors that `save` wrote to `place`, or those named."""
+    names = names or storage.read_json(storage.join(place, _STATE))["tensors"]
     return {
         name: torch.from_numpy(storage.read_array(storage.join(place, f"{name}.npy")))
         for name in names

@@ -210,6 +210,13 @@ def load_weights(net: nn.Module, trained: Trained) -> None:
     adam.load_weights(net, found)
 
 
+def load_table(trained: Trained, name: str) -> Array:
+    """Return one table of sparse gradients alone, of a net that is too large to hold as a whole."""
+    if trained.weights is None:
+        return checkpoint.load(trained.place, [name])[name].numpy()
+    return trained.weights[name]
+
+
 def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
     """Give all ranks the state that rank 0 has, fresh or from a checkpoint; return its position.
 
