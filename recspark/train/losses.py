@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 
 def multinomial_nll(
@@ -29,3 +30,41 @@ def kl_to_standard_normal(mean: torch.Tensor, log_variance: torch.Tensor) -> tor
     Source: Kingma & Welling 2014, appendix B.
     """
     return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(dim=1)  # (B,)
+
+
+def softmax_nll(
+    scores: torch.Tensor, targets: torch.Tensor, log_included: torch.Tensor
+) -> torch.Tensor:
+    """Return -log softmax(scores - log_included) of the target, (P,): sampled softmax with logQ.
+
+    Parameters
+    ----------
+    scores : (P, N), of N different candidates
+    targets : (P,) int64, the target's place among them
+    log_included : (N,) log probability that a candidate is among them; 0 = no correction, and the
+        plain softmax where all items are candidates
+
+    The softmax over all items conditioned on the candidates subtracts log Q from every score, the
+    target's too, since the target could have been drawn as well.
+
+    Source: Jean et al. 2015, equation 8; Yi et al. 2019, section 3 (candidates from the batch).
+    """
+    return functional.cross_entropy(scores - log_included, targets, reduction="none")  # (P,)
+
+
+def bpr_max(scores: torch.Tensor, targets: torch.Tensor, reg: float) -> torch.Tensor:
+    """Return -log sum_j s_j sigmoid(r_i - r_j) + reg * sum_j s_j r_j^2, (P,).
+
+    Parameters
+    ----------
+    scores : r (P, N), of N >= 2 different candidates
+    targets : (P,) int64, the place of i among them; j runs over the others, and s is their softmax
+
+    Source: Hidasi & Karatzoglou 2018, section 3.3.2, with the score regularisation that follows it.
+    """
+    target = scores.gather(1, targets[:, None])  # (P, 1)
+    others = scores.scatter(1, targets[:, None], -torch.inf)  # (P, N)
+    log_share = torch.log_softmax(others, dim=1)  # (P, N), -inf at the target
+    log_wins = torch.logsumexp(log_share + functional.logsigmoid(target - scores), dim=1)  # (P,)
+    penalty = (log_share.exp() * scores**2).sum(dim=1)  # (P,)
+    return reg * penalty - log_wins  # (P,)

@@ -23,6 +23,24 @@ SHORT: dict[str, dict[str, Any]] = {
     "ease": {"reg": 5.0, "half_life_days": None},
     "item_knn": {"shrink": 1.0, "half_life_days": None},
     "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
+    # Sessions of the planted data hold hardly more than one event.
+    "session_knn": {"train_on": "history", "context": "history"},
+    "gru4rec": {
+        "train_on": "history",
+        "context": "history",
+        "hidden_size": 32,
+        "epochs": 30,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
+    "sasrec": {
+        "embedding_size": 32,
+        "epochs": 30,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
 }
 
 
