@@ -47,8 +47,17 @@ TARGETS = {"session_knn": (0.510, 0.185), "gru4rec": (0.500, 0.170)}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
     "popular": ("popular", {"half_life_days": None}),
     "item_knn": ("item_knn", {"half_life_days": None, "max_items": 50_000}),
-    "vsknn": ("session_knn", {"method": "vsknn", "n_newest": 5000, "n_neighbours": 500}),
-    "stan": ("session_knn", {"method": "stan", "n_newest": 5000, "n_neighbours": 500}),
+    "vsknn": ("session_knn", {"method": "vsknn", "n_newest": 5000, "idf": 1.0}),
+    "stan": (
+        "session_knn",
+        {
+            "method": "stan",
+            "n_newest": 5000,
+            "n_neighbours": 1500,
+            "position_decay": 1.5,
+            "neighbour_decay": 3.0,
+        },
+    ),
     "gru4rec": ("gru4rec", {}),
     "sasrec": ("sasrec", {"train_on": "session", "context": "session"}),
 }

@@ -60,10 +60,10 @@ def test_gru_steps_are_those_of_the_equations() -> None:
         return 1 / (1 + np.exp(-values))
 
     for layer in net.layers:
-        w, u, bw, bu = (parameter.detach().numpy() for parameter in layer.parameters())
+        w, u, w_bias, u_bias = (parameter.detach().numpy() for parameter in layer.parameters())
         h, out = np.zeros(4), []
         for step in x:
-            (wr, wz, wn), (ur, uz, un) = np.split(w @ step + bw, 3), np.split(u @ h + bu, 3)
+            (wr, wz, wn), (ur, uz, un) = np.split(w @ step + w_bias, 3), np.split(u @ h + u_bias, 3)
             reset, update = sigmoid(wr + ur), sigmoid(wz + uz)
             h = (1 - update) * np.tanh(wn + reset * un) + update * h
             out.append(h)
