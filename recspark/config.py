@@ -241,7 +241,14 @@ class Features(Section):
     max_training_items: int = Field(
         512,
         ge=1,
-        description="newest distinct items of a user in a training set; thins training only",
+        description="newest distinct items of a user in a training set (of sequences: newest "
+        "events); thins training only",
+    )
+    sequence_length: int = Field(
+        50,
+        ge=2,
+        description="items of a row of training_sessions and training_histories. Source: Kang & "
+        "McAuley 2018 (50 for sparse data)",
     )
 
 

@@ -180,6 +180,14 @@ TRAINING_CURVES = columns(
     seconds=DOUBLE,
 )
 
+TRAINING_SEQUENCES = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    position=INT,  # of the first item, in the user's history
+    items=ITEM_IDXS,  # fixed length, in time order, padded with -1
+    length=INT,
+)
+
 CANDIDATES = columns(
     run_date=DATE,
     cutoff=TIMESTAMP,

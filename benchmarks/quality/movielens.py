@@ -127,7 +127,9 @@ class Split:
         log = synth.Log(
             self.user[train], self.item[train].astype(np.int32), np.ones(n), np.ones(n, np.float32)
         )
-        files = synth.write_training(log, f"{scratch}/bags-{seed}", n_files=8, length=LONGEST)
+        files = synth.write_training(
+            log, f"{scratch}/bags-{seed}", "training_bags", n_files=8, length=LONGEST
+        )
         data = synth.dataset(spark, log)
         self.data: Dataset = replace(data, training=files)
         self.seed, self.scratch = seed, scratch
@@ -149,7 +151,9 @@ class Split:
         mine = self.part == number
         truth = pd.Series(self.item[mine]).groupby(self.user[mine]).agg(set)
         n_users = np.bincount(self.item[self.part == 0], minlength=self.item.max() + 1)
-        catalogue = metrics.Catalogue(np.arange(len(n_users), dtype=np.int32), np.maximum(n_users, 1))
+        catalogue = metrics.Catalogue(
+            np.arange(len(n_users), dtype=np.int32), np.maximum(n_users, 1)
+        )
         block = metrics.Block.of(
             [listed.get(user, []) for user in truth.index], list(truth), catalogue
         )

@@ -66,6 +66,11 @@ class Recommender(ABC, Generic[S]):
         except ValidationError as error:
             raise explain_settings(error, cls.settings_class, f"conf of {cls.__name__}") from None
 
+    @property
+    def training_table(self) -> str | None:
+        """The table that `data.training` has to be of, as the settings say; None = none."""
+        return None
+
     @abstractmethod
     def fit(self, data: Dataset, options: FitOptions) -> RecommenderModel:
         """Return the fitted model. Runs Spark jobs; leaves nothing persisted behind."""

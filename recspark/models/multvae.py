@@ -115,6 +115,11 @@ class MultVae(Recommender[MultVaeSettings]):
 
     settings_class = MultVaeSettings
 
+    @property
+    def training_table(self) -> str:
+        """See `Recommender`."""
+        return "training_bags"
+
     def fit(self, data: Dataset, options: FitOptions) -> MultVaeModel:
         """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
         settings = self.settings

@@ -35,7 +35,7 @@ def train(context: RunContext, model: str) -> StageResult:
                 f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code"
             )
         else:
-            data = dataset(context, cutoff)
+            data = dataset(context, cutoff, recommender.training_table)
             told: list[Curve] = []
             options = FitOptions(
                 train=context.config.train,
@@ -86,12 +86,14 @@ def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve])
     return {"training_curves": written.version}
 
 
-def dataset(context: RunContext, cutoff: datetime) -> Dataset:
-    """Return everything before `cutoff`, from the versions that this run reads."""
+def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -> Dataset:
+    """Return everything before `cutoff`, from the versions that this run reads, and the training
+    set of `training_table`.
+    """
     at = F.col("cutoff") == F.lit(cutoff)
     items = features.items_as_of(context.read("items"), cutoff)
     item_features = context.read("item_features").where(at).drop("cutoff")
-    bags = context.version("training_bags")
+    version = context.version(training_table) if training_table else None
     return Dataset(
         cutoff=cutoff,
         histories=before(context.read("histories"), cutoff),
@@ -100,22 +102,22 @@ def dataset(context: RunContext, cutoff: datetime) -> Dataset:
         user_features=context.read("user_features").where(at).drop("cutoff"),
         item_features=item_features,
         training=None
-        if bags is None
-        else windows.training_set(context.catalog, "training_bags", bags, {"cutoff": cutoff}),
+        if training_table is None or version is None
+        else windows.training_set(context.catalog, training_table, version, {"cutoff": cutoff}),
     )
 
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
-    tables = ("histories", "item_features", "items", "training_bags")
-    neural = "neural" in model_spec(model).tags
+    spec = model_spec(model)
+    tables = ("histories", "item_features", "items", *spec.training)
     key = digest(
         {
             "settings": context.config.model_settings.get(model, {}),
             "features": context.config.features.model_dump(),
             "inputs": {t: context.version(t) for t in tables},
             "seed": context.config.train.seed,
-            "ranks": context.config.train.ranks if neural else None,
+            "ranks": context.config.train.ranks if "neural" in spec.tags else None,
             "code": context.code,
         }
     )

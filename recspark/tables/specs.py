@@ -137,6 +137,20 @@ SPECS: dict[str, TableSpec] = {
             measured=("rows_per_s", "seconds"),
         ),
         TableSpec(
+            "training_sessions",
+            schema.TRAINING_SEQUENCES,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=60,
+        ),
+        TableSpec(
+            "training_histories",
+            schema.TRAINING_SEQUENCES,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=150,
+        ),
+        TableSpec(
             "candidates",
             schema.CANDIDATES,
             key=("run_date", "cutoff", "model", "mode", "user_idx", "rank"),

@@ -68,8 +68,8 @@ class Case:
 
     def dataset(self, log: synth.Log, name: str, n_partitions: int = 2) -> Dataset:
         """Return what the model is fitted on; a neural one gets a training set below `folder`."""
-        needed = "neural" in self.spec.tags
-        training = storage.join(self.folder, name) if needed else None
+        table = self.make().training_table
+        training = None if table is None else (table, storage.join(self.folder, name))
         return synth.dataset(self.spark, log, n_partitions, training)
 
     def refit(

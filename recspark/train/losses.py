@@ -94,3 +94,21 @@ def squared_over_all(
         cross = 2 * hidden @ (items.T @ bias)  # (B,)
         total = total + unobserved * (squares + cross + bias @ bias)  # (B,)
     return total
+
+
+def bpr_max(scores: torch.Tensor, targets: torch.Tensor, reg: float) -> torch.Tensor:
+    """Return -log sum_j s_j sigmoid(r_i - r_j) + reg * sum_j s_j r_j^2, (P,).
+
+    Parameters
+    ----------
+    scores : r (P, N), of N >= 2 different candidates
+    targets : (P,) int64, the place of i among them; j runs over the others, and s is their softmax
+
+    Source: Hidasi & Karatzoglou 2018, section 3.3.2, with the score regularisation that follows it.
+    """
+    target = scores.gather(1, targets[:, None])  # (P, 1)
+    others = scores.scatter(1, targets[:, None], -torch.inf)  # (P, N)
+    log_share = torch.log_softmax(others, dim=1)  # (P, N), -inf at the target
+    log_wins = torch.logsumexp(log_share + functional.logsigmoid(target - scores), dim=1)  # (P,)
+    penalty = (log_share.exp() * scores**2).sum(dim=1)  # (P,)
+    return reg * penalty - log_wins  # (P,)

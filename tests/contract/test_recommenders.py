@@ -26,6 +26,24 @@ SHORT: dict[str, dict[str, Any]] = {
     "mf": {"embedding_size": 8, "epochs": 20, "batch_size": 32, "n_negatives": 20},
     "sdae": {"hidden_sizes": [32, 16], "epochs": 20, "batch_size": 32},
     "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
+    # Sessions of the planted data hold hardly more than one event.
+    "session_knn": {"train_on": "history", "context": "history"},
+    "gru4rec": {
+        "train_on": "history",
+        "context": "history",
+        "hidden_size": 32,
+        "epochs": 30,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
+    "sasrec": {
+        "embedding_size": 32,
+        "epochs": 30,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
 }
 
 

@@ -31,7 +31,7 @@ STEPS = 4  # of an epoch
 def job(tmp_path: Path) -> Job:
     """Three epochs of Mult-VAE, a checkpoint after every step."""
     events = synth.power_law(100, 40)
-    training = synth.write_training(events, str(tmp_path / "rows"), n_files=4)
+    training = synth.write_training(events, str(tmp_path / "rows"), "training_bags", n_files=4)
     batch_size = -(-training.n_rows // STEPS)
     settings = multvae.MultVaeSettings(hidden_size=8, latent_size=4, batch_size=batch_size)
     loop = LoopOptions(

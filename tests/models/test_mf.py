@@ -66,7 +66,7 @@ def test_the_loss_of_every_event_against_drawn_items(kind: str) -> None:
 def test_users_stay_with_the_ranks(tmp_path: object) -> None:
     """Both ranks share one table of users; only items come back, the same for a seed."""
     events = synth.power_law(60, 20)
-    training = synth.write_training(events, f"{tmp_path}/rows")
+    training = synth.write_training(events, f"{tmp_path}/rows", "training_bags")
     settings = MfSettings(embedding_size=4, batch_size=20, n_negatives=8)
     items = np.unique(events.item_idx).astype(np.int32)
     found = []

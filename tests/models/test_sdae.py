@@ -82,7 +82,7 @@ def test_scoring_is_the_network() -> None:
 
 def job(tmp_path: object, **loop: object) -> Job:
     events = synth.power_law(60, 20)
-    training = synth.write_training(events, f"{tmp_path}/rows")
+    training = synth.write_training(events, f"{tmp_path}/rows", "training_bags")
     settings = SdaeSettings(hidden_sizes=(8, 4), pretraining_epochs=2, batch_size=20)
     options = LoopOptions(epochs=2, learning_rate=0.01, **loop)  # type: ignore[arg-type]
     items = np.unique(events.item_idx).astype(np.int32)
