@@ -14,13 +14,14 @@ from pyspark.sql import functions as F
 from recspark.data.blocks import MICROS_PER_DAY, Array, QueryBlock, micros
 from recspark.data.dataset import Dataset
 from recspark.data.windows import Unit
+from recspark.engines import session_index
+from recspark.engines.session_index import SessionIndex
+from recspark.engines.session_kernel import Weights, next_items
 from recspark.errors import CatalogueTooLargeError
-from recspark.models import session_index, topk
+from recspark.models import topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
 from recspark.models.contexts import contexts
 from recspark.models.listed import ListedScores
-from recspark.models.session_index import SessionIndex
-from recspark.models.session_kernel import Weights, next_items
 
 _ENTRY_BYTES = 60  # on the driver, of an item of a session, while the index is built
 

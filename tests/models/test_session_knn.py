@@ -12,12 +12,12 @@ import pytest
 from recspark import schema
 from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, QueryBlock, Ragged, micros
 from recspark.data.dataset import Dataset
+from recspark.engines import session_index
+from recspark.engines.session_index import SessionIndex
+from recspark.engines.session_kernel import next_items
 from recspark.errors import CatalogueTooLargeError
-from recspark.models import session_index
 from recspark.models.base import FitOptions
 from recspark.models.listed import ListedScores
-from recspark.models.session_index import SessionIndex
-from recspark.models.session_kernel import next_items
 from recspark.models.session_knn import (
     SessionKNN,
     SessionKNNModel,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from recspark.data.blocks import Array, Ragged
-from recspark.models.session_index import SessionIndex
+from recspark.engines.compiled import compiled
+from recspark.engines.session_index import SessionIndex
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def next_items(
     return start, items, scores
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _next_items(
     start: Array,
     values: Array,
