@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("topn", "retail", "nights")
+NAMES = ("als", "topn", "retail", "nights")
 
 
 def main() -> None:

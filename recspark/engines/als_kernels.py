@@ -235,7 +235,7 @@ def _coefficients(
 
 @compiled
 def _gram_product(gram: Array, penalty: np.float32, p: Array, out: Array) -> None:
-    """out = gram p + penalty p; the Gramian's rows four at a time."""
+    """Set out = gram p + penalty p; the Gramian's rows four at a time."""
     size = len(p)
     for f in range(size):
         out[f] = penalty * p[f]
@@ -253,7 +253,7 @@ def _gram_product(gram: Array, penalty: np.float32, p: Array, out: Array) -> Non
 
 @compiled
 def _add_product(others: Array, near: Array, v: Array, p: Array, out: Array) -> None:
-    """out += sum_j v_j y_j (y_j p); four entries at a time, so that p and out are read once."""
+    """Add sum_j v_j y_j (y_j p) to out; four entries at a time, so that p and out are read once."""
     size = len(p)
     n = len(near)
     whole = n - n % 4
@@ -281,7 +281,7 @@ def _add_product(others: Array, near: Array, v: Array, p: Array, out: Array) -> 
 
 @compiled
 def _residual(others: Array, near: Array, v: Array, u: Array, x: Array, out: Array) -> float:
-    """out += sum_j (u_j - v_j y_j x) y_j; return b^T x = sum_j u_j y_j x."""
+    """Add sum_j (u_j - v_j y_j x) y_j to out; return b^T x = sum_j u_j y_j x."""
     size = len(x)
     n = len(near)
     whole = n - n % 4
@@ -314,7 +314,7 @@ def _residual(others: Array, near: Array, v: Array, u: Array, x: Array, out: Arr
 
 @compiled
 def _add_outer(near: Array, v: Array, u: Array, a: Array, b: Array) -> None:
-    """A += sum_j v_j y_j y_j^T (lower triangle), b += sum_j u_j y_j, over four entries."""
+    """Add sum_j v_j y_j y_j^T to A (lower triangle), sum_j u_j y_j to b, over four entries."""
     y, z, s, t = near[0], near[1], near[2], near[3]
     for e in range(len(b)):
         b[e] += u[0] * y[e] + u[1] * z[e] + u[2] * s[e] + u[3] * t[e]

@@ -96,8 +96,8 @@ def loss(
         total += objective.unobserved_weight * float(np.sum(gramian(users) * gramian(items)))
     rows = np.repeat(np.arange(len(start) - 1), np.diff(start))
     confidence, target = objective.confidences(weight)
-    for begin in range(0, len(at), 64 * _ROWS):
-        part = slice(begin, begin + 64 * _ROWS)
+    for begin in range(0, len(at), 16 * _ROWS):
+        part = slice(begin, begin + 16 * _ROWS)
         x, y = users[rows[part]].astype(np.float64), items[at[part]]
         score = np.einsum("ij,ij->i", x, y)
         total += float(np.sum(confidence[part] * (target[part] - score) ** 2))

@@ -62,9 +62,7 @@ def brute_loss(
     return float(total)
 
 
-def closed_form(
-    start: Array, at: Array, weight: Array, y: Array, objective: Objective
-) -> Array:
+def closed_form(start: Array, at: Array, weight: Array, y: Array, objective: Objective) -> Array:
     """Each row's minimum by the normal equations with a full confidence matrix."""
     m, size = y.shape
     wide = y.astype(float)
@@ -134,9 +132,9 @@ def test_a_step_of_cg_never_raises_the_loss() -> None:
     y = factors(1, 30, 6)
     start, at, weight = rows(2)
     x = factors(4, len(LENGTHS), 6)
-    seen = []
-    for _ in range(12):
-        seen.append(solve(start, at, weight, y, gramian(y), objective, 30, x, "cg", 1)[0])
+    seen = [
+        solve(start, at, weight, y, gramian(y), objective, 30, x, "cg", 1)[0] for _ in range(12)
+    ]
     assert (np.diff(seen) <= 1e-6 * abs(seen[0])).all()
     assert seen[-1] < 0.9 * seen[0]
 
