@@ -26,7 +26,7 @@ from pyspark.sql import DataFrame
 from recspark.data.blocks import Array
 from recspark.engines import als_checkpoint
 from recspark.engines.als_blocks import LEVEL, Block, Order, item_blocks, same, user_blocks
-from recspark.engines.als_kernels import Method, solve
+from recspark.engines.als_kernels import Method, eigenbasis, solve
 from recspark.engines.als_objective import Objective, gramian
 from recspark.errors import EmptyDataError, ModelError
 
@@ -55,7 +55,7 @@ class Plan:
     n_blocks: int = 4
     seed: int = 1
     method: Method = "cg"
-    cg_steps: int = 3
+    cg_steps: int = 4
     broadcast_bytes: int = 256 << 20
     scratch: str = ""
     checkpoint_every: int = 5
@@ -88,7 +88,7 @@ class _Side:
     n_rows: int = 0
     solved: RDD[tuple[int, Solved]] | None = None
     sums: Array | None = None  # those of `Solved`, over all blocks
-    shared: Broadcast[Array] | None = None  # all factors, by block
+    shared: Broadcast[Array] | None = None  # all factors in their basis, by block
 
 
 class BlockedAls:
@@ -180,7 +180,7 @@ class BlockedAls:
     def item_factors(self) -> Array:
         """Return all factors of items, float32 (n_items, d). Driver: item-sized."""
         assert self._items.solved is not None, "run() comes first"
-        return np.asarray(self._collect_items()[self._order.position])
+        return np.asarray(self._collect_items(None)[self._order.position])
 
     def user_factors(self) -> RDD[tuple[Array, Array]]:
         """Return, a block a partition, user_idx int64 (n,) and factors float32 (n, d)."""
@@ -203,8 +203,7 @@ class BlockedAls:
     def _half_step(self, target: _Side, source: _Side, cut: bool) -> None:
         """Solve `target` given `source`; `cut` = its lineage may end here, if nothing else ends it."""
         plan, objective, n_others = self._plan, self._objective, source.n_rows
-        assert source.sums is not None
-        gram = source.sums[:-2].reshape(plan.rank, plan.rank)
+        gram, basis = self._basis(source)
         shared = source.shared
         size, method, cg_steps = plan.rank, plan.method, plan.cg_steps
 
@@ -212,7 +211,7 @@ class BlockedAls:
             found = list(records)
             block: Block = next(v for _, v in found if isinstance(v, Block))
             old = next((v.x for _, v in found if isinstance(v, Solved)), None)
-            x = np.zeros((len(block.ids), size), np.float32) if old is None else old
+            x = np.zeros((len(block.ids), size), np.float32) if old is None else old @ basis
             if shared is not None:
                 others = shared.value[block.columns]  # (m, d)
             else:
@@ -222,6 +221,7 @@ class BlockedAls:
                 block.start, block.at, block.weight, others, gram, objective, n_others, x, method,
                 cg_steps,
             )  # fmt: skip
+            x = x @ basis.T
             yield found[0][0], Solved(x, np.append(gramian(x), sums))
 
         inputs: list[RDD[Any]] = [target.blocks]
@@ -236,30 +236,42 @@ class BlockedAls:
         self._drop(target.solved)
         target.solved = solved
 
+    def _basis(self, side: _Side) -> tuple[Array, Array]:
+        """Return Gramian and basis that the other side is solved with; exact solves need no basis."""
+        assert side.sums is not None
+        gram = side.sums[:-2].reshape(self._plan.rank, self._plan.rank)
+        if self._plan.method == "cg":
+            return eigenbasis(gram)
+        return gram, np.eye(self._plan.rank, dtype=np.float32)
+
     def _sent(self, source: _Side) -> RDD[tuple[int, _Sent]]:
-        """Return the factors of `source` at the blocks of the other side that need them."""
+        """Return the factors of `source`, in their basis, at the blocks that need them."""
         assert source.solved is not None
+        _, basis = self._basis(source)
 
         def send(records: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, _Sent]]:
             (key, routes), (_, solved) = records  # in this order: a union keeps that of its parts
+            x = solved.x @ basis
             for block, rows in enumerate(routes):
-                yield block, _Sent(key, solved.x[rows])
+                yield block, _Sent(key, x[rows])
 
         both = self._together(source.routes, source.solved)
         return both.mapPartitions(send).partitionBy(self._plan.n_blocks, same)
 
     def _share_items(self) -> None:
-        """Broadcast the item factors, if they fit."""
+        """Broadcast the item factors in their basis, if they fit."""
         plan = self._plan
         if 4 * plan.rank * self._items.n_rows > plan.broadcast_bytes:
             return
-        self._items.shared = self._context.broadcast(self._collect_items())
+        _, basis = self._basis(self._items)
+        self._items.shared = self._context.broadcast(self._collect_items(basis))
         self._broadcasts.append(self._items.shared)  # an older one serves a recomputation
 
-    def _collect_items(self) -> Array:
+    def _collect_items(self, basis: Array | None) -> Array:
         """Return the item factors, in the order of blocks."""
         assert self._items.solved is not None
-        parts = dict(self._items.solved.mapValues(lambda s: s.x).collect())
+        turned = self._items.solved.mapValues(lambda s: s.x if basis is None else s.x @ basis)
+        parts = dict(turned.collect())
         return np.concatenate([parts[b] for b in range(self._plan.n_blocks)])
 
     def _first(self) -> Callable[[Iterator[tuple[int, Block]]], Iterator[tuple[int, Solved]]]:
@@ -277,16 +289,20 @@ class BlockedAls:
 
     def _total(self, solved: RDD[tuple[int, Solved]]) -> Array:
         """Return the sums over all blocks. A tree in a fixed order: the same bits every time."""
+        fan = _FAN
+
+        def parent(key: int) -> int:
+            return key // fan
 
         def add(records: Iterator[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
             found = sorted(records, key=lambda record: record[0])
-            yield found[0][0] // _FAN, np.sum([sums for _, sums in found], axis=0)
+            yield parent(found[0][0]), np.sum([sums for _, sums in found], axis=0)
 
         sums = solved.mapValues(lambda s: s.sums)
         n = self._plan.n_blocks
-        while n > _FAN:
-            n = math.ceil(n / _FAN)
-            sums = sums.partitionBy(n, _parent).mapPartitions(add)
+        while n > fan:
+            n = math.ceil(n / fan)
+            sums = sums.partitionBy(n, parent).mapPartitions(add)
         parts = sorted(sums.collect(), key=lambda record: record[0])
         return np.asarray(np.sum([part for _, part in parts], axis=0))
 
@@ -348,7 +364,3 @@ class BlockedAls:
         if rdd is not None:
             rdd.unpersist()
             self._held.remove(rdd)
-
-
-def _parent(key: int) -> int:
-    return key // _FAN

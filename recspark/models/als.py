@@ -84,7 +84,9 @@ class AlsSettings(Settings):
         "cg", description="how blocked solves a row: conjugate gradient, or exactly"
     )
     cg_steps: int = Field(
-        3, ge=1, description="steps of conjugate gradient a half-step. Source: Takacs et al. 2011"
+        4,
+        ge=1,
+        description="steps of conjugate gradient a half-step. Source: engines/als_kernels.py",
     )
     half_life_days: float | None = Field(
         120.0,
@@ -202,7 +204,9 @@ class Als(Recommender[AlsSettings]):
             seed=options.seed,
             method=settings.method,
             cg_steps=settings.cg_steps,
-            scratch=storage.join(options.scratch, "als") if options.scratch else "",
+            scratch=storage.absolute(storage.join(options.scratch, "als"))
+            if options.scratch
+            else "",
             progress=options.progress,
         )
         frame = pairs(data, items, settings)
