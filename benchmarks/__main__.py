@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("topn", "retail", "nights", "quality.movielens", "quality.sessions")
+NAMES = ("als", "topn", "retail", "nights", "quality.movielens", "quality.sessions")
 
 
 def main() -> None:

@@ -1,33 +1,46 @@
-"""ALS for implicit feedback: item factors by Spark MLlib; every user is folded in at scoring."""
+"""ALS for implicit or explicit feedback: item factors; every user is folded in at scoring."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from functools import cached_property
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
-from pyspark.ml.recommendation import ALS, ALSModel
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+import pyarrow as pa
+from pydantic import Field, model_validator
+from pyspark.sql import DataFrame
+from pyspark.sql.types import ArrayType, FloatType, IntegerType, LongType, StructField, StructType
 
 from recspark import storage
-from recspark.data.blocks import Array, QueryBlock, micros
+from recspark.data.blocks import Array, QueryBlock, micros, parse_histories
 from recspark.data.dataset import Dataset
-from recspark.data.interactions import interactions
-from recspark.errors import IdRangeError
-from recspark.models import topk
+from recspark.engines.als import BlockedAls, Plan
+from recspark.engines.als_kernels import fold_in
+from recspark.engines.als_objective import Objective, gramian
+from recspark.models import als_mllib, topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
 from recspark.models.item_item import HistoryWeights
 
-MAX_ID = 2**31 - 1  # MLlib's ALS takes 32-bit ids
-_BLOCK_BYTES = 16 << 20  # factors gathered at once while users are folded in
+_PAIRS = StructType(
+    [
+        StructField("user", LongType()),
+        StructField("items", ArrayType(IntegerType())),
+        StructField("weights", ArrayType(FloatType())),
+    ]
+)
 
 
 class AlsSettings(Settings):
     """Settings of `Als`."""
 
+    solver: Literal["blocked", "mllib"] = Field(
+        "blocked",
+        description="whose ALS: recspark's own, or Spark MLlib's for comparison. Source: "
+        "benchmarks/als.py",
+    )
     embedding_size: int = Field(
         64,
         ge=1,
@@ -37,8 +50,22 @@ class AlsSettings(Settings):
     reg: float = Field(
         0.1,
         gt=0,
-        description="regularisation, times the number of a row's interactions (ALS-WR)",
+        description="regularisation, times n^reg_exponent of a row (n: see reg_counts)",
         json_schema_extra={"tune": {"low": 0.001, "high": 1, "log": True}},
+    )
+    reg_exponent: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="nu: 1 = times the number of a row's interactions (ALS-WR, MLlib); 0 = flat",
+    )
+    reg_counts: Literal["observed", "all"] = Field(
+        "observed",
+        description="n of a row: its interactions; or these plus unobserved_weight times the length "
+        "of the other side. Source: Rendle et al. 2021, equation 14",
+    )
+    feedback: Literal["implicit", "explicit"] = Field(
+        "implicit", description="explicit: weights are ratings, and only observed pairs count"
     )
     alpha: float = Field(
         10.0,
@@ -46,7 +73,21 @@ class AlsSettings(Settings):
         description="confidence of an interaction is 1 + alpha * weight",
         json_schema_extra={"tune": {"low": 1, "high": 100, "log": True}},
     )
+    unobserved_weight: float = Field(
+        1.0,
+        gt=0,
+        description="confidence of a pair without interaction (alpha_0). Source: 1 in Hu, Koren and "
+        "Volinsky 2008 and MLlib",
+    )
     iterations: int = Field(10, ge=1, description="passes over items and users. Source: MLlib")
+    method: Literal["cg", "cholesky"] = Field(
+        "cg", description="how blocked solves a row: conjugate gradient, or exactly"
+    )
+    cg_steps: int = Field(
+        4,
+        ge=1,
+        description="steps of conjugate gradient a half-step. Source: engines/als_kernels.py",
+    )
     half_life_days: float | None = Field(
         120.0,
         gt=0,
@@ -54,11 +95,31 @@ class AlsSettings(Settings):
         json_schema_extra={"tune": {"low": 20, "high": 400, "log": True}},
     )
     n_blocks: int = Field(
-        2,
+        4,
         ge=1,
-        description="blocks of users and of items, MLlib's unit of parallel work. Above 2, MLlib "
-        "adds partial sums in the order tasks end: the last bits of a refit may differ",
+        description="blocks of users and of items, the unit of parallel work: two to three times the "
+        "cores of the cluster. Another number gives other last bits",
     )
+
+    @model_validator(mode="after")
+    def _known_to_mllib(self) -> Self:
+        only = {"reg_exponent": 1.0, "reg_counts": "observed", "unobserved_weight": 1.0}
+        other = [name for name, value in only.items() if getattr(self, name) != value]
+        if self.solver == "mllib" and other:
+            raise ValueError(f"solver mllib has no {', '.join(other)}; use solver blocked")
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return Objective(
+            self.reg,
+            self.alpha,
+            self.unobserved_weight,
+            self.reg_exponent,
+            self.reg_counts,
+            self.feedback,
+        )
 
 
 class AlsModel(RecommenderModel):
@@ -73,13 +134,11 @@ class AlsModel(RecommenderModel):
 
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
-        settings = self._settings
         return AlsScorer(
-            _weights(settings, self.cutoff),
+            _weights(self._settings, self.cutoff),
             self.items,
             topk.Shared(self.factors),
-            settings.reg,
-            settings.alpha,
+            self._settings.objective,
         )
 
     def arrays(self) -> dict[str, Array]:
@@ -102,22 +161,27 @@ class AlsScorer:
     weights: HistoryWeights
     items: Array
     factors: topk.Shared
-    reg: float
-    alpha: float
+    objective: Objective
 
     def score(self, block: QueryBlock) -> topk.Scores:
         """See `topk.Scorer`."""
         start, items, weights = self.weights.local(block.history, self.items)
         factors = np.asarray(self.factors.array)
-        users = fold_in(start, items, weights, factors, self.reg, self.alpha)
+        users = fold_in(start, items, weights, factors, self.objective, self._gram)
         return topk.DotScores(users, factors, None, np.diff(start) > 0)
+
+    @cached_property
+    def _gram(self) -> Array:
+        """Of the item factors, once a worker."""
+        return gramian(np.asarray(self.factors.array))
 
 
 class Als(Recommender[AlsSettings]):
     """Minimise sum c (p - x y)^2 + reg (n |x|^2 + n |y|^2), c = 1 + alpha * weight, p = weight > 0.
 
-    The sum runs over all user-item pairs; n is the number of a row's interactions. Source: Hu,
-    Koren and Volinsky 2008; scaled reg: Zhou et al. 2008; MLlib's ALS, which this wraps.
+    The sum runs over all user-item pairs; n is the number of a row's interactions. `Objective` has
+    the whole of it. Source: Hu, Koren and Volinsky 2008; scaled reg: Zhou et al. 2008; unobserved
+    weight: Rendle et al. 2021.
     """
 
     settings_class = AlsSettings
@@ -125,118 +189,55 @@ class Als(Recommender[AlsSettings]):
     def fit(self, data: Dataset, options: FitOptions) -> AlsModel:
         """See `Recommender.fit`.
 
-        Raises IdRangeError above 2^31 - 1 users. Checkpoints every tenth iteration below
-        `options.scratch`. Driver: item-sized; user factors stay in the executors and are dropped.
+        Goes on from a checkpoint of the same fit below `options.scratch`. Driver: item-sized; user
+        factors stay in the executors and are dropped.
         """
         settings = self.settings
         items = data.vocabulary()
-        largest = data.histories.agg(F.max("user_idx")).collect()[0][0]
-        if largest is not None and largest > MAX_ID:
-            raise IdRangeError(
-                f"als: user_idx goes up to {largest}, MLlib's ids up to {MAX_ID}; use another model"
-            )
-        spark = data.histories.sparkSession
-        before = set(_persisted(spark))
-        try:
-            model = train(ratings(data, settings), settings, options)
-            rows = model.itemFactors.toArrow()
-        finally:
-            for key, rdd in _persisted(spark).items():
-                if key not in before:
-                    rdd.unpersist()
-            if options.scratch:
-                storage.remove(_checkpoints(options))
-        factors = np.zeros((len(items), settings.embedding_size), np.float32)
-        values = rows.column("features").combine_chunks().flatten().to_numpy()
-        at = topk.local_index(items, rows.column("id").to_numpy())
-        factors[at] = values.reshape(len(at), -1)
-        return AlsModel(settings, data.cutoff, items, factors)
-
-
-def ratings(data: Dataset, settings: AlsSettings) -> DataFrame:
-    """Return `user int, item int, rating float`: decayed weights above 0, in the order ALS needs.
-
-    Each of MLlib's user blocks comes from one partition, sorted: its sums have one order. One
-    shuffle, no action.
-    """
-    n = settings.n_blocks
-    return (
-        interactions(data.histories, data.cutoff, settings.half_life_days)
-        .where("weight > 0")
-        .select(
-            F.col("user_idx").cast("int").alias("user"),
-            F.col("item_idx").alias("item"),
-            F.col("weight").alias("rating"),
+        if settings.solver == "mllib":
+            factors = als_mllib.item_factors(data, items, settings, options)
+            return AlsModel(settings, data.cutoff, items, factors)
+        plan = Plan(
+            rank=settings.embedding_size,
+            iterations=settings.iterations,
+            n_blocks=settings.n_blocks,
+            seed=options.seed,
+            method=settings.method,
+            cg_steps=settings.cg_steps,
+            scratch=storage.absolute(storage.join(options.scratch, "als"))
+            if options.scratch
+            else "",
+            progress=options.progress,
         )
-        .repartition(n, F.pmod("user", F.lit(n)))
-        .sortWithinPartitions("user", "item")
-    )
+        frame = pairs(data, items, settings)
+        with BlockedAls(frame, len(items), settings.objective, plan) as als:
+            als.run()
+            return AlsModel(settings, data.cutoff, items, als.item_factors())
 
 
-def train(ratings: DataFrame, settings: AlsSettings, options: FitOptions) -> ALSModel:
-    """Return MLlib's model, its factors persisted. The last half-step was that of the users."""
-    if options.scratch:
-        ratings.sparkSession.sparkContext.setCheckpointDir(_checkpoints(options))
-    als = ALS(
-        rank=settings.embedding_size,
-        maxIter=settings.iterations,
-        regParam=settings.reg,
-        alpha=settings.alpha,
-        implicitPrefs=True,
-        numUserBlocks=settings.n_blocks,
-        numItemBlocks=settings.n_blocks,
-        checkpointInterval=10 if options.scratch else -1,
-        seed=options.seed,
-    )
-    return als.fit(ratings)
+def pairs(data: Dataset, items: Array, settings: AlsSettings) -> DataFrame:
+    """Return `user bigint, items array<int>, weights array<float>`: what the engine works on.
 
-
-def fold_in(
-    start: Array, items: Array, weights: Array, factors: Array, reg: float, alpha: float
-) -> Array:
-    """Return the factors of users given those of items, float32 (n, d): the ALS half-step.
-
-    Parameters
-    ----------
-    start : int64 (n + 1,); row r has `start[r]:start[r + 1]` of
-    items : local, int32 (p,), and weights : float32 (p,), above 0
-    factors : float32 (m, d)
-
-    x = (Y^T Y + alpha Y^T W Y + reg n I)^-1 Y^T (1 + alpha w), in float64, one solve a row. A row's
-    answer depends on that row alone: rows are padded to a power of two, so a row's sums have one
-    order. A row without items gives 0. Source: Hu, Koren and Volinsky 2008, equation 4.
+    Items are local indices, ascending; weights decayed, above 0. Narrow: no shuffle, no action.
     """
-    wide = factors.astype(np.float64)
-    size = wide.shape[1]
-    gram = wide.T @ wide
-    lengths = np.diff(start)
-    padded = np.where(lengths > 0, 2 ** np.ceil(np.log2(np.maximum(lengths, 1))), 0).astype(int)
-    out = np.zeros((len(lengths), size), np.float32)
-    for width in np.unique(padded[padded > 0]):
-        rows = np.flatnonzero(padded == width)
-        step = max(1, _BLOCK_BYTES // (8 * size * width))
-        for begin in range(0, len(rows), step):
-            chosen = rows[begin : begin + step]
-            inside = np.arange(width) < lengths[chosen, None]  # (b, width)
-            at = np.where(inside, start[chosen, None] + np.arange(width), 0)
-            near = wide[items[at]]  # (b, width, d)
-            extra = np.where(inside, alpha * weights[at].astype(np.float64), 0)  # c - 1
-            normal = gram + near.transpose(0, 2, 1) @ (near * extra[:, :, None])  # (b, d, d)
-            normal += reg * lengths[chosen, None, None] * np.eye(size)
-            right = np.where(inside, 1 + extra, 0)[:, None, :] @ near  # (b, 1, d)
-            out[chosen] = np.linalg.solve(normal, right.transpose(0, 2, 1))[:, :, 0]
-    return out
+    weigh = _weights(settings, data.cutoff)
+    shared = data.histories.sparkSession.sparkContext.broadcast(items)
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            start, at, weight = weigh.local(parse_histories(batch.column("history")), shared.value)
+            offsets = pa.array(start, pa.int32())
+            yield pa.RecordBatch.from_arrays(
+                [
+                    batch.column("user_idx"),
+                    pa.ListArray.from_arrays(offsets, pa.array(at, pa.int32())),
+                    pa.ListArray.from_arrays(offsets, pa.array(weight, pa.float32())),
+                ],
+                names=_PAIRS.names,
+            )
+
+    return data.histories.select("user_idx", "history").mapInArrow(run, _PAIRS)
 
 
 def _weights(settings: AlsSettings, cutoff: datetime) -> HistoryWeights:
     return HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
-
-
-def _checkpoints(options: FitOptions) -> str:
-    return storage.join(storage.absolute(options.scratch), "als")
-
-
-def _persisted(spark: SparkSession) -> dict[int, Any]:
-    """Return the persisted RDDs of the session, by id (JVM objects)."""
-    context: Any = spark.sparkContext
-    return dict(context._jsc.getPersistentRDDs())

@@ -1,4 +1,4 @@
-"""ALS: MLlib's item factors, and users folded in as MLlib's last half-step leaves them."""
+"""ALS: item factors of either solver, and users folded in as the last half-step leaves them."""
 
 from __future__ import annotations
 
@@ -8,63 +8,31 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from recspark.data.blocks import Array, micros, parse_queries
-from recspark.errors import IdRangeError
-from recspark.models import als
-from recspark.models.als import Als, AlsModel, AlsSettings, fold_in
+from recspark.data.blocks import micros, parse_queries
+from recspark.engines.als_objective import loss
+from recspark.errors import ConfigError, IdRangeError
+from recspark.models import als, als_mllib
+from recspark.models.als import Als, AlsModel, AlsSettings
 from recspark.models.base import FitOptions
 from recspark.testing import synth
 
 SETTINGS = AlsSettings(
-    embedding_size=6, reg=0.2, alpha=4.0, iterations=3, half_life_days=30.0, n_blocks=2
+    solver="mllib",
+    embedding_size=6,
+    reg=0.2,
+    alpha=4.0,
+    iterations=3,
+    half_life_days=30.0,
+    n_blocks=2,
 )
-
-
-def random_rows(seed: int, lengths: Array, n_items: int) -> tuple[Array, Array, Array]:
-    rng = np.random.default_rng(seed)
-    items = [np.sort(rng.choice(n_items, n, replace=False)) for n in lengths]
-    start = np.concatenate([[0], np.cumsum(lengths)])
-    weights = rng.uniform(0.01, 3, start[-1]).astype(np.float32)
-    return start, np.concatenate(items).astype(np.int32), weights
-
-
-def test_fold_in_solves_the_normal_equations() -> None:
-    """Hu, Koren and Volinsky 2008, equation 4, written out with a full confidence matrix."""
-    rng = np.random.default_rng(1)
-    factors = rng.standard_normal((40, 5)).astype(np.float32)
-    lengths = np.array([1, 0, 2, 3, 40, 17])
-    start, items, weights = random_rows(2, lengths, 40)
-    found = fold_in(start, items, weights, factors, 0.3, 2.0)
-    y = factors.astype(float)
-    for row, n in enumerate(lengths):
-        mine = slice(start[row], start[row + 1])
-        confidence, preference = np.ones(40), np.zeros(40)
-        confidence[items[mine]] += 2.0 * weights[mine]
-        preference[items[mine]] = 1
-        left = y.T @ np.diag(confidence) @ y + 0.3 * n * np.eye(5)
-        expected = np.linalg.solve(left, y.T @ (confidence * preference)) if n else np.zeros(5)
-        assert np.allclose(found[row], expected, rtol=1e-5, atol=1e-7)
-
-
-def test_fold_in_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    factors = rng.standard_normal((300, 16)).astype(np.float32)
-    lengths = rng.integers(0, 200, 64)
-    start, items, weights = random_rows(5, lengths, 300)
-    whole = fold_in(start, items, weights, factors, 0.1, 10.0)
-    monkeypatch.setattr(als, "_BLOCK_BYTES", 1)
-    assert np.array_equal(fold_in(start, items, weights, factors, 0.1, 10.0), whole)
-    for row in range(64):
-        part = slice(start[row], start[row + 1])
-        alone = fold_in(np.array([0, lengths[row]]), items[part], weights[part], factors, 0.1, 10.0)
-        assert np.array_equal(alone[0], whole[row])
+BLOCKED = SETTINGS.model_copy(update={"solver": "blocked", "method": "cholesky"})
 
 
 @pytest.mark.spark
 def test_users_are_those_of_mllib(spark: SparkSession) -> None:
     data = synth.dataset(spark, synth.power_law(50, 30))
-    before = set(als._persisted(spark))
-    theirs = als.train(als.ratings(data, SETTINGS), SETTINGS, FitOptions())
+    before = set(als_mllib._persisted(spark))
+    theirs = als_mllib.train(als_mllib.ratings(data, SETTINGS), SETTINGS, FitOptions())
     users = {r["id"]: np.array(r["features"]) for r in theirs.userFactors.collect()}
     model = Als(SETTINGS).fit(data, FitOptions())
     items = {r["id"]: np.array(r["features"]) for r in theirs.itemFactors.collect()}
@@ -77,8 +45,8 @@ def test_users_are_those_of_mllib(spark: SparkSession) -> None:
     assert len(users) == len(parsed)
     for user, folded in zip(parsed.user_idx.tolist(), scores.users, strict=True):
         assert np.allclose(folded, users[user], rtol=1e-4, atol=1e-5)
-    for key in set(als._persisted(spark)) - before:
-        als._persisted(spark)[key].unpersist()
+    for key in set(als_mllib._persisted(spark)) - before:
+        als_mllib._persisted(spark)[key].unpersist()
 
 
 @pytest.mark.spark
@@ -86,9 +54,11 @@ def test_checkpoints_go_to_scratch_and_are_removed(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    remove = als.storage.remove
+    remove = als_mllib.storage.remove
     monkeypatch.setattr(
-        als.storage, "remove", lambda uri: (seen.extend(Path(uri).rglob("part-*")), remove(uri))
+        als_mllib.storage,
+        "remove",
+        lambda uri: (seen.extend(Path(uri).rglob("part-*")), remove(uri)),
     )
     settings = SETTINGS.model_copy(update={"iterations": 11})
     data = synth.dataset(spark, synth.power_law(20, 10))
@@ -109,3 +79,52 @@ def test_user_idx_beyond_int_is_named(spark: SparkSession) -> None:
 def test_ages_are_measured_to_the_cutoff() -> None:
     model = AlsModel(SETTINGS, synth.CUTOFF, np.array([1], np.int32), np.ones((1, 6), np.float32))
     assert model.scorer().weights.as_of == micros(synth.CUTOFF)
+
+
+@pytest.mark.spark
+def test_both_solvers_reach_one_loss(spark: SparkSession) -> None:
+    """MLlib's own objective, scored by one float64 function: same meaning of reg and alpha."""
+    data = synth.dataset(spark, synth.power_law(300, 60))
+    found = {}
+    rows = als.pairs(data, data.vocabulary(), SETTINGS).toArrow().to_pydict()
+    start = np.concatenate([[0], np.cumsum([len(items) for items in rows["items"]])])
+    at = np.concatenate(rows["items"]).astype(np.int32)
+    weight = np.concatenate(rows["weights"]).astype(np.float32)
+    for settings in (SETTINGS, BLOCKED, BLOCKED.model_copy(update={"method": "cg"})):
+        settings = settings.model_copy(update={"iterations": 12})
+        factors = Als(settings).fit(data, FitOptions()).factors
+        users = als.fold_in(start, at, weight, factors, settings.objective)
+        found[settings.solver, settings.method] = loss(
+            start, at, weight, users, factors, settings.objective
+        )
+    mllib, *ours = found.values()
+    assert ours == pytest.approx([mllib, mllib], rel=1e-3)
+
+
+@pytest.mark.spark
+def test_blocked_goes_on_from_its_checkpoint(spark: SparkSession, tmp_path: Path) -> None:
+    data = synth.dataset(spark, synth.power_law(30, 12))
+    told: list[str] = []
+    options = FitOptions(scratch=str(tmp_path), progress=told.append)
+    settings = BLOCKED.model_copy(update={"iterations": 6})
+    first = Als(settings).fit(data, options).factors
+    again = Als(settings).fit(data, options).factors
+    assert np.array_equal(first, again)
+    assert "goes on after iteration 5" in told[6]
+    assert len(told) == 6 + 2
+
+
+def test_mllib_refuses_what_it_lacks() -> None:
+    with pytest.raises(ConfigError, match="solver mllib has no reg_exponent, unobserved_weight"):
+        Als.from_dict({"solver": "mllib", "reg_exponent": 0.5, "unobserved_weight": 0.1})
+
+
+def test_users_are_folded_in_with_every_setting() -> None:
+    """The scorer solves the objective that was fitted, not MLlib's."""
+    settings = AlsSettings(
+        embedding_size=6, reg_exponent=0.5, reg_counts="all", unobserved_weight=0.2
+    )
+    assert AlsModel(
+        settings, synth.CUTOFF, np.array([1], np.int32), np.ones((1, 6), np.float32)
+    ).scorer().objective == settings.objective  # fmt: skip
+    assert settings.objective.reg_exponent == 0.5

@@ -1,0 +1,263 @@
+"""ALS: our blocked engine against Spark MLlib's ALS and `implicit`, same cores, rank and iterations.
+
+`python -m benchmarks.als --interactions 20_000_000 --users 100_000 --items 20_000 --rank 128
+--driver-memory 8g` runs the size of the target; without options it takes about two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from pyspark.ml.recommendation import ALS
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from benchmarks import machine
+from recspark.config import load_config
+from recspark.data.blocks import Array
+from recspark.engines.als import BlockedAls, Plan
+from recspark.engines.als_objective import Objective, loss
+from recspark.session import build_session
+
+_GROUPS = 16  # tastes; four events in five fall into the user's own
+_SCHEMA = "user bigint, items array<int>, weights array<float>"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is fitted. `interactions` are drawn; repeats of a user's item make one."""
+
+    interactions: int = 2_000_000
+    users: int = 40_000
+    items: int = 10_000
+    rank: int = 64
+    iterations: int = 10
+    blocks: int = 4
+    threads: int = 2
+    reg: float = 0.01
+    alpha: float = 5.0
+    seed: int = 1
+    driver_memory: str = "4g"
+
+
+def run(*, smoke: bool) -> None:
+    """Run the default size, or a tiny one."""
+    compare(Size(20_000, 400, 200, 8, 2, blocks=2) if smoke else Size(), write=not smoke)
+
+
+def compare(size: Size, *, write: bool) -> None:
+    """Fit all three, score their factors by one function, write the figures."""
+    config = load_config(
+        "local",
+        [f"spark.master=local[{size.threads}]", f"spark.driver_memory={size.driver_memory}"],
+    )
+    # MLlib's loops need the JVM's second compiler, which `local` leaves out.
+    spark = build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
+    with tempfile.TemporaryDirectory() as folder:
+        interactions(spark, size).write.parquet(f"{folder}/pairs")
+        pairs = spark.read.parquet(f"{folder}/pairs")
+        by_row = pairs.select(
+            "user", F.explode(F.arrays_zip("items", "weights")).alias("p")
+        ).select(
+            F.col("user").cast("int"),
+            F.col("p.items").alias("item"),
+            F.col("p.weights").alias("rating"),
+        )
+        by_row.write.parquet(f"{folder}/ratings")
+        rows = collect(pairs)
+        print(f"{len(rows[1]):,} interactions of {size.users:,} users and {size.items:,} items")
+        scaled, flat = (
+            Objective(size.reg, size.alpha),
+            Objective(20 * size.reg, size.alpha, 1.0, 0.0),
+        )
+        tiny = replace(size, interactions=2_000, users=100, items=50, iterations=1)
+        blocked(interactions(spark, tiny), tiny, scaled)  # compiles, starts the workers
+        found = {
+            "ours": measure(lambda: blocked(pairs, size, scaled), rows, scaled),
+            "mllib": measure(
+                lambda: mllib(spark.read.parquet(f"{folder}/ratings"), size), rows, scaled
+            ),
+            "ours_flat": measure(lambda: blocked(pairs, size, flat), rows, flat),
+        }
+    spark.stop()
+    found["implicit_flat"] = measure(lambda: one_process(rows, size, flat), rows, flat)
+    ours, theirs, alone = found["ours"], found["mllib"], found["implicit_flat"]
+    ratios = {
+        "mllib_seconds_to_ours": theirs["seconds"] / ours["seconds"],
+        "ours_seconds_to_implicit": found["ours_flat"]["seconds"] / alone["seconds"],
+        "loss_to_mllib": ours["loss"] / theirs["loss"],
+        "loss_to_implicit": found["ours_flat"]["loss"] / alone["loss"],
+    }
+    for name, figures in found.items():
+        print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()})
+    print({name: round(value, 4) for name, value in ratios.items()})
+    if write:
+        sizes = {**asdict(size), "distinct_interactions": len(rows[1])}
+        command = "python -m benchmarks.als " + " ".join(
+            f"--{name.replace('_', '-')} {value}" for name, value in asdict(size).items()
+        )
+        name = f"als_{len(rows[1]) / 1e6:.0f}m_rank_{size.rank}"
+        machine.write(name, command, {"sizes": sizes, **found, **ratios})
+
+
+def blocked(
+    pairs: DataFrame, size: Size, objective: Objective
+) -> tuple[Array, Array, dict[str, Any]]:
+    """Ours: (users by id, items, figures)."""
+    told: list[str] = []
+    plan = Plan(size.rank, size.iterations, size.blocks, size.seed, progress=told.append)
+    begun = time.perf_counter()
+    with BlockedAls(pairs, size.items, objective, plan) as als:
+        set_up = time.perf_counter() - begun
+        als.run()
+        items = als.item_factors()
+        seconds = time.perf_counter() - begun
+        users = np.zeros((size.users, size.rank), np.float32)
+        for ids, x in als.user_factors().toLocalIterator():
+            users[ids] = x
+    return users, items, {
+        "seconds": seconds,
+        "set_up_seconds": set_up,
+        "iteration_seconds": [float(line.split(" ")[-2]) for line in told],
+        "reported_loss": als.losses[-1],
+    }  # fmt: skip
+
+
+def mllib(ratings: DataFrame, size: Size) -> tuple[Array, Array, dict[str, Any]]:
+    """Spark MLlib's."""
+    als = ALS(
+        rank=size.rank, maxIter=size.iterations, regParam=size.reg, alpha=size.alpha, seed=size.seed,
+        implicitPrefs=True, numUserBlocks=size.blocks, numItemBlocks=size.blocks,
+    )  # fmt: skip
+    begun = time.perf_counter()
+    model = als.fit(ratings)
+    seconds = time.perf_counter() - begun
+    factors = []
+    for frame, n in ((model.userFactors, size.users), (model.itemFactors, size.items)):
+        table = frame.toArrow()
+        out = np.zeros((n, size.rank), np.float32)
+        out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
+        factors.append(out)
+    return factors[0], factors[1], {"seconds": seconds}
+
+
+def one_process(
+    rows: tuple[Array, Array, Array], size: Size, objective: Objective
+) -> tuple[Array, Array, dict[str, Any]]:
+    """`implicit`'s; its weights are the confidences."""
+    from implicit.cpu.als import AlternatingLeastSquares
+    from scipy import sparse
+
+    start, at, weight = rows
+    confidence = sparse.csr_matrix(
+        (1 + size.alpha * weight, at, start), shape=(size.users, size.items)
+    )
+    als = AlternatingLeastSquares(
+        factors=size.rank, regularization=objective.reg, alpha=1.0, iterations=size.iterations,
+        num_threads=size.threads, random_state=size.seed,
+    )  # fmt: skip
+    begun = time.perf_counter()
+    als.fit(confidence, show_progress=False)
+    return als.user_factors, als.item_factors, {"seconds": time.perf_counter() - begun}
+
+
+def measure(
+    fit: Callable[[], tuple[Array, Array, dict[str, Any]]],
+    rows: tuple[Array, Array, Array],
+    objective: Objective,
+) -> dict[str, Any]:
+    """Run one fit; add its loss in float64, and the most memory that all processes held."""
+    with Memory() as memory:
+        users, items, figures = fit()
+    return {**figures, "loss": loss(*rows, users, items, objective), "peak_gb": memory.peak / 2**30}
+
+
+class Memory:
+    """Peak resident memory of this process and its children (JVM, workers), sampled, bytes.
+
+    The JVM keeps what an earlier fit took. Pages that processes share count in each.
+    """
+
+    def __enter__(self) -> Memory:
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._done.wait(0.2):
+            held = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    held += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak = max(self.peak, held)
+
+
+def interactions(spark: SparkSession, size: Size) -> DataFrame:
+    """A row a user: distinct items whose popularity falls as a power, mostly of the user's taste.
+
+    Made on the executors, from the seed and the user's number.
+    """
+    per_user, n_items, seed = size.interactions / size.users, size.items, size.seed
+
+    def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            user = batch.column("id").to_numpy()
+            rng = np.random.default_rng([seed, int(user[0])])
+            lengths = np.clip(rng.lognormal(-0.5, 1, len(user)) * per_user, 1, n_items / 4).astype(
+                int
+            )
+            row = np.repeat(np.arange(len(user)), lengths)
+            taste = np.where(
+                rng.random(len(row)) < 0.8, user[row], rng.integers(0, _GROUPS, len(row))
+            )
+            place = (n_items // _GROUPS * rng.random(len(row)) ** 2.5).astype(np.int64)
+            item = place * _GROUPS + taste % _GROUPS
+            key, times = np.unique(row * n_items + item, return_counts=True)
+            start = np.searchsorted(key, np.arange(len(user) + 1) * n_items)
+            offsets = pa.array(start, pa.int32())
+            columns = [(key % n_items).astype(np.int32), np.minimum(times, 5).astype(np.float32)]
+            yield pa.RecordBatch.from_arrays(
+                [
+                    batch.column("id"),
+                    *[pa.ListArray.from_arrays(offsets, pa.array(c)) for c in columns],
+                ],
+                names=["user", "items", "weights"],
+            )
+
+    return spark.range(0, size.users, 1, 4 * size.threads).mapInArrow(make, _SCHEMA)
+
+
+def collect(pairs: DataFrame) -> tuple[Array, Array, Array]:
+    """All interactions as (start, item, weight), users in order: for `implicit` and the loss."""
+    table = pairs.toArrow().sort_by("user").combine_chunks()
+    items, weights = table["items"].combine_chunks(), table["weights"].combine_chunks()
+    start = np.concatenate([[0], np.cumsum(items.value_lengths().to_numpy())])
+    return start, items.flatten().to_numpy(), weights.flatten().to_numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.als", description=__doc__)
+    for name, value in asdict(Size()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    compare(Size(**vars(parser.parse_args())), write=True)
+
+
+if __name__ == "__main__":
+    main()

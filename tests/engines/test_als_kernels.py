@@ -1,0 +1,176 @@
+"""The compiled half-step against the normal equations written out in numpy, float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from recspark.data.blocks import Array
+from recspark.engines.als_kernels import eigenbasis, fold_in, solve
+from recspark.engines.als_objective import Objective, gramian, loss
+
+OBJECTIVES = [
+    Objective(0.3, 2.0),
+    Objective(0.3, 2.0, reg_exponent=0.0),
+    Objective(0.3, 2.0, reg_exponent=0.5),
+    Objective(0.02, 2.0, unobserved_weight=0.3, reg_exponent=0.5, reg_counts="all"),
+    Objective(0.3, 2.0, unobserved_weight=4.0),  # an unobserved pair may weigh more
+    Objective(0.3, feedback="explicit"),
+    Objective(0.3, reg_exponent=0.0, feedback="explicit"),
+]
+LENGTHS = np.array([1, 0, 2, 3, 4, 5, 30, 17])
+
+
+def rows(
+    seed: int, lengths: Array = LENGTHS, n_others: int = 30, *, signed: bool = False
+) -> tuple[Array, Array, Array]:
+    """Random entries: (start, at, weight)."""
+    rng = np.random.default_rng(seed)
+    at = [np.sort(rng.choice(n_others, n, replace=False)) for n in lengths]
+    start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    weight = rng.uniform(0.1, 3, start[-1]).astype(np.float32)
+    if signed:
+        weight *= rng.choice([-1, 1], len(weight)).astype(np.float32)
+    return start, np.concatenate(at).astype(np.int32), weight
+
+
+def factors(seed: int, n: int, size: int) -> Array:
+    return np.random.default_rng(seed).standard_normal((n, size)).astype(np.float32)
+
+
+def brute_loss(
+    start: Array, at: Array, weight: Array, x: Array, y: Array, objective: Objective
+) -> float:
+    """The loss by its definition, over a dense matrix of all pairs."""
+    n, m = len(x), len(y)
+    w, seen = np.zeros((n, m)), np.zeros((n, m), bool)
+    row = np.repeat(np.arange(n), np.diff(start))
+    w[row, at], seen[row, at] = weight, True
+    if objective.feedback == "implicit":
+        confidence = np.where(seen, 1 + objective.alpha * abs(w), objective.unobserved_weight)
+        target, counted = (w > 0).astype(float), w > 0
+    else:
+        confidence, target, counted = seen.astype(float), w, seen
+    total = (confidence * (target - x.astype(float) @ y.astype(float).T) ** 2).sum()
+    for side, others, counts in ((x, m, counted.sum(1)), (y, n, counted.sum(0))):
+        if objective.reg_counts == "all":
+            counts = counts + objective.unobserved_weight * others
+        scale = objective.reg * counts.astype(float) ** objective.reg_exponent
+        total += (scale * (side.astype(float) ** 2).sum(1)).sum()
+    return float(total)
+
+
+def closed_form(start: Array, at: Array, weight: Array, y: Array, objective: Objective) -> Array:
+    """Each row's minimum by the normal equations with a full confidence matrix."""
+    m, size = y.shape
+    wide = y.astype(float)
+    out = np.zeros((len(start) - 1, size))
+    for row in range(len(out)):
+        mine = slice(start[row], start[row + 1])
+        near, w = at[mine], weight[mine].astype(float)
+        if len(near) == 0:
+            continue
+        counted = np.sum(w > 0)
+        if objective.feedback == "implicit":
+            confidence, target = np.full(m, objective.unobserved_weight), np.zeros(m)
+            confidence[near], target[near] = 1 + objective.alpha * abs(w), w > 0
+        else:
+            confidence, target = np.zeros(m), np.zeros(m)
+            confidence[near], target[near], counted = 1, w, len(w)
+        if objective.reg_counts == "all":
+            counted = counted + objective.unobserved_weight * m
+        left = wide.T @ np.diag(confidence) @ wide
+        left += objective.reg * float(counted) ** objective.reg_exponent * np.eye(size)
+        out[row] = np.linalg.solve(left, wide.T @ (confidence * target))
+    return out
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("size", [5, 8])
+def test_both_methods_reach_the_closed_form(objective: Objective, size: int) -> None:
+    y = factors(1, 30, size)
+    start, at, weight = rows(2, signed=objective.feedback == "implicit")
+    if (objective.reg_exponent, objective.reg_counts) == (1.0, "observed"):
+        weight[:3] = abs(weight[:3])  # a row with no weight above 0 would have no penalty
+    expected = closed_form(start, at, weight, y, objective)
+    exact = fold_in(start, at, weight, y, objective)
+    assert np.allclose(exact, expected, rtol=1e-5, atol=1e-6)
+    gram, basis = eigenbasis(gramian(y))
+    steps = factors(3, len(LENGTHS), size)
+    solve(start, at, weight, y @ basis, gram, objective, 30, steps, "cg", cg_steps=4 * size)
+    assert np.allclose(steps @ basis.T, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_four_steps_come_close() -> None:
+    """The diagonal of A is worth its cost: without it the same steps leave four times the error."""
+    y = factors(1, 300, 32) * np.linspace(0.1, 2, 32, dtype=np.float32)
+    start, at, weight = rows(2, np.full(40, 25), 300)
+    objective = Objective(0.1, 5.0)
+    exact = fold_in(start, at, weight, y, objective)
+    gram, basis = eigenbasis(gramian(y))
+    x = np.zeros((40, 32), np.float32)
+    solve(start, at, weight, y @ basis, gram, objective, 300, x, "cg", 4)
+    error = np.linalg.norm(x @ basis.T - exact) / np.linalg.norm(exact)
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_loss_is_that_of_all_pairs(objective: Objective) -> None:
+    x, y = factors(1, len(LENGTHS), 6), factors(2, 30, 6)
+    start, at, weight = rows(3, signed=objective.feedback == "implicit")
+    expected = brute_loss(start, at, weight, x, y, objective)
+    assert loss(start, at, weight, x, y, objective) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("method", ["cg", "cholesky"])
+def test_the_solver_reports_the_loss(objective: Objective, method: str) -> None:
+    """Its objective and the other side's penalty are the loss; one step of cg is not the minimum."""
+    x, y = factors(1, len(LENGTHS), 6), factors(2, 30, 6)
+    gram, basis = eigenbasis(gramian(y))
+    y = y @ basis
+    start, at, weight = rows(3)
+    reported, penalty = solve(start, at, weight, y, gram, objective, 30, x, method, 1)  # type: ignore[arg-type]
+    nothing = replace(objective, reg=1e-12)
+    whole = brute_loss(start, at, weight, x, y, objective)
+    data = brute_loss(start, at, weight, x, y, nothing)
+    others = brute_loss(start, at, weight, np.zeros_like(x), y, objective) - brute_loss(
+        start, at, weight, np.zeros_like(x), y, nothing
+    )
+    assert reported + others == pytest.approx(whole, rel=1e-5)
+    assert penalty == pytest.approx(whole - data - others, rel=1e-5)
+
+
+def test_a_step_of_cg_never_raises_the_loss() -> None:
+    objective = Objective(0.1, 10.0)
+    gram, basis = eigenbasis(gramian(factors(1, 30, 6)))
+    y = factors(1, 30, 6) @ basis
+    start, at, weight = rows(2)
+    x = factors(4, len(LENGTHS), 6)
+    seen = [solve(start, at, weight, y, gram, objective, 30, x, "cg", 1)[0] for _ in range(12)]
+    assert (np.diff(seen) <= 1e-6 * abs(seen[0])).all()
+    assert seen[-1] < 0.9 * seen[0]
+
+
+def test_fold_in_does_not_depend_on_the_block() -> None:
+    rng = np.random.default_rng(1)
+    y = factors(1, 300, 16)
+    lengths = rng.integers(0, 200, 64)
+    start, at, weight = rows(5, lengths, 300)
+    objective = Objective(0.1, 10.0)
+    whole = fold_in(start, at, weight, y, objective)
+    for row in range(64):
+        part = slice(start[row], start[row + 1])
+        alone = fold_in(np.array([0, lengths[row]]), at[part], weight[part], y, objective)
+        assert np.array_equal(alone[0], whole[row])
+
+
+def test_items_fold_in_by_the_same_solve() -> None:
+    """New items given users: the transposed problem."""
+    users = factors(1, 20, 4)
+    start, at, weight = rows(7, np.array([3, 8]), 20)
+    objective = Objective(0.2, 3.0, reg_exponent=0.5)
+    expected = closed_form(start, at, weight, users, objective)
+    assert np.allclose(fold_in(start, at, weight, users, objective), expected, rtol=1e-5)
