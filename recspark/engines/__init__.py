@@ -1,0 +1,1 @@
+"""Training engines that run on Spark: the heavy part of a model, without its contract."""
