@@ -40,7 +40,7 @@ from recspark.data.blocks import Array
 from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_kernels as kernels
 from recspark.engines.huffman import Tree, huffman
-from recspark.engines.word2vec_examples import PACKED, WHOLE, count, pack, unpack
+from recspark.engines.word2vec_examples import PACKED, count, pack, unpack
 from recspark.engines.word2vec_cells import Layout, deal
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
@@ -158,9 +158,10 @@ def train(
     try:
         counts = _counts(packed, len(vocabulary), settings)
         with _folder(spark.sparkContext.master, scratch) as folder:
-            return _run(packed, plan(counts, settings, folder), counts, progress)
+            inputs, outputs = _run(packed, plan(counts, settings, folder), progress)
     finally:
         packed.unpersist(blocking=True)
+    return Vectors(counts, inputs, outputs if settings.loss == "negative" else None)
 
 
 def plan(counts: Array, settings: Word2Vec, folder: str) -> Plan:
@@ -224,44 +225,60 @@ def _count(packed: DataFrame, kept: Array) -> Array:
     return counts
 
 
-def _run(
-    packed: DataFrame, plan: Plan, counts: Array, progress: Callable[[str], None]
-) -> Vectors:
-    settings, context = plan.settings, packed.sparkSession.sparkContext
+def _run(packed: DataFrame, plan: Plan, progress: Callable[[str], None]) -> tuple[Array, Array]:
+    n, context = plan.settings.n_blocks, packed.sparkSession.sparkContext
     shared = context.broadcast(plan)
-    n = settings.n_blocks
-    inputs, outputs = [""] * n, [""] * n
-    number = 0
     try:
-        for epoch in range(settings.epochs):
-            files = cells.write_epoch(packed, shared, epoch)
-            loss, n_losses = 0.0, 0
-            for rotation in range(settings.n_rotations):
-                for shift in range(n):
-                    moment = Moment(
-                        epoch, number, shift, files[rotation], tuple(inputs), tuple(outputs)
-                    )
-                    task = partial(_step, shared, moment)
-                    done = context.parallelize(range(n), n).map(task).collect()
-                    _check(done, moment, settings)
-                    old = set(inputs + outputs)
-                    for one in done:
-                        inputs[one.block], outputs[one.other] = one.inputs, one.outputs
-                        loss, n_losses = loss + one.loss, n_losses + one.n_losses
-                    for name in old - {*inputs, *outputs, ""}:
-                        storage.remove(name)
-                    number += 1
-            for name in {name for row in files for name in row} - {""}:
-                storage.remove(name)
-            mean = loss / max(n_losses, 1)
-            progress(f"epoch {epoch + 1}/{settings.epochs}: loss {mean:.4f}")
-        return Vectors(
-            counts,
-            _assemble(inputs, plan.inputs, settings.size),
-            None if plan.tree is not None else _assemble(outputs, plan.outputs, settings.size),
+        return learn(
+            plan,
+            lambda epoch: cells.write_epoch(packed, shared, epoch),
+            lambda moment: (
+                context.parallelize(range(n), n).map(partial(_step, shared, moment)).collect()
+            ),
+            progress,
         )
     finally:
         shared.destroy()
+
+
+def learn(
+    plan: Plan,
+    write_epoch: Callable[[int], list[tuple[str, ...]]],
+    run_step: Callable[[Moment], list[Done]],
+    progress: Callable[[str], None] = lambda _text: None,
+) -> tuple[Array, Array]:
+    """Return (inputs, outputs), float32 (n, size), after all epochs: the order of things.
+
+    Parameters
+    ----------
+    write_epoch : writes an epoch's cells; returns their files by rotation and input block
+    run_step : runs `step` for every input block of a moment, wherever
+    """
+    settings = plan.settings
+    inputs, outputs = [""] * settings.n_blocks, [""] * settings.n_blocks
+    number = 0
+    for epoch in range(settings.epochs):
+        files = write_epoch(epoch)
+        loss, n_losses = 0.0, 0
+        for rotation in range(settings.n_rotations):
+            for shift in range(settings.n_blocks):
+                moment = Moment(
+                    epoch, number, shift, files[rotation], tuple(inputs), tuple(outputs)
+                )
+                done = run_step(moment)
+                _check(done, moment, settings)
+                old = {*inputs, *outputs}
+                for one in done:
+                    inputs[one.block], outputs[one.other] = one.inputs, one.outputs
+                    loss, n_losses = loss + one.loss, n_losses + one.n_losses
+                _remove(old - {*inputs, *outputs})
+                number += 1
+        _remove({name for row in files for name in row})
+        progress(f"epoch {epoch + 1}/{settings.epochs}: loss {loss / max(n_losses, 1):.4f}")
+    return (
+        _assemble(inputs, plan.inputs, settings.size),
+        _assemble(outputs, plan.outputs, settings.size),
+    )
 
 
 def _step(shared: Any, moment: Moment, block: int) -> Done:
@@ -379,6 +396,11 @@ def _assemble(names: list[str], layout: Layout, size: int) -> Array:
         if name:
             out[layout.members(block)] = storage.read_array(name)
     return out
+
+
+def _remove(names: set[str]) -> None:
+    for name in names - {""}:
+        storage.remove(name)
 
 
 @contextmanager

@@ -83,8 +83,7 @@ def write_epoch(packed: DataFrame, shared: Any, epoch: int) -> list[tuple[str, .
     One job, one shuffle. `shared` : broadcast of the `Plan`.
     """
     settings = shared.value.settings
-    n = settings.n_blocks
-    n_cells = settings.n_rotations * n
+    n_cells = settings.n_rotations * settings.n_blocks
 
     def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for sentences in unpack(batches):
@@ -100,7 +99,13 @@ def write_epoch(packed: DataFrame, shared: Any, epoch: int) -> list[tuple[str, .
         .mapInArrow(write, _WRITTEN)
         .toArrow()
     )
-    names = dict(zip(rows.column("cell").to_pylist(), rows.column("name").to_pylist()))
+    return by_rotation(rows, settings)
+
+
+def by_rotation(rows: pa.Table, settings: Any) -> list[tuple[str, ...]]:
+    """Return the names of the rows (`cell, name`) by rotation and input block; "" where none is."""
+    n = settings.n_blocks
+    names = dict(zip(rows.column("cell").to_pylist(), rows.column("name").to_pylist(), strict=True))
     return [
         tuple(names.get(rotation * n + block, "") for block in range(n))
         for rotation in range(settings.n_rotations)
@@ -181,9 +186,7 @@ def cell_bytes(parts: list[Examples], n_blocks: int, *, ragged: bool) -> bytes:
     rows = np.searchsorted(whole.keys >> np.uint64(48), np.arange(n_blocks + 1))
     header = np.concatenate([rows, whole.start[rows]]).astype(np.int64)
     lengths = np.diff(whole.start).astype(np.int32) if ragged else np.zeros(0, np.int32)
-    return b"".join(
-        part.tobytes() for part in (header, whole.targets, lengths, whole.inputs)
-    )
+    return b"".join(part.tobytes() for part in (header, whole.targets, lengths, whole.inputs))
 
 
 def read_cell(name: str, block: int, n_blocks: int, *, ragged: bool) -> Cell:

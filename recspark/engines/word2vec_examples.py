@@ -205,9 +205,7 @@ def _examples(
     return keys[:n].copy(), targets[:n].copy(), ends[: n + 1].copy(), inputs[:m].copy()
 
 
-def _read(
-    batch: pa.RecordBatch, vocabulary: Array, *, as_sets: bool, max_length: int
-) -> Sentences:
+def _read(batch: pa.RecordBatch, vocabulary: Array, *, as_sets: bool, max_length: int) -> Sentences:
     column = batch.column("items")
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     values = column.flatten().to_numpy(zero_copy_only=False)
@@ -223,7 +221,9 @@ def _read(
         row, items = row[new], items[new]
     first = np.searchsorted(row, row, side="left")  # where each item's sentence begins
     piece = (np.arange(len(row)) - first) // max_length
-    begins = np.flatnonzero(np.append(True, (np.diff(row) != 0) | (np.diff(piece) != 0))[: len(row)])
+    begins = np.flatnonzero(
+        np.append(True, (np.diff(row) != 0) | (np.diff(piece) != 0))[: len(row)]
+    )
     sizes = np.diff(np.append(begins, len(row)))
     ids = batch.column("sentence_id").to_numpy(zero_copy_only=False)[row[begins]]
     ids = ids.astype(np.int64) ^ (piece[begins] * _PIECE)  # the first piece keeps the id

@@ -48,6 +48,7 @@ MODELS: dict[str, ModelSpec] = {
         _line("item_knn", "ItemKNN", "personal", "neighbours", "decay"),
         _line("ease", "Ease", "personal", "neighbours", "decay"),
         _line("als", "Als", "personal", "decay"),
+        _line("item2vec", "Item2Vec", "personal", "neighbours", "decay"),
         _line("multvae", "MultVae", "personal", "neural"),
     ]
 }
