@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("topn", "retail", "nights")
+NAMES = ("topn", "item2vec", "retail", "nights")
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ from recspark.data.blocks import Array
 from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_kernels as kernels
 from recspark.engines.huffman import Tree, huffman
-from recspark.engines.word2vec_examples import PACKED, count, pack, unpack
 from recspark.engines.word2vec_cells import Layout, deal
+from recspark.engines.word2vec_examples import PACKED, count, pack, unpack
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
 # A component this large is no vector any more: products of two such saturate every sigmoid. Those of
