@@ -157,6 +157,11 @@ def ours(
     return {
         "p_at_20": precision(sessions, vectors.inputs, vectors.inputs),
         "p_at_20_in_out": precision(sessions, vectors.inputs, vectors.outputs, unit=False),
+        "p_at_20_likelihood": precision(
+            sessions,
+            *with_bias(vectors.inputs, vectors.outputs, vectors.counts, settings.ns_exponent),
+            unit=False,
+        ),
         "fit_seconds": total,
         "epoch_seconds": statistics.median(np.diff(ends)[1:]),
         "of_which_making_examples": statistics.median(split[1:]),
@@ -282,6 +287,13 @@ def precision(sessions: Sessions, users: Array, items: Array, *, unit: bool = Tr
         scores[row, last[part]] = -np.inf
         hits += int(((scores > wanted[:, None]).sum(axis=1) < 20).sum())
     return hits / len(sessions.last)
+
+
+def with_bias(users: Array, items: Array, counts: Array, exponent: float) -> tuple[Array, Array]:
+    """Return vectors whose product is `users @ items.T` + log of the noise, but for a constant."""
+    ones = np.ones((len(users), 1), np.float32)
+    bias = exponent * np.log(np.maximum(counts, 1))[:, None].astype(np.float32)
+    return np.hstack([users, ones]), np.hstack([items, bias])
 
 
 def read(folder: str) -> Sessions:

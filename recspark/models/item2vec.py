@@ -99,11 +99,12 @@ class Item2VecSettings(Settings):
         le=10_000,
         description="items; a longer sentence is cut. A set of n makes n^2 pairs. Guess",
     )
-    score: Literal["cosine", "in_out"] = Field(
-        "in_out",
-        description="of the user's mean vector with an item's: cosine of input vectors, or product "
-        "with its output vector, which is what training fits (negative sampling only)",
-        json_schema_extra={"tune": {"choices": ["cosine", "in_out"]}},
+    score: Literal["cosine", "likelihood"] = Field(
+        "likelihood",
+        description="of the user's mean vector with an item: cosine of input vectors, or what "
+        "training fits (negative sampling only): product with the item's output vector + log of "
+        "its noise, which is log P(item | recent item) but for a constant",
+        json_schema_extra={"tune": {"choices": ["cosine", "likelihood"]}},
     )
     half_life_days: float | None = Field(
         30.0,
@@ -131,16 +132,20 @@ class Item2VecSettings(Settings):
 
     @model_validator(mode="after")
     def _has_outputs(self) -> Self:
-        if self.loss == "hierarchical" and self.score == "in_out":
+        if self.loss == "hierarchical" and self.score == "likelihood":
             raise ValueError(
-                "score: in_out needs an output vector for each item; hierarchical softmax has them "
-                "for the nodes of its tree: say score: cosine"
+                "score: likelihood needs an output vector for each item; hierarchical softmax has "
+                "them for the nodes of its tree: say score: cosine"
             )
         return self
 
 
 class Item2VecModel(RecommenderModel):
-    """`vectors` float32 (n_items, size), inputs; `outputs` the same, or (0, size) for cosine."""
+    """What a user's recent items add up to, against every item.
+
+    `vectors` float32 (n_items, size): of inputs. For `score: likelihood`, `outputs` float32
+    (n_items, size) and `log_noise` float32 (n_items,); else both have no rows.
+    """
 
     def __init__(
         self,
@@ -149,16 +154,17 @@ class Item2VecModel(RecommenderModel):
         items: Array,
         vectors: Array,
         outputs: Array,
+        log_noise: Array,
     ) -> None:
         super().__init__(settings, cutoff, items)
-        self.vectors, self.outputs = vectors, outputs
+        self.vectors, self.outputs, self.log_noise = vectors, outputs, log_noise
         self._settings = settings
 
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
         if self._settings.score == "cosine":
             return self._cosine()
-        return self._scorer(self.vectors, self.outputs, unit=False)
+        return self._scorer(self.vectors, self.outputs, self.log_noise)
 
     def neighbours(self, k: int) -> DataFrame:
         """See `RecommenderModel`; by the cosine of input vectors, whatever `score` says."""
@@ -168,7 +174,7 @@ class Item2VecModel(RecommenderModel):
 
     def arrays(self) -> dict[str, Array]:
         """See `RecommenderModel`."""
-        return {"vectors": self.vectors, "outputs": self.outputs}
+        return {"vectors": self.vectors, "outputs": self.outputs, "log_noise": self.log_noise}
 
     @classmethod
     def from_arrays(
@@ -176,17 +182,19 @@ class Item2VecModel(RecommenderModel):
     ) -> Self:
         """See `RecommenderModel`."""
         assert isinstance(settings, Item2VecSettings)
-        return cls(settings, cutoff, items, arrays["vectors"], arrays["outputs"])
+        return cls(
+            settings, cutoff, items, arrays["vectors"], arrays["outputs"], arrays["log_noise"]
+        )
 
     def _cosine(self) -> Item2VecScorer:
         unit = unit_rows(self.vectors)
-        return self._scorer(unit, unit, unit=True)
+        return self._scorer(unit, unit, None)
 
-    def _scorer(self, vectors: Array, others: Array, *, unit: bool) -> Item2VecScorer:
+    def _scorer(self, vectors: Array, others: Array, bias: Array | None) -> Item2VecScorer:
         settings = self._settings
         weights = HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum")
         return Item2VecScorer(
-            weights, settings.n_recent, self.items, topk.Shared(vectors), topk.Shared(others), unit
+            weights, settings.n_recent, self.items, topk.Shared(vectors), topk.Shared(others), bias
         )
 
 
@@ -194,7 +202,8 @@ class Item2VecModel(RecommenderModel):
 class Item2VecScorer:
     """Averages the vectors of recent items, weighted by decay, and multiplies.
 
-    `vectors`, `others` float32 (n_items, size); `unit` : the mean is brought to length 1.
+    `vectors`, `others` float32 (n_items, size); `bias` float32 (n_items,), or None: the score is the
+    cosine, and both are of length 1.
     """
 
     weights: HistoryWeights
@@ -202,16 +211,16 @@ class Item2VecScorer:
     items: Array
     vectors: topk.Shared
     others: topk.Shared
-    unit: bool
+    bias: Array | None
 
     def score(self, block: QueryBlock) -> topk.Scores:
         """See `topk.Scorer`."""
         history = block.history if self.n_recent is None else newest(block.history, self.n_recent)
         start, items, weights = self.weights.local(history, self.items)
         users = mean_vectors(start, items, weights, np.asarray(self.vectors.array))
-        if self.unit:
+        if self.bias is None:
             users = unit_rows(users)
-        return topk.DotScores(users, np.asarray(self.others.array), None, np.diff(start) > 0)
+        return topk.DotScores(users, np.asarray(self.others.array), self.bias, np.diff(start) > 0)
 
 
 class Item2Vec(Recommender[Item2VecSettings]):
@@ -243,10 +252,15 @@ class Item2Vec(Recommender[Item2VecSettings]):
         )
         known = np.flatnonzero(learnt.counts)
         outputs = np.zeros((0, settings.embedding_size), np.float32)
-        if settings.score == "in_out":
+        log_noise = np.zeros(0, np.float32)
+        if settings.score == "likelihood":
             assert learnt.outputs is not None
             outputs = learnt.outputs[known]
-        return Item2VecModel(settings, data.cutoff, items[known], learnt.inputs[known], outputs)
+            noise = learnt.counts[known].astype(np.float64) ** settings.ns_exponent
+            log_noise = np.log(noise / noise.sum()).astype(np.float32)
+        return Item2VecModel(
+            settings, data.cutoff, items[known], learnt.inputs[known], outputs, log_noise
+        )
 
 
 def engine_settings(settings: Item2VecSettings, seed: int) -> Word2Vec:

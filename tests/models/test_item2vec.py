@@ -127,7 +127,8 @@ def model(score: str, **settings: object) -> Item2VecModel:
     vectors, outputs = rng.standard_normal((2, 5, 3)).astype(np.float32)
     made = Item2VecSettings(score=score, half_life_days=10.0, **settings)  # type: ignore[arg-type]
     items = np.array([2, 3, 5, 7, 11], np.int32)
-    return Item2VecModel(made, synth.CUTOFF, items, vectors, outputs)
+    log_noise = rng.standard_normal(5).astype(np.float32)
+    return Item2VecModel(made, synth.CUTOFF, items, vectors, outputs, log_noise)
 
 
 def scores(m: Item2VecModel, events: list[tuple[int, float]]) -> Array:
@@ -160,9 +161,9 @@ def scores(m: Item2VecModel, events: list[tuple[int, float]]) -> Array:
 def test_scores_are_those_of_the_decayed_mean() -> None:
     """Item 3 is 20 days old, item 11 ten: weights 1/4 and 1/2; item 99 has no vector."""
     events = [(3, 20.0), (11, 10.0), (99, 0.0)]
-    m = model("in_out")
+    m = model("likelihood")
     mean = (0.25 * m.vectors[1] + 0.5 * m.vectors[4]) / 0.75
-    assert np.allclose(scores(m, events), m.outputs @ mean, atol=1e-5)
+    assert np.allclose(scores(m, events), m.outputs @ mean + m.log_noise, atol=1e-5)
 
     m = model("cosine")
     unit = m.vectors / np.linalg.norm(m.vectors, axis=1, keepdims=True)
@@ -171,13 +172,15 @@ def test_scores_are_those_of_the_decayed_mean() -> None:
 
 
 def test_recent_items_are_counted_in_events() -> None:
-    m = model("in_out", n_recent=1)
-    assert np.allclose(scores(m, [(3, 20.0), (11, 10.0)]), m.outputs @ m.vectors[4], atol=1e-5)
+    m = model("likelihood", n_recent=1)
+    assert np.allclose(
+        scores(m, [(3, 20.0), (11, 10.0)]), m.outputs @ m.vectors[4] + m.log_noise, atol=1e-5
+    )
 
 
-def test_scores_by_outputs_need_negative_sampling() -> None:
+def test_likelihood_need_negative_sampling() -> None:
     with pytest.raises(ConfigError, match="score: cosine"):
-        Item2Vec.from_dict({"loss": "hierarchical", "score": "in_out"})
+        Item2Vec.from_dict({"loss": "hierarchical", "score": "likelihood"})
     Item2Vec.from_dict({"loss": "hierarchical", "score": "cosine"})
 
 
