@@ -113,7 +113,7 @@ class RecommenderModel(ABC):
         from `seen`. A user for whom the model knows nothing gets no row. Lazy: no Spark job starts.
         Raises ModelError on a wrong schema or k < 1.
         """
-        _check_k(k)
+        check_k(k)
         have = {f.name: f.dataType.simpleString() for f in queries.schema.fields}
         want = {f.name: f.dataType.simpleString() for f in schema.QUERIES.fields}
         wrong = [
@@ -131,11 +131,12 @@ class RecommenderModel(ABC):
         For models tagged `neighbours`. The item itself is left out; an item that the model knows
         nothing about has no row. Lazy: no Spark job starts. Raises ModelError on k < 1.
         """
-        _check_k(k)
+        check_k(k)
         spark = SparkSession.active()
         return topk.neighbours(spark, self.items, self.scorer(), micros(self.cutoff), k)
 
 
-def _check_k(k: int) -> None:
+def check_k(k: int) -> None:
+    """Raise ModelError on k < 1."""
     if k < 1:
         raise ModelError(f"k = {k}: ask for at least one item")

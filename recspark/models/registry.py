@@ -55,6 +55,7 @@ MODELS: dict[str, ModelSpec] = {
         _line("item_knn", "ItemKNN", "personal", "neighbours", "decay"),
         _line("ease", "Ease", "personal", "neighbours", "decay"),
         _line("als", "Als", "personal", "decay"),
+        _line("item2vec", "Item2Vec", "personal", "neighbours", "decay"),
         _line("mf", "Mf", "personal", "neural", training=_BAGS),
         _line("autorec", "AutoRec", "personal", "neural", training=_BAGS),
         _line("sdae", "Sdae", "personal", "neural", training=_BAGS),
