@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numba
 
@@ -21,6 +23,11 @@ def compiled(function: F) -> F:
     module inside a zip of `--py-files`). Where neither can be written, each process compiles anew.
     """
     try:
-        return numba.njit(cache=True, nogil=True, fastmath=_FAST)(function)
-    except RuntimeError:  # no place to keep it
-        return numba.njit(nogil=True, fastmath=_FAST)(function)
+        kept: Any = numba.njit(cache=True, nogil=True, fastmath=_FAST)(function)
+        # For a module in a zip numba looks at its folder only when it is too late to do without.
+        Path(kept.stats.cache_path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept.stats.cache_path):
+            return kept
+    except (RuntimeError, OSError):  # no place to keep it
+        plain: Any = numba.njit(nogil=True, fastmath=_FAST)(function)
+        return plain
