@@ -279,7 +279,7 @@ def row_loss(
     else:
         correction = candidates.log_included if settings.logq else torch.zeros(())  # (N,) or ()
         losses = softmax_nll(scores, candidates.targets, correction)  # (P,)
-    return torch.zeros(len(items)).index_add(0, rows, losses)  # (B,)
+    return losses.new_zeros(len(items)).index_add(0, rows, losses)  # (B,)
 
 
 def local_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> torch.Tensor:

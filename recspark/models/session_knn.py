@@ -96,12 +96,12 @@ class SessionKNN(Recommender[SessionKNNSettings]):
 
     Of the sessions that share an item with the open one, the m newest are compared.
 
-    VSKNN (Ludewig & Jannach 2018, section 3.3): an open session of l items gives its p-th item the
+    VSKNN (Ludewig & Jannach 2018): an open session of l items gives its p-th item the
     weight p / l; similarity = sum of the weights of shared items. A neighbour's items get its
     similarity, times 1 / steps from the open session's end to the newest shared item (1 = the last
     item), times an idf.
 
-    STAN (Garg et al. 2019, equations 2 to 7): similarity = sum over shared items of
+    STAN (Garg et al. 2019): similarity = sum over shared items of
     exp(-(l - p) / lambda 1), divided by the root of both lengths' product, times
     exp(-age of the neighbour / lambda 2); an item of it gets that, times
     exp(-|its place - place of the newest shared item| / lambda 3).
@@ -112,7 +112,7 @@ class SessionKNN(Recommender[SessionKNNSettings]):
     settings_class = SessionKNNSettings
 
     def fit(self, data: Dataset, options: FitOptions) -> SessionKNNModel:
-        """See `Recommender.fit`. The driver holds the index and, meanwhile, its rows.
+        """See `Recommender.fit`. The driver holds the index and, meanwhile, its rows. Four jobs.
 
         Of each item, the `n_newest` newest sessions are in it: at most n_items * n_newest sessions,
         however many there are. Raises CatalogueTooLargeError before they are collected.

@@ -47,7 +47,9 @@ def softmax_nll(
     The softmax over all items conditioned on the candidates subtracts log Q from every score, the
     target's too, since the target could have been drawn as well.
 
-    Source: Jean et al. 2015, equation 8; Yi et al. 2019, section 3 (candidates from the batch).
+    Source: Jean et al. 2015, "On Using Very Large Target Vocabulary for Neural Machine
+    Translation"; Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling" (candidates from the
+    batch).
     """
     return functional.cross_entropy(scores - log_included, targets, reduction="none")  # (P,)
 
@@ -104,7 +106,8 @@ def bpr_max(scores: torch.Tensor, targets: torch.Tensor, reg: float) -> torch.Te
     scores : r (P, N), of N >= 2 different candidates
     targets : (P,) int64, the place of i among them; j runs over the others, and s is their softmax
 
-    Source: Hidasi & Karatzoglou 2018, section 3.3.2, with the score regularisation that follows it.
+    Source: Hidasi & Karatzoglou 2018, "Recurrent Neural Networks with Top-k Gains", BPR-max with its
+    score regularisation.
     """
     target = scores.gather(1, targets[:, None])  # (P, 1)
     others = scores.scatter(1, targets[:, None], -torch.inf)  # (P, N)

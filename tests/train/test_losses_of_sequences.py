@@ -15,9 +15,7 @@ TARGETS = np.array([2, 0])
 
 
 def test_softmax_nll_is_the_softmax_of_corrected_scores() -> None:
-    """Jean et al. 2015, equation 8: exp(s_y - log Q(y)) over the sum of the same of all
-    candidates.
-    """
+    """Jean et al. 2015: exp(s_y - log Q(y)) over the sum of the same of all candidates."""
     log_included = np.log([0.9, 0.1, 0.5, 0.25])
     for correction in (log_included, np.zeros(4)):
         want = []
