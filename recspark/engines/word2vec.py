@@ -157,7 +157,7 @@ def train(
     packed = sentences.select("sentence_id", "items").mapInArrow(cutting, PACKED).persist()
     try:
         counts = _counts(packed, len(vocabulary), settings)
-        with _folder(spark.sparkContext.master, scratch) as folder:
+        with _folder(str(spark.sparkContext.master), scratch) as folder:
             inputs, outputs = _run(packed, plan(counts, settings, folder), progress)
     finally:
         packed.unpersist(blocking=True)

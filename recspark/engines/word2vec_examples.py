@@ -189,7 +189,7 @@ def _examples(
             reach = window
             if shrink:
                 state += _GOLDEN
-                reach = 1 + np.int64(np.float64(mix(state) >> _11) * 2.0**-53 * window)
+                reach = 1 + int(np.float64(mix(state) >> _11) * 2.0**-53 * window)
             first = n
             for near in range(max(0, centre - reach), min(length, centre + reach + 1)):
                 if kept[near] == kept[centre]:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
+from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
 from recspark.models import topk
 from recspark.models.als import AlsScorer
@@ -135,8 +136,7 @@ class MfModel(RecommenderModel):
             HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum"),
             self.items,
             topk.Shared(self.factors),
-            settings.fold_in_reg,
-            settings.fold_in_alpha,
+            Objective(reg=settings.fold_in_reg, alpha=settings.fold_in_alpha),
         )
 
     def arrays(self) -> dict[str, Array]:

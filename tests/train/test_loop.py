@@ -452,3 +452,18 @@ def test_a_gpu_takes_the_same_steps() -> None:
     on_cpu = trained(TWO)[0].weights["vector"]
     on_gpu = trained(TWO, replace(OPTIONS, device="cuda"))[0].weights["vector"]
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-6)
+
+
+def test_every_batch_of_every_epoch_and_rank_draws_its_own_numbers() -> None:
+    def fn(comm: Comm) -> list[float]:
+        made, drawn = net(), []
+
+        def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
+            drawn.append(float(torch.rand(1, generator=generator)))
+            return squared(made)(batch, generator, done)
+
+        train(comm, made, loss, Rows(TWO, comm.rank), OPTIONS)
+        return drawn
+
+    found = [number for result in LocalLauncher(2).run(fn) for number in result.value]
+    assert len(set(found)) == len(found) == 2 * 5 * 2
