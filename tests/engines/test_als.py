@@ -115,7 +115,7 @@ def test_seed_and_blocks_decide(
 
 def test_more_blocks_than_users(spark: SparkSession) -> None:
     rows = interactions()[:3]
-    plan = replace(PLAN, n_blocks=8, iterations=20, method="cholesky")
+    plan = replace(PLAN, n_blocks=5, method="cholesky")
     x, _, losses = factorise(pairs(spark, rows), plan=plan)
     assert x.shape == (3, 6)
     assert (np.diff(losses) <= 1e-9).all()
