@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from recspark.errors import ConfigError, suggest
 
@@ -281,7 +281,9 @@ class Evaluate(Section):
     """The backtest."""
 
     horizon_days: int = Field(14, ge=1, description="truth = events in [cutoff, cutoff + horizon)")
-    ks: tuple[int, ...] = Field((10, 20), description="list lengths that are scored")
+    ks: tuple[PositiveInt, ...] = Field(
+        (10, 20), min_length=1, description="list lengths that are scored"
+    )
     metric: str = Field(
         "ndcg", description="the metric that tune and the gate look at, at k = ks[0]"
     )
@@ -350,6 +352,9 @@ class Config(Section):
                 raise ValueError(
                     f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, self.models)}"
                 )
+        twice = sorted({name for name in self.models if self.models.count(name) > 1})
+        if twice:
+            raise ValueError(f"models names {twice} twice")
         if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
             raise ValueError("n_candidates must be at least publish.k and every evaluate.ks")
         return self
@@ -452,8 +457,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML in UTF-8: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -473,7 +478,11 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     key, sep, value = text.partition("=")
     if not sep or not key.strip():
         raise ConfigError(f"--set '{text}': expected a.b=value")
-    return key.strip().split("."), yaml.safe_load(value) if value else ""
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set '{text}': not YAML: {' '.join(str(error).split())}") from None
+    return key.strip().split("."), parsed
 
 
 def _set(layers: dict[str, Any], path: list[str], value: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,15 +93,19 @@ def together(spark: SparkSession, *work: Callable[[], _T]) -> Sequence[_T]:
     return [future.result() for future in futures]
 
 
-def _check_java() -> None:
-    import shutil
-
-    home = os.environ.get("JAVA_HOME")
-    if home and (Path(home) / "bin" / "java").exists():
-        return
+def find_java() -> str | None:
+    """Return the Java that Spark will start: of JAVA_HOME, of `make setup`, or on PATH."""
     # `make setup` notes a Java that is not on PATH where Spark's own scripts look for it.
-    noted = (Path(pyspark.__file__).parent / "conf" / "spark-env.sh").exists()
-    if not noted and shutil.which("java") is None:
+    notes = Path(pyspark.__file__).parent / "conf" / "spark-env.sh"
+    noted = re.findall(r"JAVA_HOME=[\"']?([^\"'\n]+)", notes.read_text()) if notes.exists() else []
+    for home in (*noted, os.environ.get("JAVA_HOME")):
+        if home and (Path(home) / "bin" / "java").exists():
+            return str(Path(home) / "bin" / "java")
+    return shutil.which("java")
+
+
+def _check_java() -> None:
+    if find_java() is None:
         raise SetupError(
             "no `java` on PATH and no JAVA_HOME: install Java 17 or 21 "
             "(Debian 12: apt-get install -y openjdk-17-jre-headless)"

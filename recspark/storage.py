@@ -17,6 +17,8 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from recspark.errors import SetupError
+
 COMPLETE = "_complete"
 
 
@@ -154,5 +156,8 @@ def is_complete(folder: str) -> bool:
 
 
 def _open_fs(uri: str) -> tuple[Any, str]:
-    fs, path = fsspec.core.url_to_fs(uri)
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:  # fsspec names the package
+        raise SetupError(f"{uri}: {error}; executors need it too") from None
     return fs, str(path)

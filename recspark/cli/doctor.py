@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -27,9 +26,7 @@ _PACKAGES = (
 
 
 def doctor(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:
-    """Check Java, packages, Delta jars, settings and the source; the exit code says whether all is
-    well.
-    """
+    """Check Java, packages, Delta jars and settings; the exit code says whether all is well."""
     checks = [*_packages(), _java(), _jars(), _settings(env, set_)]
     if as_json:
         print(json.dumps([{"check": n, "ok": ok, "found": text} for n, ok, text in checks]))
@@ -56,9 +53,12 @@ def _packages() -> list[tuple[str, bool, str]]:
 
 
 def _java() -> tuple[str, bool, str]:
-    if shutil.which("java") is None:
+    from recspark.session import find_java
+
+    java = find_java()
+    if java is None:
         return "java", False, "missing: apt-get install -y openjdk-17-jre-headless"
-    text = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     first = text.splitlines()[0] if text else "?"
     return "java", any(f'"{v}' in first for v in ("17", "21")), first
 
@@ -72,12 +72,11 @@ def _jars() -> tuple[str, bool, str]:
 
 def _settings(env: str, overrides: list[str] | None) -> tuple[str, bool, str]:
     from recspark.config import load_config
-    from recspark.models.registry import make
+    from recspark.pipeline.run import check_settings
 
     try:
         config = load_config(env, overrides or [])
-        for model in config.models:
-            make(model, config.model_settings.get(model, {}))
+        check_settings(config)
     except RecsparkError as error:
         return "settings", False, str(error)
     return (

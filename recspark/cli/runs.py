@@ -15,7 +15,7 @@ from recspark.cli.common import Env, Json, Set, console, reading
 def runs(
     env: Env = "local",
     set_: Set = None,
-    nights: Annotated[int, typer.Option(help="how many of the newest nights")] = 1,
+    nights: Annotated[int, typer.Option(min=1, help="how many of the newest nights")] = 1,
     as_json: Json = False,
 ) -> None:
     """List the stages of the newest nights: rows, seconds, memory, versions."""

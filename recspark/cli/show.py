@@ -9,7 +9,7 @@ import typer
 from pyspark.sql import functions as F
 from rich.table import Table
 
-from recspark.cli.common import Env, Json, Set, console, reading
+from recspark.cli.common import Env, Json, Set, console, parse_date, reading
 from recspark.errors import UnknownUserError
 
 
@@ -27,7 +27,7 @@ def show(
 
     with reading(env, set_) as (_, catalog):
         recommendations = catalog.read("recommendations", catalog.version("recommendations"))
-        night = run_date or latest_night(recommendations)
+        night = parse_date(run_date) if run_date else latest_night(recommendations)
         rows = user_list(
             recommendations.where(F.col("run_date") == F.lit(night).cast("date")), user
         )
@@ -57,7 +57,7 @@ def show(
                 str(row["rank"]),
                 row["item_id"],
                 row["item_name"],
-                f"{row['score']:.4f}",
+                f"{row['score']:.4g}",
                 row["source"],
             )
         console.print(table)

@@ -39,6 +39,6 @@ def similar(
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")
     for row in rows:
         table.add_row(
-            str(row["rank"]), row["neighbour_id"], row["neighbour_name"], f"{row['score']:.4f}"
+            str(row["rank"]), row["neighbour_id"], row["neighbour_name"], f"{row['score']:.4g}"
         )
     console.print(table)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -42,18 +43,21 @@ def check_events(
     initial: bool,
     existing: DataFrame | None = None,
     unique_ids: bool = False,
+    timezone: str = "UTC",
 ) -> DataFrame:
     """Return `raw` with `event_date` and `verdict`: `clean`, `quarantined` or `duplicate`.
 
     Parameters
     ----------
     raw : `schema.RAW_EVENTS`
-    run_date : the night D; an event after its end (UTC) is in the future
+    run_date : the night D; an event after its end is in the future
     max_late_days : an event of a day before D - max_late_days is too late, but for the initial
         landing
     initial : the first landing of an installation
     existing : event_id, event_date of the events that other landings gave; None = there are none
     unique_ids : no event_id occurs twice in `raw` (`Landing.unique_ids`), which saves the shuffle
+    timezone : of the source: D ends with the later of its own midnight and that of UTC, so that a
+        landing of a day west of Greenwich keeps its evening (training takes it in the night after)
 
     A quarantined row keeps the source's `reason`, else gets the first of: no event id, no user (nor
     session), no item, no event type, no time, event before 1970-01-02 (an unset time), in the
@@ -66,7 +70,7 @@ def check_events(
     """
     _check_schema(raw)
     oldest = None if initial else run_date - timedelta(days=max_late_days)
-    reasons = F.coalesce("reason", _reason(run_date, oldest))
+    reasons = F.coalesce("reason", _reason(run_date, oldest, end_of_day(run_date, timezone)))
     # What only depends on the row comes first, so that no raw text of a clean row is shuffled.
     rows = raw.select(
         *[F.col(name) for name in schema.RAW_EVENTS.names if name not in ("reason", "row")],
@@ -193,7 +197,19 @@ def count_verdicts(checked: DataFrame, raw: DataFrame | None = None) -> Counts:
     )
 
 
-def _reason(run_date: date, oldest: date | None) -> Column:
+def end_of_day(run_date: date, timezone: str) -> datetime:
+    """Return when `run_date` is over, both in `timezone` and in UTC.
+
+    >>> end_of_day(date(2024, 3, 30), "America/New_York").isoformat()
+    '2024-03-31T04:00:00+00:00'
+    >>> end_of_day(date(2024, 3, 30), "Asia/Tokyo").isoformat()
+    '2024-03-31T00:00:00+00:00'
+    """
+    midnight = datetime.combine(run_date + timedelta(days=1), time(), ZoneInfo(timezone))
+    return max(midnight.astimezone(UTC), cutoff_of(run_date))
+
+
+def _reason(run_date: date, oldest: date | None, end: datetime) -> Column:
     at = F.col("event_at")
     checks = [
         (_is_blank("event_id"), NO_EVENT_ID),
@@ -202,7 +218,7 @@ def _reason(run_date: date, oldest: date | None) -> Column:
         (_is_blank("event_type"), NO_EVENT_TYPE),
         (at.isNull(), NO_TIME),
         (F.to_date(at) < F.lit(date(1970, 1, 2)), TOO_EARLY),
-        (at >= F.lit(cutoff_of(run_date)), IN_THE_FUTURE),
+        (at >= F.lit(end), IN_THE_FUTURE),
         (~_is_finite("value") | ~_is_finite("quantity"), NOT_FINITE),
         (F.col("quantity") <= 0, QUANTITY),
     ]
@@ -221,7 +237,7 @@ def _is_finite(name: str) -> Column:
 
 
 def _known_ids(existing: DataFrame, run_date: date, oldest: date | None) -> DataFrame:
-    days = F.col("event_date") <= F.lit(run_date)
+    days = F.col("event_date") <= F.lit(run_date + timedelta(days=1))  # the evening west of UTC
     if oldest is not None:
         days &= F.col("event_date") >= F.lit(oldest)
     ids = existing.where(days).select(F.col("event_id").alias("_key")).distinct()

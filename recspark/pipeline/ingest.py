@@ -37,6 +37,7 @@ def ingest(context: RunContext) -> StageResult:
         initial=landing.initial,
         existing=elsewhere,
         unique_ids=landing.unique_ids,
+        timezone=config.source.timezone,
     ).persist(StorageLevel.MEMORY_AND_DISK)
     try:
         counts = raw.count_verdicts(checked, landing.events)
@@ -44,8 +45,8 @@ def ingest(context: RunContext) -> StageResult:
         if counts.n_in and counts.n_clean < config.ingest.min_clean_fraction * counts.n_in:
             raise SourceError(
                 f"source '{config.source.name}', night {run_date}: only {counts.n_clean:,} of {counts.n_in:,} "
-                f"rows are clean ({counts.by_reason}); nothing was written. Mend the landing, or lower "
-                "ingest.min_clean_fraction if this is right"
+                f"rows are clean (quarantined {counts.by_reason}, duplicates {counts.by_repeat}); nothing "
+                f"was written. {_advice(counts)}"
             )
         night = {"ingest_date": run_date}
         clean = raw.clean_of(checked, run_date)
@@ -84,6 +85,16 @@ def ingest(context: RunContext) -> StageResult:
         "duplicates": counts.n_duplicates,
     }
     return StageResult(outputs, counts.n_in, counts.n_clean, detail)
+
+
+def _advice(counts: raw.Counts) -> str:
+    known = counts.by_repeat.get(raw.KNOWN, 0)
+    if known > counts.n_quarantined:
+        return (
+            "Most rows were ingested on another night already: does an archive's first night lie after "
+            "this one? Then its events are there, and there is nothing to do"
+        )
+    return "Mend the landing, or lower ingest.min_clean_fraction if this is right"
 
 
 def is_first_landing(context: RunContext, events: DataFrame) -> bool:

@@ -234,6 +234,29 @@ def _own_processes() -> list[int]:
     return [me.pid, *[p.pid for p in java]]
 
 
+def check_settings(config: Config) -> None:
+    """Raise ConfigError where settings name a model or metric that there is not, or that cannot do
+    what it is named for.
+    """
+    from recspark.errors import ConfigError, suggest
+    from recspark.eval.kernel import METRICS
+    from recspark.models.registry import MODELS, make, model_spec
+
+    for model in config.models:
+        make(model, config.model_settings.get(model, {}))
+    for model in config.model_settings:
+        model_spec(model)
+    metric = config.evaluate.metric
+    if metric not in METRICS:
+        raise ConfigError(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
+    neighbours = config.publish.neighbours_model
+    if "neighbours" not in model_spec(neighbours).tags:
+        able = [name for name, spec in MODELS.items() if "neighbours" in spec.tags]
+        raise ConfigError(
+            f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
+        )
+
+
 def open_night(
     env: str,
     run_date: date,
@@ -250,13 +273,9 @@ def open_night(
     `trains` starts the session with the training profile. Raises ConfigError before Spark starts.
     """
     from recspark.config import load_config
-    from recspark.models.registry import make
 
     config = load_config(env, overrides)
-    for model in config.models:
-        make(
-            model, config.model_settings.get(model, {})
-        )  # a wrong setting is an error now, not at 3 am
+    check_settings(config)  # a wrong setting is an error now, not at 3 am
 
     from recspark.pipeline.runlog import open_run
     from recspark.session import TRAINING, build_session
