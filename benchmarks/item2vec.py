@@ -83,8 +83,11 @@ class Bench:
         self.data = "RECSPARK_SESSIONS" if folder else "made up"
         self.sessions = read(folder) if folder else made_up(800 if smoke else 150_000)
         self.settings = settings
-        spark = load_config("local", ["spark.master=local[2]"]).spark
-        self.spark = build_session(spark, "benchmark item2vec")
+        # Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed.
+        spark = load_config("cluster", ["spark.master=local[2]", "spark.driver_memory=4g"]).spark
+        self.spark = build_session(
+            spark.model_copy(update={"shuffle_partitions": 2}), "benchmark item2vec"
+        )
         self.frame = as_frame(self.spark, self.sessions)
 
     def measure(self, name: str, n: int, seed: int) -> dict[str, Any]:

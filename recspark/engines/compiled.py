@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -28,6 +28,7 @@ def compiled(function: F) -> F:
         folder = Path(kept.stats.cache_path)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return kept
+            return cast(F, kept)
     except (RuntimeError, OSError):  # numba found no place, or one that cannot be written
-        return numba.njit(nogil=True, fastmath=_FAST)(function)
+        plain: Any = numba.njit(nogil=True, fastmath=_FAST)(function)
+        return cast(F, plain)

@@ -41,7 +41,7 @@ from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_kernels as kernels
 from recspark.engines.huffman import Tree, huffman
 from recspark.engines.word2vec_cells import Layout, deal
-from recspark.engines.word2vec_examples import PACKED, count, pack, unpack
+from recspark.engines.word2vec_examples import PACKED, count, pack, unpack_batches
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
 # A component this large is no vector any more: products of two such saturate every sigmoid. Those of
@@ -157,7 +157,7 @@ def train(
     packed = sentences.select("sentence_id", "items").mapInArrow(cutting, PACKED).persist()
     try:
         counts = _counts(packed, len(vocabulary), settings)
-        with _folder(spark.sparkContext.master, scratch) as folder:
+        with _folder(str(spark.sparkContext.master), scratch) as folder:
             inputs, outputs = _run(packed, plan(counts, settings, folder), progress)
     finally:
         packed.unpersist(blocking=True)
@@ -211,7 +211,7 @@ def _counts(packed: DataFrame, n_items: int, settings: Word2Vec) -> Array:
 def _count(packed: DataFrame, kept: Array) -> Array:
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         total = np.zeros(len(kept), np.int64)
-        for sentences in unpack(batches):
+        for sentences in unpack_batches(batches):
             total += count(sentences, kept)
         at = np.flatnonzero(total)
         yield pa.RecordBatch.from_arrays(

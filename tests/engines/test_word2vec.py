@@ -53,8 +53,11 @@ def in_process(
     plan = engine.plan(count(sentences, np.ones(N_ITEMS, bool)), settings, str(folder))
 
     def write_epoch(epoch: int) -> list[tuple[str, ...]]:
-        rows = cells.merge(plan, cells.split(plan, sentences, epoch), epoch, 0)
-        return cells.by_rotation(pa.Table.from_batches(rows), settings)
+        parts: dict[int, list[bytes]] = {}
+        for cell, data in cells.split(plan, sentences, epoch):
+            parts.setdefault(cell, []).append(data)
+        written = [(cell, cells.merge(plan, cell, parts[cell], epoch, 0)) for cell in parts]
+        return cells.by_rotation(written, settings)
 
     def run_step(moment: Moment) -> list[Done]:
         return [step(plan, moment, block, 0) for block in range(settings.n_blocks)]
