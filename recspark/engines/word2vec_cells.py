@@ -226,24 +226,31 @@ def _path_blocks(
 
 
 def _to_bytes(part: Examples, begin: int, end: int) -> bytes:
+    """Return 16 bytes an example of one input each (its numbers of inputs are left out), else 16 +
+    4 an input.
+    """
     inputs = slice(int(part.start[begin]), int(part.start[end]))
+    n, m = end - begin, inputs.stop - inputs.start
+    lengths = np.diff(part.start[begin : end + 1]) if n != m else np.zeros(0)
     return b"".join(
         [
-            np.array([end - begin, inputs.stop - inputs.start], np.int64).tobytes(),
+            np.array([n, m], np.int64).tobytes(),
             part.keys[begin:end].tobytes(),
             part.targets[begin:end].tobytes(),
-            np.diff(part.start[begin : end + 1]).astype(np.int32).tobytes(),
+            lengths.astype(np.int32).tobytes(),
             part.inputs[inputs].tobytes(),
         ]
     )
 
 
-def _from_bytes(data: Any) -> Examples:
+def _from_bytes(data: bytes) -> Examples:
     n, m = (int(size) for size in np.frombuffer(data, np.int64, 2))
-    lengths = np.frombuffer(data, np.int32, n, 16 + 12 * n)
+    n_lengths = n if n != m else 0
+    lengths = np.frombuffer(data, np.int32, n_lengths, 16 + 12 * n)
+    start = np.concatenate([[0], np.cumsum(lengths)]) if n_lengths else np.arange(n + 1)
     return Examples(
         np.frombuffer(data, np.uint64, n, 16),
         np.frombuffer(data, np.int32, n, 16 + 8 * n),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.frombuffer(data, np.int32, m, 16 + 16 * n),
+        start,
+        np.frombuffer(data, np.int32, m, 16 + 12 * n + 4 * n_lengths),
     )

@@ -184,11 +184,11 @@ def test_cells_hold_each_example_where_its_blocks_meet(
     )
     parts: dict[int, list[bytes]] = {}
     for half in halves(s):
-        for cell, data in cells.split(p, half, 0):
-            parts.setdefault(cell, []).append(data)
+        for cell, one_part in cells.split(p, half, 0):
+            parts.setdefault(cell, []).append(one_part)
     got: Counter[tuple[tuple[int, ...], int, int, int]] = Counter()
-    for cell in parts:
-        name = cells.merge(p, cell, parts[cell], 0, 7)
+    for cell, data in parts.items():
+        name = cells.merge(p, cell, data, 0, 7)
         for j in range(3):
             one = cells.read_cell(name, j, 3, ragged=cbow)
             for r, target in enumerate(one.targets.tolist()):
