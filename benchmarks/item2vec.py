@@ -31,9 +31,10 @@ from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines.word2vec_examples import SENTENCES
+from recspark.engines.word2vec_step import Word2Vec
 from recspark.session import build_session
 
-SETTINGS = engine.Word2Vec(
+SETTINGS = Word2Vec(
     size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
 )
 PARTITIONS, SEEDS = (1, 4, 16), (1, 2, 3)
@@ -79,7 +80,7 @@ def order(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, in
 class Bench:
     """The session, the data and the settings that all runs share."""
 
-    def __init__(self, folder: str | None, settings: engine.Word2Vec, *, smoke: bool) -> None:
+    def __init__(self, folder: str | None, settings: Word2Vec, *, smoke: bool) -> None:
         self.data = "RECSPARK_SESSIONS" if folder else "made up"
         self.sessions = read(folder) if folder else made_up(800 if smoke else 150_000)
         self.settings = settings
@@ -132,7 +133,7 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
 
 
 def ours(
-    frame: DataFrame, sessions: Sessions, settings: engine.Word2Vec, n: int, seed: int
+    frame: DataFrame, sessions: Sessions, settings: Word2Vec, n: int, seed: int
 ) -> dict[str, Any]:
     """Train with n blocks. The first epoch, which packs the sentences, is not in `epoch_seconds`."""
     split: list[float] = []
@@ -172,7 +173,7 @@ def ours(
 
 
 def mllib(
-    frame: DataFrame, sessions: Sessions, settings: engine.Word2Vec, n: int, seed: int
+    frame: DataFrame, sessions: Sessions, settings: Word2Vec, n: int, seed: int
 ) -> dict[str, Any]:
     """Train MLlib's with n partitions. Set-up is small beside five epochs and counted in."""
     words = frame.select(F.col("items").cast("array<string>").alias("words")).persist()
@@ -203,11 +204,9 @@ def mllib(
     }
 
 
-def gensim(
-    sessions: Sessions, settings: engine.Word2Vec, workers: int, seed: int
-) -> dict[str, Any]:
+def gensim(sessions: Sessions, settings: Word2Vec, workers: int, seed: int) -> dict[str, Any]:
     """Train gensim's, in one process with `workers` threads."""
-    from gensim.models import Word2Vec
+    from gensim.models import Word2Vec as GensimWord2Vec
     from gensim.models.callbacks import CallbackAny2Vec
 
     ends: list[float] = []
@@ -218,7 +217,7 @@ def gensim(
 
     ends.append(time.perf_counter())
     begun = ends[0]
-    model = Word2Vec(
+    model = GensimWord2Vec(
         [session.tolist() for session in sessions.train],
         vector_size=settings.size,
         window=settings.window,

@@ -194,7 +194,7 @@ def _examples(
                 kept[length] = items[at]
                 length += 1
         for centre in range(length):
-            reach = np.int64(window)
+            reach: Any = window
             if shrink:
                 state += _GOLDEN
                 reach = 1 + np.int64(np.float64(mix(state) >> _11) * 2.0**-53 * window)

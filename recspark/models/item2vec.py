@@ -17,8 +17,9 @@ from scipy import sparse
 
 from recspark.data.blocks import Array, Histories, QueryBlock, micros, parse_histories
 from recspark.data.dataset import Dataset
-from recspark.engines.word2vec import Word2Vec, train
+from recspark.engines.word2vec import train
 from recspark.engines.word2vec_examples import SENTENCES
+from recspark.engines.word2vec_step import Word2Vec
 from recspark.models import topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings, check_k
 from recspark.models.item_item import HistoryWeights

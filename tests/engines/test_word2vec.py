@@ -14,8 +14,10 @@ from pyspark.sql import SparkSession
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines import word2vec_cells as cells
-from recspark.engines.word2vec import Done, Moment, Plan, Vectors, Word2Vec, train
+from recspark.engines import word2vec_step as steps
+from recspark.engines.word2vec import Vectors, train
 from recspark.engines.word2vec_examples import SENTENCES, Sentences, count
+from recspark.engines.word2vec_step import Done, Moment, Plan, Word2Vec
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
 N_GROUPS, N_ITEMS = 4, 48
@@ -44,7 +46,7 @@ def in_process(
     lists: list[list[int]],
     settings: Word2Vec,
     folder: Path,
-    step: Callable[[Plan, Moment, int, int], Done] = engine.step,
+    step: Callable[[Plan, Moment, int, int], Done] = steps.step,
 ) -> tuple[Array, Array]:
     """Run the engine in this process, as Spark would run it."""
     start = np.concatenate([[0], np.cumsum([len(items) for items in lists])])
@@ -93,11 +95,11 @@ def test_a_task_done_again_gives_the_same_bits(architecture: str, tmp_path: Path
 
     def lose(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
         if (moment.number + block) % 3 == 0:
-            first = engine.step(plan, moment, block, attempt)
+            first = steps.step(plan, moment, block, attempt)
             for name in (first.inputs, first.outputs):
                 Path(name).write_bytes(b"torn")
             attempt += 100
-        return engine.step(plan, moment, block, attempt)
+        return steps.step(plan, moment, block, attempt)
 
     plain = in_process(clusters(200), settings, tmp_path / "plain")
     again = in_process(clusters(200), settings, tmp_path / "lost", lose)
@@ -115,9 +117,9 @@ def test_the_learning_rate_falls_linearly_over_all_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
-    real = engine.kernels.train_negative
+    real = steps.kernels.train_negative
     monkeypatch.setattr(
-        engine.kernels, "train_negative", lambda *args: (rates.append(args[-3:-1]), real(*args))[1]
+        steps.kernels, "train_negative", lambda *args: (rates.append(args[-3:-1]), real(*args))[1]
     )
     settings = replace(SETTINGS, n_blocks=1, n_rotations=2, epochs=2, learning_rate=0.09)
     in_process(clusters(50), replace(settings, min_learning_rate=0.01), tmp_path)
@@ -134,7 +136,7 @@ def test_a_diverging_rate_stops_the_run(loss: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stops_the_run(bad: float, tmp_path: Path) -> None:
     def spoil(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
-        done = engine.step(plan, moment, block, attempt)
+        done = steps.step(plan, moment, block, attempt)
         if moment.number == 1:
             vectors = np.load(done.inputs)
             vectors[0, 0] = bad

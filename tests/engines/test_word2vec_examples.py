@@ -11,7 +11,7 @@ import pytest
 from recspark.data.blocks import Array
 from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_examples as module
-from recspark.engines.word2vec import Word2Vec, keep_chances, plan
+from recspark.engines.word2vec import keep_chances, plan
 from recspark.engines.word2vec_examples import (
     SENTENCES,
     WHOLE,
@@ -22,6 +22,7 @@ from recspark.engines.word2vec_examples import (
     take_ragged,
     unpack_batches,
 )
+from recspark.engines.word2vec_step import Word2Vec
 
 
 def sentences(*lists: list[int]) -> Sentences:
