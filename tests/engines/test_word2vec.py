@@ -107,6 +107,30 @@ def test_a_task_done_again_gives_the_same_bits(architecture: str, tmp_path: Path
     assert np.array_equal(plain[1], again[1])
 
 
+def test_inputs_of_other_blocks_stand_still_where_they_were(tmp_path: Path) -> None:
+    """Each input is found again by value: in the block's own rows, or among the frozen ones."""
+    settings = replace(SETTINGS, n_blocks=3)
+    plan = engine.plan(np.arange(N_ITEMS, 0, -1), settings, str(tmp_path))
+    table = np.random.default_rng(1).standard_normal((N_ITEMS, 16)).astype(np.float32)
+    start = steps.kernels.start_vectors(np.arange(N_ITEMS), 16, settings.seed)
+    names = []
+    for block in range(3):
+        names.append(str(tmp_path / f"{block}.npy") if block != 2 else "")  # one is not yet written
+        if names[-1]:
+            np.save(names[-1], table[plan.inputs.members(block)])
+        else:
+            table[plan.inputs.members(block)] = start[plan.inputs.members(block)]
+    moment = Moment(0, 0, 0, ("", "", ""), tuple(names), ("", "", ""))
+    items = np.array([5, 0, 7, 5, 40, 13, 1, 2], np.int32)
+    inputs, frozen = steps._localise(plan, moment, 1, items)
+    mine = plan.inputs.block[items] == 1
+    assert 0 < mine.sum() < len(items)
+    assert ((inputs >= 0) == mine).all()
+    live = table[plan.inputs.members(1)]
+    found = [live[i] if i >= 0 else frozen[-1 - i] for i in inputs]
+    assert np.array_equal(found, table[items])
+
+
 def test_seeds_differ(tmp_path: Path) -> None:
     one, _ = in_process(clusters(100), SETTINGS, tmp_path / "a")
     other, _ = in_process(clusters(100), replace(SETTINGS, seed=1), tmp_path / "b")
