@@ -45,7 +45,7 @@ def purity(vectors: Array) -> float:
 def in_process(
     lists: list[list[int]],
     settings: Word2Vec,
-    folder: Path,
+    folder: Path | str,
     step: Callable[[Plan, Moment, int, int], Done] = steps.step,
 ) -> tuple[Array, Array]:
     """Run the engine in this process, as Spark would run it."""
@@ -129,6 +129,17 @@ def test_inputs_of_other_blocks_stand_still_where_they_were(tmp_path: Path) -> N
     live = table[plan.inputs.members(1)]
     found = [live[i] if i >= 0 else frozen[-1 - i] for i in inputs]
     assert np.array_equal(found, table[items])
+
+
+@pytest.mark.parametrize("architecture", ["skipgram", "cbow"])
+def test_vectors_may_pass_through_a_store_that_is_no_folder(
+    architecture: str, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, architecture=architecture, epochs=1)
+    here = in_process(clusters(100), settings, tmp_path)
+    there = in_process(clusters(100), settings, "memory://word2vec")
+    assert np.array_equal(here[0], there[0])
+    assert np.array_equal(here[1], there[1])
 
 
 def test_seeds_differ(tmp_path: Path) -> None:
