@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from pyspark.ml.feature import Word2Vec as MllibWord2Vec
+from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -85,10 +86,9 @@ class Bench:
         self.sessions = read(folder) if folder else made_up(800 if smoke else 150_000)
         self.settings = settings
         # Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed.
-        spark = load_config("cluster", ["spark.master=local[2]", "spark.driver_memory=4g"]).spark
-        self.spark = build_session(
-            spark.model_copy(update={"shuffle_partitions": 2}), "benchmark item2vec"
-        )
+        spark = ["master=local[2]", "driver_memory=4g", "shuffle_partitions=2"]
+        config = load_config("cluster", [f"spark.{setting}" for setting in spark])
+        self.spark = build_session(config.spark, "benchmark item2vec")
         self.frame = as_frame(self.spark, self.sessions)
 
     def measure(self, name: str, n: int, seed: int) -> dict[str, Any]:
@@ -192,10 +192,10 @@ def mllib(
         outputCol="mean",
     ).fit(words)
     total = time.perf_counter() - begun
-    rows = model.getVectors().toArrow()
+    rows = model.getVectors().select("word", vector_to_array("vector").alias("vector")).toArrow()
     words.unpersist(blocking=True)
     item = rows.column("word").to_numpy(zero_copy_only=False).astype(np.int32)
-    values = np.stack([row["values"] for row in rows.column("vector").to_pylist()])
+    values = rows.column("vector").combine_chunks().flatten().to_numpy().reshape(len(item), -1)
     vectors = values[np.argsort(item)].astype(np.float32)
     return {
         "p_at_20": precision(sessions, vectors, vectors),
