@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from pyspark.ml.feature import Word2Vec as MllibWord2Vec
+from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -31,9 +32,10 @@ from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines.word2vec_examples import SENTENCES
+from recspark.engines.word2vec_step import Word2Vec
 from recspark.session import build_session
 
-SETTINGS = engine.Word2Vec(
+SETTINGS = Word2Vec(
     size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
 )
 PARTITIONS, SEEDS = (1, 4, 16), (1, 2, 3)
@@ -79,12 +81,14 @@ def order(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, in
 class Bench:
     """The session, the data and the settings that all runs share."""
 
-    def __init__(self, folder: str | None, settings: engine.Word2Vec, *, smoke: bool) -> None:
+    def __init__(self, folder: str | None, settings: Word2Vec, *, smoke: bool) -> None:
         self.data = "RECSPARK_SESSIONS" if folder else "made up"
         self.sessions = read(folder) if folder else made_up(800 if smoke else 150_000)
         self.settings = settings
-        spark = load_config("local", ["spark.master=local[2]"]).spark
-        self.spark = build_session(spark, "benchmark item2vec")
+        # Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed.
+        spark = ["master=local[2]", "driver_memory=4g", "shuffle_partitions=2"]
+        config = load_config("cluster", [f"spark.{setting}" for setting in spark])
+        self.spark = build_session(config.spark, "benchmark item2vec")
         self.frame = as_frame(self.spark, self.sessions)
 
     def measure(self, name: str, n: int, seed: int) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
 
 
 def ours(
-    frame: DataFrame, sessions: Sessions, settings: engine.Word2Vec, n: int, seed: int
+    frame: DataFrame, sessions: Sessions, settings: Word2Vec, n: int, seed: int
 ) -> dict[str, Any]:
     """Train with n blocks. The first epoch, which packs the sentences, is not in `epoch_seconds`."""
     split: list[float] = []
@@ -169,7 +173,7 @@ def ours(
 
 
 def mllib(
-    frame: DataFrame, sessions: Sessions, settings: engine.Word2Vec, n: int, seed: int
+    frame: DataFrame, sessions: Sessions, settings: Word2Vec, n: int, seed: int
 ) -> dict[str, Any]:
     """Train MLlib's with n partitions. Set-up is small beside five epochs and counted in."""
     words = frame.select(F.col("items").cast("array<string>").alias("words")).persist()
@@ -188,10 +192,10 @@ def mllib(
         outputCol="mean",
     ).fit(words)
     total = time.perf_counter() - begun
-    rows = model.getVectors().toArrow()
+    rows = model.getVectors().select("word", vector_to_array("vector").alias("vector")).toArrow()
     words.unpersist(blocking=True)
     item = rows.column("word").to_numpy(zero_copy_only=False).astype(np.int32)
-    values = np.stack([row["values"] for row in rows.column("vector").to_pylist()])
+    values = rows.column("vector").combine_chunks().flatten().to_numpy().reshape(len(item), -1)
     vectors = values[np.argsort(item)].astype(np.float32)
     return {
         "p_at_20": precision(sessions, vectors, vectors),
@@ -200,11 +204,9 @@ def mllib(
     }
 
 
-def gensim(
-    sessions: Sessions, settings: engine.Word2Vec, workers: int, seed: int
-) -> dict[str, Any]:
+def gensim(sessions: Sessions, settings: Word2Vec, workers: int, seed: int) -> dict[str, Any]:
     """Train gensim's, in one process with `workers` threads."""
-    from gensim.models import Word2Vec
+    from gensim.models import Word2Vec as GensimWord2Vec
     from gensim.models.callbacks import CallbackAny2Vec
 
     ends: list[float] = []
@@ -215,7 +217,7 @@ def gensim(
 
     ends.append(time.perf_counter())
     begun = ends[0]
-    model = Word2Vec(
+    model = GensimWord2Vec(
         [session.tolist() for session in sessions.train],
         vector_size=settings.size,
         window=settings.window,

@@ -129,7 +129,7 @@ class NoSlotsError(RecsparkError):
 
 
 class DivergedError(RecsparkError):
-    """The loss is not finite; the message gives the step."""
+    """The loss is not finite, or vectors explode; the message gives the step."""
 
     exit_code = 33
 

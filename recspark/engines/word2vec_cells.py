@@ -13,12 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyspark import TaskContext
-from pyspark.sql import DataFrame
-from pyspark.sql.types import BinaryType
+from pyspark import RDD, TaskContext
 
-from recspark import schema, storage
+from recspark import storage
 from recspark.data.blocks import Array
 from recspark.engines.word2vec_examples import (
     WHOLE,
@@ -29,8 +26,6 @@ from recspark.engines.word2vec_examples import (
     unpack,
 )
 
-_MADE = schema.columns(cell=schema.INT, data=BinaryType())
-_WRITTEN = schema.columns(cell=schema.INT, name=schema.STRING)
 _ORDER = np.uint64((1 << 48) - 1)  # bits of a key that order a cell; those above pick the rotation
 
 
@@ -77,43 +72,45 @@ def deal(weights: Array, n_blocks: int) -> Layout:
     return Layout(block, local)
 
 
-def write_epoch(packed: DataFrame, shared: Any, epoch: int) -> list[tuple[str, ...]]:
+def write_epoch(packed: RDD[Any], shared: Any, epoch: int) -> list[tuple[str, ...]]:
     """Write the cells of `epoch`; return the files, by rotation and input block ("" = no example).
 
-    One job, one shuffle. `shared` : broadcast of the `Plan`.
+    One job, one shuffle. An RDD, because each cell must have a partition of its own and because
+    planning a DataFrame anew each epoch took longer than making a small epoch.
+
+    Parameters
+    ----------
+    packed : rows of `PACKED`
+    shared : broadcast of the `Plan`
     """
     settings = shared.value.settings
-    n_cells = settings.n_rotations * settings.n_blocks
 
-    def make(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for sentences in unpack(batches):
-            yield from split(shared.value, sentences, epoch)
+    def make(rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        for row in rows:
+            yield from split(shared.value, unpack(*row), epoch)
 
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def write(cell: int, rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
         context = TaskContext.get()
-        yield from merge(shared.value, batches, epoch, context.taskAttemptId() if context else 0)
+        attempt = context.taskAttemptId() if context else 0
+        parts = [data for _, data in rows]
+        if parts:
+            yield cell, merge(shared.value, cell, parts, epoch, attempt)
 
-    rows = (
-        packed.mapInArrow(make, _MADE)
-        .repartition(n_cells, "cell")
-        .mapInArrow(write, _WRITTEN)
-        .toArrow()
-    )
-    return by_rotation(rows, settings)
+    made = packed.mapPartitions(make).partitionBy(settings.n_rotations * settings.n_blocks, int)
+    return by_rotation(made.mapPartitionsWithIndex(write).collect(), settings)
 
 
-def by_rotation(rows: pa.Table, settings: Any) -> list[tuple[str, ...]]:
-    """Return the names of the rows (`cell, name`) by rotation and input block; "" where none is."""
-    n = settings.n_blocks
-    names = dict(zip(rows.column("cell").to_pylist(), rows.column("name").to_pylist(), strict=True))
+def by_rotation(written: list[tuple[int, str]], settings: Any) -> list[tuple[str, ...]]:
+    """Return the names of (cell, name) by rotation and input block; "" where there is none."""
+    n, names = settings.n_blocks, dict(written)
     return [
         tuple(names.get(rotation * n + block, "") for block in range(n))
         for rotation in range(settings.n_rotations)
     ]
 
 
-def split(plan: Any, sentences: Sentences, epoch: int) -> Iterator[pa.RecordBatch]:
-    """Return the examples of `sentences` as `cell, data`, a row for each rotation and input block.
+def split(plan: Any, sentences: Sentences, epoch: int) -> Iterator[tuple[int, bytes]]:
+    """Return the examples of `sentences` as (cell, bytes): a cell is a rotation and an input block.
 
     An example goes to every input block that holds one of its inputs and every output block that
     holds its target, or a node of its path.
@@ -142,30 +139,21 @@ def split(plan: Any, sentences: Sentences, epoch: int) -> Iterator[pa.RecordBatc
         keys = (keys & _ORDER) | (outputs.astype(np.uint64) << np.uint64(48))
         chosen = Examples(keys, part.targets[rows], *take_ragged(part.start, part.inputs, rows))
         chosen = chosen.take(order)
-        ids = np.flatnonzero(np.diff(ends))
-        data = [_to_bytes(chosen, ends[at], ends[at + 1]) for at in ids]
-        yield pa.RecordBatch.from_arrays(
-            [pa.array(ids, pa.int32()), pa.array(data, pa.binary())], names=_MADE.names
-        )
+        for at in np.flatnonzero(np.diff(ends)):
+            yield int(at), _to_bytes(chosen, ends[at], ends[at + 1])
 
 
-def merge(
-    plan: Any, batches: Iterable[pa.RecordBatch], epoch: int, attempt: int
-) -> Iterator[pa.RecordBatch]:
-    """Write one file for each cell id in `batches`; return `cell, name`."""
-    parts: dict[int, list[Examples]] = {}
-    for batch in batches:
-        for cell, data in zip(batch.column("cell").to_pylist(), batch.column("data"), strict=True):
-            parts.setdefault(cell, []).append(_from_bytes(data.as_buffer()))
-    for cell in sorted(parts):
-        content = cell_bytes(
-            parts.pop(cell), plan.settings.n_blocks, ragged=plan.settings.architecture == "cbow"
-        )
-        name = storage.join(plan.folder, f"examples-{epoch}-{cell}-{attempt}.bin")
-        storage.write_bytes(name, content)
-        yield pa.RecordBatch.from_arrays(
-            [pa.array([cell], pa.int32()), pa.array([name])], names=_WRITTEN.names
-        )
+def merge(plan: Any, cell: int, parts: list[bytes], epoch: int, attempt: int) -> str:
+    """Write the file of `cell` from what `split` gave for it, in any order; return its name."""
+    settings = plan.settings
+    content = cell_bytes(
+        [_from_bytes(data) for data in parts],
+        settings.n_blocks,
+        ragged=settings.architecture == "cbow",
+    )
+    name = storage.join(plan.folder, f"examples-{epoch}-{cell}-{attempt}.bin")
+    storage.write_bytes(name, content)
+    return name
 
 
 def cell_bytes(parts: list[Examples], n_blocks: int, *, ragged: bool) -> bytes:
@@ -238,24 +226,31 @@ def _path_blocks(
 
 
 def _to_bytes(part: Examples, begin: int, end: int) -> bytes:
+    """Return 16 bytes an example of one input each (its numbers of inputs are left out), else 16 +
+    4 an input.
+    """
     inputs = slice(int(part.start[begin]), int(part.start[end]))
+    n, m = end - begin, inputs.stop - inputs.start
+    lengths = np.diff(part.start[begin : end + 1]) if n != m else np.zeros(0)
     return b"".join(
         [
-            np.array([end - begin, inputs.stop - inputs.start], np.int64).tobytes(),
+            np.array([n, m], np.int64).tobytes(),
             part.keys[begin:end].tobytes(),
             part.targets[begin:end].tobytes(),
-            np.diff(part.start[begin : end + 1]).astype(np.int32).tobytes(),
+            lengths.astype(np.int32).tobytes(),
             part.inputs[inputs].tobytes(),
         ]
     )
 
 
-def _from_bytes(data: Any) -> Examples:
+def _from_bytes(data: bytes) -> Examples:
     n, m = (int(size) for size in np.frombuffer(data, np.int64, 2))
-    lengths = np.frombuffer(data, np.int32, n, 16 + 12 * n)
+    n_lengths = n if n != m else 0
+    lengths = np.frombuffer(data, np.int32, n_lengths, 16 + 12 * n)
+    start = np.concatenate([[0], np.cumsum(lengths)]) if n_lengths else np.arange(n + 1)
     return Examples(
         np.frombuffer(data, np.uint64, n, 16),
         np.frombuffer(data, np.int32, n, 16 + 8 * n),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.frombuffer(data, np.int32, m, 16 + 16 * n),
+        start,
+        np.frombuffer(data, np.int32, m, 16 + 12 * n + 4 * n_lengths),
     )

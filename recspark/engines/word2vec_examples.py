@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,16 +86,21 @@ def pack(
         yield _packed(held)
 
 
-def unpack(batches: Iterable[pa.RecordBatch]) -> Iterator[Sentences]:
+def unpack(ids: Any, lengths: Any, items: Any) -> Sentences:
+    """Return the sentences of one `PACKED` row, given as buffers of bytes."""
+    n = np.frombuffer(lengths, np.int32)
+    return Sentences(
+        np.frombuffer(ids, np.int64).copy(),  # what comes from bytes is read-only
+        np.concatenate([[0], np.cumsum(n)]).astype(np.int64),
+        np.frombuffer(items, np.int32).copy(),
+    )
+
+
+def unpack_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Sentences]:
     """Return the sentences of each `PACKED` row."""
     for batch in batches:
-        for ids, lengths, items in zip(*(batch.column(c) for c in PACKED.names), strict=True):
-            n = np.frombuffer(lengths.as_buffer(), np.int32)
-            yield Sentences(
-                np.frombuffer(ids.as_buffer(), np.int64).copy(),
-                np.concatenate([[0], np.cumsum(n)]).astype(np.int64),
-                np.frombuffer(items.as_buffer(), np.int32).copy(),
-            )
+        for row in zip(*(batch.column(c) for c in PACKED.names), strict=True):
+            yield unpack(*(field.as_buffer() for field in row))
 
 
 def count(sentences: Sentences, kept: Array) -> Array:
@@ -131,7 +137,9 @@ def examples(
     shrink : each target's window is drawn uniformly from 1 to `window`, as word2vec does
     cbow : one example a target, its inputs all items of the window; else one a pair
 
-    An item is no example of itself, and no window reaches into another sentence.
+    No window reaches into another sentence. An item that is used twice within a window predicts
+    itself, as in word2vec: it draws an item's input and output vector together (Diginetica, P@20 by
+    cosine: .276 with such pairs, .263 without). As a set, a sentence holds an item once.
     """
     lengths = np.diff(sentences.start)
     bound = lengths * np.minimum(2 * window, lengths - 1)
@@ -186,13 +194,13 @@ def _examples(
                 kept[length] = items[at]
                 length += 1
         for centre in range(length):
-            reach = window
+            reach: Any = window
             if shrink:
                 state += _GOLDEN
                 reach = 1 + int(np.float64(mix(state) >> _11) * 2.0**-53 * window)
             first = n
             for near in range(max(0, centre - reach), min(length, centre + reach + 1)):
-                if kept[near] == kept[centre]:
+                if near == centre:
                     continue
                 if not cbow or n == first:
                     state += _GOLDEN

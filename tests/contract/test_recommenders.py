@@ -21,7 +21,16 @@ from recspark.testing.checks import CHECKS, Case, Check, checks_for
 SHORT: dict[str, dict[str, Any]] = {
     "als": {"embedding_size": 8, "iterations": 4, "half_life_days": None},
     "ease": {"reg": 5.0, "half_life_days": None},
-    "item2vec": {"epochs": 10, "n_rotations": 1, "learning_rate": 0.1, "half_life_days": None},
+    "item2vec": {
+        "sentence": "history",
+        "window": 3,
+        "embedding_size": 16,
+        "epochs": 4,
+        "n_rotations": 1,
+        "learning_rate": 0.3,
+        "subsample": None,
+        "half_life_days": None,
+    },
     "item_knn": {"shrink": 1.0, "half_life_days": None},
     "autorec": {
         "hidden_size": 16,

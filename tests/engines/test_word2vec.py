@@ -14,8 +14,10 @@ from pyspark.sql import SparkSession
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines import word2vec_cells as cells
-from recspark.engines.word2vec import Done, Moment, Plan, Vectors, Word2Vec, train
+from recspark.engines import word2vec_step as steps
+from recspark.engines.word2vec import Vectors, train
 from recspark.engines.word2vec_examples import SENTENCES, Sentences, count
+from recspark.engines.word2vec_step import Done, Moment, Plan, Word2Vec
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
 N_GROUPS, N_ITEMS = 4, 48
@@ -43,8 +45,8 @@ def purity(vectors: Array) -> float:
 def in_process(
     lists: list[list[int]],
     settings: Word2Vec,
-    folder: Path,
-    step: Callable[[Plan, Moment, int, int], Done] = engine.step,
+    folder: Path | str,
+    step: Callable[[Plan, Moment, int, int], Done] = steps.step,
 ) -> tuple[Array, Array]:
     """Run the engine in this process, as Spark would run it."""
     start = np.concatenate([[0], np.cumsum([len(items) for items in lists])])
@@ -53,8 +55,11 @@ def in_process(
     plan = engine.plan(count(sentences, np.ones(N_ITEMS, bool)), settings, str(folder))
 
     def write_epoch(epoch: int) -> list[tuple[str, ...]]:
-        rows = cells.merge(plan, cells.split(plan, sentences, epoch), epoch, 0)
-        return cells.by_rotation(pa.Table.from_batches(rows), settings)
+        parts: dict[int, list[bytes]] = {}
+        for cell, data in cells.split(plan, sentences, epoch):
+            parts.setdefault(cell, []).append(data)
+        written = [(cell, cells.merge(plan, cell, parts[cell], epoch, 0)) for cell in parts]
+        return cells.by_rotation(written, settings)
 
     def run_step(moment: Moment) -> list[Done]:
         return [step(plan, moment, block, 0) for block in range(settings.n_blocks)]
@@ -90,16 +95,51 @@ def test_a_task_done_again_gives_the_same_bits(architecture: str, tmp_path: Path
 
     def lose(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
         if (moment.number + block) % 3 == 0:
-            first = engine.step(plan, moment, block, attempt)
+            first = steps.step(plan, moment, block, attempt)
             for name in (first.inputs, first.outputs):
                 Path(name).write_bytes(b"torn")
             attempt += 100
-        return engine.step(plan, moment, block, attempt)
+        return steps.step(plan, moment, block, attempt)
 
     plain = in_process(clusters(200), settings, tmp_path / "plain")
     again = in_process(clusters(200), settings, tmp_path / "lost", lose)
     assert np.array_equal(plain[0], again[0])
     assert np.array_equal(plain[1], again[1])
+
+
+def test_inputs_of_other_blocks_stand_still_where_they_were(tmp_path: Path) -> None:
+    """Each input is found again by value: in the block's own rows, or among the frozen ones."""
+    settings = replace(SETTINGS, n_blocks=3)
+    plan = engine.plan(np.arange(N_ITEMS, 0, -1), settings, str(tmp_path))
+    table = np.random.default_rng(1).standard_normal((N_ITEMS, 16)).astype(np.float32)
+    start = steps.kernels.start_vectors(np.arange(N_ITEMS), 16, settings.seed)
+    names = []
+    for block in range(3):
+        names.append(str(tmp_path / f"{block}.npy") if block != 2 else "")  # one is not yet written
+        if names[-1]:
+            np.save(names[-1], table[plan.inputs.members(block)])
+        else:
+            table[plan.inputs.members(block)] = start[plan.inputs.members(block)]
+    moment = Moment(0, 0, 0, ("", "", ""), tuple(names), ("", "", ""))
+    items = np.array([5, 0, 7, 5, 40, 13, 1, 2], np.int32)
+    inputs, frozen = steps._localise(plan, moment, 1, items)
+    mine = plan.inputs.block[items] == 1
+    assert 0 < mine.sum() < len(items)
+    assert ((inputs >= 0) == mine).all()
+    live = table[plan.inputs.members(1)]
+    found = [live[i] if i >= 0 else frozen[-1 - i] for i in inputs]
+    assert np.array_equal(found, table[items])
+
+
+@pytest.mark.parametrize("architecture", ["skipgram", "cbow"])
+def test_vectors_may_pass_through_a_store_that_is_no_folder(
+    architecture: str, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, architecture=architecture, epochs=1)
+    here = in_process(clusters(100), settings, tmp_path)
+    there = in_process(clusters(100), settings, "memory://word2vec")
+    assert np.array_equal(here[0], there[0])
+    assert np.array_equal(here[1], there[1])
 
 
 def test_seeds_differ(tmp_path: Path) -> None:
@@ -112,9 +152,9 @@ def test_the_learning_rate_falls_linearly_over_all_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
-    real = engine.kernels.train_negative
+    real = steps.kernels.train_negative
     monkeypatch.setattr(
-        engine.kernels, "train_negative", lambda *args: (rates.append(args[-3:-1]), real(*args))[1]
+        steps.kernels, "train_negative", lambda *args: (rates.append(args[-3:-1]), real(*args))[1]
     )
     settings = replace(SETTINGS, n_blocks=1, n_rotations=2, epochs=2, learning_rate=0.09)
     in_process(clusters(50), replace(settings, min_learning_rate=0.01), tmp_path)
@@ -131,7 +171,7 @@ def test_a_diverging_rate_stops_the_run(loss: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stops_the_run(bad: float, tmp_path: Path) -> None:
     def spoil(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
-        done = engine.step(plan, moment, block, attempt)
+        done = steps.step(plan, moment, block, attempt)
         if moment.number == 1:
             vectors = np.load(done.inputs)
             vectors[0, 0] = bad

@@ -15,7 +15,8 @@ JOB = """
 import os, signal, sys, threading
 import numpy as np, psutil
 from pyspark.sql import SparkSession
-from recspark.engines.word2vec import Word2Vec, train
+from recspark.engines.word2vec import train
+from recspark.engines.word2vec_step import Word2Vec
 
 spark = SparkSession.builder.getOrCreate()
 context = spark.sparkContext

@@ -11,7 +11,7 @@ import pytest
 from recspark.data.blocks import Array
 from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_examples as module
-from recspark.engines.word2vec import Word2Vec, keep_chances, plan
+from recspark.engines.word2vec import keep_chances, plan
 from recspark.engines.word2vec_examples import (
     SENTENCES,
     WHOLE,
@@ -20,8 +20,9 @@ from recspark.engines.word2vec_examples import (
     examples,
     pack,
     take_ragged,
-    unpack,
+    unpack_batches,
 )
+from recspark.engines.word2vec_step import Word2Vec
 
 
 def sentences(*lists: list[int]) -> Sentences:
@@ -85,9 +86,9 @@ def test_cbow_predicts_each_item_from_its_window() -> None:
     ]  # fmt: skip
 
 
-def test_an_item_does_not_predict_itself() -> None:
-    assert Counter(pairs(found(sentences([1, 1, 2]), 1))) == Counter([(1, 2), (2, 1)])
-    assert bags(found(sentences([1, 1, 1]), 1, cbow=True)) == []
+def test_a_repeated_item_predicts_itself_from_its_other_place() -> None:
+    expected = [(1, 1), (1, 1), (1, 2), (2, 1)]
+    assert Counter(pairs(found(sentences([1, 1, 2]), 1))) == Counter(expected)
 
 
 def test_a_shrunk_window_is_uniform() -> None:
@@ -130,12 +131,12 @@ def test_few_examples_at_once_are_the_same_examples(monkeypatch: pytest.MonkeyPa
 def test_packing_maps_cuts_and_leaves_out() -> None:
     vocabulary = np.array([10, 20, 30, 40, 50], np.int32)
     lists = [[20, 99, 10], None, [30], [50, 40, 30, 20, 10], [40, 20, 40], [50, 50]]
-    (plain,) = unpack(pack([batch(lists)], vocabulary, as_sets=False, max_length=3))
+    (plain,) = unpack_batches(pack([batch(lists)], vocabulary, as_sets=False, max_length=3))
     rows = [plain.items[a:b].tolist() for a, b in zip(plain.start, plain.start[1:])]
     assert rows == [[1, 0], [4, 3, 2], [1, 0], [3, 1, 3], [4, 4]]
     assert plain.ids[[0, 1, 3, 4]].tolist() == [0, 3, 4, 5]
     assert len(set(plain.ids.tolist())) == 5
-    (sets,) = unpack(pack([batch(lists)], vocabulary, as_sets=True, max_length=100))
+    (sets,) = unpack_batches(pack([batch(lists)], vocabulary, as_sets=True, max_length=100))
     rows = [sets.items[a:b].tolist() for a, b in zip(sets.start, sets.start[1:])]
     assert rows == [[0, 1], [0, 1, 2, 3, 4], [1, 3]]
 
@@ -182,10 +183,13 @@ def test_cells_hold_each_example_where_its_blocks_meet(
             }
         )
     )
-    rows = [row for part in halves(s) for row in cells.split(p, part, 0)]
+    parts: dict[int, list[bytes]] = {}
+    for half in halves(s):
+        for cell, one_part in cells.split(p, half, 0):
+            parts.setdefault(cell, []).append(one_part)
     got: Counter[tuple[tuple[int, ...], int, int, int]] = Counter()
-    for written in cells.merge(p, rows, 0, 7):
-        cell, name = written.column("cell")[0].as_py(), written.column("name")[0].as_py()
+    for cell, data in parts.items():
+        name = cells.merge(p, cell, data, 0, 7)
         for j in range(3):
             one = cells.read_cell(name, j, 3, ragged=cbow)
             for r, target in enumerate(one.targets.tolist()):

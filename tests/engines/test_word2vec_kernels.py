@@ -196,7 +196,7 @@ def test_start_vectors_depend_on_seed_and_item_alone() -> None:
     some = kernels.start_vectors(np.array([7, 2, 900]), 16, 1)
     assert np.array_equal(some[1:2], kernels.start_vectors(np.array([2]), 16, 1))
     assert not np.array_equal(some, kernels.start_vectors(np.array([7, 2, 900]), 16, 2))
-    many = kernels.start_vectors(np.arange(2000), 16, 1) * 16
+    many = kernels.start_vectors(np.arange(2000), 16, 1) * 4
     assert np.abs(many).max() <= 0.5
     assert abs(many.mean()) < 0.01
     assert abs(many.var() - 1 / 12) < 0.002

@@ -22,6 +22,7 @@ from recspark.models.item2vec import (
     engine_settings,
     mean_vectors,
     newest,
+    priors,
     unit_rows,
 )
 from recspark.testing import synth
@@ -112,6 +113,19 @@ def test_unit_rows() -> None:
     assert np.allclose(got, [[0.6, 0.8], [0, 0]])
 
 
+def test_priors_give_back_what_noise_and_subsampling_took() -> None:
+    """Four uses of five are of item 0: thinned to half, it must weigh twice; item 2 was never used."""
+    settings = Item2VecSettings(ns_exponent=-1.0, subsample=0.1715729 * 0.8)
+    got = priors(np.array([4, 1, 0]), settings)
+    keep = np.sqrt(0.1715729) + 0.1715729
+    noise = np.array([0.25, 1]) / 1.25
+    first = np.log(noise[0] / keep)
+    assert np.allclose(got[0], first, atol=1e-5)
+    ratio = 0.1715729 * 0.8 / 0.2
+    assert np.allclose(got[1], np.log(noise[1] / min(1, np.sqrt(ratio) + ratio)), atol=1e-5)
+    assert got[2] == -np.inf
+
+
 def test_only_the_newest_events_count() -> None:
     history = Histories(
         np.array([0, 3, 3, 4]), np.array([1, 2, 3, 9]), np.arange(4), np.ones(4, np.float32)
@@ -127,8 +141,8 @@ def model(score: str, **settings: object) -> Item2VecModel:
     vectors, outputs = rng.standard_normal((2, 5, 3)).astype(np.float32)
     made = Item2VecSettings(score=score, half_life_days=10.0, **settings)  # type: ignore[arg-type]
     items = np.array([2, 3, 5, 7, 11], np.int32)
-    log_noise = rng.standard_normal(5).astype(np.float32)
-    return Item2VecModel(made, synth.CUTOFF, items, vectors, outputs, log_noise)
+    bias = rng.standard_normal(5).astype(np.float32)
+    return Item2VecModel(made, synth.CUTOFF, items, vectors, outputs, bias)
 
 
 def scores(m: Item2VecModel, events: list[tuple[int, float]]) -> Array:
@@ -163,7 +177,7 @@ def test_scores_are_those_of_the_decayed_mean() -> None:
     events = [(3, 20.0), (11, 10.0), (99, 0.0)]
     m = model("likelihood")
     mean = (0.25 * m.vectors[1] + 0.5 * m.vectors[4]) / 0.75
-    assert np.allclose(scores(m, events), m.outputs @ mean + m.log_noise, atol=1e-5)
+    assert np.allclose(scores(m, events), m.outputs @ mean + m.bias, atol=1e-5)
 
     m = model("cosine")
     unit = m.vectors / np.linalg.norm(m.vectors, axis=1, keepdims=True)
@@ -174,7 +188,7 @@ def test_scores_are_those_of_the_decayed_mean() -> None:
 def test_recent_items_are_counted_in_events() -> None:
     m = model("likelihood", n_recent=1)
     assert np.allclose(
-        scores(m, [(3, 20.0), (11, 10.0)]), m.outputs @ m.vectors[4] + m.log_noise, atol=1e-5
+        scores(m, [(3, 20.0), (11, 10.0)]), m.outputs @ m.vectors[4] + m.bias, atol=1e-5
     )
 
 
