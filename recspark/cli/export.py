@@ -40,12 +40,14 @@ def export(
             try:
                 rows = rows.where(where)
             except CapturedException as error:
-                raise ConfigError(f"--where \"{where}\": {str(error).splitlines()[0]}") from None
+                raise ConfigError(f'--where "{where}": {str(error).splitlines()[0]}') from None
         if format_ == "csv" and (nested := _nested(rows)):
-            raise ConfigError(f"CSV has no lists: {', '.join(nested)}; use --format json or parquet")
-        if storage.exists(to) and not storage.exists(storage.join(to, "_SUCCESS")):
-            if storage.list_files(to):
-                raise ConfigError(f"{to} holds files that no export wrote; name another folder")
+            raise ConfigError(
+                f"CSV has no lists: {', '.join(nested)}; use --format json or parquet"
+            )
+        ours = storage.exists(storage.join(to, "_SUCCESS"))
+        if storage.exists(to) and not ours and storage.list_files(to):
+            raise ConfigError(f"{to} holds files that no export wrote; name another folder")
         writer = rows.write.mode("overwrite")
         (writer.option("header", "true") if format_ == "csv" else writer).format(format_).save(to)
         console.print(f"{table}: {rows.count():,} rows to {to}")
