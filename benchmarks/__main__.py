@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("als", "topn", "retail", "nights")
+NAMES = ("als", "topn", "item2vec", "retail", "nights", "quality.movielens", "quality.sessions")
 
 
 def main() -> None:

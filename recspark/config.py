@@ -241,7 +241,14 @@ class Features(Section):
     max_training_items: int = Field(
         512,
         ge=1,
-        description="newest distinct items of a user in a training set; thins training only",
+        description="newest distinct items of a user in a training set (of sequences: newest "
+        "events); thins training only",
+    )
+    sequence_length: int = Field(
+        50,
+        ge=2,
+        description="items of a row of training_sessions and training_histories. Source: Kang & "
+        "McAuley 2018 (50 for sparse data)",
     )
 
 
@@ -253,6 +260,21 @@ class Train(Section):
     start_timeout_s: int = Field(120, ge=1, description="seconds to find a slot for every rank")
     timeout_s: int = Field(3600, ge=1, description="seconds until a hung training is ended")
     seed: int = Field(1, ge=1, description="of initial weights and of the order of rows")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts in which a rank reads its share of a step: more need less memory",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of a network's products; parameters stay float32"
+    )
+    compression: Literal["none", "float16"] = Field(
+        "none", description="of gradients between ranks: float16 sends half as much, and rounds"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where networks train; auto = a GPU where the rank sees one"
+    )
+    checkpoint_every_s: float = Field(30, ge=0, description="seconds between two checkpoints")
 
 
 class Evaluate(Section):

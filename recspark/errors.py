@@ -134,6 +134,12 @@ class DivergedError(RecsparkError):
     exit_code = 33
 
 
+class DeviceError(RecsparkError):
+    """A training asks for a GPU where there is none."""
+
+    exit_code = 34
+
+
 class GateRefusedError(RecsparkError):
     """A publish gate refused tonight's lists; the last good lists stay as they were."""
 

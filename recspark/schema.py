@@ -168,6 +168,26 @@ TRAINING_BAGS = columns(
     length=INT,
 )
 
+TRAINING_CURVES = columns(
+    run_date=DATE,
+    model=STRING,
+    cutoff=TIMESTAMP,
+    epoch=INT,
+    loss=DOUBLE,  # mean of a training row
+    validation=DOUBLE,  # mean of a validation row; null without any
+    best=BOOL,  # the epoch whose weights the model has
+    rows_per_s=DOUBLE,
+    seconds=DOUBLE,
+)
+
+TRAINING_SEQUENCES = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    position=INT,  # of the first item, in the user's history
+    items=ITEM_IDXS,  # fixed length, in time order, padded with -1
+    length=INT,
+)
+
 CANDIDATES = columns(
     run_date=DATE,
     cutoff=TIMESTAMP,

@@ -88,10 +88,10 @@ def sha256(uri: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_bytes(uri: str) -> bytes:
-    """Return the content of one file."""
+def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Return the content of one file, or its bytes from `start` up to `end`."""
     fs, path = _open_fs(uri)
-    return cast("bytes", fs.cat_file(path))
+    return cast("bytes", fs.cat_file(path, start=start, end=end))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -131,8 +131,14 @@ def write_array(uri: str, array: npt.NDArray[Any]) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or folder; nothing happens where there is none."""
+    """Remove a file or folder; nothing happens where there is none.
+
+    A folder's marker goes first: what is half removed is not complete.
+    """
     fs, path = _open_fs(uri)
+    marker = join(path, COMPLETE)
+    if fs.exists(marker):
+        fs.rm(marker)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Array = npt.NDArray[Any]
 MICROS_PER_DAY = 86_400_000_000
@@ -42,18 +43,30 @@ class Histories:
     """The `history` column of a batch: events of row r at `start[r]:start[r + 1]`, newest last.
 
     `item_idx` int32, `event_at` int64 (microseconds since 1970 UTC), `weight` float32; all
-    (n_events,).
+    (n_events,). `session_id` strings (n_events,); None = a row is one session.
     """
 
     start: Array
     item_idx: Array
     event_at: Array
     weight: Array
+    session_id: pa.Array | None = None
 
     @property
     def rows(self) -> Array:
         """int64 (n_events,): the row of each event."""
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+    @property
+    def session_starts(self) -> Array:
+        """Where a row begins, or another `session_id` than the event before: bool (n_events,)."""
+        first = np.zeros(len(self.item_idx), bool)
+        first[self.start[:-1][np.diff(self.start) > 0]] = True
+        if self.session_id is not None and len(first) > 1:
+            ids = self.session_id.fill_null("")
+            changed = pc.not_equal(ids[1:], ids[:-1])
+            first[1:] |= changed.to_numpy(zero_copy_only=False)
+        return first
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ def parse_histories(column: pa.ListArray) -> Histories:
         item_idx=_numpy(events.field("item_idx"), np.int32),
         event_at=_numpy(at, np.int64),
         weight=_numpy(events.field("weight"), np.float32),
+        session_id=events.field("session_id"),
     )
 
 

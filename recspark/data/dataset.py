@@ -45,7 +45,8 @@ class Dataset:
     items : item_idx int, item_id, item_name, category, price, text: items with an event before
         cutoff
     user_features, item_features : as in the tables, without `cutoff`
-    training : files of the fixed-length training set; None where no model needs one
+    training : files of the fixed-length training set that the model asks for
+        (`Recommender.training_table`); None where it asks for none
     """
 
     cutoff: datetime

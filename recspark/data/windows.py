@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
+from typing import Literal
 
 import fsspec
 import numpy as np
@@ -22,6 +24,7 @@ from recspark.tables.snapshot import active_files
 
 FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess
 NO_ITEM = -1  # pads `items`
+Unit = Literal["session", "history"]
 
 
 def n_training_files(ranks: int) -> int:
@@ -100,6 +103,89 @@ def bags(
     return items, weights, lengths.astype(np.int32)
 
 
+def training_sequences(
+    histories: DataFrame, cutoff: datetime, features: Features, n_files: int, *, unit: Unit
+) -> DataFrame:
+    """Return windows of sessions, or of whole histories: a row each.
+
+    Parameters
+    ----------
+    histories : user_idx, history (newest last, may be null or empty)
+    cutoff : events from it on are left out; UTC
+    features : `sequence_length` = L; of a user, only the newest `max_training_items` events count
+    n_files : see `training_bags`
+    unit : whose end ends a row: `session` or `history`
+
+    Returns
+    -------
+    `schema.TRAINING_SEQUENCES`: `items` in time order, repeats kept, padded with -1 to L; `length`
+    = items before the padding, at least 2; `position` = place of the first one in the user's
+    history, from 0. A longer sequence is cut from its end into windows of L that share one item, so
+    that every step from an item to the next is in exactly one row. Lazy. Cost: one shuffle, which
+    spreads rows by the hash of user and position.
+    """
+    as_of, length, newest = micros(cutoff), features.sequence_length, features.max_training_items
+
+    def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            history = _earlier(parse_histories(batch.column("history")), as_of)
+            row, position, items, lengths = sequences(history, unit, length, newest)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
+                    batch.column("user_idx").take(pa.array(row)),
+                    pa.array(position, pa.int32()),
+                    _fixed_lists(items),
+                    pa.array(lengths, pa.int32()),
+                ],
+                names=schema.TRAINING_SEQUENCES.names,
+            )
+
+    packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_SEQUENCES)
+    return packed.repartition(n_files, _partition_key(F.xxhash64("user_idx", "position"), n_files))
+
+
+def sequences(
+    history: Histories, unit: Unit, length: int, newest: int
+) -> tuple[Array, Array, Array, Array]:
+    """Return row int64 (n,), position int32 (n,), items int32 (n, length) and lengths int32 (n,).
+
+    See `training_sequences`; by row, then the sequence in it, then the window, newest first.
+    """
+    first, last = history.start[:-1], history.start[1:]
+    capped = np.maximum(first, last - newest)  # where the events of a row that count begin
+    starts = history.session_starts
+    if unit == "history":
+        starts = np.zeros_like(starts)
+    starts[capped[last > first]] = True
+    rows = history.rows
+    begin = np.flatnonzero(starts)
+    end = np.append(begin[1:], len(starts))
+    row = rows[begin]
+    end = np.minimum(end, last[row])
+    kept = (begin >= capped[row]) & (end - begin >= 2)
+    begin, end, row = begin[kept], end[kept], row[kept]
+    n_windows = -(-(end - begin - 1) // (length - 1))  # each takes length - 1 steps
+    sequence = np.repeat(np.arange(len(begin)), n_windows)
+    number = np.arange(len(sequence)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    to = end[sequence] - number * (length - 1)
+    since = np.maximum(begin[sequence], to - length)
+    at = since[:, None] + np.arange(length)
+    inside = at < to[:, None]
+    items = np.full(at.shape, NO_ITEM, np.int32)
+    items[inside] = history.item_idx[at[inside]]
+    row = row[sequence]
+    return row, (since - first[row]).astype(np.int32), items, (to - since).astype(np.int32)
+
+
+# What each training table is made by: (histories, cutoff, features, n_files) -> rows.
+TRAINING_TABLES: dict[str, Callable[[DataFrame, datetime, Features, int], DataFrame]] = {
+    "training_bags": training_bags,
+    "training_sessions": partial(training_sequences, unit="session"),
+    "training_histories": partial(training_sequences, unit="history"),
+}
+
+
 def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) -> TrainingSet:
     """Return the active files of the slice `where` of `table` at `version`, with their rows.
 
@@ -125,6 +211,9 @@ def _earlier(history: Histories, as_of: int) -> Histories:
         item_idx=history.item_idx[kept],
         event_at=history.event_at[kept],
         weight=history.weight[kept],
+        session_id=None
+        if history.session_id is None
+        else history.session_id.filter(pa.array(kept)),
     )
 
 

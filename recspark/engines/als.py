@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -187,7 +187,7 @@ class BlockedAls:
         """Return, a block a partition, user_idx int64 (n,) and factors float32 (n, d)."""
         assert self._users.solved is not None, "run() comes first"
 
-        def pair(records: Iterator[tuple[int, Any]]) -> Iterator[tuple[Array, Array]]:
+        def pair(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[Array, Array]]:
             found = {type(value): value for _, value in records}
             yield found[Block].ids, found[Solved].x
 
@@ -208,7 +208,7 @@ class BlockedAls:
         shared = source.shared
         size, method, cg_steps = plan.rank, plan.method, plan.cg_steps
 
-        def solve_block(records: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Solved]]:
+        def solve_block(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Solved]]:
             found = list(records)
             block: Block = next(v for _, v in found if isinstance(v, Block))
             old = next((v.x for _, v in found if isinstance(v, Solved)), None)
@@ -250,7 +250,7 @@ class BlockedAls:
         assert source.solved is not None
         _, basis = self._basis(source)
 
-        def send(records: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, _Sent]]:
+        def send(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, _Sent]]:
             (key, routes), (_, solved) = records  # in this order: a union keeps that of its parts
             x = solved.x @ basis
             for block, rows in enumerate(routes):
@@ -275,11 +275,11 @@ class BlockedAls:
         parts = dict(turned.collect())
         return np.concatenate([parts[b] for b in range(self._plan.n_blocks)])
 
-    def _first(self) -> Callable[[Iterator[tuple[int, Block]]], Iterator[tuple[int, Solved]]]:
+    def _first(self) -> Callable[[Iterable[tuple[int, Block]]], Iterator[tuple[int, Solved]]]:
         """Return what gives users their first factors: random directions of length 1, as MLlib."""
         seed, size = self._plan.seed, self._plan.rank
 
-        def first(records: Iterator[tuple[int, Block]]) -> Iterator[tuple[int, Solved]]:
+        def first(records: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, Solved]]:
             for key, block in records:
                 rng = np.random.default_rng([seed, key])
                 x = rng.standard_normal((len(block.ids), size), np.float32)
@@ -295,7 +295,7 @@ class BlockedAls:
         def parent(key: int) -> int:
             return key // fan
 
-        def add(records: Iterator[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
+        def add(records: Iterable[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
             found = sorted(records, key=lambda record: record[0])
             yield parent(found[0][0]), np.sum([sums for _, sums in found], axis=0)
 
@@ -338,7 +338,7 @@ class BlockedAls:
             files = als_checkpoint.files(place, side.name)
 
             def read(
-                records: Iterator[tuple[int, Any]], files: dict[int, str] = files
+                records: Iterable[tuple[int, Any]], files: dict[int, str] = files
             ) -> Iterator[tuple[int, Solved]]:
                 for key, _ in records:
                     x = als_checkpoint.read(files[key])

@@ -73,7 +73,8 @@ class Block:
         """CRC-32 of everything in it."""
         value = 0
         for array in (self.ids, self.start, self.at, self.weight, self.bounds, self.columns):
-            value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), value)
+            dense = np.ascontiguousarray(array)
+            value = zlib.crc32(dense.data.cast("B") if dense.size else b"", value)
         return value
 
     def routes(self) -> list[Array]:
@@ -137,7 +138,7 @@ def user_blocks(pairs: DataFrame, order: Order) -> RDD[tuple[int, Block]]:
                 names=out.names,
             )
 
-    def build(records: Iterator[tuple[int, _Users]]) -> Iterator[tuple[int, Block]]:
+    def build(records: Iterable[tuple[int, _Users]]) -> Iterator[tuple[int, Block]]:
         found = list(records)
         yield found[0][0], _user_block([users for _, users in found], order)
 
@@ -150,11 +151,11 @@ def user_blocks(pairs: DataFrame, order: Order) -> RDD[tuple[int, Block]]:
 def item_blocks(users: RDD[tuple[int, Block]], order: Order) -> RDD[tuple[int, Block]]:
     """Return the blocks of items made from those of users: the transpose. One shuffle, no action."""
 
-    def cut(records: Iterator[tuple[int, Block]]) -> Iterator[tuple[int, _Corner]]:
+    def cut(records: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, _Corner]]:
         for key, block in records:
             yield from enumerate(_corners(key, block, order))
 
-    def build(records: Iterator[tuple[int, _Corner]]) -> Iterator[tuple[int, Block]]:
+    def build(records: Iterable[tuple[int, _Corner]]) -> Iterator[tuple[int, Block]]:
         found = list(records)
         yield found[0][0], _item_block(found[0][0], [corner for _, corner in found], order)
 

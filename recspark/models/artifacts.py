@@ -21,11 +21,17 @@ from recspark.models.registry import ModelSpec
 
 FORMAT = 1
 METADATA = "metadata.json"
+TRAINING = "training.json"
 
 
-def save(model: RecommenderModel, folder: str) -> None:
-    """Write `model` to `folder` (any URI), replacing what is there. No Spark job."""
+def save(model: RecommenderModel, folder: str, training: dict[str, Any] | None = None) -> None:
+    """Write `model` to `folder` (any URI), replacing what is there. No Spark job.
+
+    `training` is kept beside it, for `training`: how it was trained.
+    """
     storage.remove(folder)
+    if training is not None:
+        storage.write_json(storage.join(folder, TRAINING), training)
     arrays = {"items": model.items, **model.arrays()}
     described = {}
     for name, array in arrays.items():
@@ -76,6 +82,12 @@ def load(folder: str, spec: ModelSpec) -> RecommenderModel:
         raise ArtifactError(
             f"{folder}: does not fit {spec.model}: {error}; train it again"
         ) from None
+
+
+def training(folder: str) -> dict[str, Any] | None:
+    """Return what `save` was given about the training of the model in `folder`."""
+    uri = storage.join(folder, TRAINING)
+    return storage.read_json(uri) if storage.exists(uri) else None
 
 
 def _metadata(folder: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ModelError
 from recspark.models import topk
+from recspark.train.curve import Curve
 
 
 class Settings(BaseModel):
@@ -38,6 +39,7 @@ class FitOptions:
     scratch: str = ""  # URI of a folder that this fit may use (checkpoints); "" = none
     in_process: bool = False  # ranks run inside this process: for tests of a model's contract
     progress: Callable[[str], None] = lambda _text: None  # told of each epoch, for a person to see
+    record: Callable[[Curve], None] = lambda _curve: None  # given the curve of a neural training
 
     @property
     def seed(self) -> int:
@@ -63,6 +65,11 @@ class Recommender(ABC, Generic[S]):
             return cls(cls.settings_class(**values))  # type: ignore[arg-type]
         except ValidationError as error:
             raise explain_settings(error, cls.settings_class, f"conf of {cls.__name__}") from None
+
+    @property
+    def training_table(self) -> str | None:
+        """The table that `data.training` has to be of, as the settings say; None = none."""
+        return None
 
     @abstractmethod
     def fit(self, data: Dataset, options: FitOptions) -> RecommenderModel:
@@ -106,7 +113,7 @@ class RecommenderModel(ABC):
         from `seen`. A user for whom the model knows nothing gets no row. Lazy: no Spark job starts.
         Raises ModelError on a wrong schema or k < 1.
         """
-        _check_k(k)
+        check_k(k)
         have = {f.name: f.dataType.simpleString() for f in queries.schema.fields}
         want = {f.name: f.dataType.simpleString() for f in schema.QUERIES.fields}
         wrong = [
@@ -124,11 +131,12 @@ class RecommenderModel(ABC):
         For models tagged `neighbours`. The item itself is left out; an item that the model knows
         nothing about has no row. Lazy: no Spark job starts. Raises ModelError on k < 1.
         """
-        _check_k(k)
+        check_k(k)
         spark = SparkSession.active()
         return topk.neighbours(spark, self.items, self.scorer(), micros(self.cutoff), k)
 
 
-def _check_k(k: int) -> None:
+def check_k(k: int) -> None:
+    """Raise ModelError on k < 1."""
     if k < 1:
         raise ModelError(f"k = {k}: ask for at least one item")

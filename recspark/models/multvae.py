@@ -6,8 +6,6 @@ Trained by Horovod ranks on Spark executors, from the files of one version of `t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Literal, Self
@@ -15,27 +13,32 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from pydantic import Field
-from scipy import sparse
 
-from recspark import storage
-from recspark.config import digest
-from recspark.data.blocks import Array, QueryBlock, micros
+from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
-from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models import topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.encoder import EncoderScorer, Layers
 from recspark.models.item_item import HistoryWeights
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    entries,
+    fit_network,
+    log_shares,
+)
 from recspark.nets.multvae import MultVaeNet
-from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards
-from recspark.train.launch import Comm, launcher
-from recspark.train.loop import LoopOptions, Trained, load_weights, train
+from recspark.train.feed import Batch
+from recspark.train.launch import Comm
+from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import kl_to_standard_normal, multinomial_nll
 
+LAYERS: Layers = (("items_in", "tanh"), ("to_latent", "identity"), ("from_latent", "tanh"))
 _COLUMNS = ("items", "weights")
-_BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
 
 
-class MultVaeSettings(Settings):
+class MultVaeSettings(NeuralSettings):
     """Settings of `MultVae`. "Bundled" = chosen on the bundled data at cutoff 2010-11-10."""
 
     hidden_size: int = Field(
@@ -95,7 +98,6 @@ class MultVaeSettings(Settings):
         description="of Adam at the first step, falling linearly to 0. Bundled",
         json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     )
-    weight_decay: float = Field(0.0, ge=0, description="L2 on all parameters. Paper: 0")
     max_items: int = Field(
         100_000,
         ge=1,
@@ -113,44 +115,19 @@ class MultVae(Recommender[MultVaeSettings]):
 
     settings_class = MultVaeSettings
 
+    @property
+    def training_table(self) -> str:
+        """See `Recommender`."""
+        return "training_bags"
+
     def fit(self, data: Dataset, options: FitOptions) -> MultVaeModel:
         """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
         settings = self.settings
         items = data.vocabulary()
-        if len(items) > settings.max_items:
-            raise CatalogueTooLargeError(
-                f"multvae: {len(items):,} items before the cutoff, max_items is "
-                f"{settings.max_items:,}; raise models.multvae.max_items if the ranks have "
-                f"{72e-9 * len(items) * settings.hidden_size:,.1f} GB each, or use als"
-            )
-        if data.training is None:
-            raise ModelError("multvae: this data has no training set; run build_features with it")
-        plan = plan_shards(data.training, options.train.ranks)
-        loop = LoopOptions(
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            seed=options.seed,
-            checkpoints=storage.join(options.scratch, "checkpoints") if options.scratch else "",
-            identity={
-                "settings": settings.model_dump(),
-                "table": data.training.table,
-                "version": data.training.version,
-                "files": digest(data.training.files),
-                "items": digest(items.tolist()),
-                "ranks": options.train.ranks,
-                "seed": options.seed,
-            },
-        )
-        ranks = launcher(
-            data.histories.sparkSession,
-            options.train,
-            in_process=options.in_process,
-            tell=options.progress,
-        )
-        results = ranks.run(train_rank, settings, items, plan, loop)
+        check_catalogue("multvae", items, settings.max_items, 72 * settings.hidden_size, "als")
+        trained = fit_network("multvae", data, options, settings, items, train_rank)
         net = make_net(settings, len(items), options.seed)
-        load_weights(net, results[0].value)
+        load_weights(net, trained)
         return MultVaeModel(settings, data.cutoff, items, net_arrays(net))
 
 
@@ -167,7 +144,7 @@ class MultVaeModel(RecommenderModel):
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return MultVaeScorer(self._weights, self.items, shared)
+        return EncoderScorer(self._weights, self.items, shared, LAYERS, unit=True)
 
     def arrays(self) -> dict[str, Array]:
         """See `RecommenderModel`."""
@@ -182,64 +159,18 @@ class MultVaeModel(RecommenderModel):
         return cls(settings, cutoff, items, arrays)
 
 
-@dataclass(frozen=True)
-class MultVaeScorer:
-    """Weighs the history, encodes it, decodes it but for the last layer: the kernel's product."""
-
-    weights: HistoryWeights
-    items: Array
-    arrays: dict[str, topk.Shared]
-
-    def score(self, block: QueryBlock) -> topk.Scores:
-        """See `topk.Scorer`."""
-        start, items, weights = self.weights.local(block.history, self.items)
-        arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
-        return topk.DotScores(
-            encode(start, items, weights, arrays),
-            arrays["items_out"],
-            arrays["items_out_bias"],
-            np.diff(start) > 0,
-        )
-
-
-def encode(start: Array, items: Array, weights: Array, arrays: dict[str, Array]) -> Array:
-    """Return the decoder's hidden layer of each row, float32 (n, hidden_size), without noise.
-
-    `start` int64 (n + 1,), `items` int32 (p,) local, `weights` float32 (p,): row r has entries
-    `start[r]:start[r + 1]`. Computed in float64 in the same order for a row wherever it stands, so
-    the answer does not depend on batching; no torch.
-    """
-    n = len(start) - 1
-    used, column = np.unique(items, return_inverse=True)
-    rows = sparse.csr_matrix((weights.astype(np.float64), column, start), shape=(n, len(used)))
-    length = np.sqrt(rows.multiply(rows) @ np.ones(len(used)))  # (n,)
-    summed = rows @ arrays["items_in"][used].astype(np.float64)  # (n, H): entries in their order
-    summed /= np.maximum(length, 1e-12)[:, None]
-    layers = {name: arrays[name].astype(np.float64) for name in _LAYERS}
-    out = np.empty((n, arrays["items_out"].shape[1]), np.float32)
-    block = np.zeros((_BLOCK, summed.shape[1]))
-    for begin in range(0, n, _BLOCK):
-        part = summed[begin : begin + _BLOCK]
-        block[: len(part)] = part
-        hidden = np.tanh(block + layers["items_in_bias"])
-        mean = hidden @ layers["to_latent"] + layers["to_latent_bias"]
-        decoded = np.tanh(mean @ layers["from_latent"] + layers["from_latent_bias"])
-        out[begin : begin + _BLOCK] = decoded[: len(part)]
-    return out
-
-
-_LAYERS = ("items_in_bias", "to_latent", "to_latent_bias", "from_latent", "from_latent_bias")
-
-
-def train_rank(
-    comm: Comm, settings: MultVaeSettings, items: Array, plan: ShardPlan, options: LoopOptions
-) -> Trained:
+def train_rank(comm: Comm, job: Job) -> Trained:
     """Train on one rank; see `recspark.train.launch`."""
-    feed = Feed(plan, comm.rank, _COLUMNS, settings.batch_size, options.seed)
-    vocabulary = torch.from_numpy(items.astype(np.int64))  # (n_items,)
-    net = make_net(settings, len(items), options.seed)
+    settings: MultVaeSettings = job.settings
+    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
+    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
+    net = make_net(settings, len(job.items), job.loop.seed)
     net.items_out_bias.data = log_shares(comm, feed.epoch(0), vocabulary)
-    return train(comm, net, partial(row_loss, net, vocabulary, settings), feed, options)
+    loss = partial(row_loss, net, vocabulary, settings)
+    validation = None
+    if held_out is not None:
+        validation = Validation(held_out, lambda batch: loss(batch, None, 1.0))
+    return train(comm, net, loss, feed, job.loop, validation)
 
 
 def make_net(settings: MultVaeSettings, n_items: int, seed: int) -> MultVaeNet:
@@ -269,35 +200,6 @@ def row_loss(
     return multinomial_nll(logits, rows, items, targets) + beta * kl_to_standard_normal(
         mean, log_variance
     )  # (B,)
-
-
-def entries(
-    batch: Batch, vocabulary: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return row (ascending), local item and weight of each item of the batch, (P,) each.
-
-    Padding, items outside the vocabulary and items of weight 0 are left out.
-    """
-    items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
-    rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
-    wanted = items[rows, columns].long()  # (P,)
-    local = torch.searchsorted(vocabulary, wanted).clamp_max(len(vocabulary) - 1)  # (P,)
-    known = vocabulary[local] == wanted  # (P,)
-    return rows[known], local[known], weights[rows, columns][known]
-
-
-def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:
-    """Return the log of each item's share of all weights of all ranks, (n_items,).
-
-    An item counts a hundredth of the mean on top, so that none has a share of 0.
-    """
-    total = torch.zeros(len(vocabulary))  # (n_items,)
-    for batch in batches:
-        rows, items, weights = entries(batch, vocabulary)  # (P,) each
-        total.index_add_(0, items, weights * batch.weight[rows])
-    total = comm.allreduce(total)
-    total += 0.01 * total.mean() + torch.finfo(total.dtype).tiny
-    return torch.log(total / total.sum())
 
 
 def net_arrays(net: MultVaeNet) -> dict[str, Array]:

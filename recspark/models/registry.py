@@ -17,13 +17,15 @@ class ModelSpec:
 
     Tags: `personal` (lists differ by user), `neural` (trains through `recspark.train`),
     `neighbours` (gives item neighbours), `cold_users` (answers users without events), `decay` (a
-    setting `half_life_days` decays events).
+    setting `half_life_days` decays events). `training`: the training tables that its settings may
+    make it read; build_features writes them.
     """
 
     name: str
     recommender: str  # module:class, of the settings-only class
     model: str  # module:class, of the fitted class
     tags: frozenset[str]
+    training: tuple[str, ...] = ()
 
     def load(self) -> type[Recommender[Settings]]:
         """Import and return the settings-only class."""
@@ -36,9 +38,14 @@ class ModelSpec:
         return found
 
 
-def _line(name: str, classes: str, *tags: str) -> ModelSpec:
+def _line(name: str, classes: str, *tags: str, training: tuple[str, ...] = ()) -> ModelSpec:
     module = f"recspark.models.{name}"
-    return ModelSpec(name, f"{module}:{classes}", f"{module}:{classes}Model", frozenset(tags))
+    recommender, model = f"{module}:{classes}", f"{module}:{classes}Model"
+    return ModelSpec(name, recommender, model, frozenset(tags), training)
+
+
+_BAGS = ("training_bags",)
+_SEQUENCES = ("training_sessions", "training_histories")
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -48,7 +55,14 @@ MODELS: dict[str, ModelSpec] = {
         _line("item_knn", "ItemKNN", "personal", "neighbours", "decay"),
         _line("ease", "Ease", "personal", "neighbours", "decay"),
         _line("als", "Als", "personal", "decay"),
-        _line("multvae", "MultVae", "personal", "neural"),
+        _line("item2vec", "Item2Vec", "personal", "neighbours", "decay"),
+        _line("mf", "Mf", "personal", "neural", training=_BAGS),
+        _line("autorec", "AutoRec", "personal", "neural", training=_BAGS),
+        _line("sdae", "Sdae", "personal", "neural", training=_BAGS),
+        _line("multvae", "MultVae", "personal", "neural", training=_BAGS),
+        _line("session_knn", "SessionKNN", "personal"),
+        _line("gru4rec", "Gru4Rec", "personal", "neural", training=_SEQUENCES),
+        _line("sasrec", "SasRec", "personal", "neural", training=_SEQUENCES),
     ]
 }
 

@@ -52,9 +52,9 @@ class MultVaeNet(nn.Module):
         squares = torch.zeros(n_rows, dtype=weights.dtype).index_add(0, rows, weights**2)  # (B,)
         weights = weights / squares.sqrt().clamp_min(1e-12)[rows]  # (P,): rows of length 1
         if generator is not None and dropout > 0:
-            kept = torch.rand(len(weights), generator=generator) >= dropout  # (P,)
+            kept = torch.rand_like(weights, generator=generator) >= dropout  # (P,)
             weights = weights * kept / (1 - dropout)  # (P,)
-        begin = torch.searchsorted(rows, torch.arange(n_rows))  # (B,)
+        begin = torch.searchsorted(rows, torch.arange(n_rows, device=rows.device))  # (B,)
         summed = F.embedding_bag(
             items, self.items_in, begin, mode="sum", per_sample_weights=weights
         )  # (B, H)
@@ -63,7 +63,7 @@ class MultVaeNet(nn.Module):
         mean, log_variance = latent.chunk(2, dim=1)  # (B, Z) each
         z = mean  # (B, Z)
         if generator is not None:
-            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)  # (B, Z)
+            noise = torch.randn_like(mean, generator=generator)  # (B, Z)
             z = mean + noise * torch.exp(0.5 * log_variance)  # (B, Z)
         decoded = torch.tanh(z @ self.from_latent + self.from_latent_bias)  # (B, H)
         logits = decoded @ self.items_out.T + self.items_out_bias  # (B, n_items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
@@ -16,6 +17,7 @@ from recspark.models.registry import model_spec
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.sessionize import reopened_events
 from recspark.session import together
+from recspark.tables.catalog import TableVersion
 from recspark.tables.snapshot import changed_rows
 
 
@@ -24,9 +26,8 @@ def build_features(context: RunContext) -> StageResult:
     catalog, config = context.catalog, context.config
     outputs = {"histories": _update_histories(context)}
     all_histories = catalog.read("histories", outputs["histories"])
-    tables = ["interactions", "user_features", "item_features"]
-    if any("neural" in model_spec(name).tags for name in config.models):
-        tables.append("training_bags")
+    asked = {table for name in config.models for table in model_spec(name).training}
+    tables = [*_FRAMES, *(table for table in windows.TRAINING_TABLES if table in asked)]
     written = together(
         context.spark, *[partial(_write, context, all_histories, table) for table in tables]
     )
@@ -39,31 +40,45 @@ def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[i
     rows = 0
     for cutoff in (context.backtest_cutoff, context.cutoff):
         mine = before(all_histories, cutoff)
-        if table == "training_bags":
-            version = write_training_bags(context, mine, cutoff)
-            continue
-        if table == "interactions":
-            frame = interactions(mine, cutoff, context.config.features.half_life_days)
-        elif table == "user_features":
-            frame = features.user_features(mine, cutoff)
+        if table in _FRAMES:
+            frame = _FRAMES[table](context, mine, cutoff)
+            written = context.catalog.replace_slice(table, frame, {"cutoff": cutoff})
         else:
-            as_of = features.items_as_of(context.read("items"), cutoff)
-            frame = features.item_features(mine, as_of, cutoff)
-        written = context.catalog.replace_slice(table, frame, {"cutoff": cutoff})
-        version = written.version
+            written = write_training(context, table, mine, cutoff)
         rows += written.rows
     context.progress(f"  {table}")
-    return version, rows
+    return written.version, rows
 
 
-def write_training_bags(context: RunContext, histories: DataFrame, cutoff: datetime) -> int:
-    """Write the training set of one cutoff, the same number of files for each rank; its version."""
+def write_training(
+    context: RunContext, table: str, histories: DataFrame, cutoff: datetime
+) -> TableVersion:
+    """Write the training set of one cutoff, the same number of files for each rank."""
     config = context.config
     n_files = windows.n_training_files(config.train.ranks)
-    bags = windows.training_bags(histories, cutoff, config.features, n_files)
-    return context.catalog.replace_slice(
-        "training_bags", bags, {"cutoff": cutoff}, n_files=n_files
-    ).version
+    rows = windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
+    return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
+
+
+def _interactions(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
+    return interactions(histories, cutoff, context.config.features.half_life_days)
+
+
+def _user_features(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
+    return features.user_features(histories, cutoff)
+
+
+def _item_features(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
+    items = features.items_as_of(context.read("items"), cutoff)
+    return features.item_features(histories, items, cutoff)
+
+
+# table -> its rows as of a cutoff, from the histories before it; training sets are apart
+_FRAMES: dict[str, Callable[[RunContext, DataFrame, datetime], DataFrame]] = {
+    "interactions": _interactions,
+    "user_features": _user_features,
+    "item_features": _item_features,
+}
 
 
 def _update_histories(context: RunContext) -> int:

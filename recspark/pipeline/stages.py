@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from recspark import storage
+from recspark.data.windows import TRAINING_TABLES
 from recspark.errors import StageOrderError
 from recspark.pipeline.build_features import build_features
 from recspark.pipeline.evaluate import evaluate
@@ -56,7 +57,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
     "ingest": (ingest, ("events",)),
     "sessionize": (sessionize, ("events",)),
     "build_features": (build_features, ("events", "sessions", "user_ids", "item_ids", "items")),
-    "train": (train, ("histories", "items", "item_features", "training_bags")),
+    "train": (train, ("histories", "items", "item_features", *TRAINING_TABLES)),
     "recommend": (recommend, ("histories", "items", "item_features")),
     "evaluate": (
         evaluate,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from recspark import storage
+from recspark import schema, storage
 from recspark.config import digest
 from recspark.data import features, windows
 from recspark.data.dataset import Dataset
@@ -17,6 +17,8 @@ from recspark.models import artifacts
 from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, model_spec
 from recspark.pipeline.run import RunContext, StageResult
+from recspark.report.curves import draw
+from recspark.train.curve import Curve
 
 
 def train(context: RunContext, model: str) -> StageResult:
@@ -25,6 +27,7 @@ def train(context: RunContext, model: str) -> StageResult:
     """
     recommender = make(model, context.config.model_settings.get(model, {}))
     detail: dict[str, Any] = {}
+    curves: dict[datetime, Curve] = {}
     for cutoff in (context.backtest_cutoff, context.cutoff):
         folder = artifact_folder(context, model, cutoff)
         if not context.force and storage.is_complete(folder):
@@ -32,7 +35,8 @@ def train(context: RunContext, model: str) -> StageResult:
                 f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code"
             )
         else:
-            data = dataset(context, cutoff)
+            data = dataset(context, cutoff, recommender.training_table)
+            told: list[Curve] = []
             options = FitOptions(
                 train=context.config.train,
                 scratch=storage.join(
@@ -42,21 +46,54 @@ def train(context: RunContext, model: str) -> StageResult:
                     f"{cutoff:%Y-%m-%d}",
                 ),
                 progress=context.progress,
+                record=told.append,
             )
             fitted = recommender.fit(data, options)
-            artifacts.save(fitted, folder)
+            artifacts.save(fitted, folder, told[0].to_dict() if told else None)
             storage.remove(options.scratch)
+        if about := artifacts.training(folder):
+            curves[cutoff] = Curve.from_dict(about)
         detail[f"{cutoff:%Y-%m-%d}"] = storage.join(model, *folder.rsplit("/", 2)[1:])
     rows_in = context.read("histories").count()
-    return StageResult({}, rows_in, len(detail), detail)
+    outputs = write_curves(context, model, curves) if curves else {}
+    return StageResult(outputs, rows_in, len(detail), detail)
 
 
-def dataset(context: RunContext, cutoff: datetime) -> Dataset:
-    """Return everything before `cutoff`, from the versions that this run reads."""
+def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve]) -> dict[str, int]:
+    """Write one model's curves to `training_curves` and draw them beside its artifacts."""
+    rows = [
+        (
+            context.run_date,
+            model,
+            cutoff,
+            epoch.epoch,
+            epoch.loss,
+            epoch.validation,
+            epoch.epoch == curve.best,
+            epoch.rows_per_s,
+            epoch.seconds,
+        )
+        for cutoff, curve in curves.items()
+        for epoch in curve.epochs
+    ]
+    frame = context.spark.createDataFrame(rows, schema.TRAINING_CURVES)
+    written = context.catalog.replace_slice(
+        "training_curves", frame, {"run_date": context.run_date, "model": model}
+    )
+    for cutoff, curve in curves.items():
+        uri = storage.join(artifact_folder(context, model, cutoff), "training.png")
+        draw(curve, f"{model} as of {cutoff:%Y-%m-%d}", uri)
+    return {"training_curves": written.version}
+
+
+def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -> Dataset:
+    """Return everything before `cutoff`, from the versions that this run reads, and the training
+    set of `training_table`.
+    """
     at = F.col("cutoff") == F.lit(cutoff)
     items = features.items_as_of(context.read("items"), cutoff)
     item_features = context.read("item_features").where(at).drop("cutoff")
-    bags = context.version("training_bags")
+    version = context.version(training_table) if training_table else None
     return Dataset(
         cutoff=cutoff,
         histories=before(context.read("histories"), cutoff),
@@ -65,22 +102,22 @@ def dataset(context: RunContext, cutoff: datetime) -> Dataset:
         user_features=context.read("user_features").where(at).drop("cutoff"),
         item_features=item_features,
         training=None
-        if bags is None
-        else windows.training_set(context.catalog, "training_bags", bags, {"cutoff": cutoff}),
+        if training_table is None or version is None
+        else windows.training_set(context.catalog, training_table, version, {"cutoff": cutoff}),
     )
 
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
-    tables = ("histories", "item_features", "items", "training_bags")
-    neural = "neural" in model_spec(model).tags
+    spec = model_spec(model)
+    tables = ("histories", "item_features", "items", *spec.training)
     key = digest(
         {
             "settings": context.config.model_settings.get(model, {}),
             "features": context.config.features.model_dump(),
             "inputs": {t: context.version(t) for t in tables},
             "seed": context.config.train.seed,
-            "ranks": context.config.train.ranks if neural else None,
+            "ranks": context.config.train.ranks if "neural" in spec.tags else None,
             "code": context.code,
         }
     )

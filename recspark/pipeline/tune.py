@@ -21,7 +21,7 @@ from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions
 from recspark.models.registry import make, model_spec
-from recspark.pipeline.build_features import write_training_bags
+from recspark.pipeline.build_features import write_training
 from recspark.pipeline.run import RunContext
 
 
@@ -37,11 +37,10 @@ def tune(
     ended).
     """
     config = context.config
-    spec = model_spec(model)
     space = search_space(model)
     configured = dict(config.model_settings.get(model, {}))
     cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
-    data, kept = _dataset(context, cutoff, "neural" in spec.tags)
+    data, kept = _dataset(context, cutoff, make(model, configured).training_table)
     mode = config.publish.mode
     everyone = context.read("histories")
     truths = scoring.truth(everyone, cutoff, config.evaluate.horizon_days)
@@ -131,7 +130,7 @@ def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:
 
 
 def _dataset(
-    context: RunContext, cutoff: datetime, needs_training: bool
+    context: RunContext, cutoff: datetime, training_table: str | None
 ) -> tuple[Dataset, list[DataFrame]]:
     """Return the data before `cutoff`, kept in memory for the trials; only the feed's table is
     written.
@@ -143,10 +142,10 @@ def _dataset(
         StorageLevel.MEMORY_AND_DISK
     )
     training = None
-    if needs_training:
-        version = write_training_bags(context, histories, cutoff)
+    if training_table is not None:
+        written = write_training(context, training_table, histories, cutoff)
         training = windows.training_set(
-            context.catalog, "training_bags", version, {"cutoff": cutoff}
+            context.catalog, training_table, written.version, {"cutoff": cutoff}
         )
     data = Dataset(
         cutoff=cutoff,

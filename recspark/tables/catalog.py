@@ -330,12 +330,12 @@ class TableCatalog:
         n_rows: int,
         note: Mapping[str, Any] | None,
     ) -> bool:
-        old = _checksum(self.read(spec.name, before).where(condition))
+        old = _checksum(self.read(spec.name, before).where(condition).drop(*spec.measured))
         if old[0] != n_rows:  # the usual night: the slice is new, and nothing was read
             return False
         if n_rows == 0:  # Delta would commit nothing, not even the note
             return True
-        if old != _checksum(rows):
+        if old != _checksum(rows.drop(*spec.measured)):
             return False
         return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
 

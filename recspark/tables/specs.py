@@ -24,6 +24,7 @@ class TableSpec:
     cluster : columns that order rows within a file; default the key
     row_bytes : estimated bytes of one row on disk, for the number of files (a guess per table)
     published : other teams read it
+    measured : columns of times, which do not make two contents differ
     properties : further Delta table properties
     """
 
@@ -34,6 +35,7 @@ class TableSpec:
     cluster: tuple[str, ...] = ()
     row_bytes: int = 64
     published: bool = False
+    measured: tuple[str, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -124,6 +126,29 @@ SPECS: dict[str, TableSpec] = {
             key=("cutoff", "user_idx"),
             partition=("cutoff",),
             row_bytes=1000,
+        ),
+        TableSpec(
+            "training_curves",
+            schema.TRAINING_CURVES,
+            key=("run_date", "model", "cutoff", "epoch"),
+            partition=("run_date", "model"),
+            row_bytes=40,
+            published=True,
+            measured=("rows_per_s", "seconds"),
+        ),
+        TableSpec(
+            "training_sessions",
+            schema.TRAINING_SEQUENCES,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=60,
+        ),
+        TableSpec(
+            "training_histories",
+            schema.TRAINING_SEQUENCES,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=150,
         ),
         TableSpec(
             "candidates",

@@ -6,13 +6,15 @@ registry line, then run every check of `checks_for(spec)`. A check raises Assert
 
 from __future__ import annotations
 
+import atexit
+import json
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -68,8 +70,8 @@ class Case:
 
     def dataset(self, log: synth.Log, name: str, n_partitions: int = 2) -> Dataset:
         """Return what the model is fitted on; a neural one gets a training set below `folder`."""
-        needed = "neural" in self.spec.tags
-        training = storage.join(self.folder, name) if needed else None
+        table = self.make().training_table
+        training = None if table is None else (table, storage.join(self.folder, name))
         return synth.dataset(self.spark, log, n_partitions, training)
 
     def refit(
@@ -339,7 +341,7 @@ def loaded_model_gives_the_same_lists(case: Case) -> None:
 
 
 @check()
-def fresh_process_gives_the_same_lists(case: Case) -> None:
+def another_process_gives_the_same_lists(case: Case) -> None:
     """Another Python process, without Spark, answers with the same bits from the saved folder."""
     asked, got = storage.join(case.folder, "asked.arrow"), storage.join(case.folder, "got.arrow")
     with (
@@ -347,26 +349,68 @@ def fresh_process_gives_the_same_lists(case: Case) -> None:
         pa.ipc.new_file(sink, case.queries.toArrow().schema) as out,
     ):
         out.write_table(case.queries.toArrow().combine_chunks())
-    program = [sys.executable, "-c", _ANSWER, case.saved, case.spec.name, asked, got, str(K)]
-    ended = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    told = _other_process().ask(case.saved, case.spec.name, asked, got, str(K))
+    assert told == "answered", told
     with pa.OSFile(got) as source:
         assert pa.ipc.open_file(source).read_all().to_pylist() == case.lists.to_pylist()
 
 
+class _OtherProcess:
+    """A Python that never saw the fits; it starts once, and answers for one model after another."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ANSWER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self.end)
+
+    def ask(self, *arguments: str) -> str:
+        """Return `answered`, or the traceback."""
+        into, out = self._process.stdin, self._process.stdout
+        assert into is not None
+        assert out is not None
+        into.write(json.dumps(arguments) + "\n")
+        into.flush()
+        line = out.readline()
+        return str(json.loads(line)) if line else "the other process has ended"
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+@cache
+def _other_process() -> _OtherProcess:
+    return _OtherProcess()
+
+
 _ANSWER = """
+import json
 import sys
+import traceback
 import pyarrow as pa
 from recspark.data.blocks import parse_queries
 from recspark.models import artifacts, topk
 from recspark.models.registry import model_spec
-folder, name, asked, got, k = sys.argv[1:]
-model = artifacts.load(folder, model_spec(name))
-with pa.OSFile(asked) as source:
-    batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
-lists = topk.answer(parse_queries(batch), model.items, model.scorer(), int(k))
-with pa.OSFile(got, "wb") as sink, pa.ipc.new_file(sink, lists.schema) as out:
-    out.write(lists)
+
+def answer(folder, name, asked, got, k):
+    model = artifacts.load(folder, model_spec(name))
+    with pa.OSFile(asked) as source:
+        batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
+    lists = topk.answer(parse_queries(batch), model.items, model.scorer(), int(k))
+    with pa.OSFile(got, "wb") as sink, pa.ipc.new_file(sink, lists.schema) as out:
+        out.write(lists)
+
+for line in sys.stdin:
+    try:
+        answer(*json.loads(line))
+        told = "answered"
+    except Exception:
+        told = traceback.format_exc()
+    print(json.dumps(told), flush=True)
 """
 
 

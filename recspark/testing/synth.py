@@ -17,7 +17,7 @@ from recspark.data import features
 from recspark.data.blocks import MICROS_PER_DAY, Array, micros, parse_histories
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.interactions import before, interactions, queries
-from recspark.data.windows import bags
+from recspark.data.windows import Unit, bags, sequences
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
 
@@ -58,11 +58,13 @@ def checkerboard(n_users: int, n_items: int) -> tuple[Log, dict[int, int]]:
     """Return events and the right first recommendation of each user.
 
     Even users like all even items, odd users odd ones; each user's own item is held out, and is the
-    answer: all the user's neighbours like it. Source: implicit, tests/recommender_base_test.py.
+    answer: all the user's neighbours like it. Times are random, so that an order of items, if a
+    model looks for one, says no more than the set. Source: implicit, tests/recommender_base_test.py.
     """
+    rng = np.random.default_rng(1)
     held_out = {user: user % n_items for user in range(n_users)}
     events = [
-        (user, item, 1.0 + (user + item) % 5)
+        (user, item, float(rng.uniform(1, 6)))
         for user in range(n_users)
         for item in range(user % 2, n_items, 2)
         if item != held_out[user]
@@ -158,25 +160,39 @@ def history_column(events: Log) -> tuple[Array, pa.ListArray]:
     return users, pa.ListArray.from_arrays(start, struct)
 
 
-def write_training(events: Log, folder: str, n_files: int = 2, length: int = 32) -> TrainingSet:
-    """Write the events before `CUTOFF` as a training set, users dealt out over `n_files`."""
+def write_training(
+    events: Log, folder: str, table: str, n_files: int = 2, length: int = 32
+) -> TrainingSet:
+    """Write the events before `CUTOFF` as training table `table`, rows dealt over `n_files`."""
     users, column = history_column(events.only(events.age > 0))
-    items, weights, lengths = bags(parse_histories(column), micros(CUTOFF), None, length)
+    history = parse_histories(column)
+    if table == "training_bags":
+        items, weights, lengths = bags(history, micros(CUTOFF), None, length)
+        made = {"weights": pa.array(list(weights), pa.list_(pa.float32()))}
+    else:
+        unit: Unit = "session" if table == "training_sessions" else "history"
+        row, position, items, lengths = sequences(history, unit, length, 512)
+        users, made = users[row], {"position": pa.array(position, pa.int32())}
     rows = pa.table(
         {
             "user_idx": pa.array(users, pa.int64()),
+            **made,
             "items": pa.array(list(items), pa.list_(pa.int32())),
-            "weights": pa.array(list(weights), pa.list_(pa.float32())),
             "length": pa.array(lengths, pa.int32()),
         }
     )
+    return write_files(rows, folder, table, n_files)
+
+
+def write_files(rows: pa.Table, folder: str, table: str, n_files: int) -> TrainingSet:
+    """Write `rows` as a training set of `n_files` Parquet files below a local `folder`."""
     files = []
     Path(folder).mkdir(parents=True, exist_ok=True)
     for n in range(n_files):
-        part = rows.take(pa.array(np.arange(n, len(users), n_files)))
+        part = rows.take(pa.array(np.arange(n, rows.num_rows, n_files)))
         pq.write_table(part, f"{folder}/{n}.parquet")
         files.append((f"file://{folder}/{n}.parquet", part.num_rows))
-    return TrainingSet("training_bags", 0, tuple(files))
+    return TrainingSet(table, 0, tuple(files))
 
 
 def items(spark: SparkSession, item_idx: Array) -> DataFrame:
@@ -196,12 +212,19 @@ def items(spark: SparkSession, item_idx: Array) -> DataFrame:
 
 
 def dataset(
-    spark: SparkSession, events: Log, n_partitions: int = 2, training: str | None = None
+    spark: SparkSession,
+    events: Log,
+    n_partitions: int = 2,
+    training: tuple[str, str] | None = None,
 ) -> Dataset:
     """Return what a model is fitted on: `events` before `CUTOFF` (later ones are sliced away).
 
-    `training` : folder that the fixed-length training set is written to; None = there is none.
+    `training` : (table, folder that its training set is written to); None = there is none.
     """
+    training_set = None
+    if training is not None:
+        table, folder = training
+        training_set = write_training(events, folder, table)
     sliced = before(histories(spark, events, n_partitions), CUTOFF)
     catalogue = items(spark, events.item_idx[events.age > 0])
     return Dataset(
@@ -211,7 +234,7 @@ def dataset(
         items=catalogue,
         user_features=features.user_features(sliced, CUTOFF).drop("cutoff"),
         item_features=features.item_features(sliced, catalogue, CUTOFF).drop("cutoff"),
-        training=None if training is None else write_training(events, training),
+        training=training_set,
     )
 
 

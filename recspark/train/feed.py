@@ -8,10 +8,11 @@ divides by the weight of all ranks together.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import fsspec
@@ -84,6 +85,27 @@ class Batch:
 
     tensors: dict[str, torch.Tensor]
     weight: torch.Tensor
+
+
+def split_files(training: TrainingSet, share: float) -> tuple[TrainingSet, TrainingSet | None]:
+    """Return `training` without its last files, and those files: about `share` of the rows.
+
+    Files hold rows by their hash, so a whole file is a sample. At least one file where `share` is
+    above 0, and one stays. Raises FeedError where there is a single file.
+    """
+    if share == 0:
+        return training, None
+    files = [(uri, rows) for uri, rows in training.files if rows > 0]
+    if len(files) < 2:
+        raise FeedError(
+            f"table '{training.table}' version {training.version}: {len(files)} files with rows are "
+            "too few to hold one back for validation; set validation to 0"
+        )
+    held = min(max(1, round(share * len(files))), len(files) - 1)
+    return (
+        replace(training, files=tuple(files[:-held])),
+        replace(training, files=tuple(files[-held:])),
+    )
 
 
 def plan_shards(training: TrainingSet, ranks: int) -> ShardPlan:
@@ -159,13 +181,17 @@ class Feed:
         self._allowance = allowance
         self._kept: Columns | None = None
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the `steps` batches of an epoch, in the order of (seed, epoch, rank)."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the `steps` batches of an epoch, in the order of (seed, epoch, rank).
+
+        The first `start` are left out: the rest is what an uninterrupted epoch would give. A share
+        that is streamed is read for them all the same.
+        """
         rng = np.random.default_rng([self._seed, epoch, self._rank])
         blocks = self._kept_block(rng) if self._fits() else self._streamed_blocks(rng)
         n, steps = self.shard.n_rows, self.steps
         shares = [(step + 1) * n // steps - step * n // steps for step in range(steps)]
-        for own, spare in _cut(blocks, shares):
+        for own, spare in itertools.islice(_cut(blocks, shares), start, None):
             n_own = _n_rows(own)
             source = own if n_own else spare
             at = np.arange(self.rows_per_step) % _n_rows(source)

@@ -57,6 +57,12 @@ class Comm(Protocol):
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return rank 0's tensor; the others pass one of the same shape and type."""
 
+    def allgather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of all ranks, in rank order, joined along their first axis.
+
+        Lengths along it may differ, also from call to call.
+        """
+
     def tell(self, text: str) -> None:
         """Say a line to whoever watches the driver."""
 
@@ -286,6 +292,8 @@ class _HorovodComm:
         self.size: int = hvd.size()
 
     def allreduce(self, tensor: torch.Tensor, op: Literal["sum", "mean"] = "sum") -> torch.Tensor:
+        if tensor.is_cuda:  # gloo knows no GPU: through the host
+            return self.allreduce(tensor.cpu(), op).to(tensor.device)
         kind = self._hvd.Sum if op == "sum" else self._hvd.Average
         # A name that repeats lets Horovod skip its negotiation after the first step.
         return self._hvd.allreduce(
@@ -293,9 +301,16 @@ class _HorovodComm:
         )
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_cuda:
+            return self.broadcast(tensor.cpu()).to(tensor.device)
         return self._hvd.broadcast(
             tensor, root_rank=0, name=f"{tensor.dtype} {tuple(tensor.shape)}"
         )
+
+    def allgather(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_cuda:
+            return self.allgather(tensor.cpu()).to(tensor.device)
+        return self._hvd.allgather(tensor, name=f"all {tensor.dtype} {tuple(tensor.shape[1:])}")
 
 
 class _Meeting:
@@ -319,6 +334,9 @@ class _ThreadComm:
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._exchanged(tensor)[0].clone()  # not one tensor for all ranks
+
+    def allgather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._exchanged(tensor))
 
     def _exchanged(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         self._meeting.tensors[self.rank] = tensor.clone()  # its owner may change it next

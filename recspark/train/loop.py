@@ -2,31 +2,36 @@
 
 Each rank adds up the weighted losses of its own rows; gradient, loss and weight are then summed
 over all ranks in one vector, and divided by the weight of all. So a step does not depend on how
-many ranks share its rows: two ranks at batch B take the step of one at 2B, and the learning rate
-needs no scaling. This is one explicit allreduce instead of Horovod's `DistributedOptimizer`, which
-averages over ranks, however many rows each has. Adam is written out, because `torch.optim` imports
-torch's whole compiler: several seconds of two cores on every rank of every training.
+many ranks share its rows, nor in how many parts a rank reads them: two ranks at batch B take the
+step of one at 2B, and the learning rate is that of the whole step and needs no scaling by ranks.
+This is one explicit allreduce instead of Horovod's `DistributedOptimizer`, which averages over
+ranks, however many rows each has.
+
+Everything random in a batch is drawn from (seed, epoch, batch, rank): a training that goes on from
+a checkpoint ends with the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from recspark.data.blocks import Array
-from recspark.errors import DivergedError, FeedError
-from recspark.train import checkpoint
-from recspark.train.checkpoint import Checkpoint
+from recspark.errors import DeviceError, DivergedError, FeedError
+from recspark.train import adam, checkpoint
+from recspark.train.adam import Adam, Rows
+from recspark.train.checkpoint import Position
+from recspark.train.curve import Curve, Epoch
 from recspark.train.feed import Batch
 from recspark.train.launch import Comm
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # of Adam, as its paper sets them
+_TELL_EVERY_S = 15.0
 
 # (batch, generator of everything random, share of the training done in [0, 1)) -> loss of each row
 # (B,)
@@ -39,161 +44,322 @@ class Batches(Protocol):
     steps: int
     n_rows_of_all: int
 
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Rows that are not trained on, and what is measured on them after each epoch.
+
+    `value` returns a figure of each row, (B,), without anything random; its mean over the rows of
+    all ranks decides which epoch was best.
+    """
+
+    batches: Batches
+    value: Callable[[Batch], torch.Tensor]
+    better: Literal["lower", "higher"] = "lower"
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How long and how fast.
+    """How long, how fast and by what means.
 
     Parameters
     ----------
     learning_rate : at the first step, of a batch of all ranks together; falls linearly to 0
     weight_decay : times the parameter, added to its gradient
-    seed : with epoch and rank it sets dropout and sampling
+    patience : epochs in a row without a better validation value that end the training; 0 = never.
+        With validation the best epoch's weights are returned in any case
+    seed : with epoch, batch and rank it sets dropout and sampling
+    accumulate : batches of a rank that make a step
+    precision : of the network's products; `bfloat16` is torch's autocast. Parameters stay float32
+    compression : of what ranks send each other; `float16` halves it and rounds gradients
+    device : where the network runs: cpu, cuda, or auto: a GPU where the rank sees one
     checkpoints : URI of the folder of checkpoints; "" = none, and no resuming
-    checkpoint_every_s : seconds between two of them, at the end of an epoch
+    checkpoint_every_s : seconds between two of them, at the end of a step
     identity : settings and data versions; a checkpoint of other ones is not resumed
     """
 
     epochs: int
     learning_rate: float
     weight_decay: float = 0.0
+    patience: int = 0
     seed: int = 1
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compression: Literal["none", "float16"] = "none"
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     checkpoints: str = ""
     checkpoint_every_s: float = 30.0
     identity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch gave: mean loss of a row, over all ranks, and rows a second, of all ranks."""
-
-    epoch: int
-    loss: float
-    rows_per_s: float
-
-
-@dataclass(frozen=True)
 class Trained:
     """What a rank returns: small, but for rank 0's weights where there is no folder for them.
 
-    `place` is the last checkpoint where there is one; `vector` else, on rank 0.
+    Parameters
+    ----------
+    curve : every epoch, those before a resumption too; `best` is the last without validation
+    place : their checkpoint, on rank 0, where there is a folder
+    weights : `adam.weights` as arrays, on rank 0, where there is none
     """
 
-    epochs: tuple[Epoch, ...]
+    curve: Curve
     place: str
-    vector: Array | None
+    weights: dict[str, Array] | None
 
 
 def train(
-    comm: Comm, net: nn.Module, loss: Loss, batches: Batches, options: LoopOptions
+    comm: Comm,
+    net: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    options: LoopOptions,
+    validation: Validation | None = None,
 ) -> Trained:
-    """Train `net` in place on the rows of all ranks, by Adam (Kingma & Ba 2015, algorithm 1).
+    """Train `net` in place on the rows of all ranks, by Adam (`recspark.train.adam`).
 
-    Every rank starts from rank 0's weights, or from the newest checkpoint of the same `identity`,
-    and a resumed training ends with the weights of an uninterrupted one. Raises DivergedError, on
-    every rank at the same step, when loss or gradient is not finite; FeedError when an epoch's rows
-    do not add up.
+    Every rank starts from rank 0's weights, or from the newest checkpoint of the same `identity`.
+    With a folder for checkpoints the net's weights are those of the last epoch, not of the best.
+    Raises DivergedError, on every rank at the same step, when loss or gradient is not finite;
+    FeedError when an epoch's rows do not add up.
     """
-    vector, sums = _as_vectors(net)  # (P,), (P + 2,): gradients, loss, weight
-    state, place = _resume(comm, vector, options)
-    vector.copy_(state.vector)  # (P,)
-    mean, square = state.mean, state.square  # (P,) each
-    step, n_steps = state.step, options.epochs * batches.steps
-    generator = torch.Generator()
-    saved_at = time.monotonic()
-    history = []
-    for epoch in range(state.epoch, options.epochs):
-        generator.manual_seed(_seed(options.seed, epoch, comm.rank))
-        begun = time.monotonic()
-        loss_of_epoch = rows_of_epoch = 0.0
-        for batch in batches.epoch(epoch):
-            sums.zero_()  # (P + 2,)
-            row_loss = loss(batch, generator, step / n_steps)  # (B,)
-            batch_loss = (row_loss * batch.weight).sum()  # ()
-            batch_loss.backward()  # adds to sums[:P]
-            sums[-2], sums[-1] = batch_loss.detach(), batch.weight.sum()
-            of_all = comm.allreduce(sums)  # (P + 2,)
-            if not of_all.sum().isfinite():
-                raise DivergedError(
-                    f"step {step + 1} of {n_steps} (epoch {epoch + 1}): the loss is "
-                    f"{float(of_all[-2])}, or its gradient is not finite; last good checkpoint: "
-                    f"{checkpoint.newest(options.checkpoints) or 'none'}. Lower learning_rate, or "
-                    "look for bad weights in the data"
-                )
-            # Adam in its paper's efficient order (section 2): no copy of a vector but one.
-            gradient = of_all[:-2].div_(of_all[-1])  # (P,)
-            if options.weight_decay:
-                gradient.add_(vector, alpha=options.weight_decay)  # (P,)
-            rate = options.learning_rate * (1 - step / n_steps)
-            step += 1
-            mean.lerp_(gradient, 1 - _BETA1)  # (P,)
-            square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)  # (P,)
-            correction = (1 - _BETA2**step) ** 0.5
-            spread = square.sqrt().add_(_EPSILON * correction)  # (P,)
-            vector.addcdiv_(mean, spread, value=-rate * correction / (1 - _BETA1**step))  # (P,)
-            loss_of_epoch += float(of_all[-2])
-            rows_of_epoch += float(of_all[-1])
-        if round(rows_of_epoch) != batches.n_rows_of_all:
+    device = _device(options)
+    net.to(device)
+    optimiser = Adam(net, options.weight_decay)
+    at = _begin(comm, optimiser, options)
+    last_of_epoch = batches.steps - 1
+    n_steps = options.epochs * -(-batches.steps // options.accumulate)
+    generator = torch.Generator(device)
+    saved_at = told_at = time.monotonic()
+    best_weights: dict[str, Array] | None = None
+    while at.epoch < options.epochs and not _patience_is_over(at, options):
+        begun = time.monotonic() - at.seconds
+        optimiser.zero()
+        for n, batch in enumerate(batches.epoch(at.epoch, at.batch), at.batch):
+            generator.manual_seed(_seed(options.seed, at.epoch, n, comm.rank))
+            batch = _to(batch, device)
+            with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"):
+                row_loss = loss(batch, generator, at.step / n_steps)  # (B,)
+                batch_loss = (row_loss.to(optimiser.sums.dtype) * batch.weight).sum()  # ()
+            batch_loss.backward()  # adds to sums[:P] and to the touched rows of tables
+            optimiser.sums[-2] += batch_loss.detach()
+            optimiser.sums[-1] += batch.weight.sum()
+            if (n + 1) % options.accumulate and n < last_of_epoch:
+                continue
+
+            gradient, rows, loss_sum, weight = _of_all_ranks(comm, optimiser, options)
+            if not np.isfinite(loss_sum + _checksum(gradient, rows)):
+                raise DivergedError(_diverged(at, n_steps, loss_sum, options))
+            rate = options.learning_rate * (1 - at.step / n_steps)
+            optimiser.step(at.step + 1, rate, gradient, rows)
+            optimiser.zero()
+            at = replace(
+                at,
+                batch=n + 1,
+                step=at.step + 1,
+                loss=at.loss + loss_sum,
+                rows=at.rows + weight,
+                seconds=time.monotonic() - begun,
+            )
+            if comm.rank == 0 and n < last_of_epoch:
+                if time.monotonic() - told_at >= _TELL_EVERY_S:
+                    comm.tell(_progress(at, batches, options))
+                    told_at = time.monotonic()
+                due = time.monotonic() - saved_at >= options.checkpoint_every_s
+                if options.checkpoints and due:
+                    checkpoint.save(options.checkpoints, at, optimiser.state, options.identity)
+                    saved_at = time.monotonic()
+
+        if round(at.rows) != batches.n_rows_of_all:
             raise FeedError(
-                f"epoch {epoch + 1} counted {rows_of_epoch:.0f} rows over all ranks, "
+                f"epoch {at.epoch + 1} counted {at.rows:.0f} rows over all ranks, "
                 f"planned were {batches.n_rows_of_all}"
             )
-        seconds = time.monotonic() - begun
-        done = Epoch(epoch + 1, loss_of_epoch / rows_of_epoch, rows_of_epoch / seconds)
-        history.append(done)
+        value = None if validation is None else _validate(comm, net, validation, device)
+        done = Epoch(at.epoch + 1, at.loss / at.rows, at.rows / at.seconds, value, at.seconds)
+        improved = validation is None or _is_better(done, at, validation)
+        at = Position(
+            epoch=done.epoch,
+            step=at.step,
+            curve=(*at.curve, done),
+            best=done.epoch if improved else at.best,
+        )
         if comm.rank == 0:
-            comm.tell(
-                f"epoch {done.epoch} of {options.epochs}: loss {done.loss:.4f}, "
-                f"{done.rows_per_s:,.0f} rows/s"
-            )
-            last = epoch + 1 == options.epochs
-            due = last or time.monotonic() - saved_at >= options.checkpoint_every_s
-            if options.checkpoints and due:
-                state = Checkpoint(epoch + 1, step, vector, mean, square)
-                place = checkpoint.save(options.checkpoints, state, options.identity)
+            comm.tell(_told(done, at, options))
+            told_at = time.monotonic()
+            over = at.epoch == options.epochs or _patience_is_over(at, options)
+            due = time.monotonic() - saved_at >= options.checkpoint_every_s
+            kept = improved and validation is not None
+            if options.checkpoints and (due or over or kept):
+                checkpoint.save(options.checkpoints, at, optimiser.state, options.identity)
                 saved_at = time.monotonic()
-    by_value = comm.rank == 0 and not options.checkpoints
-    return Trained(tuple(history), place, vector.numpy() if by_value else None)
+            if not options.checkpoints and improved and (kept or over):
+                best_weights = _weights(optimiser)
+    place = checkpoint.at_epoch(options.checkpoints, at.best) if options.checkpoints else ""
+    return Trained(Curve(at.curve, at.best), place if comm.rank == 0 else "", best_weights)
 
 
 def load_weights(net: nn.Module, trained: Trained) -> None:
     """Put the weights that rank 0 returned into a `net` of the same shape."""
-    if trained.vector is None:
-        vector = checkpoint.load(trained.place).vector
+    if trained.weights is None:
+        found = checkpoint.load(trained.place)
     else:
-        vector = torch.from_numpy(trained.vector)
-    nn.utils.vector_to_parameters(vector, net.parameters())
+        found = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
+    adam.load_weights(net, found)
 
 
-def _as_vectors(net: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make all parameters views of one vector (P,), all gradients views of another (P + 2,)."""
-    values = nn.utils.parameters_to_vector(net.parameters()).detach()  # (P,)
-    sums = torch.zeros(len(values) + 2, dtype=values.dtype)  # (P + 2,)
-    at = 0
-    for parameter in net.parameters():
-        part = slice(at, at + parameter.numel())
-        parameter.data = values[part].view_as(parameter)
-        parameter.grad = sums[part].view_as(parameter)
-        at = part.stop
-    return values, sums
+def load_table(trained: Trained, name: str) -> Array:
+    """Return one table of sparse gradients alone, of a net that is too large to hold as a whole."""
+    if trained.weights is None:
+        return checkpoint.load(trained.place, [name])[name].numpy()
+    return trained.weights[name]
 
 
-def _resume(comm: Comm, vector: torch.Tensor, options: LoopOptions) -> tuple[Checkpoint, str]:
-    """Return where all ranks begin, and on rank 0 the checkpoint's place; `vector` (P,) is fresh.
+def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
+    """Give all ranks the state that rank 0 has, fresh or from a checkpoint; return its position.
 
     Rank 0 alone looks for a checkpoint, so that ranks cannot disagree about where to go on.
     """
-    state, place = Checkpoint(0, 0, vector, torch.zeros_like(vector), torch.zeros_like(vector)), ""
+    position = Position()
     if comm.rank == 0:
-        place, found = checkpoint.latest(options.checkpoints, options.identity)
+        found = checkpoint.latest(options.checkpoints, options.identity)
         if found:
-            state = found
-            comm.tell(f"resuming after epoch {state.epoch} of {options.epochs}")
-    epoch, step = comm.broadcast(torch.tensor([state.epoch, state.step])).tolist()
-    parts = (comm.broadcast(part) for part in (state.vector, state.mean, state.square))
-    return Checkpoint(epoch, step, *parts), place
+            position, tensors = found
+            for name, tensor in tensors.items():
+                optimiser.state[name].copy_(tensor)
+            within = f", batch {position.batch}" if position.batch else ""
+            comm.tell(f"resuming after epoch {position.epoch} of {options.epochs}{within}")
+    for tensor in optimiser.state.values():
+        tensor.copy_(comm.broadcast(tensor))
+    text = torch.from_numpy(np.frombuffer(position.to_json(), np.uint8).copy())
+    length = int(comm.broadcast(torch.tensor([len(text)])))
+    text = comm.broadcast(text if comm.rank == 0 else text.new_zeros(length))
+    return Position.from_json(text.numpy().tobytes())
+
+
+def _of_all_ranks(
+    comm: Comm, optimiser: Adam, options: LoopOptions
+) -> tuple[torch.Tensor, dict[str, Rows], float, float]:
+    """Return the mean gradient of all ranks' rows, (P,) and by table, their loss and weight."""
+    rows = optimiser.rows()
+    if options.compression == "float16":
+        # Rounded as means of a rank, far from float16's largest number.
+        loss_and_weight = comm.allreduce(optimiser.sums[-2:])  # (2,)
+        mean = optimiser.sums[:-2] / loss_and_weight[1]  # (P,)
+        gradient = comm.allreduce(mean.half()).to(mean.dtype)  # (P,)
+    else:
+        of_all = comm.allreduce(optimiser.sums)  # (P + 2,)
+        loss_and_weight = of_all[-2:]  # (2,)
+        gradient = of_all[:-2].div_(of_all[-1])  # (P,)
+    loss_sum, weight = loss_and_weight.tolist()
+    mean_rows = {}
+    for name, (at, values) in rows.items():
+        if comm.size > 1:
+            at, values = comm.allgather(at), comm.allgather(values)  # (u of all,), (u of all, d)
+        at, which = torch.unique(at, return_inverse=True)  # (u,), (u of all,)
+        summed = values.new_zeros(len(at), *values.shape[1:]).index_add_(0, which, values)
+        # Rows at weight 0 only fill a batch up: what they touch must not move.
+        moved = summed.any(dim=1)  # (u,)
+        mean_rows[name] = at[moved], summed[moved].div_(weight)  # (u,), (u, d)
+    return gradient, mean_rows, loss_sum, weight
+
+
+def _validate(comm: Comm, net: nn.Module, validation: Validation, device: str) -> float:
+    """Return the mean value of all ranks' validation rows, each counted once."""
+    sums = torch.zeros(2, dtype=torch.float64)  # value, weight
+    net.eval()
+    with torch.no_grad():
+        for batch in validation.batches.epoch(0):
+            batch = _to(batch, device)
+            value = validation.value(batch)  # (B,)
+            sums[0] += float((value.double() * batch.weight).sum())
+            sums[1] += float(batch.weight.sum())
+    net.train()
+    value_sum, rows = comm.allreduce(sums).tolist()
+    if round(rows) != validation.batches.n_rows_of_all:
+        raise FeedError(
+            f"validation counted {rows:.0f} rows over all ranks, planned were "
+            f"{validation.batches.n_rows_of_all}"
+        )
+    return float(value_sum / rows)
+
+
+def _is_better(done: Epoch, at: Position, validation: Validation) -> bool:
+    """Return whether this epoch's validation value beats the best one so far; NaN never does."""
+    assert done.validation is not None
+    if at.best == 0:
+        return True
+    best = at.curve[at.best - 1].validation
+    assert best is not None
+    lower = validation.better == "lower"
+    return done.validation < best if lower else done.validation > best
+
+
+def _patience_is_over(at: Position, options: LoopOptions) -> bool:
+    return 0 < options.patience <= at.epoch - at.best
+
+
+def _checksum(gradient: torch.Tensor, rows: dict[str, Rows]) -> float:
+    """Return a number that is not finite where any gradient is not."""
+    return float(gradient.sum()) + sum(float(values.sum()) for _, values in rows.values())
+
+
+def _weights(optimiser: Adam) -> dict[str, Array]:
+    return {
+        name: tensor.cpu().numpy().copy() for name, tensor in adam.weights(optimiser.state).items()
+    }
+
+
+def _diverged(at: Position, n_steps: int, loss_sum: float, options: LoopOptions) -> str:
+    good = checkpoint.newest(options.checkpoints) or "none"
+    return (
+        f"step {at.step + 1} of {n_steps} (epoch {at.epoch + 1}): the loss is {loss_sum}, or its "
+        f"gradient is not finite; last good checkpoint: {good}. Lower learning_rate, or look for "
+        "bad weights in the data"
+    )
+
+
+def _progress(at: Position, batches: Batches, options: LoopOptions) -> str:
+    """Return a line within an epoch: `at` is `at.batch` batches into it."""
+    share = at.batch / batches.steps
+    left = at.seconds / share * (1 - share)
+    return (
+        f"epoch {at.epoch + 1} of {options.epochs}, batch {at.batch} of {batches.steps}: "
+        f"loss {at.loss / at.rows:.4f}, {at.rows / at.seconds:,.0f} rows/s, {left:.0f} s to its end"
+    )
+
+
+def _told(done: Epoch, at: Position, options: LoopOptions) -> str:
+    """Return the line at an epoch's end."""
+    validation = "" if done.validation is None else f", validation {done.validation:.4f}"
+    left = (options.epochs - done.epoch) * done.seconds
+    last = f"{left:.0f} s left" if left else "done"
+    if _patience_is_over(at, options):
+        last = f"no better for {options.patience} epochs: done, best was epoch {at.best}"
+    return (
+        f"epoch {done.epoch} of {options.epochs}: loss {done.loss:.4f}{validation}, "
+        f"{done.rows_per_s:,.0f} rows/s, {last}"
+    )
+
+
+def _device(options: LoopOptions) -> str:
+    """Return cpu or cuda; ranks of a machine share its first GPU. DeviceError where there is none."""
+    found = torch.cuda.is_available()
+    if options.device == "cuda" and not found:
+        raise DeviceError(
+            "train.device is cuda, but this rank sees no GPU; set it to auto or cpu, or give the "
+            "executors one (spark.executor.resource.gpu.amount)"
+        )
+    return "cuda" if found and options.device != "cpu" else "cpu"
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    if device == "cpu":
+        return batch
+    tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
+    return Batch(tensors, batch.weight.to(device))
 
 
 def _seed(*parts: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 
 def multinomial_nll(
@@ -29,3 +30,88 @@ def kl_to_standard_normal(mean: torch.Tensor, log_variance: torch.Tensor) -> tor
     Source: Kingma & Welling 2014, appendix B.
     """
     return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(dim=1)  # (B,)
+
+
+def softmax_nll(
+    scores: torch.Tensor, targets: torch.Tensor, log_included: torch.Tensor
+) -> torch.Tensor:
+    """Return -log softmax(scores - log_included) of the target, (P,): sampled softmax with logQ.
+
+    Parameters
+    ----------
+    scores : (P, N), of N different candidates
+    targets : (P,) int64, the target's place among them
+    log_included : (N,) log probability that a candidate is among them; 0 = no correction, and the
+        plain softmax where all items are candidates
+
+    The softmax over all items conditioned on the candidates subtracts log Q from every score, the
+    target's too, since the target could have been drawn as well.
+
+    Source: Jean et al. 2015, "On Using Very Large Target Vocabulary for Neural Machine
+    Translation"; Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling" (candidates from the
+    batch).
+    """
+    return functional.cross_entropy(scores - log_included, targets, reduction="none")  # (P,)
+
+
+def bpr(target: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return -log sigmoid(target - other), the mean over the others, (P,).
+
+    `target` (P,) are scores of items acted on, `others` (P, N) of items drawn for each of them.
+
+    Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, section 4.1 (BPR-Opt).
+    """
+    return functional.softplus(others - target[:, None]).mean(dim=1)  # (P,)
+
+
+def squared_over_all(
+    hidden: torch.Tensor,
+    items: torch.Tensor,
+    bias: torch.Tensor,
+    predicted: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    unobserved: float,
+) -> torch.Tensor:
+    """Return sum over observed (value - predicted)^2 + unobserved * sum over the rest predicted^2.
+
+    Of each row, (B,); a row's prediction for item i is hidden . items_i + bias_i. The sum over all
+    items comes from the items' Gram matrix, so that it costs B H^2 and not B n_items H.
+
+    Parameters
+    ----------
+    hidden : (B, H); items : (n_items, H); bias : (n_items,)
+    predicted, values, rows : (P,) each: of the observed entries
+    unobserved : weight of what was not observed, whose value is 0; 0 = only what was observed counts
+
+    Source: Sedhain et al. 2015, equation 2 (observed only); Rendle et al. 2021, equation 2 (the rest).
+    """
+    observed = (values - predicted) ** 2  # (P,)
+    if unobserved:
+        observed = observed - unobserved * predicted**2  # (P,)
+    total = torch.zeros_like(hidden[:, 0]).index_add(0, rows, observed)  # (B,)
+    if unobserved:
+        gram = items.T @ items  # (H, H)
+        squares = ((hidden @ gram) * hidden).sum(dim=1)  # (B,)
+        cross = 2 * hidden @ (items.T @ bias)  # (B,)
+        total = total + unobserved * (squares + cross + bias @ bias)  # (B,)
+    return total
+
+
+def bpr_max(scores: torch.Tensor, targets: torch.Tensor, reg: float) -> torch.Tensor:
+    """Return -log sum_j s_j sigmoid(r_i - r_j) + reg * sum_j s_j r_j^2, (P,).
+
+    Parameters
+    ----------
+    scores : r (P, N), of N >= 2 different candidates
+    targets : (P,) int64, the place of i among them; j runs over the others, and s is their softmax
+
+    Source: Hidasi & Karatzoglou 2018, "Recurrent Neural Networks with Top-k Gains", BPR-max with its
+    score regularisation.
+    """
+    target = scores.gather(1, targets[:, None])  # (P, 1)
+    others = scores.scatter(1, targets[:, None], -torch.inf)  # (P, N)
+    log_share = torch.log_softmax(others, dim=1)  # (P, N), -inf at the target
+    log_wins = torch.logsumexp(log_share + functional.logsigmoid(target - scores), dim=1)  # (P,)
+    penalty = (log_share.exp() * scores**2).sum(dim=1)  # (P,)
+    return reg * penalty - log_wins  # (P,)

@@ -279,10 +279,10 @@ def save_other(case: Case, patch: Patch) -> None:
 
 
 breaks("loaded_model_gives_the_same_lists")(save_other)
-breaks("fresh_process_gives_the_same_lists")(save_other)
+breaks("another_process_gives_the_same_lists")(save_other)
 
 
-@breaks("fresh_process_gives_the_same_lists")
+@breaks("another_process_gives_the_same_lists")
 def only_this_process_can_load(case: Case, patch: Patch) -> None:
     patch.setattr(case, "saved", str(Path(case.folder) / "never"))
 

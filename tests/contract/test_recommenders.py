@@ -21,8 +21,37 @@ from recspark.testing.checks import CHECKS, Case, Check, checks_for
 SHORT: dict[str, dict[str, Any]] = {
     "als": {"embedding_size": 8, "iterations": 4, "half_life_days": None},
     "ease": {"reg": 5.0, "half_life_days": None},
+    "item2vec": {"epochs": 10, "n_rotations": 1, "learning_rate": 0.1, "half_life_days": None},
     "item_knn": {"shrink": 1.0, "half_life_days": None},
+    "autorec": {
+        "hidden_size": 16,
+        "unobserved": 0.5,
+        "half_life_days": None,
+        "epochs": 40,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+    },
+    "mf": {"embedding_size": 8, "epochs": 20, "batch_size": 32, "n_negatives": 20},
+    "sdae": {"hidden_sizes": [32, 16], "epochs": 40, "batch_size": 32, "learning_rate": 0.01},
     "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
+    # Sessions of the planted data hold hardly more than one event.
+    "session_knn": {"train_on": "history", "context": "history"},
+    "gru4rec": {
+        "train_on": "history",
+        "context": "history",
+        "hidden_size": 32,
+        "epochs": 12,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
+    "sasrec": {
+        "embedding_size": 32,
+        "epochs": 12,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
 }
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from recspark import schema
@@ -122,3 +123,86 @@ def test_training_set_is_the_slice_of_the_pinned_version(
     assert again == found
     later = windows.training_set(catalog, "training_bags", second.version, {"cutoff": CUTOFF})
     assert (len(later.files), later.n_rows) == (2, 100)
+
+
+def in_sessions(rows: list[list[tuple[int, str | None]]]) -> Histories:
+    """Rows of (item, session)."""
+    flat = [event for row in rows for event in row]
+    return Histories(
+        start=np.cumsum([0, *map(len, rows)]),
+        item_idx=np.array([item for item, _ in flat], np.int32),
+        event_at=np.arange(len(flat)),
+        weight=np.ones(len(flat), np.float32),
+        session_id=pa.array([session for _, session in flat], pa.string()),
+    )
+
+
+def windows_of(unit: windows.Unit, length: int, newest: int = 99) -> list[tuple[int, int, Any]]:
+    rows = in_sessions(
+        [
+            [(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a"), (6, "b"), (7, "c"), (7, "c")],
+            [],
+            [(8, None), (9, None)],
+            [(5, "c")],
+        ]
+    )
+    row, position, items, lengths = windows.sequences(rows, unit, length, newest)
+    assert items.shape == (len(row), length)
+    assert all((i[n:] == windows.NO_ITEM).all() for i, n in zip(items, lengths, strict=True))
+    return [
+        (int(r), int(p), i[:n].tolist())
+        for r, p, i, n in zip(row, position, items, lengths, strict=True)
+    ]
+
+
+def test_sessions_by_hand() -> None:
+    """A session of five items gives steps 1-2-3-4-5 once each in windows of three; one item gives
+    none.
+    """
+    assert windows_of("session", 3) == [(0, 2, [3, 4, 5]), (0, 0, [1, 2, 3]), (0, 6, [7, 7]),
+                                        (2, 0, [8, 9])]  # fmt: skip
+    assert windows_of("session", 4) == [(0, 1, [2, 3, 4, 5]), (0, 0, [1, 2]), (0, 6, [7, 7]),
+                                        (2, 0, [8, 9])]  # fmt: skip
+
+
+def test_only_the_newest_events_of_a_user_count() -> None:
+    assert windows_of("session", 9, 5) == [(0, 3, [4, 5]), (0, 6, [7, 7]), (2, 0, [8, 9])]
+    assert windows_of("history", 9, 5) == [(0, 3, [4, 5, 6, 7, 7]), (2, 0, [8, 9])]
+    assert windows_of("history", 5) == [
+        (0, 3, [4, 5, 6, 7, 7]),
+        (0, 0, [1, 2, 3, 4]),
+        (2, 0, [8, 9]),
+    ]
+
+
+@pytest.mark.parametrize("length", [2, 3, 7])
+def test_every_step_of_a_session_is_in_one_row(length: int) -> None:
+    rng = np.random.default_rng(length)
+    rows = [[(i, f"{i // 5}") for i in range(n)] for n in rng.integers(0, 30, 200)]
+    row, position, items, lengths = windows.sequences(in_sessions(rows), "session", length, 99)
+    steps = [
+        (r, i[j], i[j + 1])
+        for r, i, n in zip(row, items, lengths, strict=True)
+        for j in range(n - 1)
+    ]
+    want = [(r, i, i + 1) for r, n in enumerate(rows) for i in range(len(n) - 1) if (i + 1) % 5]
+    assert sorted(steps) == want
+    assert (items[:, 0] == position).all()  # items are places in the history here
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("unit", ["session", "history"])
+def test_training_sequences_as_a_table(histories: Any, catalog: Any, unit: windows.Unit) -> None:
+    features = Features(sequence_length=4)  # type: ignore[call-arg]
+    table = {"session": "training_sessions", "history": "training_histories"}[unit]
+    frame = windows.TRAINING_TABLES[table](histories, CUTOFF, features, 4)
+    where = {"cutoff": CUTOFF}
+    written = catalog.replace_slice(table, frame, where, n_files=4)
+    found = windows.training_set(catalog, table, written.version, where)
+    assert (found.table, found.n_rows, len(found.files)) == (table, 1000, 4)
+    assert min(rows for _, rows in found.files) > 200
+    rows = catalog.read(table, written.version).toArrow().sort_by("user_idx").to_pylist()
+    # Users 1002 and 1003 have one event before the cutoff.
+    assert [r["user_idx"] for r in rows] == list(range(1000))
+    assert rows[12]["items"] == [12 % 7, 12 % 5, -1, -1]
+    assert (rows[12]["position"], rows[12]["length"]) == (0, 2)

@@ -1,4 +1,4 @@
-"""Compiled functions shipped as a zip: kept where HOME can be written, compiled anew elsewhere."""
+"""Compiled functions work from a zip, as `--py-files` ships them, and without a place for a cache."""
 
 from __future__ import annotations
 
@@ -8,29 +8,38 @@ import sys
 import zipfile
 from pathlib import Path
 
-SOURCE = """
-from recspark.engines.compiled import compiled
+import pytest
 
-@compiled
-def double(x):
-    return 2 * x
+from tests.conftest import ROOT
+
+PROGRAM = """
+import numpy as np
+from recspark.engines import word2vec_kernels as kernels
+assert ".zip" in kernels.__file__
+print(kernels.mix(np.uint64(0)))
 """
-ASK = "from shipped import double; print(double(21), sum(double.stats.cache_hits.values()))"
-ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_zip_is_compiled_once_or_without_a_place_to_keep_it(tmp_path: Path) -> None:
-    package = tmp_path / "shipped.zip"
-    with zipfile.ZipFile(package, "w") as out:
-        out.writestr("shipped.py", SOURCE)
-
-    def ask(home: str) -> str:
-        env = {"PYTHONPATH": f"{package}:{ROOT}", "HOME": home, "PATH": os.environ["PATH"]}
-        done = subprocess.run(
-            [sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    assert [ask(str(tmp_path)), ask(str(tmp_path))] == ["42 0", "42 1"]
-    assert ask("/proc/nowhere") == "42 0"
+@pytest.mark.parametrize("home", ["home", "no folder"])
+def test_a_zip_is_compiled_with_and_without_a_home(home: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        for file in (ROOT / "recspark").rglob("*.py"):
+            archive.write(file, file.relative_to(ROOT))
+    (tmp_path / "no folder").write_text("a file is no folder")
+    place = {
+        "HOME": str(tmp_path / home),
+        "XDG_CACHE_HOME": str(tmp_path / home),
+        "PYTHONPATH": str(tmp_path / "app.zip"),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**{k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}, **place},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "0"
+    kept = list(tmp_path.rglob("*.nbi"))
+    assert bool(kept) == (home == "home")

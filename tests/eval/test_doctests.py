@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["metrics", "significance", "gates"])
+@pytest.mark.parametrize("name", ["metrics", "next_item", "significance", "gates"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"recspark.eval.{name}"))
     assert found.attempted > 0

@@ -18,17 +18,17 @@ from recspark.data.interactions import before, queries
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions
+from recspark.models.encoder import encode
 from recspark.models.multvae import (
+    LAYERS,
     MultVae,
     MultVaeModel,
     MultVaeSettings,
-    encode,
-    entries,
-    log_shares,
     make_net,
     net_arrays,
     row_loss,
 )
+from recspark.models.neural import entries, log_shares
 from recspark.models.registry import model_spec
 from recspark.train.feed import Batch
 from recspark.train.launch import LocalLauncher
@@ -93,7 +93,7 @@ def test_encode_is_the_network_whatever_the_batch() -> None:
     items = np.concatenate([np.sort(rng.permutation(50)[:n]) for n in lengths]).astype(np.int32)
     weights = rng.random(len(items)).astype(np.float32)
     arrays = net_arrays(net)
-    found = encode(start, items, weights, arrays)
+    found = encode(start, items, weights, arrays, LAYERS, unit=True)
     with torch.no_grad():
         rows = torch.repeat_interleave(torch.arange(700), torch.from_numpy(lengths))
         logits, _, _ = net(rows, torch.from_numpy(items).long(), torch.from_numpy(weights), 700)
@@ -105,7 +105,9 @@ def test_encode_is_the_network_whatever_the_batch() -> None:
         for first in range(0, 700, step):
             some = start[first : first + step + 1]
             part = slice(some[0], some[-1])
-            parts.append(encode(some - some[0], items[part], weights[part], arrays))
+            parts.append(
+                encode(some - some[0], items[part], weights[part], arrays, LAYERS, unit=True)
+            )
         np.testing.assert_array_equal(np.concatenate(parts), found)
 
 
@@ -126,7 +128,14 @@ def test_the_query_is_the_decayed_history() -> None:
     block = QueryBlock(np.arange(3), history, none, np.zeros(0, np.float32), none)
     scores = model.scorer().score(block)
     assert scores.known.tolist() == [True, False, False]
-    want = encode(np.array([0, 2]), np.array([1, 2], np.int32), np.float32([0.75, 0.5]), arrays)
+    want = encode(
+        np.array([0, 2]),
+        np.array([1, 2], np.int32),
+        np.float32([0.75, 0.5]),
+        arrays,
+        LAYERS,
+        unit=True,
+    )
     np.testing.assert_array_equal(
         scores.approximate(slice(0, 1)), want @ arrays["items_out"].T + arrays["items_out_bias"]
     )

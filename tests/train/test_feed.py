@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recspark.data.dataset import TrainingSet
 from recspark.errors import FeedError
-from recspark.train.feed import READERS, Batch, Feed, ShardPlan, plan_shards
+from recspark.train.feed import READERS, Batch, Feed, ShardPlan, plan_shards, split_files
 
 pytestmark = pytest.mark.torch
 COLUMNS = ("user_idx", "items", "weights")
@@ -195,3 +197,46 @@ def test_plan_is_disjoint_complete_and_balanced(sizes: list[int], ranks: int, ba
     load = [shard.n_rows for shard in plan.shards]
     assert max(load) - min(load) <= max(sizes)
     assert max(load) <= plan.steps(batch) * -(-batch // ranks)
+
+
+@pytest.mark.parametrize("allowance", [1 << 30, 1], ids=["kept", "streamed"])
+def test_an_epoch_goes_on_from_any_batch(tmp_path: Path, allowance: int) -> None:
+    plan = plan_shards(stored(tmp_path, [40, 25, 11]), 2)
+    for feed in feeds(plan, reader="arrow", allowance=allowance):
+        whole = list(feed.epoch(3))
+        for start in (1, feed.steps - 1):
+            rest = list(feed.epoch(3, start))
+            assert len(rest) == feed.steps - start
+            for want, found in zip(whole[start:], rest):
+                assert torch.equal(want.weight, found.weight)
+                for name in COLUMNS:
+                    assert torch.equal(want.tensors[name], found.tensors[name])
+
+
+def test_fifty_passes_read_every_row_fifty_times(tmp_path: Path) -> None:
+    """Two ranks that stream through Petastorm: an empty file, a rank with few rows, a huge group."""
+    training = stored(tmp_path, [70, 0, 9, 3], row_group_size=64)
+    seen: Counter[int] = Counter()
+    for feed in feeds(plan_shards(training, 2), allowance=1):
+        for epoch in range(50):
+            batches = list(feed.epoch(epoch))
+            assert len(batches) == feed.steps
+            seen.update(counted(batches))
+    assert seen == dict.fromkeys(range(82), 50)
+
+
+def test_whole_files_are_held_back() -> None:
+    files = tuple((f"file:/t/part-{n}.parquet", 10 * (n != 3)) for n in range(9))
+    training = TrainingSet("t", 1, files)
+    assert split_files(training, 0) == (training, None)
+    kept, held = split_files(training, 0.25)
+    assert held is not None
+    assert (kept.n_rows, held.n_rows) == (60, 20)
+    assert set(kept.files) | set(held.files) == {file for file in files if file[1]}
+    _, least = split_files(training, 0.001)
+    assert least is not None
+    assert least.n_rows == 10
+    most, _ = split_files(training, 0.999)
+    assert most.n_rows == 10
+    with pytest.raises(FeedError, match="1 files with rows are too few to hold one back"):
+        split_files(TrainingSet("t", 1, files[:1]), 0.1)

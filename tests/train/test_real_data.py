@@ -120,8 +120,8 @@ class Joined:
         self.n_rows_of_all = plan.n_rows
         self.shard = self.feeds[0].shard
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        for batches in zip(*(feed.epoch(epoch) for feed in self.feeds), strict=True):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batches in zip(*(feed.epoch(epoch, start) for feed in self.feeds), strict=True):
             names = batches[0].tensors
             yield Batch(
                 {name: torch.cat([b.tensors[name] for b in batches]) for name in names},

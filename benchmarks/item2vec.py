@@ -1,0 +1,368 @@
+"""Item2vec: hit rate by number of partitions and seconds an epoch, beside MLlib's and gensim's.
+
+`RECSPARK_SESSIONS` names a folder with `train_sessions.txt.gz` and `test_sessions.txt.gz` (one
+session a line, item numbers in click order: Diginetica as the SR-GNN papers prepare it); without it
+sessions are made up. All three: skip-gram, window 5 drawn anew for each target, 64 dimensions, 5
+epochs, rate .025, no subsampling; ours and gensim's: 10 negatives by popularity^.5 (MLlib knows
+hierarchical softmax only). P@20: share of next items among the 20 nearest by cosine to the last.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from pyspark.ml.feature import Word2Vec as MllibWord2Vec
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from benchmarks import machine
+from recspark.config import load_config
+from recspark.data.blocks import Array
+from recspark.engines import word2vec as engine
+from recspark.engines.word2vec_examples import SENTENCES
+from recspark.session import build_session
+
+SETTINGS = engine.Word2Vec(
+    size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
+)
+PARTITIONS, SEEDS = (1, 4, 16), (1, 2, 3)
+N_TESTED = 20_000  # next items looked for, drawn once
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """`train` and (last, following) of test sessions, as item numbers; `items` ascending."""
+
+    train: list[Array]
+    last: Array
+    following: Array
+
+    @property
+    def items(self) -> Array:
+        return np.unique(np.concatenate(self.train)).astype(np.int32)
+
+
+def run(*, smoke: bool) -> None:
+    """Measure all; on two cores with Diginetica about 25 minutes, most of it MLlib's."""
+    folder = None if smoke else os.environ.get("RECSPARK_SESSIONS")
+    bench = Bench(folder, replace(SETTINGS, epochs=2) if smoke else SETTINGS, smoke=smoke)
+    cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, SEEDS)
+    rows = [bench.measure(*case) for case in cases]
+    bench.spark.stop()
+    if smoke:
+        print(summary(rows))
+    else:
+        write(bench, rows)
+
+
+def order(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Return (name, partitions, seed) of each run: two at once for speed, the others for quality."""
+    return [
+        *((name, 2, seeds[0]) for name in ("ours", "gensim", "mllib")),
+        *(("ours", n, seed) for seed in seeds for n in partitions),
+        *(("gensim", 2, seed) for seed in seeds[1:]),
+        *(("mllib", n, seed) for seed in seeds for n in partitions),
+    ]
+
+
+class Bench:
+    """The session, the data and the settings that all runs share."""
+
+    def __init__(self, folder: str | None, settings: engine.Word2Vec, *, smoke: bool) -> None:
+        self.data = "RECSPARK_SESSIONS" if folder else "made up"
+        self.sessions = read(folder) if folder else made_up(800 if smoke else 150_000)
+        self.settings = settings
+        spark = load_config("local", ["spark.master=local[2]"]).spark
+        self.spark = build_session(spark, "benchmark item2vec")
+        self.frame = as_frame(self.spark, self.sessions)
+
+    def measure(self, name: str, n: int, seed: int) -> dict[str, Any]:
+        """Return the row of one run."""
+        with PeakMemory() as memory:
+            if name == "ours":
+                found = ours(self.frame, self.sessions, self.settings, n, seed)
+            elif name == "gensim":
+                found = gensim(self.sessions, self.settings, n, seed)
+            else:
+                found = mllib(self.frame, self.sessions, self.settings, n, seed)
+        load = os.getloadavg()[0]
+        row = {
+            "name": name,
+            "partitions": n,
+            "seed": seed,
+            **found,
+            **memory.megabytes,
+            "load": load,
+        }
+        print(row, flush=True)
+        return row
+
+
+def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
+    """Write the results."""
+    figures = summary(rows)
+    print(figures)
+    machine.write(
+        "item2vec",
+        "RECSPARK_SESSIONS=FOLDER python -m benchmarks item2vec",
+        {
+            "data": bench.data,
+            "sessions": len(bench.sessions.train),
+            "items": len(bench.sessions.items),
+            "next_items_tested": len(bench.sessions.last),
+            "settings": vars(bench.settings),
+            **figures,
+            "rows": rows,
+        },
+    )
+
+
+def ours(
+    frame: DataFrame, sessions: Sessions, settings: engine.Word2Vec, n: int, seed: int
+) -> dict[str, Any]:
+    """Train with n blocks. The first epoch, which packs the sentences, is not in `epoch_seconds`."""
+    split: list[float] = []
+    real = engine.cells.write_epoch
+
+    def timed(*args: Any) -> Any:
+        begun = time.perf_counter()
+        out = real(*args)
+        split.append(time.perf_counter() - begun)
+        return out
+
+    engine.cells.write_epoch = timed
+    ends = [time.perf_counter()]
+    try:
+        vectors = engine.train(
+            frame.repartition(n),
+            sessions.items,
+            replace(settings, n_blocks=n, seed=seed),
+            progress=lambda _text: ends.append(time.perf_counter()),
+        )
+    finally:
+        engine.cells.write_epoch = real
+    total = time.perf_counter() - ends[0]
+    assert vectors.outputs is not None
+    return {
+        "p_at_20": precision(sessions, vectors.inputs, vectors.inputs),
+        "p_at_20_in_out": precision(sessions, vectors.inputs, vectors.outputs, unit=False),
+        "p_at_20_likelihood": precision(
+            sessions,
+            *with_bias(vectors.inputs, vectors.outputs, vectors.counts, settings.ns_exponent),
+            unit=False,
+        ),
+        "fit_seconds": total,
+        "epoch_seconds": statistics.median(np.diff(ends)[1:]),
+        "of_which_making_examples": statistics.median(split[1:]),
+    }
+
+
+def mllib(
+    frame: DataFrame, sessions: Sessions, settings: engine.Word2Vec, n: int, seed: int
+) -> dict[str, Any]:
+    """Train MLlib's with n partitions. Set-up is small beside five epochs and counted in."""
+    words = frame.select(F.col("items").cast("array<string>").alias("words")).persist()
+    words.count()
+    assert settings.window is not None
+    begun = time.perf_counter()
+    model = MllibWord2Vec(
+        vectorSize=settings.size,
+        windowSize=settings.window,
+        maxIter=settings.epochs,
+        numPartitions=n,
+        minCount=1,
+        stepSize=settings.learning_rate,
+        seed=seed,
+        inputCol="words",
+        outputCol="mean",
+    ).fit(words)
+    total = time.perf_counter() - begun
+    rows = model.getVectors().toArrow()
+    words.unpersist(blocking=True)
+    item = rows.column("word").to_numpy(zero_copy_only=False).astype(np.int32)
+    values = np.stack([row["values"] for row in rows.column("vector").to_pylist()])
+    vectors = values[np.argsort(item)].astype(np.float32)
+    return {
+        "p_at_20": precision(sessions, vectors, vectors),
+        "fit_seconds": total,
+        "epoch_seconds": total / settings.epochs,
+    }
+
+
+def gensim(
+    sessions: Sessions, settings: engine.Word2Vec, workers: int, seed: int
+) -> dict[str, Any]:
+    """Train gensim's, in one process with `workers` threads."""
+    from gensim.models import Word2Vec
+    from gensim.models.callbacks import CallbackAny2Vec
+
+    ends: list[float] = []
+
+    class Clock(CallbackAny2Vec):  # type: ignore[misc]
+        def on_epoch_end(self, model: Any) -> None:
+            ends.append(time.perf_counter())
+
+    ends.append(time.perf_counter())
+    begun = ends[0]
+    model = Word2Vec(
+        [session.tolist() for session in sessions.train],
+        vector_size=settings.size,
+        window=settings.window,
+        shrink_windows=settings.shrink_window,
+        sg=1,
+        negative=settings.n_negatives,
+        ns_exponent=settings.ns_exponent,
+        sample=0,
+        min_count=1,
+        epochs=settings.epochs,
+        alpha=settings.learning_rate,
+        min_alpha=settings.min_learning_rate,
+        workers=workers,
+        seed=seed,
+        callbacks=[Clock()],
+    )
+    vectors = np.stack([model.wv[int(item)] for item in sessions.items])
+    outputs = np.stack([model.syn1neg[model.wv.key_to_index[int(i)]] for i in sessions.items])
+    return {
+        "p_at_20": precision(sessions, vectors, vectors),
+        "p_at_20_in_out": precision(sessions, vectors, outputs, unit=False),
+        "fit_seconds": ends[-1] - begun,
+        "epoch_seconds": statistics.median(np.diff(ends)[1:]),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the means over seeds, and the figures that targets are set for."""
+
+    def mean(name: str, n: int, figure: str) -> float:
+        return statistics.fmean(
+            row[figure] for row in rows if (row["name"], row["partitions"]) == (name, n)
+        )
+
+    cases = dict.fromkeys((row["name"], row["partitions"]) for row in rows)
+    most = max(n for name, n in cases if name == "ours")
+    ours_s = mean("ours", 2, "epoch_seconds")
+    return {
+        "mean_p_at_20": {f"{name} {n}": mean(name, n, "p_at_20") for name, n in cases},
+        "epoch_seconds": {f"{name} {n}": mean(name, n, "epoch_seconds") for name, n in cases},
+        "times_faster_than_mllib": mean("mllib", 2, "epoch_seconds") / ours_s,
+        "times_faster_than_gensim": mean("gensim", 2, "epoch_seconds") / ours_s,
+        f"p_at_20_with_{most}_over_1": mean("ours", most, "p_at_20") / mean("ours", 1, "p_at_20"),
+    }
+
+
+def precision(sessions: Sessions, users: Array, items: Array, *, unit: bool = True) -> float:
+    """Return P@20: share of next items among the 20 best for the last one, which is left out.
+
+    An item that was never trained on counts as a miss. `unit` : by cosine, else by product.
+    """
+    known = sessions.items
+    last, following = (
+        np.minimum(np.searchsorted(known, part), len(known) - 1)
+        for part in (sessions.last, sessions.following)
+    )
+    asked = (known[last] == sessions.last) & (known[following] == sessions.following)
+    last, following = last[asked], following[asked]
+    if unit:
+        users, items = (
+            part / np.linalg.norm(part, axis=1, keepdims=True) for part in (users, items)
+        )
+    hits = 0
+    for begin in range(0, len(last), 1000):
+        part = slice(begin, begin + 1000)
+        scores = users[last[part]] @ items.T  # (1000, n_items)
+        row = np.arange(len(scores))
+        wanted = scores[row, following[part]]
+        scores[row, last[part]] = -np.inf
+        hits += int(((scores > wanted[:, None]).sum(axis=1) < 20).sum())
+    return hits / len(sessions.last)
+
+
+def with_bias(users: Array, items: Array, counts: Array, exponent: float) -> tuple[Array, Array]:
+    """Return vectors whose product is `users @ items.T` + log of the noise, but for a constant."""
+    ones = np.ones((len(users), 1), np.float32)
+    bias = exponent * np.log(np.maximum(counts, 1))[:, None].astype(np.float32)
+    return np.hstack([users, ones]), np.hstack([items, bias])
+
+
+def read(folder: str) -> Sessions:
+    """Return the sessions of both files."""
+    found = []
+    for name in ("train", "test"):
+        with gzip.open(Path(folder) / f"{name}_sessions.txt.gz", "rt") as lines:
+            found.append([np.array(line.split(), np.int32) for line in lines])
+    return split_sessions(*found)
+
+
+def made_up(n: int, n_items: int = 20_000, seed: int = 1) -> Sessions:
+    """Return sessions that walk: from each item to one of its 30 neighbours on a ring."""
+    n_items = min(n_items, 5 * n)
+    rng = np.random.default_rng(seed)
+    places = rng.permutation(n_items)
+    walks = []
+    for length in 2 + rng.poisson(3, n + n // 10):
+        steps = rng.integers(-15, 16, length)
+        steps[0] = int(n_items * rng.random() ** 3)  # some places are visited more
+        walks.append(places[np.cumsum(steps) % n_items].astype(np.int32))
+    return split_sessions(walks[:n], walks[n:])
+
+
+def split_sessions(train: list[Array], test: list[Array]) -> Sessions:
+    """Return them with `N_TESTED` (last, next) pairs of `test`."""
+    last = np.concatenate([session[:-1] for session in test])
+    following = np.concatenate([session[1:] for session in test])
+    chosen = np.random.default_rng(0).permutation(len(last))[:N_TESTED]
+    return Sessions(train, last[chosen], following[chosen])
+
+
+def as_frame(spark: SparkSession, sessions: Sessions) -> DataFrame:
+    """Return `sentence_id, items`, cached."""
+    lengths = [len(session) for session in sessions.train]
+    start = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    items = pa.ListArray.from_arrays(start, pa.array(np.concatenate(sessions.train), pa.int32()))
+    ids = pa.array(np.arange(len(lengths)), pa.int64())
+    frame = spark.createDataFrame(pa.table({"sentence_id": ids, "items": items}), SENTENCES)
+    frame = frame.repartition(2).persist()
+    frame.count()
+    return frame
+
+
+class PeakMemory:
+    """Peak resident memory while inside, sampled twice a second: this process, JVM, workers."""
+
+    def __init__(self) -> None:
+        self.megabytes = {"driver_mb": 0, "jvm_mb": 0, "workers_mb": 0}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(0.5):
+            now = {"driver_mb": me.memory_info().rss, "jvm_mb": 0, "workers_mb": 0}
+            for child in me.children(recursive=True):
+                try:
+                    kind = "jvm_mb" if child.name() == "java" else "workers_mb"
+                    now[kind] += child.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            for kind, size in now.items():
+                self.megabytes[kind] = max(self.megabytes[kind], size >> 20)

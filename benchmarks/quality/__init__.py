@@ -1,0 +1,1 @@
+"""Quality on published protocols, one command each."""

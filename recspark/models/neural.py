@@ -1,0 +1,171 @@
+"""What neural models share: settings of a training, and how ranks are given their part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from recspark import storage
+from recspark.config import digest
+from recspark.data.blocks import Array
+from recspark.data.dataset import Dataset
+from recspark.errors import CatalogueTooLargeError, ModelError
+from recspark.models.base import FitOptions, Settings
+from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
+from recspark.train.launch import Comm, launcher
+from recspark.train.loop import LoopOptions, Trained
+
+
+class NeuralSettings(Settings):
+    """Settings of every training; a model gives them its own defaults and sources."""
+
+    epochs: int = Field(12, ge=1, description="passes over the training set at most")
+    batch_size: int = Field(
+        256, ge=1, description="rows of a step, of all ranks together; ranks share them"
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="of Adam at the first step, falling linearly to 0"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="L2 on all parameters")
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training set that is not trained on: whole files, each a hash "
+        "sample of the rows. The epoch that is best on it gives the weights",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="epochs in a row no better on the validation rows that end it; 0 = never",
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank trains on, small enough to travel.
+
+    `items` int32 (n_items,): the vocabulary. `validation` is None where every row is trained on.
+    """
+
+    settings: Any  # the model's own
+    items: Array
+    training: ShardPlan
+    validation: ShardPlan | None
+    loop: LoopOptions
+
+    def feed(self, comm: Comm, columns: Sequence[str]) -> Feed:
+        """Return this rank's training rows; a step is read in `loop.accumulate` parts."""
+        part = -(-self.settings.batch_size // self.loop.accumulate)
+        return Feed(self.training, comm.rank, columns, part, self.loop.seed)
+
+    def validation_feed(self, comm: Comm, columns: Sequence[str]) -> Feed | None:
+        """Return this rank's validation rows."""
+        if self.validation is None:
+            return None
+        size = self.settings.batch_size
+        return Feed(self.validation, comm.rank, columns, size, self.loop.seed)
+
+
+def fit_network(
+    name: str,
+    data: Dataset,
+    options: FitOptions,
+    settings: NeuralSettings,
+    items: Array,
+    train_rank: Callable[[Comm, Job], Trained],
+) -> Trained:
+    """Run `train_rank` on every rank; return what rank 0 returned; its curve goes to `options.record`.
+
+    `train_rank` is a module-level function: it travels to the executors. Raises ModelError where
+    `data` has no training set, FeedError where it is empty, and what a rank raises. Driver: the
+    weights.
+    """
+    if data.training is None:
+        raise ModelError(f"{name}: this data has no training set; run build_features with it")
+    train = options.train
+    training, held_out = split_files(data.training, settings.validation)
+    loop = LoopOptions(
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        patience=settings.patience,
+        seed=options.seed,
+        accumulate=train.accumulate,
+        precision=train.precision,
+        compression=train.compression,
+        device=train.device,
+        checkpoints=storage.join(options.scratch, "checkpoints") if options.scratch else "",
+        checkpoint_every_s=train.checkpoint_every_s,
+        identity={
+            "model": name,
+            "settings": settings.model_dump(),
+            "table": data.training.table,
+            "version": data.training.version,
+            "files": digest(data.training.files),
+            "items": digest(items.tolist()),
+            "train": train.model_dump(exclude={"start_timeout_s", "timeout_s"}),
+        },
+    )
+    job = Job(
+        settings,
+        items,
+        plan_shards(training, train.ranks),
+        plan_shards(held_out, train.ranks) if held_out else None,
+        loop,
+    )
+    ranks = launcher(
+        data.histories.sparkSession,
+        train,
+        in_process=options.in_process,
+        tell=options.progress,
+    )
+    trained = ranks.run(train_rank, job)[0].value
+    options.record(trained.curve)
+    return trained
+
+
+def check_catalogue(
+    name: str, items: Array, max_items: int, bytes_an_item: float, instead: str
+) -> None:
+    """Raise CatalogueTooLargeError, before memory is taken, above `max_items`."""
+    if len(items) > max_items:
+        raise CatalogueTooLargeError(
+            f"{name}: {len(items):,} items before the cutoff, max_items is {max_items:,}; raise "
+            f"models.{name}.max_items if the ranks have {1e-9 * bytes_an_item * len(items):,.1f} "
+            f"GB each, or use {instead}"
+        )
+
+
+def entries(
+    batch: Batch, vocabulary: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row (ascending), local item and weight of each item of a batch of bags, (P,) each.
+
+    Padding, items outside the vocabulary and items of weight 0 are left out.
+    """
+    items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
+    vocabulary = vocabulary.to(items.device)  # (n_items,)
+    rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
+    wanted = items[rows, columns].long()  # (P,)
+    local = torch.searchsorted(vocabulary, wanted).clamp_max(len(vocabulary) - 1)  # (P,)
+    known = vocabulary[local] == wanted  # (P,)
+    return rows[known], local[known], weights[rows, columns][known]
+
+
+def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:
+    """Return the log of each item's share of all weights of all ranks, (n_items,).
+
+    An item counts a hundredth of the mean on top, so that none has a share of 0.
+    """
+    total = torch.zeros(len(vocabulary))  # (n_items,)
+    for batch in batches:
+        rows, items, weights = entries(batch, vocabulary)  # (P,) each
+        total.index_add_(0, items, weights * batch.weight[rows])
+    total = comm.allreduce(total)
+    total += 0.01 * total.mean() + torch.finfo(total.dtype).tiny
+    return torch.log(total / total.sum())

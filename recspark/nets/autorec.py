@@ -1,0 +1,47 @@
+"""AutoRec: an autoencoder of a row of ratings that counts only what was rated.
+
+Source: Sedhain, Menon, Sanner, Xie 2015, "AutoRec: Autoencoders Meet Collaborative Filtering".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class AutoRecNet(nn.Module):
+    """One sigmoid layer; the output is linear (equation 2 with f = identity, g = sigmoid).
+
+    A row x (n_items,) comes as its entries: `rows` int64 (P,) ascending, `items` int64 (P,),
+    `values` (P,). For the item-based form, rows are items and "items" are users.
+    """
+
+    def __init__(self, n_items: int, hidden_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def matrix(*shape: int) -> nn.Parameter:
+            return nn.Parameter(nn.init.xavier_normal_(torch.empty(*shape), generator=generator))
+
+        self.items_in = matrix(n_items, hidden_size)
+        self.items_in_bias = nn.Parameter(torch.zeros(hidden_size))
+        self.items_out = matrix(n_items, hidden_size)
+        self.items_out_bias = nn.Parameter(torch.zeros(n_items))
+
+    def forward(
+        self, rows: torch.Tensor, items: torch.Tensor, values: torch.Tensor, n_rows: int
+    ) -> torch.Tensor:
+        """Return the hidden layer (B, H); `rebuilt` or the kernel multiplies it by `items_out`."""
+        begin = torch.searchsorted(rows, torch.arange(n_rows, device=rows.device))  # (B,)
+        summed = F.embedding_bag(
+            items, self.items_in, begin, mode="sum", per_sample_weights=values
+        )  # (B, H)
+        return torch.sigmoid(summed + self.items_in_bias)  # (B, H)
+
+    def rebuilt(
+        self, hidden: torch.Tensor, rows: torch.Tensor, items: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the output at the entries only, (Q,); `hidden` (B, H), `rows`, `items` (Q,)."""
+        return (hidden[rows] * self.items_out[items]).sum(dim=1) + self.items_out_bias[
+            items
+        ]  # (Q,)

@@ -1,0 +1,63 @@
+"""What next-item models ask of a network: item vectors on either side of a state per position."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import nn
+
+# Parameters with a row per item; the rest is the network's body.
+ITEM_ARRAYS = ("items_in", "items_out", "items_out_bias")
+
+
+class SequenceNet(nn.Module):
+    """Items go in as rows of `items_in`; the state after each one scores all items.
+
+    `scores = state @ items_out.T + items_out_bias`. With `tied` item vectors, `items_out` is
+    `items_in` itself.
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        embedding_size: int,
+        state_size: int,
+        tied: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.items_in = matrix(generator, n_items, embedding_size)
+        self.items_out = self.items_in if tied else matrix(generator, n_items, state_size)
+        self.items_out_bias = nn.Parameter(torch.zeros(n_items))
+
+    @abstractmethod
+    def states(
+        self,
+        embedded: torch.Tensor,
+        lengths: torch.Tensor,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Return the state after each item, (B, T, H); what comes later never changes it.
+
+        `embedded` (B, T, E): rows of `items_in`, from the first item on; `lengths` int64 (B,), at
+        least 1: positions from there on are padding, and their states mean nothing. Without a
+        `generator` nothing is dropped.
+        """
+
+
+def matrix(generator: torch.Generator, *shape: int) -> nn.Parameter:
+    """Return a parameter of uniform numbers within 1 / sqrt(last size)."""
+    bound = shape[-1] ** -0.5
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
+
+
+def dropped(
+    values: torch.Tensor, dropout: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Return `values` with a share of `dropout` set to 0 and the rest scaled up; same shape."""
+    if generator is None or dropout == 0:
+        return values
+    kept = torch.rand(values.shape, generator=generator) >= dropout
+    return values * kept / (1 - dropout)

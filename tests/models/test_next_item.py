@@ -1,0 +1,251 @@
+"""What gru4rec and sasrec share: reading rows, the loss of a row, answering for an open session."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from recspark.data.blocks import Histories, QueryBlock, Ragged
+from recspark.data.dataset import Dataset
+from recspark.data.windows import sequences
+from recspark.errors import CatalogueTooLargeError, ConfigError, ModelError
+from recspark.eval import next_item as evaluation
+from recspark.models.base import FitOptions
+from recspark.models.gru4rec import Gru4Rec, Gru4RecModel, Gru4RecSettings
+from recspark.models.neural import Job
+from recspark.models.next_item import (
+    item_counts,
+    last_states,
+    local_items,
+    net_arrays,
+    row_loss,
+    train_rank,
+)
+from recspark.models.registry import MODELS, make
+from recspark.models.sasrec import SasRec, SasRecModel, SasRecSettings
+from recspark.testing import synth
+from recspark.train.feed import Batch, plan_shards
+from recspark.train.launch import LocalLauncher
+from recspark.train.loop import LoopOptions, load_weights
+from recspark.train.negatives import Negatives
+
+pytestmark = pytest.mark.torch
+CUTOFF = datetime(2020, 3, 1, tzinfo=UTC)
+VOCABULARY = np.array([3, 5, 8, 13, 21], np.int32)
+SMALL = Gru4RecSettings(hidden_size=4, dropout=0.0, n_samples=None)
+
+
+def batch(*weights: float) -> Batch:
+    items = [[3, 8, 21, -1], [99, 5, 99, 3], [13, 13, -1, -1]]
+    return Batch(
+        {"items": torch.tensor(items, dtype=torch.int32), "length": torch.tensor([3, 4, 2])},
+        torch.tensor(weights, dtype=torch.float32),
+    )
+
+
+def test_rows_as_local_items() -> None:
+    found = local_items(batch(1, 1, 1), torch.from_numpy(VOCABULARY).long(), 9)
+    assert found.tolist() == [[0, 2, 4], [1, 0, -1], [3, 3, -1]]
+    newest = local_items(batch(1, 1, 1), torch.from_numpy(VOCABULARY).long(), 2)
+    assert newest.tolist() == [[2, 4], [1, 0], [3, 3]]
+
+
+def test_items_are_counted_over_all_ranks() -> None:
+    def fn(comm: Any) -> list[float]:
+        vocabulary = torch.from_numpy(VOCABULARY).long()
+        return item_counts(comm, iter([batch(1, 1, 0)]), vocabulary).tolist()
+
+    for result in LocalLauncher(2).run(fn):
+        assert result.value == [4, 2, 2, 0, 2]
+
+
+@pytest.mark.parametrize("settings", [SMALL, SMALL.model_copy(update={"loss": "bpr_max"})])
+def test_the_loss_of_a_row_adds_up_its_targets(settings: Gru4RecSettings) -> None:
+    """Row 0 reads 0, 2 and has targets 2, 4; row 1 reads 1 and has target 0; row 2 weighs 0."""
+    net = Gru4Rec.make_net(settings, 5, 1)
+    torch.nn.init.normal_(net.items_out_bias, generator=torch.Generator().manual_seed(1))
+    negatives = Negatives(torch.ones(5), None, 0.5)
+    vocabulary = torch.from_numpy(VOCABULARY).long()
+    generator = torch.Generator()
+    found = row_loss(net, vocabulary, settings, negatives, batch(1, 1, 0), generator, 0.0)
+
+    def of_target(read: list[int], target: int) -> float:
+        embedded = net.items_in[torch.tensor([read])]
+        state = net.states(embedded, torch.tensor([len(read)]))[0, -1]
+        scores = (net.items_out @ state + net.items_out_bias).detach().double().numpy()
+        if settings.loss == "cross_entropy":
+            return float(np.log(np.exp(scores).sum()) - scores[target])
+        others = np.delete(scores, target)
+        share = np.exp(others) / np.exp(others).sum()
+        wins = (share / (1 + np.exp(others - scores[target]))).sum()
+        return float((share * others**2).sum() - np.log(wins))
+
+    want = [of_target([0], 2) + of_target([0, 2], 4), of_target([1], 0), 0]
+    np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-5)
+
+
+def test_a_batch_that_weighs_nothing_has_a_gradient_of_zero() -> None:
+    net = Gru4Rec.make_net(SMALL, 5, 1)
+    negatives = Negatives(torch.ones(5), 3, 0.5)
+    vocabulary = torch.from_numpy(VOCABULARY).long()
+    found = row_loss(net, vocabulary, SMALL, negatives, batch(0, 0, 0), torch.Generator(), 0.0)
+    assert found.tolist() == [0, 0, 0]
+    found.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Gru4Rec, Gru4RecSettings(hidden_size=6)),
+        (SasRec, SasRecSettings(embedding_size=6, length=11)),
+    ],
+)
+def test_last_states_are_the_network_whatever_the_batch(kind: Any, settings: Any) -> None:
+    net = kind.make_net(settings, 30, 2)
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(0, 12, 600)
+    start = np.concatenate([[0], np.cumsum(lengths)])
+    found = Ragged(start, rng.integers(0, 30, start[-1]))
+    arrays = net_arrays(net)
+    whole = last_states(kind.make_net(settings, 1, 9), found, arrays, settings.length)
+    for row in range(20):
+        items = torch.from_numpy(found.values[start[row] : start[row + 1]])
+        if len(items):
+            want = net.states(net.items_in[items][None], torch.tensor([len(items)]))[0, -1]
+            np.testing.assert_allclose(whole[row], want.detach().numpy(), atol=1e-6)
+        else:
+            assert not whole[row].any()
+    for step in (1, 257):
+        parts = []
+        for first in range(0, 600, step):
+            some = start[first : first + step + 1]
+            part = Ragged(some - some[0], found.values[some[0] : some[-1]])
+            parts.append(last_states(kind.make_net(settings, 1, 9), part, arrays, settings.length))
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (Gru4RecModel, Gru4RecSettings(hidden_size=6)),
+        (SasRecModel, SasRecSettings(embedding_size=6)),
+    ],
+)
+def test_only_the_open_session_is_read_unless_the_history_is_asked_for(
+    model: Any, settings: Any
+) -> None:
+    """Scores after session B are the same whether session A came before it or not."""
+    arrays = net_arrays(model.make_net(settings, 5, 1))
+
+    def scores(context: str, items: list[int], ids: list[str]) -> np.ndarray:
+        history = Histories(
+            np.array([0, len(items)]),
+            np.array(items, np.int32),
+            np.arange(len(items)),
+            np.ones(len(items), np.float32),
+            pa.array(ids),
+        )
+        none = Ragged(np.zeros(2, np.int64), np.zeros(0, np.int32))
+        block = QueryBlock(np.zeros(1, np.int64), history, none, np.zeros(0, np.float32), none)
+        made = settings.model_copy(update={"context": context})
+        return (
+            model(made, CUTOFF, VOCABULARY, arrays).scorer().score(block).approximate(slice(0, 1))
+        )
+
+    alone = scores("session", [5, 21], ["b", "b"])
+    np.testing.assert_array_equal(scores("session", [3, 8, 5, 21], ["a", "a", "b", "b"]), alone)
+    np.testing.assert_array_equal(scores("history", [5, 21], ["b", "b"]), alone)
+    assert not np.allclose(scores("history", [3, 8, 5, 21], ["a", "a", "b", "b"]), alone)
+
+
+CHAIN = 40  # after item i comes i + 1, or i + 7 where i - 7 came before it
+
+
+@pytest.fixture(scope="module")
+def chain() -> Ragged:
+    rng = np.random.default_rng(3)
+    step = rng.choice([1, 7], 600)
+    rows = (rng.integers(0, CHAIN, 600)[:, None] + step[:, None] * np.arange(6)) % CHAIN
+    return Ragged(np.arange(601) * 6, rows.ravel().astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Gru4Rec, {"hidden_size": 24}),
+        (Gru4Rec, {"hidden_size": 24, "cell": "lstm", "tied": False}),
+        (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "n_samples": 20, "tied": False}),
+        (SasRec, {"embedding_size": 24, "train_on": "session", "context": "session"}),
+    ],
+)
+def test_what_comes_next_is_learnt(
+    kind: Any, settings: dict[str, Any], chain: Ragged, tmp_path: Path
+) -> None:
+    """From the second item on the step of a session is known, and the next item with it."""
+    common = {
+        "n_samples": 10,
+        "epochs": 25,
+        "batch_size": 32,
+        "learning_rate": 0.02,
+        "dropout": 0.0,
+    }
+    made = kind.settings_class(**{**common, **settings})
+    history = Histories(chain.start, chain.values, chain.values, chain.values)
+    _, _, items, lengths = sequences(history, "session", 10, 100)
+    table = pa.table(
+        {"items": pa.array(list(items), pa.list_(pa.int32())), "length": pa.array(lengths)}
+    )
+    training = synth.write_files(table, str(tmp_path), "training_sessions", 2)
+    vocabulary = np.arange(CHAIN, dtype=np.int32)
+    loop = LoopOptions(epochs=made.epochs, learning_rate=made.learning_rate)
+    job = Job(made, vocabulary, plan_shards(training, 1), None, loop)
+    trained = LocalLauncher(1).run(partial(train_rank, kind.make_net), job)
+    net = kind.make_net(made, CHAIN, 1)
+    load_weights(net, trained[0].value)
+    model = kind(made).fitted(CUTOFF, vocabulary, net_arrays(net))
+    found = evaluation.ranks(model.scorer(), vocabulary, chain, 0, 1).reshape(600, 5)
+    assert found[:, 1:].mean() > 0.98
+    assert 0.4 < found[:, 0].mean() < 0.6
+
+
+def test_registry_and_models_agree_about_training_tables() -> None:
+    for name, spec in MODELS.items():
+        asked = {make(name, {}).training_table}
+        if "training_sessions" in spec.training:
+            asked = {make(name, {"train_on": u}).training_table for u in ("session", "history")}
+        assert asked == set(spec.training or (None,)), name
+
+
+def data(items: int, training: Any = None) -> Dataset:
+    made: Any = object.__new__(_Known)
+    made.n = items
+    made.training = training
+    return made
+
+
+class _Known(Dataset):
+    __setattr__ = object.__setattr__
+
+    def vocabulary(self) -> Any:
+        return np.arange(self.n, dtype=np.int32)  # type: ignore[attr-defined]
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(
+        CatalogueTooLargeError, match=r"7 items .* raise models\.gru4rec\.max_items"
+    ):
+        Gru4Rec(Gru4RecSettings(max_items=6)).fit(data(7), FitOptions())
+    with pytest.raises(ModelError, match="training set is none, train_on = 'history' reads 'train"):
+        SasRec(SasRecSettings()).fit(data(7), FitOptions())
+    with pytest.raises(ConfigError, match=r"embedding_size \(5\) must be hidden_size \(4\)"):
+        Gru4Rec.from_dict({"hidden_size": 4, "embedding_size": 5})
+    with pytest.raises(ConfigError, match="multiple of n_heads"):
+        SasRec.from_dict({"embedding_size": 5, "n_heads": 2})

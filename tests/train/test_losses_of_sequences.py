@@ -1,0 +1,72 @@
+"""Losses and candidates of next-item models against the papers' equations, in plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from recspark.train.losses import bpr_max, softmax_nll
+from recspark.train.negatives import Negatives
+
+pytestmark = pytest.mark.torch
+SCORES = np.array([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, -2.0, 3.0]])
+TARGETS = np.array([2, 0])
+
+
+def test_softmax_nll_is_the_softmax_of_corrected_scores() -> None:
+    """Jean et al. 2015: exp(s_y - log Q(y)) over the sum of the same of all candidates."""
+    log_included = np.log([0.9, 0.1, 0.5, 0.25])
+    for correction in (log_included, np.zeros(4)):
+        want = []
+        for scores, target in zip(SCORES, TARGETS, strict=True):
+            terms = np.exp(scores) / np.exp(correction)
+            want.append(-np.log(terms[target] / terms.sum()))
+        found = softmax_nll(*map(torch.from_numpy, (SCORES, TARGETS, correction)))
+        np.testing.assert_allclose(found.numpy(), want, rtol=1e-12)
+
+
+def test_bpr_max_by_hand() -> None:
+    """Hidasi & Karatzoglou 2018: s is the softmax of the negatives alone, the target left out."""
+    want = []
+    for scores, target in zip(SCORES, TARGETS, strict=True):
+        negatives = np.delete(scores, target)
+        s = np.exp(negatives) / np.exp(negatives).sum()
+        wins = 1 / (1 + np.exp(-(scores[target] - negatives)))
+        want.append(-np.log((s * wins).sum()) + 0.7 * (s * negatives**2).sum())
+    found = bpr_max(torch.from_numpy(SCORES), torch.from_numpy(TARGETS), 0.7)
+    np.testing.assert_allclose(found.numpy(), want, rtol=1e-12)
+
+
+def test_bpr_max_gradient_flows_through_the_softmax() -> None:
+    """The derivative by finite differences: the softmax weights are not constants."""
+    scores = torch.from_numpy(SCORES).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: bpr_max(s, torch.from_numpy(TARGETS), 0.7), scores)
+
+
+def test_candidates_are_the_targets_and_what_was_drawn() -> None:
+    counts = torch.tensor([50.0, 0.0, 30.0, 15.0, 5.0])
+    negatives = Negatives(counts, 2, 0.5)
+    targets = torch.tensor([4, 2, 4])
+    share = (counts + 0.2).numpy() / (counts + 0.2).sum().item()
+    draw = np.sqrt(share) / np.sqrt(share).sum()
+    included = 1 - (1 - draw) ** 2 * (1 - share) ** 3
+    generator = torch.Generator().manual_seed(0)
+    seen = np.zeros(5)
+    for _ in range(4000):
+        found = negatives.candidates(targets, generator)
+        items = found.items.numpy()
+        assert (np.diff(items) > 0).all()
+        np.testing.assert_array_equal(items[found.targets.numpy()], [4, 2, 4])
+        np.testing.assert_allclose(found.log_included.numpy(), np.log(included[items]), rtol=1e-5)
+        seen[items] += 1
+    np.testing.assert_array_equal(seen[[2, 4]], 4000)
+    others = [0, 1, 3]  # these only by a draw: 1 - (1 - q)^2
+    np.testing.assert_allclose(seen[others] / 4000, (1 - (1 - draw) ** 2)[others], atol=0.03)
+
+
+def test_all_items_are_candidates_without_a_number_of_samples() -> None:
+    found = Negatives(torch.ones(4), None, 0.5).candidates(torch.tensor([3, 1]), torch.Generator())
+    assert found.items.tolist() == [0, 1, 2, 3]
+    assert found.targets.tolist() == [3, 1]
+    assert found.log_included.tolist() == [0, 0, 0, 0]
