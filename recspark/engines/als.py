@@ -45,7 +45,8 @@ class Plan:
     seed : of the users' first factors
     method, cg_steps : see `als_kernels.solve`
     broadcast_bytes : item factors up to this size are broadcast
-    scratch : URI of a folder for checkpoints, seen by all executors; "" = none
+    scratch : URI of a folder for checkpoints, seen by all executors; "" = none: an executor lost after
+        `checkpoint_every` iterations then ends the run
     checkpoint_every : iterations between two checkpoints
     progress : told of each iteration
     """
