@@ -84,6 +84,26 @@ def test_export_one_night(place: list[str], tmp_path: Path) -> None:
     assert len(lines) > 1000
 
 
+def test_export_refuses_what_it_cannot_or_must_not_write(place: list[str], tmp_path: Path) -> None:
+    precious = tmp_path / "precious" / "file.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    for arguments, says in (
+        (["recommendations", str(precious.parent)], "holds files that no export wrote"),
+        (["recommendations", str(tmp_path / "x"), "--where", "no_such = 1"], "--where .*no_such"),
+        (["sessions", str(tmp_path / "x"), "--format", "csv"], "CSV has no lists: items"),
+        (["recommendations", str(tmp_path / "x"), "--run-date", "2010-13-45"], "is not a date"),
+    ):
+        done = runner.invoke(app, ["export", *arguments, *place])
+        assert isinstance(done.exception, ConfigError), done.output
+        with pytest.raises(ConfigError, match=says):
+            raise done.exception
+    assert precious.read_text() == "mine"
+    for _ in range(2):  # an export of before is replaced
+        done = runner.invoke(app, ["export", "gates", str(tmp_path / "gates"), *place])
+        assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from recspark.config import Config, load_config
 from recspark.errors import ConfigError
+from recspark.pipeline.run import check_settings
+from tests.conftest import ROOT
 
 
 def test_every_environment_loads() -> None:
@@ -56,3 +61,39 @@ def test_the_fingerprint_knows_settings_from_machine() -> None:
 def test_resolved_settings_come_back_the_same() -> None:
     config = load_config("test", ["publish.k=7"])
     assert Config.model_validate_json(config.resolved()) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("models=[ease", r"--set 'models=\[ease': not YAML"),
+        ("evaluate.ks=[]", "evaluate.ks"),
+        ("evaluate.ks=[0]", "evaluate.ks"),
+        ("models=[popular, ease, item_knn, ease]", r"models names \['ease'\] twice"),
+    ],
+)
+def test_what_a_typo_makes_of_a_setting_is_named(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config("test", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("evaluate.metric=ndgc", "evaluate.metric = 'ndgc' is no metric. Did you mean 'ndcg'"),
+        ("publish.neighbours_model=als", "'als' gives no neighbours; these do: .*item_knn"),
+        ("models.easy.reg=3", "no model is called 'easy'. Did you mean 'ease'"),
+    ],
+)
+def test_a_name_that_does_nothing_is_an_error_before_the_night(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_settings(load_config("test", [override]))
+
+
+def test_yaml_in_another_encoding_is_named(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf" / "models" / "ease.yaml").write_bytes(
+        "# gr\u00f6\u00dfe\nreg: 3".encode("latin-1")
+    )
+    with pytest.raises(ConfigError, match=r"ease\.yaml: not YAML in UTF-8"):
+        load_config("test", folder=tmp_path / "conf")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recspark import storage
+from recspark.errors import SetupError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -46,3 +48,10 @@ def test_a_folder_is_complete_once_marked(root: str) -> None:
 def test_objects_are_never_pickled(root: str) -> None:
     with pytest.raises(ValueError, match="pickle"):
         storage.write_array(storage.join(root, "o.npy"), np.array([{}], dtype=object))
+
+
+def test_a_store_whose_package_is_missing_is_named() -> None:
+    if importlib.util.find_spec("s3fs"):
+        pytest.skip("s3fs is here")
+    with pytest.raises(SetupError, match="s3://lake/x: Install s3fs"):
+        storage.exists("s3://lake/x")

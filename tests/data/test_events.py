@@ -220,3 +220,12 @@ def test_a_source_that_breaks_the_schema_is_told(spark: SparkSession) -> None:
         check_events(frame, run_date=NIGHT, max_late_days=7, initial=True)
     assert "item_id string, found none" in str(error.value)
     assert "value double, found string" in str(error.value)
+
+
+def test_a_day_west_of_greenwich_keeps_its_evening(spark: SparkSession) -> None:
+    """New York's 31 May ends at 04:00 UTC; Tokyo's ended at 15:00, but the night ends with UTC."""
+    at = {"evening": datetime(2024, 6, 1, 3, 59), "next": datetime(2024, 6, 1, 4)}
+    events = [an_event(event_id=name, event_at=when) for name, when in at.items()]
+    for zone, clean in (("America/New_York", {"evening"}), ("Asia/Tokyo", set()), ("UTC", set())):
+        rows = check(spark, events, timezone=zone).where("verdict = 'clean'").collect()
+        assert {row["event_id"] for row in rows} == clean, zone
