@@ -70,7 +70,8 @@ def check_events(
     """
     _check_schema(raw)
     oldest = None if initial else run_date - timedelta(days=max_late_days)
-    reasons = F.coalesce("reason", _reason(run_date, oldest, end_of_day(run_date, timezone)))
+    end = end_of_day(run_date, timezone)
+    reasons = F.coalesce("reason", _reason(oldest, end))
     # What only depends on the row comes first, so that no raw text of a clean row is shuffled.
     rows = raw.select(
         *[F.col(name) for name in schema.RAW_EVENTS.names if name not in ("reason", "row")],
@@ -86,7 +87,7 @@ def check_events(
         key = F.when(F.col("reason").isNull(), F.col("event_id")).otherwise(alone)
         rows = rows.withColumn("_key", key)
     if existing is not None:
-        rows = rows.join(_known_ids(existing, run_date, oldest), on="_key", how="left")
+        rows = rows.join(_known_ids(existing, end, oldest), on="_key", how="left")
         repeats.append((F.col("_is_known"), KNOWN))
     if not unique_ids:
         content = F.xxhash64(
@@ -209,7 +210,7 @@ def end_of_day(run_date: date, timezone: str) -> datetime:
     return max(midnight.astimezone(UTC), cutoff_of(run_date))
 
 
-def _reason(run_date: date, oldest: date | None, end: datetime) -> Column:
+def _reason(oldest: date | None, end: datetime) -> Column:
     at = F.col("event_at")
     checks = [
         (_is_blank("event_id"), NO_EVENT_ID),
@@ -236,8 +237,8 @@ def _is_finite(name: str) -> Column:
     return F.coalesce(~F.isnan(size) & (size < float("inf")), F.lit(True))
 
 
-def _known_ids(existing: DataFrame, run_date: date, oldest: date | None) -> DataFrame:
-    days = F.col("event_date") <= F.lit(run_date + timedelta(days=1))  # the evening west of UTC
+def _known_ids(existing: DataFrame, end: datetime, oldest: date | None) -> DataFrame:
+    days = F.col("event_date") < F.lit(end)
     if oldest is not None:
         days &= F.col("event_date") >= F.lit(oldest)
     ids = existing.where(days).select(F.col("event_id").alias("_key")).distinct()

@@ -234,6 +234,12 @@ class BlockedAls:
         if cut and not plan.scratch:
             solved.localCheckpoint()
         target.sums = self._total(solved)
+        if not np.isfinite(target.sums).all():
+            raise ModelError(
+                f"als: the factors of {target.name} are not finite after iteration "
+                f"{len(self.losses) + 1}: the loss is nan; is a weight infinite, or reg 0? The newest "
+                "checkpoint is kept"
+            )
         self._drop(target.solved)
         target.solved = solved
 

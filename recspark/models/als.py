@@ -37,9 +37,9 @@ class AlsSettings(Settings):
     """Settings of `Als`."""
 
     solver: Literal["blocked", "mllib"] = Field(
-        "blocked",
-        description="whose ALS: recspark's own, or Spark MLlib's for comparison. Source: "
-        "benchmarks/als.py",
+        "mllib",
+        description="whose ALS: Spark MLlib's, or recspark's own, which is not the default until "
+        "benchmarks/als.py has been measured on a quiet machine",
     )
     embedding_size: int = Field(
         64,

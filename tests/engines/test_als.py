@@ -18,7 +18,8 @@ from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective, loss
 from recspark.errors import EmptyDataError, KeyViolationError, ModelError
 
-pytestmark = pytest.mark.spark
+# A fit is 30 short jobs and more: 20 s each on two cores that do other things as well.
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 OBJECTIVE = Objective(0.05, 4.0, unobserved_weight=0.7, reg_exponent=0.5)
 PLAN = Plan(rank=6, iterations=4, n_blocks=3)
 
@@ -192,5 +193,5 @@ def test_named_errors(spark: SparkSession) -> None:
     assert KeyViolationError.__name__ in str(raised.value)
     infinite = interactions()
     infinite.data[3] = np.inf
-    with pytest.raises(ModelError, match="loss is nan after iteration 1"):
+    with pytest.raises(ModelError, match="not finite after iteration 1: the loss is nan"):
         factorise(pairs(spark, infinite))

@@ -81,8 +81,9 @@ def test_ages_are_measured_to_the_cutoff() -> None:
     assert model.scorer().weights.as_of == micros(synth.CUTOFF)
 
 
+@pytest.mark.slow
 @pytest.mark.spark
-def test_both_solvers_reach_one_loss(spark: SparkSession) -> None:
+def test_both_solvers_reach_one_loss(spark: SparkSession, tmp_path: Path) -> None:
     """MLlib's own objective, scored by one float64 function: same meaning of reg and alpha."""
     data = synth.dataset(spark, synth.power_law(300, 60))
     found = {}
@@ -92,7 +93,7 @@ def test_both_solvers_reach_one_loss(spark: SparkSession) -> None:
     weight = np.concatenate(rows["weights"]).astype(np.float32)
     for settings in (SETTINGS, BLOCKED, BLOCKED.model_copy(update={"method": "cg"})):
         settings = settings.model_copy(update={"iterations": 12})
-        factors = Als(settings).fit(data, FitOptions()).factors
+        factors = Als(settings).fit(data, FitOptions(scratch=str(tmp_path))).factors
         users = als.fold_in(start, at, weight, factors, settings.objective)
         found[settings.solver, settings.method] = loss(
             start, at, weight, users, factors, settings.objective
@@ -101,6 +102,7 @@ def test_both_solvers_reach_one_loss(spark: SparkSession) -> None:
     assert ours == pytest.approx([mllib, mllib], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.spark
 def test_blocked_goes_on_from_its_checkpoint(spark: SparkSession, tmp_path: Path) -> None:
     data = synth.dataset(spark, synth.power_law(30, 12))
@@ -122,7 +124,11 @@ def test_mllib_refuses_what_it_lacks() -> None:
 def test_users_are_folded_in_with_every_setting() -> None:
     """The scorer solves the objective that was fitted, not MLlib's."""
     settings = AlsSettings(
-        embedding_size=6, reg_exponent=0.5, reg_counts="all", unobserved_weight=0.2
+        solver="blocked",
+        embedding_size=6,
+        reg_exponent=0.5,
+        reg_counts="all",
+        unobserved_weight=0.2,
     )
     assert AlsModel(
         settings, synth.CUTOFF, np.array([1], np.int32), np.ones((1, 6), np.float32)
