@@ -5,21 +5,23 @@ Trained by Horovod ranks on Spark executors, from the files of one version of `t
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import partial
-from typing import Self
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
-from recspark.models import topk
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
-from recspark.models.encoder import EncoderScorer, Layers
-from recspark.models.item_item import HistoryWeights
-from recspark.models.neural import Job, NeuralSettings, check_catalogue, entries, fit_network
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.encoder import EncoderModel, Layers
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    entries,
+    fit_network,
+    net_arrays,
+)
 from recspark.nets.autorec import AutoRecNet
 from recspark.train.feed import Batch
 from recspark.train.launch import Comm
@@ -92,36 +94,18 @@ class AutoRec(Recommender[AutoRecSettings]):
         trained = fit_network("autorec", data, options, settings, items, train_rank)
         net = make_net(settings, len(items), options.seed)
         load_weights(net, trained)
-        arrays = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
-        return AutoRecModel(settings, data.cutoff, items, arrays)
+        return AutoRecModel(settings, data.cutoff, items, net_arrays(net))
 
 
-class AutoRecModel(RecommenderModel):
-    """The network's arrays, float32; names as in `AutoRecNet`."""
+class AutoRecModel(EncoderModel):
+    """The network's arrays; names as in `AutoRecNet`."""
 
-    def __init__(
-        self, settings: AutoRecSettings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._arrays = arrays
-        self._weights = HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
+    unit = False
 
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return EncoderScorer(self._weights, self.items, shared, LAYERS, unit=False)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RecommenderModel`."""
-        assert isinstance(settings, AutoRecSettings)
-        return cls(settings, cutoff, items, arrays)
+    @property
+    def layers(self) -> Layers:
+        """See `EncoderModel`."""
+        return LAYERS
 
 
 def train_rank(comm: Comm, job: Job) -> Trained:

@@ -7,13 +7,15 @@ user's vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from scipy import sparse
 
-from recspark.data.blocks import Array, QueryBlock
+from recspark.data.blocks import Array, QueryBlock, micros
 from recspark.models import topk
+from recspark.models.base import RecommenderModel, Settings
 from recspark.models.item_item import HistoryWeights
 
 Activation = Literal["identity", "sigmoid", "tanh"]
@@ -22,6 +24,46 @@ Activation = Literal["identity", "sigmoid", "tanh"]
 Layers = tuple[tuple[str, Activation], ...]
 
 _BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
+
+
+class EncoderModel(RecommenderModel):
+    """A trained autoencoder of bags: what autorec, sdae and multvae have in common once fitted.
+
+    Parameters
+    ----------
+    settings : of the model; `half_life_days` decays the history at scoring
+    arrays : what `EncoderScorer` needs, float32, named as the network's parameters
+    """
+
+    unit: ClassVar[bool]
+
+    def __init__(
+        self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
+    ) -> None:
+        super().__init__(settings, cutoff, items)
+        self._arrays = arrays
+        self._weights = HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
+
+    @property
+    def layers(self) -> Layers:
+        """The layers before the last."""
+        raise NotImplementedError
+
+    def scorer(self) -> topk.Scorer:
+        """See `RecommenderModel`."""
+        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
+        return EncoderScorer(self._weights, self.items, shared, self.layers, self.unit)
+
+    def arrays(self) -> dict[str, Array]:
+        """See `RecommenderModel`."""
+        return self._arrays
+
+    @classmethod
+    def from_arrays(
+        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
+    ) -> Self:
+        """See `RecommenderModel`."""
+        return cls(settings, cutoff, items, arrays)
 
 
 @dataclass(frozen=True)

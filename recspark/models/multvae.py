@@ -6,20 +6,17 @@ Trained by Horovod ranks on Spark executors, from the files of one version of `t
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from recspark.data.blocks import Array, micros
+from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
-from recspark.models import topk
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
-from recspark.models.encoder import EncoderScorer, Layers
-from recspark.models.item_item import HistoryWeights
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.encoder import EncoderModel, Layers
 from recspark.models.neural import (
     Job,
     NeuralSettings,
@@ -27,6 +24,7 @@ from recspark.models.neural import (
     entries,
     fit_network,
     log_shares,
+    net_arrays,
 )
 from recspark.nets.multvae import MultVaeNet
 from recspark.train.feed import Batch
@@ -128,35 +126,18 @@ class MultVae(Recommender[MultVaeSettings]):
         trained = fit_network("multvae", data, options, settings, items, train_rank)
         net = make_net(settings, len(items), options.seed)
         load_weights(net, trained)
-        return MultVaeModel(settings, data.cutoff, items, net_arrays(net))
+        return MultVaeModel(settings, data.cutoff, items, scoring_arrays(net))
 
 
-class MultVaeModel(RecommenderModel):
-    """The network without what only training needs; names as in `MultVaeNet`, float32."""
+class MultVaeModel(EncoderModel):
+    """The network without what only training needs; names as in `MultVaeNet`."""
 
-    def __init__(
-        self, settings: MultVaeSettings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._arrays = arrays
-        self._weights = HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
+    unit = True
 
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return EncoderScorer(self._weights, self.items, shared, LAYERS, unit=True)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RecommenderModel`."""
-        assert isinstance(settings, MultVaeSettings)
-        return cls(settings, cutoff, items, arrays)
+    @property
+    def layers(self) -> Layers:
+        """See `EncoderModel`."""
+        return LAYERS
 
 
 def train_rank(comm: Comm, job: Job) -> Trained:
@@ -202,9 +183,9 @@ def row_loss(
     )  # (B,)
 
 
-def net_arrays(net: MultVaeNet) -> dict[str, Array]:
+def scoring_arrays(net: MultVaeNet) -> dict[str, Array]:
     """Return what scoring needs: of the latent layer, the half that gives the mean."""
-    arrays = {name: tensor.detach().numpy().copy() for name, tensor in net.named_parameters()}
+    arrays = net_arrays(net)
     size = arrays["from_latent"].shape[0]
     arrays["to_latent"] = arrays["to_latent"][:, :size].copy()
     arrays["to_latent_bias"] = arrays["to_latent_bias"][:size].copy()

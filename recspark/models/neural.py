@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from recspark import storage
 from recspark.config import digest
@@ -169,3 +170,8 @@ def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -
     total = comm.allreduce(total)
     total += 0.01 * total.mean() + torch.finfo(total.dtype).tiny
     return torch.log(total / total.sum())
+
+
+def net_arrays(net: nn.Module) -> dict[str, Array]:
+    """Return a copy of every parameter, by its name."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in net.named_parameters()}

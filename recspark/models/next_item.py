@@ -27,7 +27,7 @@ from recspark.errors import ModelError
 from recspark.models import topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
 from recspark.models.contexts import contexts
-from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network
+from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
 from recspark.nets.sequence import ITEM_ARRAYS, SequenceNet
 from recspark.train.feed import Batch
 from recspark.train.launch import Comm
@@ -306,11 +306,6 @@ def item_counts(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) 
         rows, columns = torch.nonzero(items >= 0, as_tuple=True)  # (P,) each
         total.index_add_(0, items[rows, columns], batch.weight[rows])
     return comm.allreduce(total)
-
-
-def net_arrays(net: SequenceNet) -> dict[str, Array]:
-    """Return what scoring needs: every parameter by its name."""
-    return {name: tensor.detach().numpy().copy() for name, tensor in net.named_parameters()}
 
 
 @contextmanager

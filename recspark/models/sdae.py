@@ -7,21 +7,23 @@ Trained by Horovod ranks on Spark executors, from the files of one version of `t
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
-from typing import Self
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
-from recspark.models import topk
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
-from recspark.models.encoder import EncoderScorer, Layers
-from recspark.models.item_item import HistoryWeights
-from recspark.models.neural import Job, NeuralSettings, check_catalogue, entries, fit_network
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.encoder import EncoderModel, Layers
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    entries,
+    fit_network,
+    net_arrays,
+)
 from recspark.nets.sdae import SdaeNet
 from recspark.train.feed import Batch
 from recspark.train.launch import Comm
@@ -98,38 +100,19 @@ class Sdae(Recommender[SdaeSettings]):
         trained = fit_network("sdae", data, options, settings, items, train_rank)
         net = make_net(settings, len(items), options.seed)
         load_weights(net, trained)
-        arrays = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
-        return SdaeModel(settings, data.cutoff, items, arrays)
+        return SdaeModel(settings, data.cutoff, items, net_arrays(net))
 
 
-class SdaeModel(RecommenderModel):
-    """The network's arrays, float32; names as in `SdaeNet`."""
+class SdaeModel(EncoderModel):
+    """The network's arrays; names as in `SdaeNet`."""
 
-    def __init__(
-        self, settings: SdaeSettings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._arrays = arrays
-        self._weights = HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
+    unit = True
 
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+    @property
+    def layers(self) -> Layers:
+        """See `EncoderModel`."""
         assert isinstance(self.settings, SdaeSettings)
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        layers = layers_of(len(self.settings.hidden_sizes))
-        return EncoderScorer(self._weights, self.items, shared, layers, unit=True)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RecommenderModel`."""
-        assert isinstance(settings, SdaeSettings)
-        return cls(settings, cutoff, items, arrays)
+        return layers_of(len(self.settings.hidden_sizes))
 
 
 def layers_of(depth: int) -> Layers:

@@ -25,8 +25,8 @@ from recspark.models.multvae import (
     MultVaeModel,
     MultVaeSettings,
     make_net,
-    net_arrays,
     row_loss,
+    scoring_arrays,
 )
 from recspark.models.neural import entries, log_shares
 from recspark.models.registry import model_spec
@@ -92,7 +92,7 @@ def test_encode_is_the_network_whatever_the_batch() -> None:
     start = np.concatenate([[0], np.cumsum(lengths)])
     items = np.concatenate([np.sort(rng.permutation(50)[:n]) for n in lengths]).astype(np.int32)
     weights = rng.random(len(items)).astype(np.float32)
-    arrays = net_arrays(net)
+    arrays = scoring_arrays(net)
     found = encode(start, items, weights, arrays, LAYERS, unit=True)
     with torch.no_grad():
         rows = torch.repeat_interleave(torch.arange(700), torch.from_numpy(lengths))
@@ -114,7 +114,7 @@ def test_encode_is_the_network_whatever_the_batch() -> None:
 def test_the_query_is_the_decayed_history() -> None:
     settings = MultVaeSettings(hidden_size=6, latent_size=2, half_life_days=10)
     items = np.array([3, 5, 8], np.int32)
-    arrays = net_arrays(make_net(settings, 3, 1))
+    arrays = scoring_arrays(make_net(settings, 3, 1))
     model = MultVaeModel(settings, CUTOFF, items, arrays)
     day = timedelta(days=1)
     at = [micros(CUTOFF - 20 * day), micros(CUTOFF - 10 * day), micros(CUTOFF - 10 * day)]
