@@ -54,6 +54,19 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
 
 @pytest.fixture
+def generated_code(spark: object) -> Iterator[None]:
+    """Spark compiles its plans, as in a real night: worth it where a test reads many rows."""
+    conf = spark.conf  # type: ignore[attr-defined]
+    compiled = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
+    before = {key: conf.get(key) for key in compiled}
+    for key, value in compiled.items():
+        conf.set(key, value)
+    yield
+    for key, value in before.items():
+        conf.set(key, value)
+
+
+@pytest.fixture
 def catalog(spark: object, tmp_path: Path) -> object:
     """Empty tables of this test."""
     from recspark.tables.catalog import TableCatalog

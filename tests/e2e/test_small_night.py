@@ -107,18 +107,27 @@ def test_the_published_list_in_the_backtest_is_the_champion_where_it_is_full(
     assert champion.count() > 100
 
 
-def test_a_second_run_changes_nothing(small_night: RunContext, retail_slice: Path) -> None:
-    before = everything(small_night)
-    root = Path(small_night.catalog.root).parent
-    run_night(root, retail_slice)
-    assert everything(small_night) == before
+@pytest.fixture(scope="module")
+def first_content(small_night: RunContext) -> dict[str, list[str]]:
+    """What the night left, before any second run."""
+    return everything(small_night)
 
 
-def test_a_forced_run_changes_nothing_either(small_night: RunContext, retail_slice: Path) -> None:
-    before = everything(small_night)
+def test_a_second_run_changes_nothing(
+    small_night: RunContext, retail_slice: Path, first_content: dict[str, list[str]]
+) -> None:
+    versions = small_night.catalog.versions()
+    run_night(Path(small_night.catalog.root).parent, retail_slice)
+    assert small_night.catalog.versions() == versions  # it commits nothing at all
+    assert set(versions) == set(first_content)
+
+
+def test_a_forced_run_changes_nothing_either(
+    small_night: RunContext, retail_slice: Path, first_content: dict[str, list[str]]
+) -> None:
     root = Path(small_night.catalog.root).parent
     run_night(root, retail_slice, NIGHT, force=True)
-    assert everything(small_night) == before
+    assert everything(small_night) == first_content
 
 
 def test_tables_open_without_spark(small_night: RunContext) -> None:
@@ -167,7 +176,10 @@ def test_a_gate_that_refuses_keeps_the_last_good_list(
     catalog = TableCatalog(small_night.spark, str(root / "tables"))
     before = content(small_night, "recommendations")
     following = (date.fromisoformat(NIGHT) + timedelta(days=1)).isoformat()
-    worse = ("publish.model=popular", "publish.mode=repeat", "evaluate.baseline=ease")
+    worse = (
+        "models=[popular, ease]", "publish.model=popular", "publish.mode=repeat",
+        "publish.ladder=[ease]", "publish.neighbours_model=ease", "evaluate.baseline=ease",
+    )  # fmt: skip
     with pytest.raises(GateRefusedError, match=r"backtest_ndcg.*Nothing was promoted") as refused:
         run_night(root, retail_slice, following, *worse)
     assert refused.value.exit_code == 40
