@@ -58,7 +58,9 @@ class Candidates:
             self._prune()
         row, item, value = take(scores, cut_below(self._floor, self.error))
         if not np.isfinite(value).all():
-            raise ModelError("a score is NaN or infinite: the model's arrays or the weights are bad")
+            raise ModelError(
+                "a score is NaN or infinite: the model's arrays or the weights are bad"
+            )
         item += first
         if len(self.row):
             row = np.concatenate([self.row, row])
@@ -233,5 +235,3 @@ def _dot_pairs(users: Array, items: Array, row: Array, item: Array, out: Array) 
         out[j] = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + (
             (sums[2] + sums[6]) + (sums[3] + sums[7])
         )
-
-

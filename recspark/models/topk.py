@@ -28,7 +28,9 @@ from recspark.errors import ModelError
 # Approximate scores held at once. Measured: smaller blocks pack the item matrix too often, larger
 # ones leave the cache.
 BLOCK_BYTES = 32 << 20
-TILE_ITEMS, TILE_ROWS = 32768, 1024
+# Of a larger item matrix: 1 M items x 64 take 1.4 ms a user so, 1.75 ms at 256 x 32,768, 4.4 ms in
+# rows of all items, and 1.6 ms in `implicit` (one core of an EPYC with 16 MB of L3 each).
+ONE_TILE, TILE_ITEMS, TILE_ROWS = 32768, 8192, 1024
 
 _UNIT = 2.0**-24  # unit roundoff of float32
 _TINY = float(np.finfo(np.float32).tiny)
@@ -273,9 +275,10 @@ def block_shape(n_items: int, k: int, in_tiles: bool) -> tuple[int, int]:
     `in_tiles` : items may be taken tile by tile; else a row has all of them.
     """
     room = block_bytes() // 4
-    width = min(n_items, max(TILE_ITEMS, 16 * k)) if in_tiles else n_items
-    width = max(1, min(width, room))
-    return max(1, min(TILE_ROWS, room // width)) if in_tiles else max(1, room // width), width
+    if not in_tiles or n_items <= min(ONE_TILE, room):
+        return max(1, room // n_items), n_items
+    width = min(n_items, max(TILE_ITEMS, 16 * k), room)
+    return max(1, min(TILE_ROWS, room // width)), width
 
 
 def block_bytes() -> int:
@@ -314,7 +317,9 @@ def _best(
         order = np.argsort(masked_item)
         masked, masked_item = masked[order], masked_item[order]
     unknown = ~scores.known[rows]
-    found = Candidates(k, scores.error(rows), lambda row, item: scores.exact(row + rows.start, item))
+    found = Candidates(
+        k, scores.error(rows), lambda row, item: scores.exact(row + rows.start, item)
+    )
     for first, tile in tiles:
         approximate = tile.approximate(rows)  # (rows, width)
         part = slice(0, len(masked))
