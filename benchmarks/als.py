@@ -7,21 +7,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from benchmarks import machine
+from benchmarks.memory import PeakMemory
 from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
@@ -29,6 +31,7 @@ from recspark.engines.als_objective import Objective, loss
 from recspark.session import build_session
 
 _GROUPS = 16  # tastes; four events in five fall into the user's own
+_CHECKPOINT_EVERY = 4  # iterations of MLlib's
 _SCHEMA = "user bigint, items array<int>, weights array<float>"
 
 
@@ -47,6 +50,7 @@ class Size:
     alpha: float = 5.0
     seed: int = 1
     driver_memory: str = "4g"
+    mllib_iterations: int = 0  # 0 = as the others
 
 
 def run(*, smoke: bool) -> None:
@@ -90,13 +94,7 @@ def compare(size: Size, *, write: bool) -> None:
         }
     spark.stop()
     found["implicit_flat"] = measure(lambda: one_process(rows, size, flat), rows, flat)
-    ours, theirs, alone = found["ours"], found["mllib"], found["implicit_flat"]
-    ratios = {
-        "mllib_seconds_to_ours": theirs["seconds"] / ours["seconds"],
-        "ours_seconds_to_implicit": found["ours_flat"]["seconds"] / alone["seconds"],
-        "loss_to_mllib": ours["loss"] / theirs["loss"],
-        "loss_to_implicit": found["ours_flat"]["loss"] / alone["loss"],
-    }
+    ratios = compared(found, size)
     for name, figures in found.items():
         print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()})
     print({name: round(value, 4) for name, value in ratios.items()})
@@ -107,6 +105,33 @@ def compare(size: Size, *, write: bool) -> None:
         )
         name = f"als_{len(rows[1]) / 1e6:.0f}m_rank_{size.rank}"
         machine.write(name, command, {"sizes": sizes, **found, **ratios})
+
+
+def compared(found: dict[str, dict[str, Any]], size: Size) -> dict[str, Any]:
+    """Return the ratios that targets are set for.
+
+    Where MLlib made fewer iterations, its time for all is its set-up plus its seconds an iteration
+    times their number, and losses are compared after as many iterations as it made.
+    """
+    ours, theirs, flat, alone = (
+        found[name] for name in ("ours", "mllib", "ours_flat", "implicit_flat")
+    )
+    made = size.mllib_iterations or size.iterations
+    seconds = theirs["seconds"]
+    if made < size.iterations:
+        seconds += (size.iterations - made) * theirs["iteration_seconds"]
+    return {
+        "mllib_seconds_for_all_iterations": seconds,
+        "mllib_seconds_to_ours": seconds / ours["seconds"],
+        "ours_seconds_to_implicit": flat["seconds"] / alone["seconds"],
+        "mllib_iteration_to_ours": theirs["iteration_seconds"]
+        / statistics.median(ours["iteration_seconds"]),
+        "ours_iteration_to_implicit": statistics.median(flat["iteration_seconds"])
+        / alone["iteration_seconds"],
+        "loss_compared_to_mllib_after": made,
+        "loss_to_mllib": ours["losses"][made - 1] / theirs["loss"],
+        "loss_to_implicit": flat["loss"] / alone["loss"],
+    }
 
 
 def blocked(
@@ -129,25 +154,46 @@ def blocked(
         "set_up_seconds": set_up,
         "iteration_seconds": [float(line.split(" ")[-2]) for line in told],
         "reported_loss": als.losses[-1],
+        "losses": als.losses,
     }  # fmt: skip
 
 
 def mllib(ratings: DataFrame, size: Size) -> tuple[Array, Array, dict[str, Any]]:
-    """Spark MLlib's."""
+    """Spark MLlib's. Without checkpoints its lineage overflows the stack after some iterations."""
+    spark = ratings.sparkSession
     als = ALS(
-        rank=size.rank, maxIter=size.iterations, regParam=size.reg, alpha=size.alpha, seed=size.seed,
-        implicitPrefs=True, numUserBlocks=size.blocks, numItemBlocks=size.blocks,
+        rank=size.rank, maxIter=size.mllib_iterations or size.iterations, regParam=size.reg,
+        alpha=size.alpha, seed=size.seed, implicitPrefs=True, numUserBlocks=size.blocks,
+        numItemBlocks=size.blocks, checkpointInterval=_CHECKPOINT_EVERY,
     )  # fmt: skip
-    begun = time.perf_counter()
-    model = als.fit(ratings)
-    seconds = time.perf_counter() - begun
-    factors = []
-    for frame, n in ((model.userFactors, size.users), (model.itemFactors, size.items)):
-        table = frame.toArrow()
-        out = np.zeros((n, size.rank), np.float32)
-        out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
-        factors.append(out)
-    return factors[0], factors[1], {"seconds": seconds}
+    with tempfile.TemporaryDirectory() as folder, JobStarts(spark) as jobs:
+        spark.sparkContext.setCheckpointDir(folder)
+        begun = time.perf_counter()
+        model = als.fit(ratings)
+        seconds = time.perf_counter() - begun
+        factors = []
+        for frame, n in ((model.userFactors, size.users), (model.itemFactors, size.items)):
+            table = frame.toArrow()
+            out = np.zeros((n, size.rank), np.float32)
+            out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
+            factors.append(out)
+            frame.unpersist()
+    return (
+        factors[0],
+        factors[1],
+        {"seconds": seconds, **half_steps(jobs.at, seconds, als.getMaxIter())},
+    )
+
+
+def half_steps(starts: list[float], seconds: float, iterations: int) -> dict[str, float]:
+    """Return MLlib's seconds of set-up and of an iteration from when its jobs began.
+
+    Every half-step is one job but the last, which is the first of two counts; a checkpoint is one
+    more. So the first half-step began with the job 2 n + 1 + checkpoints from the end.
+    """
+    during = [at for at in starts if at < seconds]
+    begun = during[-(2 * iterations + 1 + iterations // _CHECKPOINT_EVERY)]
+    return {"set_up_seconds": begun, "iteration_seconds": (seconds - begun) / iterations}
 
 
 def one_process(
@@ -159,7 +205,7 @@ def one_process(
 
     start, at, weight = rows
     confidence = sparse.csr_matrix(
-        (1 + size.alpha * weight, at, start), shape=(size.users, size.items)
+        (1 + size.alpha * weight, at.copy(), start), shape=(size.users, size.items)
     )
     als = AlternatingLeastSquares(
         factors=size.rank, regularization=objective.reg, alpha=1.0, iterations=size.iterations,
@@ -167,7 +213,9 @@ def one_process(
     )  # fmt: skip
     begun = time.perf_counter()
     als.fit(confidence, show_progress=False)
-    return als.user_factors, als.item_factors, {"seconds": time.perf_counter() - begun}
+    seconds = time.perf_counter() - begun
+    figures = {"seconds": seconds, "iteration_seconds": seconds / size.iterations}
+    return als.user_factors, als.item_factors, figures
 
 
 def measure(
@@ -176,37 +224,37 @@ def measure(
     objective: Objective,
 ) -> dict[str, Any]:
     """Run one fit; add its loss in float64, and the most memory that all processes held."""
-    with Memory() as memory:
+    with PeakMemory() as memory:
         users, items, figures = fit()
-    return {**figures, "loss": loss(*rows, users, items, objective), "peak_gb": memory.peak / 2**30}
+    score = loss(*rows, users, items, objective)
+    return {**figures, "loss": score, **memory.megabytes, "load": os.getloadavg()[0]}
 
 
-class Memory:
-    """Peak resident memory of this process and its children (JVM, workers), sampled, bytes.
+class JobStarts:
+    """When Spark jobs began while inside, seconds from its start; polled ten times a second."""
 
-    The JVM keeps what an earlier fit took. Pages that processes share count in each.
-    """
+    def __init__(self, spark: SparkSession) -> None:
+        self.at: list[float] = []
+        self._tracker, self._ended = spark.sparkContext.statusTracker(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Memory:
-        self.peak, self._done = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+    def __enter__(self) -> Self:
+        self._begun, self._known = time.perf_counter(), set(self._ids())
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
+    def __exit__(self, *_error: object) -> None:
+        self._ended.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._done.wait(0.2):
-            held = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    held += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak = max(self.peak, held)
+        while not self._ended.wait(0.1):
+            new = set(self._ids()) - self._known
+            self._known |= new
+            self.at += [time.perf_counter() - self._begun] * len(new)
+
+    def _ids(self) -> list[int]:
+        return self._tracker.getJobIdsForGroup(None)  # those that ended, too
 
 
 def interactions(spark: SparkSession, size: Size) -> DataFrame:

@@ -314,6 +314,12 @@ class Publish(Section):
     mode: Mode = "novel"
     k: int = Field(10, ge=1)
     active_days: int = Field(400, ge=1, description="a user with an event in them gets a list")
+    rescore_days: int | None = Field(
+        None,
+        ge=1,
+        description="days; of the active users only those with an event in them, or whose history or "
+        "list changed, are scored anew, the others keep the list of the night before; null = everyone",
+    )
     neighbours_model: str = "item_knn"
     n_neighbours: int = Field(20, ge=1)
     min_coverage: float = Field(
