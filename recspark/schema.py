@@ -188,6 +188,14 @@ TRAINING_SEQUENCES = columns(
     length=INT,
 )
 
+TRAINING_TEXTS = columns(
+    cutoff=TIMESTAMP,
+    item_idx=INT,
+    words=ITEM_IDXS,  # fixed length, ascending, padded with -1
+    weights=ArrayType(FLOAT),  # fixed length, padded with 0
+    length=INT,
+)
+
 CANDIDATES = columns(
     run_date=DATE,
     cutoff=TIMESTAMP,

@@ -77,7 +77,7 @@ def training_bags(
             )
 
     packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_BAGS)
-    return packed.repartition(n_files, _partition_key(F.xxhash64("user_idx"), n_files))
+    return spread(packed, F.xxhash64("user_idx"), n_files)
 
 
 def bags(
@@ -142,7 +142,7 @@ def training_sequences(
             )
 
     packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_SEQUENCES)
-    return packed.repartition(n_files, _partition_key(F.xxhash64("user_idx", "position"), n_files))
+    return spread(packed, F.xxhash64("user_idx", "position"), n_files)
 
 
 def sequences(
@@ -176,6 +176,11 @@ def sequences(
     items[inside] = history.item_idx[at[inside]]
     row = row[sequence]
     return row, (since - first[row]).astype(np.int32), items, (to - since).astype(np.int32)
+
+
+def spread(rows: DataFrame, hashed: Column, n_files: int) -> DataFrame:
+    """Return `rows` in `n_files` partitions of about equal size, by `hashed`, a 64-bit hash."""
+    return rows.repartition(n_files, _partition_key(hashed, n_files))
 
 
 # What each training table is made by: (histories, cutoff, features, n_files) -> rows.

@@ -49,6 +49,9 @@ class Plan:
         `checkpoint_every` iterations then ends the run
     checkpoint_every : iterations between two checkpoints
     progress : told of each iteration
+    prior : called before items are solved, with their factors (n_items, d), or None the first time;
+        returns what the penalty draws them to, float32 (n_items, d) (`als_kernels.solve`; cholesky).
+        Checkpoints know nothing of it: leave `scratch` empty. None = 0
     """
 
     rank: int
@@ -61,6 +64,7 @@ class Plan:
     scratch: str = ""
     checkpoint_every: int = 5
     progress: Callable[[str], None] = lambda _text: None
+    prior: Callable[[Array | None], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class BlockedAls:
         for iteration in range(len(self.losses) + 1, plan.iterations + 1):
             begun = time.perf_counter()
             cut = iteration % plan.checkpoint_every == 0 and iteration < plan.iterations
-            self._half_step(items, users, cut)
+            self._half_step(items, users, cut, self._share_prior())
             self._share_items()
             self._half_step(users, items, cut)
             assert users.sums is not None
@@ -201,7 +205,9 @@ class BlockedAls:
             shared.destroy()
         self._held, self._broadcasts = [], []
 
-    def _half_step(self, target: _Side, source: _Side, cut: bool) -> None:
+    def _half_step(
+        self, target: _Side, source: _Side, cut: bool, prior: Broadcast[Array] | None = None
+    ) -> None:
         """Solve `target` given `source`; `cut` = its lineage may end here, if nothing else ends it."""
         plan, objective, n_others = self._plan, self._objective, source.n_rows
         gram, basis = self._basis(source)
@@ -218,9 +224,10 @@ class BlockedAls:
             else:
                 sent = sorted((v for _, v in found if isinstance(v, _Sent)), key=lambda s: s.block)
                 others = np.concatenate([s.x for s in sent])
+            drawn = None if prior is None else prior.value[block.ids]  # (n, d)
             sums = solve(
                 block.start, block.at, block.weight, others, gram, objective, n_others, x, method,
-                cg_steps,
+                cg_steps, drawn,
             )  # fmt: skip
             x = x @ basis.T
             yield found[0][0], Solved(x, np.append(gramian(x), sums))
@@ -273,6 +280,14 @@ class BlockedAls:
         _, basis = self._basis(self._items)
         self._items.shared = self._context.broadcast(self._collect_items(basis))
         self._broadcasts.append(self._items.shared)  # an older one serves a recomputation
+
+    def _share_prior(self) -> Broadcast[Array] | None:
+        """Broadcast what the items' penalty draws them to, if anything."""
+        if self._plan.prior is None:
+            return None
+        found = self._plan.prior(None if self._items.solved is None else self.item_factors())
+        self._broadcasts.append(self._context.broadcast(found))
+        return self._broadcasts[-1]
 
     def _collect_items(self, basis: Array | None) -> Array:
         """Return the item factors, in the order of blocks."""

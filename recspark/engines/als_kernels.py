@@ -38,6 +38,7 @@ def solve(
     x: Array,
     method: Method,
     cg_steps: int = 4,
+    prior: Array | None = None,
 ) -> tuple[float, float]:
     """Solve the rows of a block into `x`; return (objective, penalty), both summed over the rows.
 
@@ -52,15 +53,20 @@ def solve(
     x : float32 (n, d), changed in place; `cg` starts from what is in it
     method : `cg` = `cg_steps` steps of preconditioned conjugate gradient in float32; `cholesky` =
         exact, in float64
+    prior : float32 (n, d), where the penalty draws each row to: penalty |x - prior|^2 instead of
+        penalty |x|^2 (Wang, Wang & Yeung 2015, equation 5); `cholesky` only. None = 0
 
     The objective is the part of the loss that depends on these rows: over all rows of a side, and
-    with the penalty of the other side added, it is the loss. A row without entries becomes 0.
+    with the penalty of the other side added, it is the loss. A row without entries becomes 0, where
+    there is no prior. Raises ValueError for a prior with `cg`.
     Cost of a row with n entries: cg (cg_steps + 1) 4 n d, cholesky n d^2 + d^3 / 3.
     """
     penalties = objective.penalties(start, weight, n_others)
     scaled = gram * (objective.unobserved_weight if objective.implicit else 0.0)
     alpha, base = objective.alpha, objective.unobserved_weight
     if method == "cg":
+        if prior is not None:
+            raise ValueError("a prior asks for exact solves: method cholesky")
         total = solve_cg(
             start,
             at,
@@ -76,9 +82,14 @@ def solve(
         )
     else:
         total = solve_cholesky(
-            start, at, weight, others, scaled, penalties, objective.implicit, alpha, base, x
-        )
-    return total, float(penalties @ np.einsum("ij,ij->i", x, x, dtype=np.float64))
+            start, at, weight, others, scaled, penalties, objective.implicit, alpha, base,
+            np.zeros((0, x.shape[1]), np.float32) if prior is None else prior, x,
+        )  # fmt: skip
+    off = x if prior is None else x - prior
+    penalty = float(penalties @ np.einsum("ij,ij->i", off, off, dtype=np.float64))
+    if prior is not None:  # the rows' own part of the objective is without the penalty's constant
+        total += float(penalties @ np.einsum("ij,ij->i", prior, prior, dtype=np.float64))
+    return total, penalty
 
 
 def eigenbasis(gram: Array) -> tuple[Array, Array]:
@@ -94,16 +105,18 @@ def fold_in(
     others: Array,
     objective: Objective,
     gram: Array | None = None,
+    prior: Array | None = None,
 ) -> Array:
     """Return the factors of new rows given those of the other side, float32 (n, d): one solve each.
 
     Users from their items, or items from their users; arguments as in `solve`, with `others` whole.
     `gram` float64 is that of `others` (None = it is made). A row's answer depends on that row alone,
-    to the bit. A row without entries gives 0. Source: Hu, Koren and Volinsky 2008, equation 4.
+    to the bit. A row without entries gives 0, or what it is drawn to by the prior. Source: Hu, Koren
+    and Volinsky 2008, equation 4.
     """
     gram = gramian(others) if gram is None else gram
     x = np.zeros((len(start) - 1, others.shape[1]), np.float32)
-    solve(start, at, weight, others, gram, objective, len(others), x, "cholesky")
+    solve(start, at, weight, others, gram, objective, len(others), x, "cholesky", prior=prior)
     return x
 
 
@@ -190,9 +203,12 @@ def solve_cholesky(
     implicit: bool,
     alpha: float,
     base: float,
+    prior: Array,  # float32 (n, d), or (0, d) = none
     x: Array,
 ) -> float:
     """Solve each row exactly in float64; return the sum of the objectives, sum c p^2 - b^T x.
+
+    With a prior, b is sum u y + penalty prior, and an empty row is solved like the others.
 
     NaN where A is not positive definite.
     """
@@ -204,11 +220,11 @@ def solve_cholesky(
     total = 0.0
     for row in range(len(start) - 1):
         begin, end = start[row], start[row + 1]
-        if begin == end:
+        if begin == end and (len(prior) == 0 or penalties[row] == 0.0):
             x[row] = _ZERO
             continue
         for e in range(size):
-            b[e] = 0.0
+            b[e] = 0.0 if len(prior) == 0 else penalties[row] * prior[row, e]
             for f in range(e + 1):
                 a[e, f] = gram[e, f]
             a[e, e] += penalties[row]

@@ -209,18 +209,17 @@ class Als(Recommender[AlsSettings]):
             else "",
             progress=options.progress,
         )
-        frame = pairs(data, items, settings)
+        frame = pairs(data, items, _weights(settings, data.cutoff))
         with BlockedAls(frame, len(items), settings.objective, plan) as als:
             als.run()
             return AlsModel(settings, data.cutoff, items, als.item_factors())
 
 
-def pairs(data: Dataset, items: Array, settings: AlsSettings) -> DataFrame:
+def pairs(data: Dataset, items: Array, weigh: HistoryWeights) -> DataFrame:
     """Return `user bigint, items array<int>, weights array<float>`: what the engine works on.
 
     Items are local indices, ascending; weights decayed, above 0. Narrow: no shuffle, no action.
     """
-    weigh = _weights(settings, data.cutoff)
     shared = data.histories.sparkSession.sparkContext.broadcast(items)
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

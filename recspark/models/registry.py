@@ -59,6 +59,7 @@ MODELS: dict[str, ModelSpec] = {
         _line("mf", "Mf", "personal", "neural", training=_BAGS),
         _line("autorec", "AutoRec", "personal", "neural", training=_BAGS),
         _line("sdae", "Sdae", "personal", "neural", training=_BAGS),
+        _line("cdl", "Cdl", "personal", "neural", training=("training_texts",)),
         _line("multvae", "MultVae", "personal", "neural", training=_BAGS),
         _line("session_knn", "SessionKNN", "personal"),
         _line("gru4rec", "Gru4Rec", "personal", "neural", training=_SEQUENCES),

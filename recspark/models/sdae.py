@@ -143,7 +143,13 @@ def train_rank(comm: Comm, job: Job) -> Trained:
                 return pretraining_loss(net, vocabulary, settings, k, batch, generator)
 
             part = nn.ParameterDict(net.parameters_of(k))
-            train(comm, part, layer_loss, feed, _layer_options(job.loop, settings, k))
+            train(
+                comm,
+                part,
+                layer_loss,
+                feed,
+                layer_options(job.loop, settings.pretraining_epochs, k),
+            )
         if comm.rank == 0:
             comm.tell("all layers")
 
@@ -222,12 +228,12 @@ def _bag(
     return values * (torch.rand_like(values, generator=generator) >= settings.corruption)  # (P,)
 
 
-def _layer_options(options: LoopOptions, settings: SdaeSettings, k: int) -> LoopOptions:
+def layer_options(options: LoopOptions, epochs: int, k: int) -> LoopOptions:
     """Return the options of layer k's own training, with checkpoints of its own."""
     folder = options.checkpoints
     return replace(
         options,
-        epochs=settings.pretraining_epochs,
+        epochs=epochs,
         patience=0,
         checkpoints=f"{folder}-layer-{k}" if folder else "",
         identity={**options.identity, "layer": k},

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import digest
-from recspark.data import features, histories, sessions, windows
+from recspark.data import features, histories, sessions, texts, windows
 from recspark.data.interactions import before, interactions
 from recspark.models.registry import model_spec
 from recspark.pipeline.run import RunContext, StageResult
@@ -27,7 +27,8 @@ def build_features(context: RunContext) -> StageResult:
     outputs = {"histories": _update_histories(context)}
     all_histories = catalog.read("histories", outputs["histories"])
     asked = {table for name in config.models for table in model_spec(name).training}
-    tables = [*_FRAMES, *(table for table in windows.TRAINING_TABLES if table in asked)]
+    training = (*windows.TRAINING_TABLES, texts.TABLE)
+    tables = [*_FRAMES, *(table for table in training if table in asked)]
     written = together(
         context.spark, *[partial(_write, context, all_histories, table) for table in tables]
     )
@@ -56,7 +57,13 @@ def write_training(
     """Write the training set of one cutoff, the same number of files for each rank."""
     config = context.config
     n_files = windows.n_training_files(config.train.ranks)
-    rows = windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
+    if table == texts.TABLE:
+        items = features.items_as_of(context.read("items"), cutoff)
+        acted = histories.select(F.explode("history.item_idx").alias("item_idx")).distinct()
+        mine = acted.join(items, on="item_idx", how="left")
+        rows = texts.training_texts(mine, cutoff, n_files)
+    else:
+        rows = windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
     return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
 
 

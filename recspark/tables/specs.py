@@ -151,6 +151,13 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=150,
         ),
         TableSpec(
+            "training_texts",
+            schema.TRAINING_TEXTS,
+            key=("cutoff", "item_idx"),
+            partition=("cutoff",),
+            row_bytes=100,
+        ),
+        TableSpec(
             "candidates",
             schema.CANDIDATES,
             key=("run_date", "cutoff", "model", "mode", "user_idx", "rank"),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
-from recspark.data import features
+from recspark.data import features, texts
 from recspark.data.blocks import MICROS_PER_DAY, Array, micros, parse_histories
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.interactions import before, interactions, queries
@@ -221,12 +221,16 @@ def dataset(
 
     `training` : (table, folder that its training set is written to); None = there is none.
     """
+    sliced = before(histories(spark, events, n_partitions), CUTOFF)
+    catalogue = items(spark, events.item_idx[events.age > 0])
     training_set = None
     if training is not None:
         table, folder = training
-        training_set = write_training(events, folder, table)
-    sliced = before(histories(spark, events, n_partitions), CUTOFF)
-    catalogue = items(spark, events.item_idx[events.age > 0])
+        if table == texts.TABLE:
+            rows = texts.training_texts(catalogue, CUTOFF, 1).drop("cutoff").toArrow()
+            training_set = write_files(rows.sort_by("item_idx"), folder, table, 2)
+        else:
+            training_set = write_training(events, folder, table)
     return Dataset(
         cutoff=CUTOFF,
         histories=sliced,

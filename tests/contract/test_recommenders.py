@@ -42,6 +42,15 @@ SHORT: dict[str, dict[str, Any]] = {
     },
     "mf": {"embedding_size": 8, "epochs": 20, "batch_size": 32, "n_negatives": 20},
     "sdae": {"hidden_sizes": [32, 16], "epochs": 40, "batch_size": 32, "learning_rate": 0.01},
+    "cdl": {
+        "hidden_sizes": [8, 4],
+        "rounds": 2,
+        "sweeps": 1,
+        "epochs": 2,
+        "pretraining_epochs": 1,
+        "n_blocks": 2,
+        "reg_items": 1.0,
+    },
     "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
     # Sessions of the planted data hold hardly more than one event.
     "session_knn": {"train_on": "history", "context": "history"},

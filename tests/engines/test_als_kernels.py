@@ -203,3 +203,32 @@ def test_items_fold_in_by_the_same_solve() -> None:
     objective = Objective(0.2, 3.0, reg_exponent=0.5)
     expected = closed_form(start, at, weight, users, objective)
     assert np.allclose(fold_in(start, at, weight, users, objective), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_prior_draws_rows_to_it(objective: Objective) -> None:
+    """(A, b + penalty prior) by numpy, an empty row too; the objective is that of |x - prior|^2."""
+    start, at, weight = rows(5)
+    y, prior = factors(6, 30, 4), factors(7, len(LENGTHS), 4)
+    gram = gramian(y)
+    x = np.zeros_like(prior)
+    value, penalty = solve(start, at, weight, y, gram, objective, 30, x, "cholesky", prior=prior)
+    penalties = np.maximum(objective.penalties(start, weight, 30), 0)
+    confidence, target = objective.confidences(weight)
+    base = objective.unobserved_weight if objective.implicit else 0.0
+    want = 0.0
+    for row in np.flatnonzero((LENGTHS > 0) | (penalties > 0)):
+        mine = slice(start[row], start[row + 1])
+        z, c, p = y[at[mine]].astype(float), confidence[mine], target[mine]
+        a = base * gram + z.T @ ((c - base)[:, None] * z) + penalties[row] * np.eye(4)
+        b = z.T @ (c * p) + penalties[row] * prior[row]
+        np.testing.assert_allclose(x[row], np.linalg.solve(a, b), rtol=1e-3, atol=1e-4)
+        off = x[row].astype(float) - prior[row]
+        unseen = np.delete(y.astype(float), at[mine], axis=0) @ x[row]
+        want += (c * (p - z @ x[row]) ** 2).sum() + base * (unseen**2).sum()
+        want += penalties[row] * off @ off
+    if objective.reg_exponent == 0 or objective.reg_counts == "all":
+        assert value == pytest.approx(want, rel=1e-4)
+        assert penalty > 0
+    with pytest.raises(ValueError, match="cholesky"):
+        solve(start, at, weight, y, gram, objective, 30, x, "cg", prior=prior)

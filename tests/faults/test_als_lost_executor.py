@@ -21,14 +21,15 @@ import psutil
 from recspark.config import load_config
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
-from recspark.models.als import AlsSettings, pairs
+from recspark.models.als import pairs
+from recspark.models.item_item import HistoryWeights
 from recspark.session import build_session
 from recspark.testing import synth
 
 settings = load_config("test").spark.model_copy(update={"master": None})
 spark = build_session(settings, "als loses an executor")
 data = synth.dataset(spark, synth.power_law(400, 80))
-frame = pairs(data, data.vocabulary(), AlsSettings())
+frame = pairs(data, data.vocabulary(), HistoryWeights(0, None, "sum"))
 killed, told = [], []
 
 
