@@ -81,7 +81,7 @@ NIGHT = "2010-12-09"
 
 @pytest.fixture(scope="session")
 def retail_slice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every tenth customer of the bundled data since August 2010, with all its dirt; a Parquet
+    """Every tenth customer of the bundled data since October 2010, with all its dirt; a Parquet
     file."""
     import pandas as pd
 
@@ -89,7 +89,7 @@ def retail_slice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     customer = rows["Customer ID"]
     kept = (customer % 10 == 0) | (customer.isna() & (rows.index % 10 == 0))
     path = tmp_path_factory.mktemp("slice") / "retail.parquet"
-    rows[kept & (rows["InvoiceDate"] >= "2010-08-01")].to_parquet(path)
+    rows[kept & (rows["InvoiceDate"] >= "2010-10-01")].to_parquet(path)
     return path
 
 
