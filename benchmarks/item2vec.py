@@ -12,22 +12,21 @@ from __future__ import annotations
 import gzip
 import os
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from pyspark.ml.feature import Word2Vec as MllibWord2Vec
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from benchmarks import machine
+from benchmarks import machine, plot
+from benchmarks.memory import PeakMemory
 from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
@@ -39,6 +38,7 @@ SETTINGS = Word2Vec(
     size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
 )
 PARTITIONS, SEEDS = (1, 4, 16), (1, 2, 3)
+MLLIB_PARTITIONS = (1, 4, 16)  # one seed: it takes most of the time
 N_TESTED = 20_000  # next items looked for, drawn once
 
 
@@ -56,10 +56,11 @@ class Sessions:
 
 
 def run(*, smoke: bool) -> None:
-    """Measure all; on two cores with Diginetica about 25 minutes, most of it MLlib's."""
+    """Measure all. `RECSPARK_BENCH_SEEDS` says how many seeds; 1: about 12 minutes on two cores."""
     folder = None if smoke else os.environ.get("RECSPARK_SESSIONS")
     bench = Bench(folder, replace(SETTINGS, epochs=2) if smoke else SETTINGS, smoke=smoke)
-    cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, SEEDS)
+    seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
+    cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, seeds)
     rows = [bench.measure(*case) for case in cases]
     bench.spark.stop()
     if smoke:
@@ -74,7 +75,7 @@ def order(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, in
         *((name, 2, seeds[0]) for name in ("ours", "gensim", "mllib")),
         *(("ours", n, seed) for seed in seeds for n in partitions),
         *(("gensim", 2, seed) for seed in seeds[1:]),
-        *(("mllib", n, seed) for seed in seeds for n in partitions),
+        *(("mllib", n, seeds[0]) for n in partitions if n in MLLIB_PARTITIONS),
     ]
 
 
@@ -128,6 +129,31 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
             "settings": vars(bench.settings),
             **figures,
             "rows": rows,
+        },
+    )
+    picture(bench, figures)
+
+
+def picture(bench: Bench, figures: dict[str, Any]) -> None:
+    """Draw seconds an epoch at two partitions, and hit rates by partitions."""
+    epochs, hits = figures["epoch_seconds"], figures["mean_p_at_20"]
+    names = {"ours": "recspark", "gensim": "gensim, one process", "mllib": "MLlib"}
+    bars = {f"{label}, 2 at once": epochs[f"{name} 2"] for name, label in names.items()}
+    by_partitions = {
+        name: {
+            int(case.split(" ")[1]): value
+            for case, value in hits.items()
+            if case.startswith(f"{name} ")
+        }
+        for name in ("ours", "mllib")
+    }
+    plot.draw(
+        "item2vec",
+        f"One epoch on {len(bench.sessions.train):,} sessions, {bench.settings.size} dimensions, 2 cores",
+        bars,
+        {
+            "P@20 of recspark": ("partitions", by_partitions["ours"]),
+            "P@20 of MLlib": ("partitions", by_partitions["mllib"]),
         },
     )
 
@@ -338,33 +364,3 @@ def as_frame(spark: SparkSession, sessions: Sessions) -> DataFrame:
     frame = frame.repartition(2).persist()
     frame.count()
     return frame
-
-
-class PeakMemory:
-    """Peak resident memory while inside, sampled twice a second: this process, JVM, workers."""
-
-    def __init__(self) -> None:
-        self.megabytes = {"driver_mb": 0, "jvm_mb": 0, "workers_mb": 0}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._ended.wait(0.5):
-            now = {"driver_mb": me.memory_info().rss, "jvm_mb": 0, "workers_mb": 0}
-            for child in me.children(recursive=True):
-                try:
-                    kind = "jvm_mb" if child.name() == "java" else "workers_mb"
-                    now[kind] += child.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            for kind, size in now.items():
-                self.megabytes[kind] = max(self.megabytes[kind], size >> 20)
