@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from benchmarks import machine
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import PeakMemory, cpu_seconds
 from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
@@ -97,7 +96,7 @@ def compare(size: Size, *, write: bool) -> None:
     ratios = compared(found, size)
     for name, figures in found.items():
         print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()})
-    print({name: round(value, 4) for name, value in ratios.items()})
+    print(ratios)
     if write:
         sizes = {**asdict(size), "distinct_interactions": len(rows[1])}
         command = "python -m benchmarks.als " + " ".join(
@@ -108,29 +107,28 @@ def compare(size: Size, *, write: bool) -> None:
 
 
 def compared(found: dict[str, dict[str, Any]], size: Size) -> dict[str, Any]:
-    """Return the ratios that targets are set for.
+    """Return the ratios that targets are set for: times of ten iterations, set-up and ten times one.
 
-    Where MLlib made fewer iterations, its time for all is its set-up plus its seconds an iteration
-    times their number, and losses are compared after as many iterations as it made.
+    Losses are compared after as many iterations as MLlib made.
     """
-    ours, theirs, flat, alone = (
-        found[name] for name in ("ours", "mllib", "ours_flat", "implicit_flat")
-    )
     made = size.mllib_iterations or size.iterations
-    seconds = theirs["seconds"]
-    if made < size.iterations:
-        seconds += (size.iterations - made) * theirs["iteration_seconds"]
-    return {
-        "mllib_seconds_for_all_iterations": seconds,
-        "mllib_seconds_to_ours": seconds / ours["seconds"],
-        "ours_seconds_to_implicit": flat["seconds"] / alone["seconds"],
-        "mllib_iteration_to_ours": theirs["iteration_seconds"]
-        / statistics.median(ours["iteration_seconds"]),
-        "ours_iteration_to_implicit": statistics.median(flat["iteration_seconds"])
-        / alone["iteration_seconds"],
+
+    def of_ten(name: str, kind: str) -> float:
+        return float(found[name][f"set_up_{kind}"] + 10 * found[name][f"iteration_{kind}"])
+
+    out: dict[str, Any] = {}
+    for kind in ("seconds", "cpu_seconds"):
+        out |= {
+            f"{kind}_of_ten_iterations": {name: of_ten(name, kind) for name in found},
+            f"mllib_{kind}_to_ours": of_ten("mllib", kind) / of_ten("ours", kind),
+            f"ours_{kind}_to_implicit": of_ten("ours_flat", kind) / of_ten("implicit_flat", kind),
+            f"ours_iteration_{kind}_to_implicit": found["ours_flat"][f"iteration_{kind}"]
+            / found["implicit_flat"][f"iteration_{kind}"],
+        }
+    return out | {
         "loss_compared_to_mllib_after": made,
-        "loss_to_mllib": ours["losses"][made - 1] / theirs["loss"],
-        "loss_to_implicit": flat["loss"] / alone["loss"],
+        "loss_to_mllib": found["ours"]["losses"][made - 1] / found["mllib"]["loss"],
+        "loss_to_implicit": found["ours_flat"]["loss"] / found["implicit_flat"]["loss"],
     }
 
 
@@ -138,21 +136,19 @@ def blocked(
     pairs: DataFrame, size: Size, objective: Objective
 ) -> tuple[Array, Array, dict[str, Any]]:
     """Ours: (users by id, items, figures)."""
-    told: list[str] = []
-    plan = Plan(size.rank, size.iterations, size.blocks, size.seed, progress=told.append)
-    begun = time.perf_counter()
+    clock = Clock()
+    plan = Plan(size.rank, size.iterations, size.blocks, size.seed, progress=clock.tick)
     with BlockedAls(pairs, size.items, objective, plan) as als:
-        set_up = time.perf_counter() - begun
+        clock.tick()
         als.run()
         items = als.item_factors()
-        seconds = time.perf_counter() - begun
+        seconds = clock.now()[0]
         users = np.zeros((size.users, size.rank), np.float32)
         for ids, x in als.user_factors().toLocalIterator():
             users[ids] = x
     return users, items, {
         "seconds": seconds,
-        "set_up_seconds": set_up,
-        "iteration_seconds": [float(line.split(" ")[-2]) for line in told],
+        **clock.figures(),
         "reported_loss": als.losses[-1],
         "losses": als.losses,
     }  # fmt: skip
@@ -168,9 +164,9 @@ def mllib(ratings: DataFrame, size: Size) -> tuple[Array, Array, dict[str, Any]]
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, JobStarts(spark) as jobs:
         spark.sparkContext.setCheckpointDir(folder)
-        begun = time.perf_counter()
         model = als.fit(ratings)
-        seconds = time.perf_counter() - begun
+        ended = jobs.clock.now()
+        ticks = [*jobs.clock.ticks, ended]
         factors = []
         for frame, n in ((model.userFactors, size.users), (model.itemFactors, size.items)):
             table = frame.toArrow()
@@ -178,22 +174,22 @@ def mllib(ratings: DataFrame, size: Size) -> tuple[Array, Array, dict[str, Any]]
             out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
             factors.append(out)
             frame.unpersist()
-    return (
-        factors[0],
-        factors[1],
-        {"seconds": seconds, **half_steps(jobs.at, seconds, als.getMaxIter())},
-    )
+    return factors[0], factors[1], of_jobs(ticks, als.getMaxIter())
 
 
-def half_steps(starts: list[float], seconds: float, iterations: int) -> dict[str, float]:
-    """Return MLlib's seconds of set-up and of an iteration from when its jobs began.
+def of_jobs(ticks: list[tuple[float, float]], iterations: int) -> dict[str, float]:
+    """Return MLlib's set-up and iteration from when its jobs began, and the end of the last.
 
     Every half-step is one job but the last, which is the first of two counts; a checkpoint is one
-    more. So the first half-step began with the job 2 n + 1 + checkpoints from the end.
+    more. So the first half-step began with the job 2 n + 1 + checkpoints before the end.
     """
-    during = [at for at in starts if at < seconds]
-    begun = during[-(2 * iterations + 1 + iterations // _CHECKPOINT_EVERY)]
-    return {"set_up_seconds": begun, "iteration_seconds": (seconds - begun) / iterations}
+    jobs = 2 * iterations + 1 + iterations // _CHECKPOINT_EVERY
+    begun, ended = ticks[-1 - jobs], ticks[-1]
+    out = {"seconds": ended[0]}
+    for name, of in (("seconds", 0), ("cpu_seconds", 1)):
+        out[f"set_up_{name}"] = begun[of]
+        out[f"iteration_{name}"] = (ended[of] - begun[of]) / iterations
+    return out
 
 
 def one_process(
@@ -211,11 +207,14 @@ def one_process(
         factors=size.rank, regularization=objective.reg, alpha=1.0, iterations=size.iterations,
         num_threads=size.threads, random_state=size.seed,
     )  # fmt: skip
-    begun = time.perf_counter()
+    clock = Clock()
     als.fit(confidence, show_progress=False)
-    seconds = time.perf_counter() - begun
-    figures = {"seconds": seconds, "iteration_seconds": seconds / size.iterations}
-    return als.user_factors, als.item_factors, figures
+    seconds, cpu = clock.now()
+    n = size.iterations
+    return als.user_factors, als.item_factors, {
+        "seconds": seconds, "set_up_seconds": 0.0, "set_up_cpu_seconds": 0.0,
+        "iteration_seconds": seconds / n, "iteration_cpu_seconds": cpu / n,
+    }  # fmt: skip
 
 
 def measure(
@@ -227,19 +226,44 @@ def measure(
     with PeakMemory() as memory:
         users, items, figures = fit()
     score = loss(*rows, users, items, objective)
-    return {**figures, "loss": score, **memory.megabytes, "load": os.getloadavg()[0]}
+    more = {"fit_cpu_seconds": memory.cpu_seconds, "load": os.getloadavg()[0]}
+    return {**figures, "loss": score, **memory.megabytes, **more}
+
+
+class Clock:
+    """Seconds and CPU seconds from its making to each tick: set-up, then iterations."""
+
+    def __init__(self) -> None:
+        self._begun = (0.0, 0.0)
+        self._begun = self.now()
+        self.ticks: list[tuple[float, float]] = []
+
+    def now(self) -> tuple[float, float]:
+        seconds, cpu = time.perf_counter(), cpu_seconds()
+        return seconds - self._begun[0], cpu - self._begun[1]
+
+    def tick(self, _text: str = "") -> None:
+        self.ticks.append(self.now())
+
+    def figures(self) -> dict[str, Any]:
+        """Return the first tick, and the median step from each to the next."""
+        out: dict[str, Any] = {}
+        for name, of in (("seconds", 0), ("cpu_seconds", 1)):
+            at = [tick[of] for tick in self.ticks]
+            out[f"set_up_{name}"] = at[0]
+            out[f"iteration_{name}"] = float(np.median(np.diff(at)))
+        return out
 
 
 class JobStarts:
-    """When Spark jobs began while inside, seconds from its start; polled ten times a second."""
+    """A tick of a clock for every Spark job that begins while inside; looked at ten times a second."""
 
     def __init__(self, spark: SparkSession) -> None:
-        self.at: list[float] = []
         self._tracker, self._ended = spark.sparkContext.statusTracker(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        self._begun, self._known = time.perf_counter(), set(self._ids())
+        self.clock, self._known = Clock(), set(self._ids())
         self._thread.start()
         return self
 
@@ -251,10 +275,11 @@ class JobStarts:
         while not self._ended.wait(0.1):
             new = set(self._ids()) - self._known
             self._known |= new
-            self.at += [time.perf_counter() - self._begun] * len(new)
+            for _ in new:
+                self.clock.tick()
 
     def _ids(self) -> list[int]:
-        return self._tracker.getJobIdsForGroup(None)  # those that ended, too
+        return list(self._tracker.getJobIdsForGroup(None))  # those that ended, too
 
 
 def interactions(spark: SparkSession, size: Size) -> DataFrame:

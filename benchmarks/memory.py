@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: this process, the JVM, the Python workers."""
+"""Peak memory and CPU time of a piece of work: this process, the JVM, the Python workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import psutil
 
 
 class PeakMemory:
-    """Peak resident memory while inside, sampled twice a second, MB.
+    """Peak resident memory while inside, sampled twice a second, MB; and CPU seconds, of all threads.
+
+    On a machine that does other things as well, CPU seconds compare better than seconds.
 
     `driver` is this process; `jvm` all Java below it (with a local master the driver's and the
     executors' in one, which keeps what an earlier run took); `workers` the Python workers. A page that
@@ -22,10 +24,12 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
+        self._begun = cpu_seconds()
         self._thread.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.cpu_seconds = cpu_seconds() - self._begun
         self._ended.set()
         self._thread.join()
 
@@ -37,6 +41,19 @@ class PeakMemory:
                 now["jvm_mb" if _name(child) == "java" else "workers_mb"] += held(child)
             for kind, size in now.items():
                 self.megabytes[kind] = max(self.megabytes[kind], size >> 20)
+
+
+def cpu_seconds() -> float:
+    """Return what this process and all below it, those that ended too, have taken of the processors."""
+    total = 0.0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def held(process: Any) -> int:

@@ -62,7 +62,7 @@ def measure(size: Size) -> dict[str, Any]:
         os.environ["SPARK_WORKER_DIR"] = folder
         settings = [
             f"spark.master=local-cluster[1,{size.cores},1024]",
-            f"spark.conf={{spark.executor.memory: {size.heap}, spark.ui.enabled: 'false'}}",
+            f"spark.conf={{spark.executor.memory: {size.heap}, spark.ui.showConsoleProgress: 'false'}}",
         ]
         spark = build_session(load_config("cluster", settings).spark, "benchmark top-n memory")
         factors = np.random.default_rng(1).standard_normal((size.items, size.rank), np.float32)

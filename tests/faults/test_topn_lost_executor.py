@@ -9,9 +9,27 @@ import pytest
 
 from tests.e2e.cluster import package, standalone, submit
 
+SCORER = """
+import os
+from pathlib import Path
+
+import numpy as np
+from recspark.models import topk
+
+
+class Scorer:
+    def __init__(self, items, told, size):
+        self.items, self.told, self.size = items, told, size
+
+    def score(self, block):
+        Path(self.told, f"{os.getpid()}-{block.user_idx[0]}").touch()
+        users = np.stack([np.random.default_rng(u).standard_normal(self.size) for u in block.user_idx])
+        known = np.ones(len(block), bool)
+        return topk.DotScores(users.astype(np.float32), np.asarray(self.items.array), None, known)
+"""
+
 JOB = """
 import json, os, signal, sys, threading
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,25 +37,16 @@ from recspark import schema, storage
 from recspark.config import load_config
 from recspark.models import topk
 from recspark.session import build_session
+from scorer import Scorer
 
 settings = load_config("test").spark.model_copy(update={"master": None})
 spark = build_session(settings, "top-n loses an executor")
 context = spark.sparkContext
+context.addPyFile(sys.argv[1] + "/scorer.py")
 n_users, n_items, size = 6_000, 50_000, 16
 file = sys.argv[1] + "/items.npy"
 rng = np.random.default_rng(1)
 storage.write_array(file, rng.standard_normal((n_items, size)).astype(np.float32))
-
-
-class Scorer:
-    def __init__(self, items, told):
-        self.items, self.told = items, told
-
-    def score(self, block):
-        Path(self.told, f"{os.getpid()}-{block.user_idx[0]}").touch()
-        users = np.stack([np.random.default_rng(u).standard_normal(size) for u in block.user_idx])
-        known = np.ones(len(block), bool)
-        return topk.DotScores(users.astype(np.float32), np.asarray(self.items.array), None, known)
 
 
 def executor(_):
@@ -52,7 +61,7 @@ def kill():
 
 
 def lists(told):
-    os.makedirs(told)
+    os.makedirs(told, exist_ok=True)
     queries = spark.range(n_users).selectExpr(
         "id AS user_idx", "CAST(NULL AS " + schema.HISTORY.simpleString() + ") AS history",
         "CAST(NULL AS " + schema.PAIRS.simpleString() + ") AS pairs",
@@ -60,7 +69,7 @@ def lists(told):
     ).repartition(24)
     items = topk.Shared(storage.read_array(file, mmap=True))
     vocabulary = np.arange(n_items, dtype=np.int32)
-    found = topk.recommend(queries, vocabulary, Scorer(items, told), 20).toArrow()
+    found = topk.recommend(queries, vocabulary, Scorer(items, told, size), 20).toArrow()
     return found.sort_by([("user_idx", "ascending"), ("rank", "ascending")])
 
 
@@ -70,6 +79,7 @@ plain = lists(told)
 pids = sorted(set(context.parallelize(range(8), 8).mapPartitions(executor).collect()))
 assert len(pids) == 2, pids
 victim, told = pids[0], sys.argv[1] + "/killed"
+os.makedirs(told)
 thread = threading.Thread(target=kill)
 thread.start()
 again = lists(told)
@@ -89,6 +99,7 @@ spark.stop()
 def test_a_lost_executor_changes_no_list(tmp_path: Path) -> None:
     job = tmp_path / "job.py"
     job.write_text(JOB)
+    (tmp_path / "scorer.py").write_text(SCORER)
     with standalone(tmp_path) as master:
         done = submit(master, job, [str(tmp_path)], package(tmp_path), timeout=500)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
