@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("als", "topn", "item2vec", "retail", "nights", "quality.movielens", "quality.sessions")
+NAMES = (
+    "als",
+    "topn",
+    "item2vec",
+    "retail",
+    "nights",
+    "quality.movielens",
+    "quality.sessions",
+    "quality.cdl",
+)
 
 
 def main() -> None:
