@@ -20,6 +20,7 @@ NAMES = (
     "nights",
     "quality.movielens",
     "quality.sessions",
+    "quality.cdl",
 )
 
 

@@ -14,7 +14,7 @@ import zoneinfo
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -232,6 +232,11 @@ class Features(Section):
         description="weight of one event by type; a type not named here weighs `other_weight`",
     )
     other_weight: float = Field(1.0, ge=0)
+    explicit: bool = Field(
+        False,
+        description="events are ratings: one weighs its `value` times the weight of its type, and "
+        "the backtest has rmse and mae of models that predict ratings. Wants half_life_days null",
+    )
     half_life_days: float | None = Field(
         None, gt=0, description="decay of interaction weights, days; null = none"
     )
@@ -250,6 +255,12 @@ class Features(Section):
         description="items of a row of training_sessions and training_histories. Source: Kang & "
         "McAuley 2018 (50 for sparse data)",
     )
+
+    @model_validator(mode="after")
+    def _ratings_do_not_decay(self) -> Self:
+        if self.explicit and self.half_life_days is not None:
+            raise ValueError("explicit: ratings do not decay; set half_life_days to null")
+        return self
 
 
 class Train(Section):

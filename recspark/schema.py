@@ -188,6 +188,14 @@ TRAINING_SEQUENCES = columns(
     length=INT,
 )
 
+TRAINING_ITEM_BAGS = columns(
+    cutoff=TIMESTAMP,
+    item_idx=INT,
+    users=ArrayType(LONG),  # fixed length, ascending, padded with -1
+    weights=ArrayType(FLOAT),  # fixed length, padded with 0
+    length=INT,
+)
+
 TRAINING_TEXTS = columns(
     cutoff=TIMESTAMP,
     item_idx=INT,
@@ -297,6 +305,7 @@ TUNING = columns(
 PAIRS = ArrayType(columns(item_idx=INT, weight=FLOAT))
 QUERIES = columns(user_idx=LONG, history=HISTORY, pairs=PAIRS, seen=ITEM_IDXS)
 RECOMMENDED = columns(user_idx=LONG, item_idx=INT, rank=INT, score=FLOAT)
+PREDICTED = columns(user_idx=LONG, item_idx=INT, rating=FLOAT, predicted=FLOAT)
 NEIGHBOURS = columns(item_idx=INT, rank=INT, neighbour_idx=INT, score=FLOAT)
 
 MODES = ("novel", "repeat")

@@ -12,10 +12,12 @@ _FIELDS = schema.HISTORY_EVENT.names
 
 
 def event_weight(settings: Features) -> Column:
-    """Return the weight of an event by its type."""
+    """Return the weight of an event by its type; of a rating, times its value (null counts 0)."""
     weight = F.lit(settings.other_weight)
     for kind, value in sorted(settings.event_weights.items()):
         weight = F.when(F.col("event_type") == kind, F.lit(value)).otherwise(weight)
+    if settings.explicit:
+        weight = weight * F.coalesce(F.col("value"), F.lit(0.0))
     return weight.cast("float")
 
 

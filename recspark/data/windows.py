@@ -19,11 +19,15 @@ from recspark import schema
 from recspark.config import Features
 from recspark.data.blocks import Array, Histories, micros, parse_histories, weigh
 from recspark.data.dataset import TrainingSet
+from recspark.data.interactions import before, interactions
 from recspark.tables.catalog import Slice, TableCatalog, slice_condition
 from recspark.tables.snapshot import active_files
 
 FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess
 NO_ITEM = -1  # pads `items`
+USERS_PER_ITEM = (
+    2048  # of a row of training_item_bags. Guess: thins what half a catalogue never has
+)
 Unit = Literal["session", "history"]
 
 
@@ -178,6 +182,34 @@ def sequences(
     return row, (since - first[row]).astype(np.int32), items, (to - since).astype(np.int32)
 
 
+def training_item_bags(
+    histories: DataFrame, cutoff: datetime, features: Features, n_files: int
+) -> DataFrame:
+    """Return a row per item with its newest `USERS_PER_ITEM` users: bags turned on their side.
+
+    `schema.TRAINING_ITEM_BAGS`: `users` ascending, padded with -1; `weights` beside them as in
+    `interactions`, those above 0, padded with 0. Of users with the same newest event the smaller
+    user_idx stays. Arguments as in `training_bags`. Lazy. Cost: two shuffles, the first of all
+    interactions by item; a task holds the users of one item.
+    """
+    pairs = interactions(before(histories, cutoff), cutoff, features.half_life_days)
+    newest = F.struct(
+        (-F.unix_micros("last_event_at")).alias("age"), "user_idx", F.col("weight").alias("weight")
+    )
+    kept = F.slice(F.sort_array(F.collect_list(newest)), 1, USERS_PER_ITEM)
+    bag = F.sort_array(F.transform(kept, lambda e: F.struct(e["user_idx"], e["weight"])))
+    rows = pairs.where(F.col("weight") > 0).groupBy("item_idx").agg(bag.alias("bag"))
+    missing = F.lit(USERS_PER_ITEM) - F.size("bag")
+    made = rows.select(
+        F.lit(cutoff).alias("cutoff"),
+        "item_idx",
+        F.concat("bag.user_idx", F.array_repeat(F.lit(-1).cast("long"), missing)).alias("users"),
+        F.concat("bag.weight", F.array_repeat(F.lit(0.0).cast("float"), missing)).alias("weights"),
+        F.size("bag").alias("length"),
+    )
+    return spread(made, F.xxhash64("item_idx"), n_files)
+
+
 def spread(rows: DataFrame, hashed: Column, n_files: int) -> DataFrame:
     """Return `rows` in `n_files` partitions of about equal size, by `hashed`, a 64-bit hash."""
     return rows.repartition(n_files, _partition_key(hashed, n_files))
@@ -186,6 +218,7 @@ def spread(rows: DataFrame, hashed: Column, n_files: int) -> DataFrame:
 # What each training table is made by: (histories, cutoff, features, n_files) -> rows.
 TRAINING_TABLES: dict[str, Callable[[DataFrame, datetime, Features, int], DataFrame]] = {
     "training_bags": training_bags,
+    "training_item_bags": training_item_bags,
     "training_sessions": partial(training_sequences, unit="session"),
     "training_histories": partial(training_sequences, unit="history"),
 }

@@ -139,6 +139,11 @@ class AlsModel(RecommenderModel):
         self.factors = factors
         self._settings = settings
 
+    @property
+    def rates(self) -> bool:
+        """See `RecommenderModel`: with feedback explicit."""
+        return self._settings.feedback == "explicit" and self._settings.half_life_days is None
+
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
         return AlsScorer(

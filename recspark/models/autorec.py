@@ -1,19 +1,28 @@
-"""AutoRec: a user's row of values rebuilt through one layer (Sedhain et al. 2015).
+"""AutoRec: a user's row of values, or an item's, rebuilt through one layer (Sedhain et al. 2015).
 
-Trained by Horovod ranks on Spark executors, from the files of one version of `training_bags`.
+Trained by Horovod ranks on Spark executors, from the files of one version of `training_bags`, or of
+`training_item_bags`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from recspark.data.blocks import micros
 from recspark.data.dataset import Dataset
+from recspark.engines.als_objective import Objective
+from recspark.errors import CatalogueTooLargeError
+from recspark.models import topk
+from recspark.models.als import AlsScorer
 from recspark.models.base import FitOptions, Recommender
 from recspark.models.encoder import EncoderModel, Layers
+from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import (
     Job,
     NeuralSettings,
@@ -30,11 +39,16 @@ from recspark.train.losses import squared_over_all
 
 LAYERS: Layers = (("items_in", "sigmoid"),)
 _COLUMNS = ("items", "weights")
+_LEAST_REG = 1e-6  # of a user's solve, where nothing decays
 
 
 class AutoRecSettings(NeuralSettings):
     """Settings of `AutoRec`. "Bundled" = chosen on the bundled data at cutoff 2010-11-10."""
 
+    by: Literal["user", "item"] = Field(
+        "user",
+        description="whose rows are rebuilt; item: ratings only, as in the paper's best row",
+    )
     hidden_size: int = Field(
         200,
         ge=1,
@@ -71,6 +85,17 @@ class AutoRecSettings(NeuralSettings):
         ge=1,
         description="largest catalogue; a rank takes 32 bytes an item and hidden unit",
     )
+    max_users: int = Field(
+        200_000,
+        ge=1,
+        description="by item: most users; a rank takes 32 bytes a user and hidden unit",
+    )
+
+    @model_validator(mode="after")
+    def _items_rate(self) -> Self:
+        if self.by == "item" and self.unobserved != 0:
+            raise ValueError("by item rebuilds ratings only: set unobserved to 0, or by to user")
+        return self
 
 
 class AutoRec(Recommender[AutoRecSettings]):
@@ -78,6 +103,11 @@ class AutoRec(Recommender[AutoRecSettings]):
 
     h(r) = W sigmoid(V r + mu) + b, and r are the decayed weights of a user's items. Source: Sedhain
     et al. 2015, equation 2; with `unobserved` = 0 it is theirs.
+
+    By item (I-AutoRec), r are the users' ratings of an item, and user u's row of W and b says what u
+    makes of an item's hidden units. Nothing of a user is kept: at scoring that row is solved for
+    again, from the user's own ratings, by the same objective with the hidden units fixed
+    (sum (r - w z)^2 + lambda |w|^2, z the hidden units and a 1), so new users have one too.
     """
 
     settings_class = AutoRecSettings
@@ -85,12 +115,16 @@ class AutoRec(Recommender[AutoRecSettings]):
     @property
     def training_table(self) -> str:
         """See `Recommender`."""
-        return "training_bags"
+        return "training_bags" if self.settings.by == "user" else "training_item_bags"
 
     def fit(self, data: Dataset, options: FitOptions) -> AutoRecModel:
         """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
         settings, items = self.settings, data.vocabulary()
         check_catalogue("autorec", items, settings.max_items, 32 * settings.hidden_size, "als")
+        if settings.by == "item":
+            trained = fit_network("autorec", data, options, settings, items, train_items)
+            assert trained.weights is not None
+            return AutoRecModel(settings, data.cutoff, items, trained.weights)
         trained = fit_network("autorec", data, options, settings, items, train_rank)
         net = make_net(settings, len(items), options.seed)
         load_weights(net, trained)
@@ -98,9 +132,30 @@ class AutoRec(Recommender[AutoRecSettings]):
 
 
 class AutoRecModel(EncoderModel):
-    """The network's arrays; names as in `AutoRecNet`."""
+    """The network's arrays; names as in `AutoRecNet`.
+
+    By item: `hidden` float32 (n_items, hidden_size + 1), the last column 1.
+    """
 
     unit = False
+
+    def scorer(self) -> topk.Scorer:
+        """See `RecommenderModel`."""
+        settings = self.settings
+        assert isinstance(settings, AutoRecSettings)
+        if settings.by == "user":
+            return super().scorer()
+        # The loop's mean over items plus weight_decay / 2 |w|^2, times the items.
+        reg = max(settings.weight_decay * len(self.items) / 2, _LEAST_REG)
+        objective = Objective(reg, reg_exponent=0.0, feedback="explicit")
+        weights = HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum")
+        return AlsScorer(weights, self.items, topk.Shared(self._arrays["hidden"]), objective)
+
+    @property
+    def rates(self) -> bool:
+        """See `RecommenderModel`: where only what was observed counts."""
+        assert isinstance(self.settings, AutoRecSettings)
+        return self.settings.unobserved == 0 and self.settings.half_life_days is None
 
     @property
     def layers(self) -> Layers:
@@ -121,6 +176,61 @@ def train_rank(comm: Comm, job: Job) -> Trained:
 
     validation = None if held_out is None else Validation(held_out, value)
     return train(comm, net, loss, feed, job.loop, validation)
+
+
+def train_items(comm: Comm, job: Job) -> Trained:
+    """Train by item on one rank; rank 0 returns the hidden units of all items, and no weights."""
+    settings: AutoRecSettings = job.settings
+    columns = ("item_idx", "users", "weights")
+    feed, held_out = job.feed(comm, columns), job.validation_feed(comm, columns)
+    feeds = [feed] if held_out is None else [feed, held_out]
+    own = [b.tensors["users"][b.tensors["weights"] > 0] for f in feeds for b in f.epoch(0)]
+    users = torch.unique(comm.allgather(torch.unique(torch.cat(own))))  # (n_users,), on every rank
+    if len(users) > settings.max_users:
+        raise CatalogueTooLargeError(
+            f"autorec: {len(users):,} users, max_users is {settings.max_users:,}; raise "
+            f"models.autorec.max_users if the ranks have "
+            f"{32e-9 * settings.hidden_size * len(users):,.1f} GB each, or set by: user"
+        )
+    net = make_net(settings, len(users), job.loop.seed)
+
+    def value(batch: Batch) -> torch.Tensor:
+        return row_loss(net, users, settings.unobserved, of_users(batch))
+
+    def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
+        return value(batch)
+
+    validation = None if held_out is None else Validation(held_out, value)
+    trained = train(comm, net, loss, feed, job.loop, validation)
+    if comm.rank == 0:
+        load_weights(net, trained)
+    for parameter in net.parameters():
+        parameter.data = comm.broadcast(parameter.data)
+    items = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
+    hidden = torch.sigmoid(net.items_in_bias.detach()).repeat(len(items), 1)  # (n_items, H)
+    with torch.no_grad():
+        parts = [encoded(net, users, batch) for f in feeds for batch in f.epoch(0)]
+    found = comm.allgather(torch.cat([item for item, _ in parts]))  # (u,)
+    hidden[torch.searchsorted(items, found)] = comm.allgather(torch.cat([h for _, h in parts]))
+    whole = torch.cat([hidden, torch.ones(len(items), 1)], dim=1)  # (n_items, H + 1)
+    return replace(trained, place="", weights={"hidden": whole.numpy()} if comm.rank == 0 else None)
+
+
+def encoded(
+    net: AutoRecNet, users: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the items of a batch that count, int64 (B',), and their hidden units (B', H)."""
+    counted = batch.weight > 0  # (B,)
+    rows, user, values = entries(of_users(batch), users)  # (P,) each
+    hidden = net(rows, user, values, len(batch.weight))  # (B, H)
+    return batch.tensors["item_idx"][counted].long(), hidden[counted]
+
+
+def of_users(batch: Batch) -> Batch:
+    """Return `batch` with users where `entries` looks for items."""
+    return Batch(
+        {"items": batch.tensors["users"], "weights": batch.tensors["weights"]}, batch.weight
+    )
 
 
 def make_net(settings: AutoRecSettings, n_items: int, seed: int) -> AutoRecNet:

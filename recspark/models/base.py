@@ -106,6 +106,11 @@ class RecommenderModel(ABC):
     ) -> Self:
         """Return the model that `arrays()` was taken from."""
 
+    @property
+    def rates(self) -> bool:
+        """Whether scores are ratings: estimates of the weight that the user's event would have."""
+        return False
+
     def recommend(self, queries: DataFrame, k: int) -> DataFrame:
         """Return the k best items of each query: `user_idx, item_idx, rank, score`.
 

@@ -44,9 +44,10 @@ class MfSettings(NeuralSettings):
         description="length of a user's and an item's vector",
         json_schema_extra={"tune": {"choices": [32, 64, 128]}},
     )
-    loss: Literal["softmax", "bpr", "squared"] = Field(
+    loss: Literal["softmax", "bpr", "squared", "rating"] = Field(
         "softmax",
-        description="sampled softmax with logQ; BPR; squared error with drawn items at 0",
+        description="sampled softmax with logQ; BPR; squared error of 1, with drawn items at 0; "
+        "rating: squared error of the weights themselves, no drawn items (Koren et al. 2009)",
         json_schema_extra={"tune": {"choices": ["softmax", "bpr", "squared"]}},
     )
     n_negatives: int = Field(
@@ -95,6 +96,8 @@ class MfSettings(NeuralSettings):
 class Mf(Recommender[MfSettings]):
     """Minimise the loss of every event, times its decayed weight, against items drawn at random.
 
+    With loss rating, weights are what is predicted, and users are folded in by least squares.
+
     Source: Koren, Bell, Volinsky 2009; BPR: Rendle et al. 2009; sampled softmax: Jean et al. 2015.
     """
 
@@ -136,8 +139,17 @@ class MfModel(RecommenderModel):
             HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum"),
             self.items,
             topk.Shared(self.factors),
-            Objective(reg=settings.fold_in_reg, alpha=settings.fold_in_alpha),
+            Objective(
+                reg=settings.fold_in_reg,
+                alpha=settings.fold_in_alpha,
+                feedback="explicit" if settings.loss == "rating" else "implicit",
+            ),
         )
+
+    @property
+    def rates(self) -> bool:
+        """See `RecommenderModel`: with loss rating."""
+        return self._settings.loss == "rating" and self._settings.half_life_days is None
 
     def arrays(self) -> dict[str, Array]:
         """See `RecommenderModel`."""
@@ -208,6 +220,9 @@ def row_loss(
     drawn = torch.multinomial(log_q.exp(), size, replacement=True, generator=generator)  # (N,)
     x = net.user(user)  # (B, D)
     positive = (x[rows] * net.item(items)).sum(dim=1)  # (P,)
+    if settings.loss == "rating":
+        errors = (weights - positive) ** 2  # (P,)
+        return torch.zeros_like(batch.weight).index_add(0, rows, errors)  # (B,)
     negative = (x @ net.item(drawn).T)[rows]  # (P, N)
     if settings.loss == "bpr":
         each = bpr(positive, negative)  # (P,)

@@ -45,6 +45,7 @@ def _line(name: str, classes: str, *tags: str, training: tuple[str, ...] = ()) -
 
 
 _BAGS = ("training_bags",)
+_BOTH_BAGS = ("training_bags", "training_item_bags")
 _SEQUENCES = ("training_sessions", "training_histories")
 
 
@@ -57,7 +58,7 @@ MODELS: dict[str, ModelSpec] = {
         _line("als", "Als", "personal", "decay"),
         _line("item2vec", "Item2Vec", "personal", "neighbours", "decay"),
         _line("mf", "Mf", "personal", "neural", training=_BAGS),
-        _line("autorec", "AutoRec", "personal", "neural", training=_BAGS),
+        _line("autorec", "AutoRec", "personal", "neural", training=_BOTH_BAGS),
         _line("sdae", "Sdae", "personal", "neural", training=_BAGS),
         _line("cdl", "Cdl", "personal", "neural", training=("training_texts",)),
         _line("multvae", "MultVae", "personal", "neural", training=_BAGS),

@@ -95,7 +95,7 @@ def _update_histories(context: RunContext) -> int:
     settings = digest(
         {
             "features": config.features.model_dump(
-                include={"event_weights", "other_weight", "history_buckets"}
+                include={"event_weights", "other_weight", "explicit", "history_buckets"}
             ),
             "sessions": config.sessions.model_dump(),
         }

@@ -9,11 +9,15 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Config
-from recspark.data.interactions import before
+from recspark.data.interactions import before, queries
 from recspark.eval import evaluate as scoring
+from recspark.eval import ratings
+from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
+from recspark.models.ratings import predicted
 from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.train import load_model
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 
@@ -77,6 +81,8 @@ def evaluate(context: RunContext) -> StageResult:
         cutoff=cutoff,
         models=(*config.models, PUBLISHED),
     )
+    if config.features.explicit:
+        rows += rating_rows(context, everyone)
     past = published_lists(context)
     if past is not None:
         rows += scoring.evaluate(
@@ -94,6 +100,34 @@ def evaluate(context: RunContext) -> StageResult:
     metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
     outputs = {"candidates": written.version, "metrics": metrics.version}
     return StageResult(outputs, everyone.count(), metrics.rows)
+
+
+def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:
+    """Return rmse and mae of each model that predicts ratings, of items new to the user; k is 0.
+
+    `n_unknown_ratings` counts the pairs that a model knew nothing of: the mean rating stood for them.
+    """
+    cutoff, horizon = context.backtest_cutoff, context.config.evaluate.horizon_days
+    wanted = ratings.ratings_of(everyone, cutoff, horizon)
+    asked = queries(before(everyone, cutoff, keep_empty=True), cutoff, None, "repeat").join(
+        wanted, on="user_idx", how="inner"
+    )
+    models = {name: load_model(context, name, cutoff) for name in context.config.models}
+    known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))
+    found = ratings.errors(
+        {name: predicted(model, asked) for name, model in models.items() if model.rates}, known
+    )
+    head = (context.run_date, "backtest", cutoff, horizon)
+    return [
+        MetricRow(*head, model, "novel", "all", metric, 0, value, errors.n_users)
+        for model, errors in found.items()
+        for metric, value in (
+            ("rmse", errors.rmse),
+            ("mae", errors.mae),
+            ("n_ratings", float(errors.n_pairs)),
+            ("n_unknown_ratings", float(errors.n_unknown)),
+        )
+    ]
 
 
 def ladder_steps(config: Config, candidates: DataFrame, mode: str) -> list[tuple[str, DataFrame]]:

@@ -151,6 +151,13 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=150,
         ),
         TableSpec(
+            "training_item_bags",
+            schema.TRAINING_ITEM_BAGS,
+            key=("cutoff", "item_idx"),
+            partition=("cutoff",),
+            row_bytes=1000,
+        ),
+        TableSpec(
             "training_texts",
             schema.TRAINING_TEXTS,
             key=("cutoff", "item_idx"),

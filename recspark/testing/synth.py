@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
+from recspark.config import Features
 from recspark.data import features, texts
 from recspark.data.blocks import MICROS_PER_DAY, Array, micros, parse_histories
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.interactions import before, interactions, queries
-from recspark.data.windows import Unit, bags, sequences
+from recspark.data.windows import Unit, bags, sequences, training_item_bags
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
 
@@ -226,9 +227,14 @@ def dataset(
     training_set = None
     if training is not None:
         table, folder = training
-        if table == texts.TABLE:
-            rows = texts.training_texts(catalogue, CUTOFF, 1).drop("cutoff").toArrow()
-            training_set = write_files(rows.sort_by("item_idx"), folder, table, 2)
+        if table in (texts.TABLE, "training_item_bags"):
+            frame = (
+                texts.training_texts(catalogue, CUTOFF, 1)
+                if table == texts.TABLE
+                else training_item_bags(sliced, CUTOFF, Features(), 1)  # type: ignore[call-arg]
+            )
+            rows = frame.drop("cutoff").toArrow().sort_by("item_idx")
+            training_set = write_files(rows, folder, table, 2)
         else:
             training_set = write_training(events, folder, table)
     return Dataset(

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyspark.sql import SparkSession
 
 from recspark import schema
 from recspark.config import Features
 from recspark.data import windows
 from recspark.data.blocks import MICROS_PER_DAY, Histories
+from recspark.testing import synth
 
 CUTOFF = datetime(2020, 1, 11, tzinfo=UTC)
 DAY = MICROS_PER_DAY
@@ -206,3 +208,18 @@ def test_training_sequences_as_a_table(histories: Any, catalog: Any, unit: windo
     assert [r["user_idx"] for r in rows] == list(range(1000))
     assert rows[12]["items"] == [12 % 7, 12 % 5, -1, -1]
     assert (rows[12]["position"], rows[12]["length"]) == (0, 2)
+
+
+def test_item_bags_are_bags_on_their_side(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest three users of an item; weights added up; events at the cutoff left out."""
+    monkeypatch.setattr(windows, "USERS_PER_ITEM", 3)
+    events = synth.log(
+        [(3, 5, 1.0), (4, 5, 9.0), (7, 5, 2.0), (7, 5, 3.0), (9, 5, 4.0), (9, 8, 5.0), (2, 8, -1.0)]
+    )
+    histories = synth.histories(spark, events)
+    frame = windows.training_item_bags(histories, synth.CUTOFF, Features(), 2)  # type: ignore[call-arg]
+    assert frame.schema == schema.TRAINING_ITEM_BAGS
+    found = {row["item_idx"]: row[2:] for row in frame.collect()}
+    assert found == {5: ([3, 7, 9], [1, 2, 1], 3), 8: ([9, -1, -1], [1, 0, 0], 1)}

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyspark.sql import SparkSession
+from pyspark.sql.types import ArrayType, StructField, StructType
 
-from recspark.models.autorec import LAYERS, AutoRecSettings, make_net, row_loss
+from recspark import schema
+from recspark.config import Train
+from recspark.errors import ConfigError
+from recspark.models.autorec import LAYERS, AutoRec, AutoRecSettings, encoded, make_net, row_loss
+from recspark.models.base import FitOptions
 from recspark.models.encoder import encode
+from recspark.models.ratings import predicted
+from recspark.testing import synth
 from recspark.train.feed import Batch
 
 pytestmark = pytest.mark.torch
@@ -49,3 +60,79 @@ def test_scoring_is_the_network() -> None:
         want = net(rows, torch.from_numpy(items).long(), torch.from_numpy(weights), 3)
     found = encode(start, items, weights, arrays, LAYERS, unit=False)
     np.testing.assert_allclose(found, want.numpy(), atol=1e-6)
+
+
+def rated(n_users: int = 60, n_items: int = 40) -> tuple[synth.Log, np.ndarray]:
+    """Ratings of planted tastes in [1, 5], half of the pairs; and all of them."""
+    rng = np.random.default_rng(4)
+    truth = 3 + 2 * np.tanh(rng.normal(size=(n_users, 2)) @ rng.normal(size=(2, n_items)))
+    user, item = np.nonzero(rng.random((n_users, n_items)) < 0.5)
+    return (
+        synth.Log(
+            user, item.astype(np.int32), np.ones(len(user)), truth[user, item].astype(np.float32)
+        ),
+        truth,
+    )
+
+
+@pytest.mark.spark
+def test_by_item_ratings_come_from_the_users_of_an_item(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Hidden units are V r + mu of an item's ratings; a user's row solves its own ratings."""
+    log, truth = rated()
+    data = synth.dataset(spark, log, 2, ("training_item_bags", str(tmp_path / "rows")))
+    settings = {
+        "by": "item", "unobserved": 0.0, "half_life_days": None, "hidden_size": 8, "epochs": 60,
+        "batch_size": 8, "learning_rate": 0.02, "weight_decay": 0.01,
+    }  # fmt: skip
+    options = FitOptions(in_process=True, train=Train(ranks=2))  # type: ignore[call-arg]
+    model = AutoRec.from_dict(settings).fit(data, options)
+    assert model.rates
+    z = model.arrays()["hidden"].astype(float)
+    assert z.shape == (40, 9)
+    assert (z[:, 8] == 1).all()
+
+    every = pa.array([[{"item_idx": i, "rating": 0.0} for i in range(40)]] * 60)
+    asked = synth.ask(data).toArrow().sort_by("user_idx").append_column("asked", every)
+    fields = [
+        *schema.QUERIES.fields,
+        StructField("asked", ArrayType(schema.columns(item_idx=schema.INT, rating=schema.FLOAT))),
+    ]
+    found = predicted(model, spark.createDataFrame(asked, StructType(fields))).toArrow()
+    guess = found.sort_by([("user_idx", "ascending"), ("item_idx", "ascending")])
+    scores = guess.column("predicted").to_numpy().reshape(60, 40)
+    mine = np.zeros((60, 40), bool)
+    mine[log.user_idx, log.item_idx] = True
+    for user in (0, 7):
+        y = z[mine[user]]
+        w = np.linalg.solve(y.T @ y + 0.01 * 40 / 2 * np.eye(9), y.T @ truth[user, mine[user]])
+        np.testing.assert_allclose(scores[user], z @ w, rtol=1e-3, atol=1e-3)
+
+    def error(values: np.ndarray) -> float:
+        return float(np.sqrt(((values - truth)[~mine] ** 2).mean()))
+
+    means = np.array([truth[mine[:, i], i].mean() for i in range(40)])
+    assert error(scores) < 0.7 * error(np.broadcast_to(means, (60, 40)))
+
+
+def test_hidden_units_of_an_item_are_the_papers() -> None:
+    net = make_net(AutoRecSettings(hidden_size=3), 4, seed=1)
+    v, mu = net.items_in.detach().numpy(), net.items_in_bias.detach().numpy()
+    turned = Batch(
+        {
+            "item_idx": torch.tensor([7, 9, 9], dtype=torch.int32),
+            "users": torch.tensor([[3, 8, -1], [5, 8, 13], [5, -1, -1]]),
+            "weights": torch.tensor([[5.0, 1, 0], [3, 2, 4], [1, 0, 0]]),
+        },
+        torch.tensor([1.0, 1, 0]),  # the last one only fills the batch up
+    )
+    items, hidden = encoded(net, torch.from_numpy(VOCABULARY), turned)
+    assert items.tolist() == [7, 9]
+    r = np.array([[5, 0, 1, 0], [0, 3, 2, 4]])
+    np.testing.assert_allclose(hidden.detach().numpy(), 1 / (1 + np.exp(-(r @ v + mu))), rtol=1e-5)
+
+
+def test_by_item_wants_ratings() -> None:
+    with pytest.raises(ConfigError, match="set unobserved to 0"):
+        AutoRec.from_dict({"by": "item"})

@@ -221,6 +221,9 @@ def test_registry_and_models_agree_about_training_tables() -> None:
         asked = {make(name, {}).training_table}
         if "training_sessions" in spec.training:
             asked = {make(name, {"train_on": u}).training_table for u in ("session", "history")}
+        if "training_item_bags" in spec.training:
+            by_item = {"by": "item", "unobserved": 0.0}
+            asked |= {make(name, by_item).training_table}
         assert asked == set(spec.training or (None,)), name
 
 
