@@ -226,6 +226,7 @@ def measure(
     with PeakMemory() as memory:
         users, items, figures = fit()
     score = loss(*rows, users, items, objective)
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}, flush=True)
     more = {"fit_cpu_seconds": memory.cpu_seconds, "load": os.getloadavg()[0]}
     return {**figures, "loss": score, **memory.megabytes, **more}
 
