@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from benchmarks import machine
+from benchmarks import machine, plot
 from benchmarks.memory import PeakMemory, cpu_seconds
 from recspark.config import load_config
 from recspark.data.blocks import Array
@@ -54,17 +55,15 @@ class Size:
 
 def run(*, smoke: bool) -> None:
     """Run the default size, or a tiny one."""
-    compare(Size(20_000, 400, 200, 8, 2, blocks=2) if smoke else Size(), write=not smoke)
+    size = Size(20_000, 400, 200, 8, 2, blocks=2) if smoke else Size()
+    compare(size, write=not smoke)
+    if not smoke:
+        curves(size)
 
 
 def compare(size: Size, *, write: bool) -> None:
     """Fit all three, score their factors by one function, write the figures."""
-    config = load_config(
-        "local",
-        [f"spark.master=local[{size.threads}]", f"spark.driver_memory={size.driver_memory}"],
-    )
-    # MLlib's loops need the JVM's second compiler, which `local` leaves out.
-    spark = build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
+    spark = session(size)
     with tempfile.TemporaryDirectory() as folder:
         interactions(spark, size).write.parquet(f"{folder}/pairs")
         pairs = spark.read.parquet(f"{folder}/pairs")
@@ -104,6 +103,59 @@ def compare(size: Size, *, write: bool) -> None:
         )
         name = f"als_{len(rows[1]) / 1e6:.0f}m_rank_{size.rank}"
         machine.write(name, command, {"sizes": sizes, **found, **ratios})
+
+
+def curves(size: Size) -> None:
+    """Measure how ours grows with data, blocks and cores; write the figures and draw all."""
+    found: dict[str, dict[float, float]] = {"interactions": {}, "blocks": {}, "cores": {}}
+    for threads in (size.threads, 1):
+        spark = session(replace(size, threads=threads))
+        short = replace(size, iterations=3, threads=threads)
+        blocked(interactions(spark, replace(short, interactions=20_000)), short, Objective(0.1))
+        if threads == 1:
+            found["cores"][1] = iteration_of(spark, short)
+        else:
+            for times in (1, 4, 16):
+                part = replace(
+                    short,
+                    interactions=size.interactions * times // 4,
+                    users=size.users * times // 4,
+                )
+                found["interactions"][part.interactions / 1e6] = iteration_of(spark, part)
+            for n in (1, 2, 4, 16):
+                found["blocks"][n] = iteration_of(spark, replace(short, blocks=n))
+            found["cores"][2] = found["blocks"][size.blocks]
+        spark.stop()
+    print(found)
+    machine.write("als_scaling", "python -m benchmarks als", {"sizes": asdict(size), **found})
+    large = json.loads((machine.RESULTS / "als_20m_rank_128.json").read_text())
+    ten = large["cpu_seconds_of_ten_iterations"]
+    bars = {
+        "recspark, scaled reg": ten["ours"], "recspark, flat reg": ten["ours_flat"],
+        "implicit, flat reg": ten["implicit_flat"], "MLlib, scaled reg": ten["mllib"],
+    }  # fmt: skip
+    title = "ALS, 19.7 M interactions, rank 128: CPU seconds of ten iterations; right: seconds of one at rank 64"
+    panels = {
+        "data": ("million interactions", found["interactions"]),
+        "blocks": ("blocks", found["blocks"]),
+        "cores": ("cores", found["cores"]),
+    }
+    plot.draw("als", title, bars, panels)
+
+
+def iteration_of(spark: SparkSession, size: Size) -> float:
+    """Ours: the median seconds of an iteration."""
+    with tempfile.TemporaryDirectory() as folder:
+        interactions(spark, size).write.parquet(f"{folder}/pairs")
+        pairs = spark.read.parquet(f"{folder}/pairs")
+        return float(blocked(pairs, size, Objective(size.reg, size.alpha))[2]["iteration_seconds"])
+
+
+def session(size: Size) -> SparkSession:
+    """A session whose JVM has its second compiler, which `local` leaves out and MLlib needs."""
+    settings = [f"master=local[{size.threads}]", f"driver_memory={size.driver_memory}"]
+    config = load_config("local", [f"spark.{setting}" for setting in settings])
+    return build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
 
 
 def compared(found: dict[str, dict[str, Any]], size: Size) -> dict[str, Any]:
@@ -226,6 +278,7 @@ def measure(
     with PeakMemory() as memory:
         users, items, figures = fit()
     score = loss(*rows, users, items, objective)
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}, flush=True)
     more = {"fit_cpu_seconds": memory.cpu_seconds, "load": os.getloadavg()[0]}
     return {**figures, "loss": score, **memory.megabytes, **more}
 

@@ -36,6 +36,7 @@ class PeakMemory:
     def _watch(self) -> None:
         me = psutil.Process()
         while not self._ended.wait(self._every_s):
+            cpu_seconds()
             now = {"driver_mb": held(me), "jvm_mb": 0, "workers_mb": 0}
             for child in me.children(recursive=True):
                 now["jvm_mb" if _name(child) == "java" else "workers_mb"] += held(child)
@@ -43,17 +44,22 @@ class PeakMemory:
                 self.megabytes[kind] = max(self.megabytes[kind], size >> 20)
 
 
+_taken: dict[tuple[int, float], float] = {}  # (pid, start) -> CPU seconds when last seen
+
+
 def cpu_seconds() -> float:
-    """Return what this process and all below it, those that ended too, have taken of the processors."""
-    total = 0.0
+    """Return what this process and all below it, those that ended too, have taken of the processors.
+
+    Of one that has ended it counts what was seen at the last call.
+    """
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
         try:
             times = process.cpu_times()
+            _taken[process.pid, process.create_time()] = times.user + times.system
         except psutil.Error:
             continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+    return sum(_taken.values())
 
 
 def held(process: Any) -> int:

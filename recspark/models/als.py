@@ -37,7 +37,7 @@ class AlsSettings(Settings):
     """Settings of `Als`."""
 
     solver: Literal["blocked", "mllib"] = Field(
-        "mllib",
+        "blocked",
         description="whose ALS: recspark's own, or Spark MLlib's for comparison. Source: "
         "benchmarks/als.py",
     )
