@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn import functional
 
 from recspark.data.blocks import Array, QueryBlock, Ragged
@@ -32,7 +32,7 @@ from recspark.nets.sequence import ITEM_ARRAYS, SequenceNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
 from recspark.train.loop import Trained, Validation, load_weights, train
-from recspark.train.losses import bpr_max, softmax_nll
+from recspark.train.losses import bpr_max, gbce, gbce_power, softmax_nll
 from recspark.train.negatives import Negatives
 
 _COLUMNS = ("items", "length")
@@ -57,8 +57,10 @@ class NextItemSettings(NeuralSettings):
     tied: bool = Field(
         True, description="one vector an item for reading and scoring, instead of two"
     )
-    loss: Literal["cross_entropy", "bpr_max"] = Field(
-        "cross_entropy", description="how targets are told apart from candidates"
+    loss: Literal["cross_entropy", "bpr_max", "gbce"] = Field(
+        "cross_entropy",
+        description="how targets are told apart from candidates. gbce (gSASRec): against n_samples "
+        "items drawn evenly for a step, not against the batch's targets",
     )
     n_samples: int | None = Field(
         2048,
@@ -74,6 +76,13 @@ class NextItemSettings(NeuralSettings):
     )
     logq: bool = Field(
         True, description="cross_entropy: correct scores for how likely a candidate was one"
+    )
+    calibration: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="gbce: t, 0 = binary cross-entropy, 1 = as sure as the whole softmax. Petrov & "
+        "Macdonald 2023: 0.75",
     )
     bpr_reg: float = Field(
         1.0, ge=0, description="bpr_max: weight of the candidates' squared scores. Same paper: 1"
@@ -101,6 +110,12 @@ class NextItemSettings(NeuralSettings):
         description="largest catalogue; a rank takes about 48 bytes an item and hidden unit (2.4 "
         "GB at 500,000 and 100). Guess: what an executor of 4 GB leaves to Python",
     )
+
+    @model_validator(mode="after")
+    def _gbce_draws(self) -> Self:
+        if self.loss == "gbce" and self.n_samples is None:
+            raise ValueError("loss gbce draws items: set n_samples (Petrov & Macdonald 2023: 256)")
+        return self
 
     @property
     def state_size(self) -> int:
@@ -271,15 +286,40 @@ def row_loss(
     states = net.states(embedded, lengths, settings.dropout, generator)  # (B, T, H)
     counted = (wanted >= 0) & (batch.weight[:, None] > 0)  # (B, T)
     rows, columns = torch.nonzero(counted, as_tuple=True)  # (P,) each
+    reached = states[rows, columns]  # (P, H)
+    if settings.loss == "gbce":
+        assert settings.n_samples is not None
+        losses = drawn_loss(net, reached, wanted[rows, columns], settings, generator)  # (P,)
+        return losses.new_zeros(len(items)).index_add(0, rows, losses)  # (B,)
     candidates = negatives.candidates(wanted[rows, columns], generator)
     vectors = net.items_out.index_select(0, candidates.items)  # (N, H)
-    scores = states[rows, columns] @ vectors.T + net.items_out_bias[candidates.items]  # (P, N)
+    scores = reached @ vectors.T + net.items_out_bias[candidates.items]  # (P, N)
     if settings.loss == "bpr_max":
         losses = bpr_max(scores, candidates.targets, settings.bpr_reg)  # (P,)
     else:
         correction = candidates.log_included if settings.logq else torch.zeros(())  # (N,) or ()
         losses = softmax_nll(scores, candidates.targets, correction)  # (P,)
     return losses.new_zeros(len(items)).index_add(0, rows, losses)  # (B,)
+
+
+def drawn_loss(
+    net: SequenceNet,
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    settings: NextItemSettings,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return gBCE of each state (P, H) and target int64 (P,), (P,).
+
+    The same `n_samples` items stand against all targets of a batch, where the paper draws some for
+    each: a product of two matrices instead of one for each target.
+    """
+    n_items, size = len(net.items_out_bias), settings.n_samples or 1
+    drawn = torch.randint(n_items, (size,), generator=generator)  # (N,)
+    scores = states @ net.items_out[drawn].T + net.items_out_bias[drawn]  # (P, N)
+    positive = (states * net.items_out[targets]).sum(dim=1) + net.items_out_bias[targets]  # (P,)
+    power = gbce_power(size, n_items, settings.calibration)
+    return gbce(positive, scores, drawn != targets[:, None], power)  # (P,)
 
 
 def local_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> torch.Tensor:

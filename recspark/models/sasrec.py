@@ -70,8 +70,8 @@ class SasRecModel(NextItemModel):
 class SasRec(NextItem[SasRecSettings]):
     """Each item attends to those before it; the state after it scores the next one.
 
-    Source: Kang & McAuley 2018. The loss is the softmax over all items or over candidates, not the
-    paper's one negative (Petrov & Macdonald 2023 show what that costs).
+    Source: Kang & McAuley 2018. The loss is the softmax over all items or over candidates, or
+    gSASRec's gBCE, not the paper's one negative (Petrov & Macdonald 2023 show what that costs).
     """
 
     settings_class = SasRecSettings

@@ -98,6 +98,37 @@ def squared_over_all(
     return total
 
 
+def gbce(
+    target: torch.Tensor, others: torch.Tensor, counted: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Return -beta log sigmoid(r_i) - sum_j log(1 - sigmoid(r_j)), (P,): generalised cross-entropy.
+
+    Parameters
+    ----------
+    target : r_i (P,), scores of items acted on
+    others : r_j (P, N), of items drawn evenly; counted : bool (P, N), False where j is i
+    beta : see `gbce_power`; 1 = binary cross-entropy
+
+    Source: Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation
+    Trained with Negative Sampling", equation 12.
+    """
+    lost = functional.softplus(others) * counted  # (P, N): -log(1 - sigmoid(r_j))
+    return beta * functional.softplus(-target) + lost.sum(dim=1)  # (P,)
+
+
+def gbce_power(n_drawn: int, n_items: int, calibration: float) -> float:
+    """Return beta = a (t (1 - 1 / a) + 1 / a) for n_drawn items of n_items, a = n_drawn / (n - 1).
+
+    t = `calibration`: 0 leaves binary cross-entropy (beta 1); at 1 scores are as sure as the softmax
+    over all items. Source: the same paper, equation 15.
+
+    >>> gbce_power(10, 101, 0), round(gbce_power(10, 101, 1), 9), round(gbce_power(10, 101, 0.5), 9)
+    (1.0, 0.1, 0.55)
+    """
+    rate = min(1.0, n_drawn / (n_items - 1))
+    return rate * (calibration * (1 - 1 / rate) + 1 / rate)
+
+
 def bpr_max(scores: torch.Tensor, targets: torch.Tensor, reg: float) -> torch.Tensor:
     """Return -log sum_j s_j sigmoid(r_i - r_j) + reg * sum_j s_j r_j^2, (P,).
 

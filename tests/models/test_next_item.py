@@ -21,6 +21,7 @@ from recspark.models.base import FitOptions
 from recspark.models.gru4rec import Gru4Rec, Gru4RecModel, Gru4RecSettings
 from recspark.models.neural import Job
 from recspark.models.next_item import (
+    drawn_loss,
     item_counts,
     last_states,
     local_items,
@@ -89,6 +90,26 @@ def test_the_loss_of_a_row_adds_up_its_targets(settings: Gru4RecSettings) -> Non
 
     want = [of_target([0], 2) + of_target([0, 2], 4), of_target([1], 0), 0]
     np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-5)
+
+
+def test_drawn_items_stand_against_every_target_but_themselves() -> None:
+    settings = SMALL.model_copy(update={"loss": "gbce", "n_samples": 2, "calibration": 0.5})
+    net = Gru4Rec.make_net(settings, 5, 1)
+    torch.nn.init.normal_(net.items_out_bias, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    targets = [4, 0, 2]
+    found = drawn_loss(
+        net, states, torch.tensor(targets), settings, torch.Generator().manual_seed(7)
+    ).tolist()
+    drawn = torch.randint(5, (2,), generator=torch.Generator().manual_seed(7)).tolist()
+    assert set(drawn) & set(targets)
+    power = 0.75  # 2 of 4 others: half way from 1 to 1/2
+    for state, target, value in zip(states, targets, found, strict=True):
+        scores = (net.items_out @ state + net.items_out_bias).detach().double().numpy()
+        wins = 1 / (1 + np.exp(-scores))
+        want = -power * np.log(wins[target])
+        want -= sum(np.log(1 - wins[item]) for item in drawn if item != target)
+        assert value == pytest.approx(want, rel=1e-5)
 
 
 def test_a_batch_that_weighs_nothing_has_a_gradient_of_zero() -> None:
@@ -184,6 +205,10 @@ def chain() -> Ragged:
         (Gru4Rec, {"hidden_size": 24, "cell": "lstm", "tied": False}),
         (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "n_samples": 20, "tied": False}),
         (SasRec, {"embedding_size": 24, "train_on": "session", "context": "session"}),
+        (
+            SasRec,
+            {"embedding_size": 24, "train_on": "session", "context": "session", "loss": "gbce"},
+        ),
     ],
 )
 def test_what_comes_next_is_learnt(
@@ -250,5 +275,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         SasRec(SasRecSettings()).fit(data(7), FitOptions())
     with pytest.raises(ConfigError, match=r"embedding_size \(5\) must be hidden_size \(4\)"):
         Gru4Rec.from_dict({"hidden_size": 4, "embedding_size": 5})
+    with pytest.raises(ConfigError, match="set n_samples"):
+        SasRec.from_dict({"loss": "gbce", "n_samples": None})
     with pytest.raises(ConfigError, match="multiple of n_heads"):
         SasRec.from_dict({"embedding_size": 5, "n_heads": 2})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recspark.train.losses import bpr_max, softmax_nll
+from recspark.train.losses import bpr_max, gbce, gbce_power, softmax_nll
 from recspark.train.negatives import Negatives
 
 pytestmark = pytest.mark.torch
@@ -42,6 +42,35 @@ def test_bpr_max_gradient_flows_through_the_softmax() -> None:
     """The derivative by finite differences: the softmax weights are not constants."""
     scores = torch.from_numpy(SCORES).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: bpr_max(s, torch.from_numpy(TARGETS), 0.7), scores)
+
+
+def test_gbce_by_hand() -> None:
+    """Petrov & Macdonald 2023: -log(sigmoid(r_i)^beta prod_j (1 - sigmoid(r_j)))."""
+    counted = np.array([[True, True, False, True], [False, True, True, True]])
+    target = SCORES[np.arange(2), TARGETS]
+    want = []
+    for r, others, kept in zip(target, SCORES, counted, strict=True):
+        wins = 1 / (1 + np.exp(-r))
+        losses = 1 - 1 / (1 + np.exp(-others[kept]))
+        want.append(-np.log(wins**0.3 * losses.prod()))
+    found = gbce(*map(torch.from_numpy, (target, SCORES, counted)), 0.3)
+    np.testing.assert_allclose(found.numpy(), want, rtol=1e-12)
+
+
+def test_calibrated_gbce_is_least_where_scores_are_probabilities() -> None:
+    """An item is the target with probability p, else drawn with probability a: at t = 1 sigmoid(r) = p."""
+    p, a = 0.3, 0.05
+    power = gbce_power(5, 101, 1.0)
+    assert power == pytest.approx(a)
+    score = torch.tensor([np.log(p / (1 - p))], requires_grad=True)
+    nobody, none = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.bool)
+    as_target = gbce(score, nobody, none, power)
+    sure = torch.full((1,), 40.0, dtype=torch.float64)  # costs nothing as a target
+    as_drawn = gbce(sure, score[:, None], ~none, power)
+    (p * as_target + (1 - p) * a * as_drawn).sum().backward()
+    assert score.grad is not None
+    assert score.grad.item() == pytest.approx(0, abs=1e-9)
+    assert gbce_power(5, 101, 0) == 1
 
 
 def test_candidates_are_the_targets_and_what_was_drawn() -> None:
