@@ -34,9 +34,8 @@ def test_only_who_acted_or_changed_is_scored(
     sold = first[first["Customer ID"].notna() & (first["Quantity"] > 0)]
     quiet = sold[~sold["Customer ID"].isin(acted)].iloc[[0]]
     late = quiet.assign(Invoice="599999", InvoiceDate="2010-12-02 10:00:00")
-    late["StockCode"] = sold.loc[
-        sold["Customer ID"] != late["Customer ID"].iloc[0], "StockCode"
-    ].iloc[-1]
+    others = sold.loc[sold["Customer ID"] != late["Customer ID"].iloc[0], "StockCode"]
+    late["StockCode"] = others[others.str.fullmatch(r"\d{5}")].iloc[-1]
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     first.to_parquet(inbox / f"{DAYS[0]}.parquet")
