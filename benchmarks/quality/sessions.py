@@ -58,17 +58,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
             "neighbour_decay": 3.0,
         },
     ),
-    "gru4rec": (
-        "gru4rec",
-        {
-            "hidden_size": 100,
-            "n_samples": 512,
-            "dropout": 0.4,
-            "batch_size": 128,
-            "learning_rate": 0.01,
-            "epochs": 9,
-        },
-    ),
+    "gru4rec": ("gru4rec", {}),
     "sasrec": ("sasrec", {"train_on": "session", "context": "session"}),
 }
 DEFAULT = ("popular", "vsknn", "stan", "gru4rec")

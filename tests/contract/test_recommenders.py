@@ -58,6 +58,7 @@ SHORT: dict[str, dict[str, Any]] = {
         "train_on": "history",
         "context": "history",
         "hidden_size": 32,
+        "dropout": 0.2,
         "epochs": 12,
         "batch_size": 16,
         "learning_rate": 0.01,
