@@ -35,7 +35,7 @@ def test_words_by_hand(spark: SparkSession) -> None:
 def test_rows_by_hand(spark: SparkSession) -> None:
     """Words of two items, by number of items, then by name: category=kitchen, lid, mug."""
     frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, 2)
-    assert frame.schema == schema.TRAINING_TEXTS
+    assert frame.schema.simpleString() == schema.TRAINING_TEXTS.simpleString()
     assert frame.rdd.getNumPartitions() == 2
     found = {row["item_idx"]: row for row in frame.collect()}
     pad = texts.WORDS_PER_ITEM
