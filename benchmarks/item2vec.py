@@ -4,7 +4,8 @@
 session a line, item numbers in click order: Diginetica as the SR-GNN papers prepare it); without it
 sessions are made up. All three: skip-gram, window 5 drawn anew for each target, 64 dimensions, 5
 epochs, rate .025, no subsampling; ours and gensim's: 10 negatives by popularity^.5 (MLlib knows
-hierarchical softmax only: `ours_hs` is ours with it). P@20: share of next items among the 20 nearest by cosine to the last.
+hierarchical softmax only: `ours_hs` is ours with it). P@20: share of next items among the 20 nearest
+by cosine to the last.
 """
 
 from __future__ import annotations
