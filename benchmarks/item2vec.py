@@ -59,7 +59,9 @@ class Sessions:
 def run(*, smoke: bool) -> None:
     """Measure all. `RECSPARK_BENCH_SEEDS` says how many seeds; 1: about 12 minutes on two cores."""
     folder = None if smoke else os.environ.get("RECSPARK_SESSIONS")
-    bench = Bench(folder, replace(SETTINGS, epochs=2, n_rotations=2) if smoke else SETTINGS, smoke=smoke)
+    bench = Bench(
+        folder, replace(SETTINGS, epochs=2, n_rotations=2) if smoke else SETTINGS, smoke=smoke
+    )
     seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
     cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, seeds)
     rows = [bench.measure(*case) for case in cases]
