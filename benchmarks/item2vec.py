@@ -143,8 +143,13 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
 def picture(bench: Bench, figures: dict[str, Any]) -> None:
     """Draw seconds an epoch at two partitions, and hit rates by partitions."""
     epochs, hits = figures["epoch_seconds"], figures["mean_p_at_20"]
-    names = {"ours": "recspark", "gensim": "gensim, one process", "mllib": "MLlib"}
-    bars = {f"{label}, 2 at once": epochs[f"{name} 2"] for name, label in names.items()}
+    names = {
+        "ours": "recspark, negatives",
+        "gensim": "gensim, negatives",
+        "ours_hs": "recspark, tree",
+        "mllib": "MLlib, tree",
+    }
+    bars = {label: epochs[f"{name} 2"] for name, label in names.items()}
     by_partitions = {
         name: {
             int(case.split(" ")[1]): value
