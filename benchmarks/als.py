@@ -136,11 +136,11 @@ def curves(size: Size) -> None:
     }  # fmt: skip
     title = "ALS, 19.7 M interactions, rank 128: CPU seconds of ten iterations; right: seconds of one at rank 64"
     panels = {
-        "data": ("million interactions", found["interactions"]),
-        "blocks": ("blocks", found["blocks"]),
-        "cores": ("cores", found["cores"]),
+        "seconds by data": ("million interactions", found["interactions"]),
+        "seconds by blocks": ("blocks", found["blocks"]),
+        "seconds by cores": ("cores", found["cores"]),
     }
-    plot.draw("als", title, bars, panels)
+    plot.draw("als", title, bars, panels, "CPU seconds")
 
 
 def iteration_of(spark: SparkSession, size: Size) -> float:

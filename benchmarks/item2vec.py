@@ -59,7 +59,9 @@ class Sessions:
 def run(*, smoke: bool) -> None:
     """Measure all. `RECSPARK_BENCH_SEEDS` says how many seeds; 1: about 12 minutes on two cores."""
     folder = None if smoke else os.environ.get("RECSPARK_SESSIONS")
-    bench = Bench(folder, replace(SETTINGS, epochs=2) if smoke else SETTINGS, smoke=smoke)
+    bench = Bench(
+        folder, replace(SETTINGS, epochs=2, n_rotations=2) if smoke else SETTINGS, smoke=smoke
+    )
     seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
     cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, seeds)
     rows = [bench.measure(*case) for case in cases]
@@ -141,8 +143,13 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
 def picture(bench: Bench, figures: dict[str, Any]) -> None:
     """Draw seconds an epoch at two partitions, and hit rates by partitions."""
     epochs, hits = figures["epoch_seconds"], figures["mean_p_at_20"]
-    names = {"ours": "recspark", "gensim": "gensim, one process", "mllib": "MLlib"}
-    bars = {f"{label}, 2 at once": epochs[f"{name} 2"] for name, label in names.items()}
+    names = {
+        "ours": "recspark, negatives",
+        "gensim": "gensim, negatives",
+        "ours_hs": "recspark, tree",
+        "mllib": "MLlib, tree",
+    }
+    bars = {label: epochs[f"{name} 2"] for name, label in names.items()}
     by_partitions = {
         name: {
             int(case.split(" ")[1]): value

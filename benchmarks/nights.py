@@ -28,7 +28,7 @@ LAST = date(2010, 12, 9)
 
 def run(*, smoke: bool) -> None:
     """Print and write seconds, rows and files of each night."""
-    days = [LAST - timedelta(days=n) for n in reversed(range(2 if smoke else 9))]
+    days = [LAST - timedelta(days=n) for n in reversed(range(1 if smoke else 9))]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "turn"
         source = [f"source.path={sliced(folder)}"] if smoke else []

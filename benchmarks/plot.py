@@ -21,7 +21,7 @@ def draw(
     Parameters
     ----------
     bars : label -> value; those that begin with "recspark" are ours
-    curves : title of a panel -> (label of its x axis, x -> value)
+    curves : title of a panel, which says what is counted -> (label of its x axis, x -> value)
     """
     from matplotlib import pyplot as plt
 
@@ -46,7 +46,6 @@ def draw(
         axis.set_ylim(0, 1.15 * max(points.values()))
         axis.set_title(panel, fontsize=9, loc="left")
         axis.set_xlabel(label)
-        axis.set_ylabel(unit if axis is others[0] else "")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)

@@ -77,9 +77,9 @@ def run(*, smoke: bool) -> None:
     found["ours_again"] = timed(lambda: ours(spark, size, users, items), 1)
     part = replace(size, users=size.users // 4)
     curves: dict[str, tuple[str, dict[float, float]]] = {
-        "users (partitions as said)": ("thousand users", {}),
-        "partitions, a quarter of the users": ("partitions", {}),
-        "cores, a quarter of the users": ("cores", {}),
+        "seconds by users": ("thousand users", {}),
+        "seconds by partitions": ("partitions", {}),
+        "seconds by cores": ("cores", {}),
     }
     by_users, by_partitions, by_cores = (points for _, points in curves.values())
     for share in (16, 4):
