@@ -36,7 +36,8 @@ def draw(
         labels, values, color=[_OURS if x.startswith("recspark") else _THEIRS for x in labels]
     )
     for at, value in enumerate(values):
-        first.text(value, at, f" {value:.3g}", va="center", color=_INK, fontsize=8)
+        said = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+        first.text(value, at, f" {said}", va="center", color=_INK, fontsize=8)
     first.set_xlim(0, 1.18 * max(values))
     first.set_xlabel(unit)
     for axis, (panel, (label, points)) in zip(others, curves.items(), strict=True):
