@@ -74,7 +74,7 @@ bench: setup  ## speed of the models and of the pipeline, side by side
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: bench-smoke
-bench-smoke: setup  ## the same on tiny data: does it run at all?
+bench-smoke: setup  ## the same on tiny data, under 3 minutes: do they run at all?
 	$(BIN)/python -m benchmarks --smoke $(BENCH_ARGS)
 
 .PHONY: freeze

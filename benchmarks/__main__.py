@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+
+# One thread for each process that computes, as in the executors; before numpy is imported.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 NAMES = (
+    "kernels",
     "als",
     "topn",
+    "topn_memory",
     "item2vec",
     "retail",
     "nights",
@@ -15,6 +22,8 @@ NAMES = (
     "quality.sessions",
     "quality.cdl",
 )
+# Nights of minutes; tests/e2e/test_nights_in_turn.py does the same.
+NO_SHORT_FORM = ("nights",)
 
 
 def main() -> None:
@@ -25,7 +34,8 @@ def main() -> None:
     unknown = set(arguments.names) - set(NAMES)
     if unknown:
         parser.error(f"unknown benchmark {sorted(unknown)}; there are {', '.join(NAMES)}")
-    for name in arguments.names or NAMES:
+    short = [name for name in NAMES if name not in NO_SHORT_FORM]
+    for name in arguments.names or (short if arguments.smoke else NAMES):
         print(f"== {name}", flush=True)
         importlib.import_module(f"benchmarks.{name}").run(smoke=arguments.smoke)
 

@@ -7,21 +7,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from benchmarks import machine
+from benchmarks import machine, plot
+from benchmarks.memory import PeakMemory, cpu_seconds
 from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
@@ -29,6 +31,7 @@ from recspark.engines.als_objective import Objective, loss
 from recspark.session import build_session
 
 _GROUPS = 16  # tastes; four events in five fall into the user's own
+_CHECKPOINT_EVERY = 4  # iterations of MLlib's
 _SCHEMA = "user bigint, items array<int>, weights array<float>"
 
 
@@ -47,21 +50,20 @@ class Size:
     alpha: float = 5.0
     seed: int = 1
     driver_memory: str = "4g"
+    mllib_iterations: int = 0  # 0 = as the others
 
 
 def run(*, smoke: bool) -> None:
     """Run the default size, or a tiny one."""
-    compare(Size(20_000, 400, 200, 8, 2, blocks=2) if smoke else Size(), write=not smoke)
+    size = Size(20_000, 400, 200, 8, 2, blocks=2) if smoke else Size()
+    compare(size, write=not smoke)
+    if not smoke:
+        curves(size)
 
 
 def compare(size: Size, *, write: bool) -> None:
     """Fit all three, score their factors by one function, write the figures."""
-    config = load_config(
-        "local",
-        [f"spark.master=local[{size.threads}]", f"spark.driver_memory={size.driver_memory}"],
-    )
-    # MLlib's loops need the JVM's second compiler, which `local` leaves out.
-    spark = build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
+    spark = session(size)
     with tempfile.TemporaryDirectory() as folder:
         interactions(spark, size).write.parquet(f"{folder}/pairs")
         pairs = spark.read.parquet(f"{folder}/pairs")
@@ -90,16 +92,10 @@ def compare(size: Size, *, write: bool) -> None:
         }
     spark.stop()
     found["implicit_flat"] = measure(lambda: one_process(rows, size, flat), rows, flat)
-    ours, theirs, alone = found["ours"], found["mllib"], found["implicit_flat"]
-    ratios = {
-        "mllib_seconds_to_ours": theirs["seconds"] / ours["seconds"],
-        "ours_seconds_to_implicit": found["ours_flat"]["seconds"] / alone["seconds"],
-        "loss_to_mllib": ours["loss"] / theirs["loss"],
-        "loss_to_implicit": found["ours_flat"]["loss"] / alone["loss"],
-    }
+    ratios = compared(found, size)
     for name, figures in found.items():
         print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()})
-    print({name: round(value, 4) for name, value in ratios.items()})
+    print(ratios)
     if write:
         sizes = {**asdict(size), "distinct_interactions": len(rows[1])}
         command = "python -m benchmarks.als " + " ".join(
@@ -109,45 +105,143 @@ def compare(size: Size, *, write: bool) -> None:
         machine.write(name, command, {"sizes": sizes, **found, **ratios})
 
 
+def curves(size: Size) -> None:
+    """Measure how ours grows with data, blocks and cores; write the figures and draw all."""
+    found: dict[str, dict[float, float]] = {"interactions": {}, "blocks": {}, "cores": {}}
+    for threads in (size.threads, 1):
+        spark = session(replace(size, threads=threads))
+        short = replace(size, iterations=3, threads=threads)
+        blocked(interactions(spark, replace(short, interactions=20_000)), short, Objective(0.1))
+        if threads == 1:
+            found["cores"][1] = iteration_of(spark, short)
+        else:
+            for times in (1, 4, 16):
+                part = replace(
+                    short,
+                    interactions=size.interactions * times // 4,
+                    users=size.users * times // 4,
+                )
+                found["interactions"][part.interactions / 1e6] = iteration_of(spark, part)
+            for n in (1, 2, 4, 16):
+                found["blocks"][n] = iteration_of(spark, replace(short, blocks=n))
+            found["cores"][2] = found["blocks"][size.blocks]
+        spark.stop()
+    print(found)
+    machine.write("als_scaling", "python -m benchmarks als", {"sizes": asdict(size), **found})
+    large = json.loads((machine.RESULTS / "als_20m_rank_128.json").read_text())
+    ten = large["cpu_seconds_of_ten_iterations"]
+    bars = {
+        "recspark, scaled reg": ten["ours"], "recspark, flat reg": ten["ours_flat"],
+        "implicit, flat reg": ten["implicit_flat"], "MLlib, scaled reg": ten["mllib"],
+    }  # fmt: skip
+    title = "ALS, 19.7 M interactions, rank 128: CPU seconds of ten iterations; right: seconds of one at rank 64"
+    panels = {
+        "seconds by data": ("million interactions", found["interactions"]),
+        "seconds by blocks": ("blocks", found["blocks"]),
+        "seconds by cores": ("cores", found["cores"]),
+    }
+    plot.draw("als", title, bars, panels, "CPU seconds")
+
+
+def iteration_of(spark: SparkSession, size: Size) -> float:
+    """Ours: the median seconds of an iteration."""
+    with tempfile.TemporaryDirectory() as folder:
+        interactions(spark, size).write.parquet(f"{folder}/pairs")
+        pairs = spark.read.parquet(f"{folder}/pairs")
+        return float(blocked(pairs, size, Objective(size.reg, size.alpha))[2]["iteration_seconds"])
+
+
+def session(size: Size) -> SparkSession:
+    """A session whose JVM has its second compiler, which `local` leaves out and MLlib needs."""
+    settings = [f"master=local[{size.threads}]", f"driver_memory={size.driver_memory}"]
+    config = load_config("local", [f"spark.{setting}" for setting in settings])
+    return build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
+
+
+def compared(found: dict[str, dict[str, Any]], size: Size) -> dict[str, Any]:
+    """Return the ratios that targets are set for: times of ten iterations, set-up and ten times one.
+
+    Losses are compared after as many iterations as MLlib made.
+    """
+    made = size.mllib_iterations or size.iterations
+
+    def of_ten(name: str, kind: str) -> float:
+        return float(found[name][f"set_up_{kind}"] + 10 * found[name][f"iteration_{kind}"])
+
+    out: dict[str, Any] = {}
+    for kind in ("seconds", "cpu_seconds"):
+        out |= {
+            f"{kind}_of_ten_iterations": {name: of_ten(name, kind) for name in found},
+            f"mllib_{kind}_to_ours": of_ten("mllib", kind) / of_ten("ours", kind),
+            f"ours_{kind}_to_implicit": of_ten("ours_flat", kind) / of_ten("implicit_flat", kind),
+            f"ours_iteration_{kind}_to_implicit": found["ours_flat"][f"iteration_{kind}"]
+            / found["implicit_flat"][f"iteration_{kind}"],
+        }
+    return out | {
+        "loss_compared_to_mllib_after": made,
+        "loss_to_mllib": found["ours"]["losses"][made - 1] / found["mllib"]["loss"],
+        "loss_to_implicit": found["ours_flat"]["loss"] / found["implicit_flat"]["loss"],
+    }
+
+
 def blocked(
     pairs: DataFrame, size: Size, objective: Objective
 ) -> tuple[Array, Array, dict[str, Any]]:
     """Ours: (users by id, items, figures)."""
-    told: list[str] = []
-    plan = Plan(size.rank, size.iterations, size.blocks, size.seed, progress=told.append)
-    begun = time.perf_counter()
+    clock = Clock()
+    plan = Plan(size.rank, size.iterations, size.blocks, size.seed, progress=clock.tick)
     with BlockedAls(pairs, size.items, objective, plan) as als:
-        set_up = time.perf_counter() - begun
+        clock.tick()
         als.run()
         items = als.item_factors()
-        seconds = time.perf_counter() - begun
+        seconds = clock.now()[0]
         users = np.zeros((size.users, size.rank), np.float32)
         for ids, x in als.user_factors().toLocalIterator():
             users[ids] = x
     return users, items, {
         "seconds": seconds,
-        "set_up_seconds": set_up,
-        "iteration_seconds": [float(line.split(" ")[-2]) for line in told],
+        **clock.figures(),
         "reported_loss": als.losses[-1],
+        "losses": als.losses,
     }  # fmt: skip
 
 
 def mllib(ratings: DataFrame, size: Size) -> tuple[Array, Array, dict[str, Any]]:
-    """Spark MLlib's."""
+    """Spark MLlib's. Without checkpoints its lineage overflows the stack after some iterations."""
+    spark = ratings.sparkSession
     als = ALS(
-        rank=size.rank, maxIter=size.iterations, regParam=size.reg, alpha=size.alpha, seed=size.seed,
-        implicitPrefs=True, numUserBlocks=size.blocks, numItemBlocks=size.blocks,
+        rank=size.rank, maxIter=size.mllib_iterations or size.iterations, regParam=size.reg,
+        alpha=size.alpha, seed=size.seed, implicitPrefs=True, numUserBlocks=size.blocks,
+        numItemBlocks=size.blocks, checkpointInterval=_CHECKPOINT_EVERY,
     )  # fmt: skip
-    begun = time.perf_counter()
-    model = als.fit(ratings)
-    seconds = time.perf_counter() - begun
-    factors = []
-    for frame, n in ((model.userFactors, size.users), (model.itemFactors, size.items)):
-        table = frame.toArrow()
-        out = np.zeros((n, size.rank), np.float32)
-        out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
-        factors.append(out)
-    return factors[0], factors[1], {"seconds": seconds}
+    with tempfile.TemporaryDirectory() as folder, JobStarts(spark) as jobs:
+        spark.sparkContext.setCheckpointDir(folder)
+        model = als.fit(ratings)
+        ended = jobs.clock.now()
+        ticks = [*jobs.clock.ticks, ended]
+        factors = []
+        for frame, n in ((model.userFactors, size.users), (model.itemFactors, size.items)):
+            table = frame.toArrow()
+            out = np.zeros((n, size.rank), np.float32)
+            out[table["id"].to_numpy()] = np.stack(table["features"].to_numpy())
+            factors.append(out)
+            frame.unpersist()
+    return factors[0], factors[1], of_jobs(ticks, als.getMaxIter())
+
+
+def of_jobs(ticks: list[tuple[float, float]], iterations: int) -> dict[str, float]:
+    """Return MLlib's set-up and iteration from when its jobs began, and the end of the last.
+
+    Every half-step is one job but the last, which is the first of two counts; a checkpoint is one
+    more. So the first half-step began with the job 2 n + 1 + checkpoints before the end.
+    """
+    jobs = 2 * iterations + 1 + iterations // _CHECKPOINT_EVERY
+    begun, ended = ticks[-1 - jobs], ticks[-1]
+    out = {"seconds": ended[0]}
+    for name, of in (("seconds", 0), ("cpu_seconds", 1)):
+        out[f"set_up_{name}"] = begun[of]
+        out[f"iteration_{name}"] = (ended[of] - begun[of]) / iterations
+    return out
 
 
 def one_process(
@@ -159,15 +253,20 @@ def one_process(
 
     start, at, weight = rows
     confidence = sparse.csr_matrix(
-        (1 + size.alpha * weight, at, start), shape=(size.users, size.items)
+        (1 + size.alpha * weight, at.copy(), start), shape=(size.users, size.items)
     )
     als = AlternatingLeastSquares(
         factors=size.rank, regularization=objective.reg, alpha=1.0, iterations=size.iterations,
         num_threads=size.threads, random_state=size.seed,
     )  # fmt: skip
-    begun = time.perf_counter()
+    clock = Clock()
     als.fit(confidence, show_progress=False)
-    return als.user_factors, als.item_factors, {"seconds": time.perf_counter() - begun}
+    seconds, cpu = clock.now()
+    n = size.iterations
+    return als.user_factors, als.item_factors, {
+        "seconds": seconds, "set_up_seconds": 0.0, "set_up_cpu_seconds": 0.0,
+        "iteration_seconds": seconds / n, "iteration_cpu_seconds": cpu / n,
+    }  # fmt: skip
 
 
 def measure(
@@ -176,37 +275,64 @@ def measure(
     objective: Objective,
 ) -> dict[str, Any]:
     """Run one fit; add its loss in float64, and the most memory that all processes held."""
-    with Memory() as memory:
+    with PeakMemory() as memory:
         users, items, figures = fit()
-    return {**figures, "loss": loss(*rows, users, items, objective), "peak_gb": memory.peak / 2**30}
+    score = loss(*rows, users, items, objective)
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}, flush=True)
+    more = {"fit_cpu_seconds": memory.cpu_seconds, "load": os.getloadavg()[0]}
+    return {**figures, "loss": score, **memory.megabytes, **more}
 
 
-class Memory:
-    """Peak resident memory of this process and its children (JVM, workers), sampled, bytes.
+class Clock:
+    """Seconds and CPU seconds from its making to each tick: set-up, then iterations."""
 
-    The JVM keeps what an earlier fit took. Pages that processes share count in each.
-    """
+    def __init__(self) -> None:
+        self._begun = (0.0, 0.0)
+        self._begun = self.now()
+        self.ticks: list[tuple[float, float]] = []
 
-    def __enter__(self) -> Memory:
-        self.peak, self._done = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+    def now(self) -> tuple[float, float]:
+        seconds, cpu = time.perf_counter(), cpu_seconds()
+        return seconds - self._begun[0], cpu - self._begun[1]
+
+    def tick(self, _text: str = "") -> None:
+        self.ticks.append(self.now())
+
+    def figures(self) -> dict[str, Any]:
+        """Return the first tick, and the median step from each to the next."""
+        out: dict[str, Any] = {}
+        for name, of in (("seconds", 0), ("cpu_seconds", 1)):
+            at = [tick[of] for tick in self.ticks]
+            out[f"set_up_{name}"] = at[0]
+            out[f"iteration_{name}"] = float(np.median(np.diff(at)))
+        return out
+
+
+class JobStarts:
+    """A tick of a clock for every Spark job that begins while inside; looked at ten times a second."""
+
+    def __init__(self, spark: SparkSession) -> None:
+        self._tracker, self._ended = spark.sparkContext.statusTracker(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.clock, self._known = Clock(), set(self._ids())
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
+    def __exit__(self, *_error: object) -> None:
+        self._ended.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._done.wait(0.2):
-            held = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    held += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak = max(self.peak, held)
+        while not self._ended.wait(0.1):
+            new = set(self._ids()) - self._known
+            self._known |= new
+            for _ in new:
+                self.clock.tick()
+
+    def _ids(self) -> list[int]:
+        return list(self._tracker.getJobIdsForGroup(None))  # those that ended, too
 
 
 def interactions(spark: SparkSession, size: Size) -> DataFrame:

@@ -4,7 +4,8 @@
 session a line, item numbers in click order: Diginetica as the SR-GNN papers prepare it); without it
 sessions are made up. All three: skip-gram, window 5 drawn anew for each target, 64 dimensions, 5
 epochs, rate .025, no subsampling; ours and gensim's: 10 negatives by popularity^.5 (MLlib knows
-hierarchical softmax only). P@20: share of next items among the 20 nearest by cosine to the last.
+hierarchical softmax only: `ours_hs` is ours with it). P@20: share of next items among the 20 nearest
+by cosine to the last.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from __future__ import annotations
 import gzip
 import os
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from pyspark.ml.feature import Word2Vec as MllibWord2Vec
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from benchmarks import machine
+from benchmarks import machine, plot
+from benchmarks.memory import PeakMemory, cpu_seconds
 from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
@@ -39,6 +39,7 @@ SETTINGS = Word2Vec(
     size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
 )
 PARTITIONS, SEEDS = (1, 4, 16), (1, 2, 3)
+MLLIB_PARTITIONS = (4, 16)  # one seed: it takes most of the time
 N_TESTED = 20_000  # next items looked for, drawn once
 
 
@@ -56,10 +57,13 @@ class Sessions:
 
 
 def run(*, smoke: bool) -> None:
-    """Measure all; on two cores with Diginetica about 25 minutes, most of it MLlib's."""
+    """Measure all. `RECSPARK_BENCH_SEEDS` says how many seeds; 1: about 12 minutes on two cores."""
     folder = None if smoke else os.environ.get("RECSPARK_SESSIONS")
-    bench = Bench(folder, replace(SETTINGS, epochs=2) if smoke else SETTINGS, smoke=smoke)
-    cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, SEEDS)
+    bench = Bench(
+        folder, replace(SETTINGS, epochs=2, n_rotations=2) if smoke else SETTINGS, smoke=smoke
+    )
+    seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
+    cases = order((1, 4), (1,)) if smoke else order(PARTITIONS, seeds)
     rows = [bench.measure(*case) for case in cases]
     bench.spark.stop()
     if smoke:
@@ -71,10 +75,10 @@ def run(*, smoke: bool) -> None:
 def order(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int, int]]:
     """Return (name, partitions, seed) of each run: two at once for speed, the others for quality."""
     return [
-        *((name, 2, seeds[0]) for name in ("ours", "gensim", "mllib")),
+        *((name, 2, seeds[0]) for name in ("ours", "gensim", "mllib", "ours_hs")),
         *(("ours", n, seed) for seed in seeds for n in partitions),
         *(("gensim", 2, seed) for seed in seeds[1:]),
-        *(("mllib", n, seed) for seed in seeds for n in partitions),
+        *(("mllib", n, seeds[0]) for n in partitions if n in MLLIB_PARTITIONS),
     ]
 
 
@@ -96,6 +100,9 @@ class Bench:
         with PeakMemory() as memory:
             if name == "ours":
                 found = ours(self.frame, self.sessions, self.settings, n, seed)
+            elif name == "ours_hs":  # the loss that MLlib has
+                tree = replace(self.settings, loss="hierarchical")
+                found = ours(self.frame, self.sessions, tree, n, seed)
             elif name == "gensim":
                 found = gensim(self.sessions, self.settings, n, seed)
             else:
@@ -130,6 +137,36 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
             "rows": rows,
         },
     )
+    picture(bench, figures)
+
+
+def picture(bench: Bench, figures: dict[str, Any]) -> None:
+    """Draw seconds an epoch at two partitions, and hit rates by partitions."""
+    epochs, hits = figures["epoch_seconds"], figures["mean_p_at_20"]
+    names = {
+        "ours": "recspark, negatives",
+        "gensim": "gensim, negatives",
+        "ours_hs": "recspark, tree",
+        "mllib": "MLlib, tree",
+    }
+    bars = {label: epochs[f"{name} 2"] for name, label in names.items()}
+    by_partitions = {
+        name: {
+            int(case.split(" ")[1]): value
+            for case, value in hits.items()
+            if case.startswith(f"{name} ")
+        }
+        for name in ("ours", "mllib")
+    }
+    plot.draw(
+        "item2vec",
+        f"One epoch on {len(bench.sessions.train):,} sessions, {bench.settings.size} dimensions, 2 cores",
+        bars,
+        {
+            "P@20 of recspark": ("partitions", by_partitions["ours"]),
+            "P@20 of MLlib": ("partitions", by_partitions["mllib"]),
+        },
+    )
 
 
 def ours(
@@ -146,7 +183,7 @@ def ours(
         return out
 
     engine.cells.write_epoch = timed
-    ends = [time.perf_counter()]
+    ends, cpu = [time.perf_counter()], cpu_seconds()
     try:
         vectors = engine.train(
             frame.repartition(n),
@@ -156,17 +193,19 @@ def ours(
         )
     finally:
         engine.cells.write_epoch = real
-    total = time.perf_counter() - ends[0]
-    assert vectors.outputs is not None
-    return {
-        "p_at_20": precision(sessions, vectors.inputs, vectors.inputs),
-        "p_at_20_in_out": precision(sessions, vectors.inputs, vectors.outputs, unit=False),
-        "p_at_20_likelihood": precision(
+    total, cpu = time.perf_counter() - ends[0], cpu_seconds() - cpu
+    hits = {"p_at_20": precision(sessions, vectors.inputs, vectors.inputs)}
+    if vectors.outputs is not None:
+        hits["p_at_20_in_out"] = precision(sessions, vectors.inputs, vectors.outputs, unit=False)
+        hits["p_at_20_likelihood"] = precision(
             sessions,
             *with_bias(vectors.inputs, vectors.outputs, vectors.counts, settings.ns_exponent),
             unit=False,
-        ),
+        )
+    return {
+        **hits,
         "fit_seconds": total,
+        "fit_cpu_seconds": cpu,
         "epoch_seconds": statistics.median(np.diff(ends)[1:]),
         "of_which_making_examples": statistics.median(split[1:]),
     }
@@ -179,7 +218,7 @@ def mllib(
     words = frame.select(F.col("items").cast("array<string>").alias("words")).persist()
     words.count()
     assert settings.window is not None
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), cpu_seconds()
     model = MllibWord2Vec(
         vectorSize=settings.size,
         windowSize=settings.window,
@@ -191,7 +230,7 @@ def mllib(
         inputCol="words",
         outputCol="mean",
     ).fit(words)
-    total = time.perf_counter() - begun
+    total, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
     rows = model.getVectors().select("word", vector_to_array("vector").alias("vector")).toArrow()
     words.unpersist(blocking=True)
     item = rows.column("word").to_numpy(zero_copy_only=False).astype(np.int32)
@@ -200,6 +239,7 @@ def mllib(
     return {
         "p_at_20": precision(sessions, vectors, vectors),
         "fit_seconds": total,
+        "fit_cpu_seconds": cpu,
         "epoch_seconds": total / settings.epochs,
     }
 
@@ -216,7 +256,7 @@ def gensim(sessions: Sessions, settings: Word2Vec, workers: int, seed: int) -> d
             ends.append(time.perf_counter())
 
     ends.append(time.perf_counter())
-    begun = ends[0]
+    begun, cpu = ends[0], cpu_seconds()
     model = GensimWord2Vec(
         [session.tolist() for session in sessions.train],
         vector_size=settings.size,
@@ -234,12 +274,14 @@ def gensim(sessions: Sessions, settings: Word2Vec, workers: int, seed: int) -> d
         seed=seed,
         callbacks=[Clock()],
     )
+    cpu = cpu_seconds() - cpu
     vectors = np.stack([model.wv[int(item)] for item in sessions.items])
     outputs = np.stack([model.syn1neg[model.wv.key_to_index[int(i)]] for i in sessions.items])
     return {
         "p_at_20": precision(sessions, vectors, vectors),
         "p_at_20_in_out": precision(sessions, vectors, outputs, unit=False),
         "fit_seconds": ends[-1] - begun,
+        "fit_cpu_seconds": cpu,
         "epoch_seconds": statistics.median(np.diff(ends)[1:]),
     }
 
@@ -260,6 +302,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "epoch_seconds": {f"{name} {n}": mean(name, n, "epoch_seconds") for name, n in cases},
         "times_faster_than_mllib": mean("mllib", 2, "epoch_seconds") / ours_s,
         "times_faster_than_gensim": mean("gensim", 2, "epoch_seconds") / ours_s,
+        "fit_cpu_seconds": {name: mean(name, 2, "fit_cpu_seconds") for name, n in cases if n == 2},
         f"p_at_20_with_{most}_over_1": mean("ours", most, "p_at_20") / mean("ours", 1, "p_at_20"),
     }
 
@@ -338,33 +381,3 @@ def as_frame(spark: SparkSession, sessions: Sessions) -> DataFrame:
     frame = frame.repartition(2).persist()
     frame.count()
     return frame
-
-
-class PeakMemory:
-    """Peak resident memory while inside, sampled twice a second: this process, JVM, workers."""
-
-    def __init__(self) -> None:
-        self.megabytes = {"driver_mb": 0, "jvm_mb": 0, "workers_mb": 0}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._ended.wait(0.5):
-            now = {"driver_mb": me.memory_info().rss, "jvm_mb": 0, "workers_mb": 0}
-            for child in me.children(recursive=True):
-                try:
-                    kind = "jvm_mb" if child.name() == "java" else "workers_mb"
-                    now[kind] += child.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            for kind, size in now.items():
-                self.megabytes[kind] = max(self.megabytes[kind], size >> 20)

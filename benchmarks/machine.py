@@ -20,6 +20,9 @@ _PACKAGES = (
     "horovod",
     "petastorm",
     "pyarrow",
+    "numba",
+    "implicit",
+    "gensim",
 )
 
 

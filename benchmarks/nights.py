@@ -14,10 +14,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from benchmarks import machine
+from recspark.config import load_config
 from recspark.pipeline.run import STAGES, RunContext, execute, open_night
 
 DERIVED = ("sessions", "histories", "interactions", "user_features", "item_features")
@@ -26,16 +28,17 @@ LAST = date(2010, 12, 9)
 
 def run(*, smoke: bool) -> None:
     """Print and write seconds, rows and files of each night."""
-    days = [LAST - timedelta(days=n) for n in reversed(range(2 if smoke else 9))]
+    days = [LAST - timedelta(days=n) for n in reversed(range(1 if smoke else 9))]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "turn"
-        nights = [prepare(root, day) for day in days]
+        source = [f"source.path={sliced(folder)}"] if smoke else []
+        nights = [prepare(root, day, *source) for day in days]
         context = nights[-1][0]
         again = Path(folder) / "again"
         shutil.copytree(root, again)
         for table in DERIVED:
             shutil.rmtree(again / "tables" / table)
-        rebuilt, seconds = prepare(again, LAST, force=True)
+        rebuilt, seconds = prepare(again, LAST, *source, force=True)
         same = {t: differing(of_night(context, t), of_night(rebuilt, t)) for t in DERIVED}
         figures = {
             "nights": [describe(night, seconds) for night, seconds in nights],
@@ -48,10 +51,22 @@ def run(*, smoke: bool) -> None:
         machine.write("nights", "python -m benchmarks nights", figures)
 
 
-def prepare(root: Path, day: date, **options: bool) -> tuple[RunContext, dict[str, float]]:
+def sliced(folder: str) -> str:
+    """Write a twentieth of the customers, since October; return the file."""
+    source = load_config("local").source.path
+    rows = pd.read_parquet(source)
+    kept = (rows["Customer ID"] % 20 == 0) & (rows["InvoiceDate"] >= "2010-10-01")
+    path = f"{folder}/slice.parquet"
+    rows[kept].to_parquet(path)
+    return path
+
+
+def prepare(
+    root: Path, day: date, *more: str, **options: bool
+) -> tuple[RunContext, dict[str, float]]:
     """Run the stages up to the features; return the context and the seconds of each."""
     context = open_night(
-        "local", day, [f"paths.root={root}", "evaluate.horizon_days=15"], **options
+        "local", day, [f"paths.root={root}", "evaluate.horizon_days=15", *more], **options
     )
     seconds = {}
     for stage in STAGES[:3]:

@@ -148,10 +148,10 @@ class Source(Section):
             )
         if self.kind == "mapping":
             self._check_mapping()
-        elif self.columns or self.constants or self.attributes or self.items_path:
-            raise ValueError(
-                f"source.columns, constants, attributes and items_path are for kind 'mapping', not '{self.kind}'"
-            )
+        else:
+            named = ("columns", "constants", "attributes", "items_path", "min_value")
+            if given := [f"source.{name}" for name in named if getattr(self, name)]:
+                raise ValueError(f"{', '.join(given)}: for kind 'mapping' only, not '{self.kind}'")
         return self
 
     def _check_mapping(self) -> None:
@@ -287,6 +287,14 @@ class Train(Section):
     )
     checkpoint_every_s: float = Field(30, ge=0, description="seconds between two checkpoints")
 
+    def arithmetic(self) -> dict[str, Any]:
+        """Return the settings that change a trained weight; the others change only where and when
+        it is computed.
+        """
+        return self.model_dump(
+            include={"ranks", "seed", "accumulate", "precision", "compression"}, mode="json"
+        )
+
 
 class Evaluate(Section):
     """The backtest."""
@@ -317,6 +325,12 @@ class Publish(Section):
     mode: Mode = "novel"
     k: int = Field(10, ge=1)
     active_days: int = Field(400, ge=1, description="a user with an event in them gets a list")
+    rescore_days: int | None = Field(
+        None,
+        ge=1,
+        description="days; of the active users only those with an event in them, or whose history or "
+        "list changed, are scored anew, the others keep the list of the night before; null = everyone",
+    )
     neighbours_model: str = "item_knn"
     n_neighbours: int = Field(20, ge=1)
     min_coverage: float = Field(
@@ -379,8 +393,7 @@ class Config(Section):
         out.
         """
         data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
-        for machine in ("threads", "start_timeout_s", "timeout_s"):
-            data["train"].pop(machine)
+        data["train"] = self.train.arithmetic()
         for place in ("path", "items_path"):
             data["source"].pop(place)
         return digest(data)
@@ -520,7 +533,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             )
         elif item["type"] == "missing":
             lines.append(f"setting '{place}' is missing")
-        elif place:
+        elif place and not isinstance(item.get("input"), dict):
             lines.append(f"setting '{place}' = {item.get('input')!r}: {said}")
         else:
             lines.append(said)

@@ -145,6 +145,18 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def check_writable(folder: str) -> None:
+    """Raise SetupError where nothing can be written below `folder`."""
+    probe = join(folder, "_writable")
+    try:
+        write_bytes(probe, b"")
+    except OSError as error:
+        raise SetupError(
+            f"{folder}: nothing can be written there ({error}); mend its rights or paths.root"
+        ) from None
+    remove(probe)
+
+
 def mark_complete(folder: str) -> None:
     """Say that everything in `folder` is written."""
     write_bytes(join(folder, COMPLETE), b"")
@@ -153,6 +165,14 @@ def mark_complete(folder: str) -> None:
 def is_complete(folder: str) -> bool:
     """Return whether `folder` was written to its end."""
     return exists(join(folder, COMPLETE))
+
+
+def complete_folders(folder: str) -> list[str]:
+    """Return the folders below `folder` that were written to their end, by name; "" has none."""
+    if not folder or not exists(folder):
+        return []
+    names = {file.rsplit("/", 2)[1] for file in list_files(folder)}
+    return [place for name in sorted(names) if is_complete(place := join(folder, name))]
 
 
 def _open_fs(uri: str) -> tuple[Any, str]:

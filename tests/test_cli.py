@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from recspark import __version__
 from recspark.cli import app
-from recspark.errors import ConfigError, UnknownUserError
+from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
 from recspark.pipeline.run import RunContext
 from tests.conftest import NIGHT
 
@@ -63,6 +64,15 @@ def test_similar_items(small_night: RunContext, place: list[str]) -> None:
     )
     assert [r["rank"] for r in found] == list(range(1, len(found) + 1))
     assert item not in {r["neighbour_id"] for r in found}
+
+
+def test_a_mistyped_root_has_no_tables(place: list[str], tmp_path: Path) -> None:
+    found = runner.invoke(app, ["tables", *place[:3], f"paths.root={tmp_path}"])
+    assert isinstance(found.exception, TableNotFoundError)
+
+
+def test_the_version_is_told() -> None:
+    assert runner.invoke(app, ["--version"]).stdout == f"recspark {__version__}\n"
 
 
 def test_runs_and_tables(small_night: RunContext, place: list[str]) -> None:

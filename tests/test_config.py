@@ -52,9 +52,21 @@ def test_overrides_win_and_reach_model_settings() -> None:
 
 def test_the_fingerprint_knows_settings_from_machine() -> None:
     base = load_config("test").fingerprint()
-    for same in ("paths.root=/elsewhere", "spark.shuffle_partitions=9", "train.threads=4"):
+    for same in (
+        "paths.root=/elsewhere",
+        "spark.shuffle_partitions=9",
+        "train.threads=4",
+        "train.device=cpu",
+        "train.checkpoint_every_s=5",
+    ):
         assert load_config("test", [same]).fingerprint() == base
-    for other in ("models.ease.reg=3", "publish.k=9", "train.ranks=1", "sessions.gap_minutes=5"):
+    for other in (
+        "models.ease.reg=3",
+        "publish.k=9",
+        "sessions.gap_minutes=5",
+        "train.ranks=1",
+        "train.precision=bfloat16",
+    ):
         assert load_config("test", [other]).fingerprint() != base
 
 

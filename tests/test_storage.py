@@ -45,6 +45,23 @@ def test_a_folder_is_complete_once_marked(root: str) -> None:
     assert not storage.exists(folder)
 
 
+def test_complete_folders_are_listed_by_name(root: str) -> None:
+    assert storage.complete_folders(root) == storage.complete_folders("") == []
+    for name in ("b", "a", "torn"):
+        storage.write_bytes(storage.join(root, name, "w"), b"1")
+        if name != "torn":
+            storage.mark_complete(storage.join(root, name))
+    assert storage.complete_folders(root) == [storage.join(root, name) for name in "ab"]
+
+
+def test_a_folder_is_writable_or_named(root: str, tmp_path: Path) -> None:
+    storage.check_writable(root)
+    assert not storage.list_files(root)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SetupError, match="nothing can be written there"):
+        storage.check_writable(str(tmp_path / "file" / "root"))
+
+
 def test_objects_are_never_pickled(root: str) -> None:
     with pytest.raises(ValueError, match="pickle"):
         storage.write_array(storage.join(root, "o.npy"), np.array([{}], dtype=object))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import time
@@ -35,6 +36,24 @@ def test_a_worker_keeps_its_zip_directories(spark: SparkSession) -> None:
     assert row["same"]
     assert row["seconds"] < 0.05  # 0.1 to 0.2 with the directories read again
     assert "pyspark.worker" not in sys.modules  # and the driver is left alone
+
+
+def test_a_worker_does_not_walk_its_modules_after_every_task(spark: SparkSession) -> None:
+    def collect(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import recspark.engines.als_kernels  # noqa: F401  with numba and scipy
+
+        frozen = gc.get_freeze_count()
+        gc.collect()
+        seen = len(gc.get_objects())
+        list(batches)
+        yield pa.RecordBatch.from_pydict({"frozen": [frozen], "seen": [seen]})
+
+    rows = spark.range(1).repartition(1).mapInArrow(collect, "frozen long, seen long")
+    rows.collect()
+    (row,) = rows.collect()
+    assert row["frozen"] > 50_000
+    assert row["seen"] < 20_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_module_shipped_later_is_found(spark: SparkSession, tmp_path: Path) -> None:

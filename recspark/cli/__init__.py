@@ -5,19 +5,40 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from recspark import __version__
 from recspark.cli import doctor, export, nightly, runs, show, similar, stage, tables, tune
 from recspark.errors import RecsparkError
 
 app = typer.Typer(
     name="recspark",
-    help="Nightly recommendations: raw events in, fresh top-N lists in Delta tables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"recspark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and end"
+        ),
+    ] = False,
+) -> None:
+    """Nightly recommendations: raw events in, fresh top-N lists in Delta tables."""
+
+
 app.command("demo")(nightly.demo)
 app.command("nightly")(nightly.nightly)
 app.command("stage")(stage.stage)

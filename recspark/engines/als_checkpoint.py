@@ -49,7 +49,7 @@ def save(
     state = {"losses": losses, "identity": identity, "files": written}
     storage.write_json(storage.join(place, _STATE), state)
     storage.mark_complete(place)
-    for old in _complete(scratch)[:-_KEPT]:
+    for old in storage.complete_folders(scratch)[:-_KEPT]:
         storage.remove(old)
     return place
 
@@ -58,7 +58,7 @@ def latest(scratch: str, iterations: int, identity: dict[str, Any]) -> tuple[str
     """Return place and losses of the newest whole checkpoint of the same factorisation, at most
     `iterations` old; ("", []) without one.
     """
-    for place in reversed(_complete(scratch)):
+    for place in reversed(storage.complete_folders(scratch)):
         state = storage.read_json(storage.join(place, _STATE))
         losses = state["losses"]
         if digest(state["identity"]) == digest(identity) and len(losses) <= iterations:
@@ -75,12 +75,3 @@ def files(place: str, side: str) -> dict[int, str]:
 def read(uri: str) -> Array:
     """Return the factors of one block, float32 (n, d)."""
     return np.asarray(storage.read_array(uri))
-
-
-def _complete(scratch: str) -> list[str]:
-    """Return the whole checkpoints below `scratch`, oldest first."""
-    if not scratch or not storage.exists(scratch):
-        return []
-    names = {file.rsplit("/", 2)[1] for file in storage.list_files(scratch)}
-    places = [storage.join(scratch, name) for name in sorted(names)]
-    return [place for place in places if storage.is_complete(place)]

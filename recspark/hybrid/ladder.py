@@ -21,7 +21,12 @@ FILLED = schema.columns(
 )
 
 
-def fill(ladder: Sequence[tuple[str, DataFrame]], users: DataFrame, k: int) -> DataFrame:
+def fill(
+    ladder: Sequence[tuple[str, DataFrame]],
+    users: DataFrame,
+    k: int,
+    kept: DataFrame | None = None,
+) -> DataFrame:
     """Return one list of at most k items for each of `users`, from the first model that has them.
 
     Parameters
@@ -30,10 +35,12 @@ def fill(ladder: Sequence[tuple[str, DataFrame]], users: DataFrame, k: int) -> D
         has k items or all that its model can give
     users : user_idx; lists of other users are left out
     k : items wanted
+    kept : lists that still hold, `user_idx, item_idx, rank, score, model`; they go before the ladder
 
     Returns
     -------
-    `user_idx, item_idx, rank, score, model, source`; `source` is `champion` or `fallback:<model>`.
+    `user_idx, item_idx, rank, score, model, source`; `source` is `champion`, `fallback:<model>`, or
+    `unchanged` for what is in `kept`.
     An item stands where its first model put it; later steps follow, in their own order. `rank`
     orders the list. `score` is that of the row's own model: comparable within one `source`, and not
     falling from one to the next. A user whom no step answers has no row.
@@ -46,6 +53,8 @@ def fill(ladder: Sequence[tuple[str, DataFrame]], users: DataFrame, k: int) -> D
         "user_idx", *[F.lit(None).cast(f.dataType).alias(f.name) for f in _STEP.fields[1:]]
     )
     steps = [_step(place, model, lists, k) for place, (model, lists) in enumerate(ladder)]
+    if kept is not None:
+        steps.append(_step(_KEPT, "unchanged", kept, k))
     by_user = Window.partitionBy("user_idx")
     best_first = by_user.orderBy("place", "item_rank")
     same_item = Window.partitionBy("user_idx", "item_idx").orderBy("place", "item_rank")
@@ -72,19 +81,23 @@ _STEP = schema.columns(
 )
 
 
-def _step(place: int, model: str, lists: DataFrame, k: int) -> DataFrame:
+_KEPT = -1  # the place of lists that still hold
+
+
+def _step(place: int, name: str, lists: DataFrame, k: int) -> DataFrame:
     missing = [name for name in schema.RECOMMENDED.names if name not in lists.columns]
     if missing:
         raise SchemaError(
-            f"lists of '{model}': missing columns {missing}, there are {lists.columns}"
+            f"lists of '{name}': missing columns {missing}, there are {lists.columns}"
         )
+    sources = {_KEPT: "unchanged", 0: "champion"}
     # Of k items at most those taken before can be taken again: the first k are enough.
     return lists.where(F.col("rank") <= k).select(
         "user_idx",
         "item_idx",
         F.col("rank").alias("item_rank"),
         "score",
-        F.lit(model).alias("model"),
-        F.lit("champion" if place == 0 else f"fallback:{model}").alias("source"),
+        (F.col("model") if place == _KEPT else F.lit(name)).alias("model"),
+        F.lit(sources.get(place, f"fallback:{name}")).alias("source"),
         F.lit(place).alias("place"),
     )

@@ -37,9 +37,9 @@ class AlsSettings(Settings):
     """Settings of `Als`."""
 
     solver: Literal["blocked", "mllib"] = Field(
-        "mllib",
-        description="whose ALS: Spark MLlib's, or recspark's own, which is not the default until "
-        "benchmarks/als.py has been measured on a quiet machine",
+        "blocked",
+        description="whose ALS: recspark's own, or Spark MLlib's for comparison. Source: "
+        "benchmarks/als.py",
     )
     embedding_size: int = Field(
         64,
@@ -99,6 +99,13 @@ class AlsSettings(Settings):
         ge=1,
         description="blocks of users and of items, the unit of parallel work: two to three times the "
         "cores of the cluster. Another number gives other last bits",
+    )
+
+    broadcast_mb: int = Field(
+        256,
+        ge=0,
+        description="item factors up to this size are broadcast to every executor, beyond it each "
+        "block is sent those it needs (docs/scale.md). Guess",
     )
 
     @model_validator(mode="after")
@@ -209,6 +216,7 @@ class Als(Recommender[AlsSettings]):
             seed=options.seed,
             method=settings.method,
             cg_steps=settings.cg_steps,
+            broadcast_bytes=settings.broadcast_mb << 20,
             scratch=storage.absolute(storage.join(options.scratch, "als"))
             if options.scratch
             else "",

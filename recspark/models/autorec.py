@@ -32,8 +32,8 @@ from recspark.models.neural import (
     net_arrays,
 )
 from recspark.nets.autorec import AutoRecNet
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm
 from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import squared_over_all
 

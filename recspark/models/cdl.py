@@ -31,9 +31,9 @@ from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
 from recspark.models.sdae import layer_options
 from recspark.nets.sdae import SdaeNet
+from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
 from recspark.train.feed import Batch, Feed, read_arrow
-from recspark.train.launch import Comm
 from recspark.train.loop import LoopOptions, Trained, load_weights, train
 
 _COLUMNS = ("item_idx", "words", "weights")

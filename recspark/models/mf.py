@@ -26,8 +26,8 @@ from recspark.models.base import FitOptions, Recommender, RecommenderModel, Sett
 from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import Job, NeuralSettings, entries, fit_network, log_shares
 from recspark.nets.mf import MfNet
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm
 from recspark.train.loop import Trained, Validation, load_table, train
 from recspark.train.losses import bpr, softmax_nll
 

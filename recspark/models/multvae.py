@@ -27,8 +27,8 @@ from recspark.models.neural import (
     net_arrays,
 )
 from recspark.nets.multvae import MultVaeNet
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm
 from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import kl_to_standard_normal, multinomial_nll
 

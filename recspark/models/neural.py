@@ -16,8 +16,9 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions, Settings
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
-from recspark.train.launch import Comm, launcher
+from recspark.train.launch import launcher
 from recspark.train.loop import LoopOptions, Trained
 
 

@@ -29,8 +29,8 @@ from recspark.models.base import FitOptions, Recommender, RecommenderModel, Sett
 from recspark.models.contexts import contexts
 from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
 from recspark.nets.sequence import ITEM_ARRAYS, SequenceNet
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm
 from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import bpr_max, gbce, gbce_power, softmax_nll
 from recspark.train.negatives import Negatives

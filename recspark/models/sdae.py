@@ -25,8 +25,8 @@ from recspark.models.neural import (
     net_arrays,
 )
 from recspark.nets.sdae import SdaeNet
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm
 from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
 from recspark.train.losses import multinomial_nll
 

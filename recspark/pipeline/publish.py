@@ -16,8 +16,8 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.ladder import fill
 from recspark.models.registry import model_spec
+from recspark.pipeline.activity import active, kept_lists
 from recspark.pipeline.evaluate import ladder_steps
-from recspark.pipeline.recommend import active
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
 from recspark.session import together
@@ -97,7 +97,10 @@ def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> D
     )
     mode = config.publish.mode
     lists = fill(
-        ladder_steps(config, candidates, mode), answered.select("user_idx"), config.publish.k
+        ladder_steps(config, candidates, mode),
+        answered.select("user_idx"),
+        config.publish.k,
+        kept_lists(context),
     )
     written = catalog.replace_slice(
         "staged_recommendations", named(context, lists, items), {"run_date": context.run_date}

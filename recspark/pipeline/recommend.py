@@ -9,24 +9,21 @@ from pyspark.sql import functions as F
 
 from recspark.config import Mode
 from recspark.data.interactions import before, queries
+from recspark.pipeline.activity import to_score
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
-    """One model's lists: of every active user as of tonight, and of the backtest's users in both
-    modes.
+    """One model's lists: as of tonight of every active user that is scored (`activity.to_score`), and
+    of the backtest's users in both modes.
     """
     config, catalog = context.config, context.catalog
     everyone = context.read("histories")
     half_life, k = config.features.half_life_days, config.n_candidates
     tonight, earlier = context.cutoff, context.backtest_cutoff
     parts: list[tuple[datetime, Mode, DataFrame]] = [
-        (
-            tonight,
-            config.publish.mode,
-            active(before(everyone, tonight), tonight, config.publish.active_days),
-        ),
+        (tonight, config.publish.mode, to_score(context)),
     ]
     tested = backtest_users(context, everyone)
     parts += [(earlier, "novel", tested), (earlier, "repeat", tested)]
@@ -51,14 +48,6 @@ def recommend(context: RunContext, model: str) -> StageResult:
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )
     return StageResult({"candidates": written.version}, everyone.count(), written.rows)
-
-
-def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
-    """Return the rows of `histories` (sliced at `cutoff`) with an event in the `active_days` before
-    it.
-    """
-    since = F.lit(cutoff - timedelta(days=active_days))
-    return mine.where(F.element_at("history", -1)["event_at"] >= since)
 
 
 def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:

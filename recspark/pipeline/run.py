@@ -270,12 +270,15 @@ def open_night(
 ) -> RunContext:
     """Return the context of one night: settings checked, session started, run begun or found again.
 
-    `trains` starts the session with the training profile. Raises ConfigError before Spark starts.
+    `trains` starts the session with the training profile. Raises ConfigError, or SetupError where
+    `paths.root` cannot be written, before Spark starts.
     """
+    from recspark import storage
     from recspark.config import load_config
 
     config = load_config(env, overrides)
     check_settings(config)  # a wrong setting is an error now, not at 3 am
+    storage.check_writable(storage.absolute(config.paths.root))
 
     from recspark.pipeline.runlog import open_run
     from recspark.session import TRAINING, build_session

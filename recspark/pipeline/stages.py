@@ -58,7 +58,10 @@ FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
     "sessionize": (sessionize, ("events",)),
     "build_features": (build_features, ("events", "sessions", "user_ids", "item_ids", "items")),
     "train": (train, ("histories", "items", "item_features", *TRAINING_TABLES)),
-    "recommend": (recommend, ("histories", "items", "item_features")),
+    "recommend": (
+        recommend,
+        ("histories", "items", "item_features", "user_ids", "item_ids", "recommendations"),
+    ),
     "evaluate": (
         evaluate,
         (
@@ -83,6 +86,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
             "user_ids",
             "item_ids",
             "items",
+            "recommendations",
         ),
     ),
 }

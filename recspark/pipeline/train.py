@@ -82,7 +82,8 @@ def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve])
     )
     for cutoff, curve in curves.items():
         uri = storage.join(artifact_folder(context, model, cutoff), "training.png")
-        draw(curve, f"{model} as of {cutoff:%Y-%m-%d}", uri)
+        if not storage.exists(uri):  # the artifact of an earlier run has its picture
+            draw(curve, f"{model} as of {cutoff:%Y-%m-%d}", uri)
     return {"training_curves": written.version}
 
 
@@ -109,15 +110,14 @@ def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
-    spec = model_spec(model)
+    spec, train = model_spec(model), context.config.train
     tables = ("histories", "item_features", "items", *spec.training)
     key = digest(
         {
             "settings": context.config.model_settings.get(model, {}),
             "features": context.config.features.model_dump(),
             "inputs": {t: context.version(t) for t in tables},
-            "seed": context.config.train.seed,
-            "ranks": context.config.train.ranks if "neural" in spec.tags else None,
+            "training": train.arithmetic() if "neural" in spec.tags else {"seed": train.seed},
             "code": context.code,
         }
     )

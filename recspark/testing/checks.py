@@ -6,15 +6,11 @@ registry line, then run every check of `checks_for(spec)`. A check raises Assert
 
 from __future__ import annotations
 
-import atexit
-import json
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +27,7 @@ from recspark.models import artifacts, topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
 from recspark.models.registry import ModelSpec
 from recspark.testing import synth
+from recspark.testing.other_process import other_process
 
 K = 10
 
@@ -349,69 +346,10 @@ def another_process_gives_the_same_lists(case: Case) -> None:
         pa.ipc.new_file(sink, case.queries.toArrow().schema) as out,
     ):
         out.write_table(case.queries.toArrow().combine_chunks())
-    told = _other_process().ask(case.saved, case.spec.name, asked, got, str(K))
+    told = other_process().ask(case.saved, case.spec.name, asked, got, str(K))
     assert told == "answered", told
     with pa.OSFile(got) as source:
         assert pa.ipc.open_file(source).read_all().to_pylist() == case.lists.to_pylist()
-
-
-class _OtherProcess:
-    """A Python that never saw the fits; it starts once, and answers for one model after another."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _ANSWER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        atexit.register(self.end)
-
-    def ask(self, *arguments: str) -> str:
-        """Return `answered`, or the traceback."""
-        into, out = self._process.stdin, self._process.stdout
-        assert into is not None
-        assert out is not None
-        into.write(json.dumps(arguments) + "\n")
-        into.flush()
-        line = out.readline()
-        return str(json.loads(line)) if line else "the other process has ended"
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
-@cache
-def _other_process() -> _OtherProcess:
-    return _OtherProcess()
-
-
-_ANSWER = """
-import json
-import sys
-import traceback
-import pyarrow as pa
-from recspark.data.blocks import parse_queries
-from recspark.models import artifacts, topk
-from recspark.models.registry import model_spec
-
-def answer(folder, name, asked, got, k):
-    model = artifacts.load(folder, model_spec(name))
-    with pa.OSFile(asked) as source:
-        batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
-    lists = topk.answer(parse_queries(batch), model.items, model.scorer(), int(k))
-    with pa.OSFile(got, "wb") as sink, pa.ipc.new_file(sink, lists.schema) as out:
-        out.write(lists)
-
-for line in sys.stdin:
-    try:
-        answer(*json.loads(line))
-        told = "answered"
-    except Exception:
-        told = traceback.format_exc()
-    print(json.dumps(told), flush=True)
-"""
 
 
 @check()

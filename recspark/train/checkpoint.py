@@ -77,7 +77,7 @@ def save(folder: str, position: Position, tensors: Tensors, identity: dict[str, 
     )
     storage.mark_complete(place)
     best = storage.join(folder, _name(position.best, 0))
-    for old in _complete(folder)[:-_KEPT]:
+    for old in storage.complete_folders(folder)[:-_KEPT]:
         if old != best:
             storage.remove(old)
     return place
@@ -88,7 +88,7 @@ def latest(folder: str, identity: dict[str, Any]) -> tuple[Position, Tensors] | 
 
     One whose files cannot be read is passed over for the one before it.
     """
-    for place in reversed(_complete(folder)):
+    for place in reversed(storage.complete_folders(folder)):
         try:
             state = storage.read_json(storage.join(place, _STATE))
             if digest(state["identity"]) != digest(identity):
@@ -104,7 +104,7 @@ def latest(folder: str, identity: dict[str, Any]) -> tuple[Position, Tensors] | 
 
 def newest(folder: str) -> str:
     """Return the place of the newest whole checkpoint, of whatever training; "" without one."""
-    return next(iter(reversed(_complete(folder))), "")
+    return next(iter(reversed(storage.complete_folders(folder))), "")
 
 
 def at_epoch(folder: str, epoch: int) -> str:
@@ -123,12 +123,3 @@ def load(place: str, names: list[str] | None = None) -> Tensors:
 
 def _name(epoch: int, batch: int) -> str:
     return f"epoch-{epoch:06d}-batch-{batch:09d}"
-
-
-def _complete(folder: str) -> list[str]:
-    """Return the whole checkpoints below `folder`, oldest first."""
-    if not folder or not storage.exists(folder):
-        return []
-    names = {file.rsplit("/", 2)[1] for file in storage.list_files(folder)}
-    places = [storage.join(folder, name) for name in sorted(names)]
-    return [place for place in places if storage.is_complete(place)]

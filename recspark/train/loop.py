@@ -27,9 +27,9 @@ from recspark.errors import DeviceError, DivergedError, FeedError
 from recspark.train import adam, checkpoint
 from recspark.train.adam import Adam, Rows
 from recspark.train.checkpoint import Position
+from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm
 
 _TELL_EVERY_S = 15.0
 

@@ -58,11 +58,10 @@ def rows_of(frame: DataFrame) -> list[str]:
     return sorted(str(r) for r in frame.select(*schema.HISTORIES.names).collect())
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_merging_equals_making_from_scratch(spark: SparkSession, seed: int) -> None:
+def test_merging_equals_making_from_scratch(spark: SparkSession) -> None:
     """Three nights with late and removed events, against all events at once."""
-    rng = np.random.default_rng(seed)
-    drawn = zip(rng.integers(0, 6, 90), rng.integers(0, 9, 90), rng.integers(0, 200, 90))
+    rng = np.random.default_rng(1)
+    drawn = zip(rng.integers(0, 9, 180), rng.integers(0, 9, 180), rng.integers(0, 200, 180))
     rows = sorted({(f"u{u}", f"i{i}", float(h)) for u, i, h in drawn})
     night = rng.integers(0, 3, len(rows))
     state, have = empty(spark), set()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recspark import schema
-from recspark.config import Train
-from recspark.data import texts, windows
-from recspark.pipeline.build_features import write_training
-from recspark.tables.catalog import TableCatalog
-from recspark.testing import synth
+from recspark.data import texts
 
 pytestmark = pytest.mark.spark
 CUT = datetime(2010, 12, 10, tzinfo=UTC)
@@ -41,7 +35,7 @@ def test_words_by_hand(spark: SparkSession) -> None:
 def test_rows_by_hand(spark: SparkSession) -> None:
     """Words of two items, by number of items, then by name: category=kitchen, lid, mug."""
     frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, 2)
-    assert frame.schema == schema.TRAINING_TEXTS
+    assert frame.schema.simpleString() == schema.TRAINING_TEXTS.simpleString()
     assert frame.rdd.getNumPartitions() == 2
     found = {row["item_idx"]: row for row in frame.collect()}
     pad = texts.WORDS_PER_ITEM
@@ -52,29 +46,3 @@ def test_rows_by_hand(spark: SparkSession) -> None:
         assert row["length"] == len(words)
         np.testing.assert_array_equal(row["words"], words + [-1] * (pad - len(words)))
         np.testing.assert_array_equal(row["weights"], weights + [0.0] * (pad - len(words)))
-
-
-def test_the_night_writes_rows_of_items_that_were_acted_on(
-    spark: SparkSession, tmp_path: Path
-) -> None:
-    """Items 3, 5 and 8 have an event, 5 no catalogue entry, 9 an entry alone; each cutoff its slice."""
-    catalog = TableCatalog(spark, str(tmp_path))
-    known = [row for row in ITEMS if row[0] != 5]
-    since = datetime(1970, 1, 1, tzinfo=UTC)
-    items = spark.createDataFrame(
-        [(f"i{i}", i, name, labels, None, text, None, since) for i, name, labels, text in known],
-        schema.ITEMS,
-    )
-    context: Any = SimpleNamespace(
-        catalog=catalog,
-        config=SimpleNamespace(train=Train(ranks=1), features=None),  # type: ignore[call-arg]
-        read=lambda _: items,
-    )
-    events = synth.log([(0, 3, 1.0), (0, 5, 2.0), (3, 8, 3.0)])
-    histories = synth.histories(spark, events)
-    where = {"cutoff": synth.CUTOFF}
-    written = write_training(context, texts.TABLE, histories, synth.CUTOFF)
-    training = windows.training_set(catalog, texts.TABLE, written.version, where)
-    assert training.n_rows == 3
-    rows = {r["item_idx"]: r["length"] for r in catalog.read(texts.TABLE).collect()}
-    assert rows == {3: 1, 5: 0, 8: 1}  # only "lid" is a word of two of them

@@ -220,6 +220,6 @@ def test_item_bags_are_bags_on_their_side(
     )
     histories = synth.histories(spark, events)
     frame = windows.training_item_bags(histories, synth.CUTOFF, Features(), 2)  # type: ignore[call-arg]
-    assert frame.schema == schema.TRAINING_ITEM_BAGS
+    assert frame.schema.simpleString() == schema.TRAINING_ITEM_BAGS.simpleString()
     found = {row["item_idx"]: row[2:] for row in frame.collect()}
     assert found == {5: ([3, 7, 9], [1, 2, 1], 3), 8: ([9, -1, -1], [1, 0, 0], 1)}

@@ -6,17 +6,20 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.errors import GateRefusedError, MissingLandingError, StageOrderError
+from recspark.models import artifacts
+from recspark.models.registry import model_spec
 from recspark.pipeline.run import STAGES, RunContext, execute, open_night
-from recspark.tables.catalog import TableCatalog
+from recspark.pipeline.train import artifact_folder
 from recspark.tables.specs import SPECS
 from tests.conftest import NIGHT, ROOT, run_night, small_settings
 
@@ -107,18 +110,27 @@ def test_the_published_list_in_the_backtest_is_the_champion_where_it_is_full(
     assert champion.count() > 100
 
 
-def test_a_second_run_changes_nothing(small_night: RunContext, retail_slice: Path) -> None:
-    before = everything(small_night)
-    root = Path(small_night.catalog.root).parent
-    run_night(root, retail_slice)
-    assert everything(small_night) == before
+@pytest.fixture(scope="module")
+def first_content(small_night: RunContext) -> dict[str, list[str]]:
+    """What the night left, before any second run."""
+    return everything(small_night)
 
 
-def test_a_forced_run_changes_nothing_either(small_night: RunContext, retail_slice: Path) -> None:
-    before = everything(small_night)
+def test_a_second_run_changes_nothing(
+    small_night: RunContext, retail_slice: Path, first_content: dict[str, list[str]]
+) -> None:
+    versions = small_night.catalog.versions()
+    run_night(Path(small_night.catalog.root).parent, retail_slice)
+    assert small_night.catalog.versions() == versions  # it commits nothing at all
+    assert set(versions) == set(first_content)
+
+
+def test_a_forced_run_changes_nothing_either(
+    small_night: RunContext, retail_slice: Path, first_content: dict[str, list[str]]
+) -> None:
     root = Path(small_night.catalog.root).parent
     run_night(root, retail_slice, NIGHT, force=True)
-    assert everything(small_night) == before
+    assert everything(small_night) == first_content
 
 
 def test_tables_open_without_spark(small_night: RunContext) -> None:
@@ -161,18 +173,25 @@ def test_a_missing_landing_is_named(spark: object, tmp_path: Path) -> None:
 def test_a_gate_that_refuses_keeps_the_last_good_list(
     small_night: RunContext, retail_slice: Path, tmp_path: Path
 ) -> None:
-    """The next night's champion is far worse than the baseline: its list is not published."""
-    root = tmp_path / "next"
+    """The champion comes out upside down, far worse than the baseline: it is not published."""
+    root = tmp_path / "again"
     shutil.copytree(Path(small_night.catalog.root).parent, root)
-    catalog = TableCatalog(small_night.spark, str(root / "tables"))
     before = content(small_night, "recommendations")
-    following = (date.fromisoformat(NIGHT) + timedelta(days=1)).isoformat()
-    worse = ("publish.model=popular", "publish.mode=repeat", "evaluate.baseline=ease")
+    night = date.fromisoformat(NIGHT)
+    context = open_night("test", night, small_settings(root, retail_slice), force=True)
+    champion = context.config.publish.model
+    for cutoff in (context.backtest_cutoff, context.cutoff):
+        folder = artifact_folder(replace(context, stage="recommend"), champion, cutoff)
+        good = artifacts.load(folder, model_spec(champion))
+        arrays = {**good.arrays(), "matrix": -good.arrays()["matrix"]}
+        bad = type(good).from_arrays(good.settings, good.cutoff, np.asarray(good.items), arrays)
+        artifacts.save(bad, folder)
+    stages = {stage.name: stage for stage in STAGES}
+    execute(context, stages["recommend"], champion)
+    execute(context, stages["evaluate"])
     with pytest.raises(GateRefusedError, match=r"backtest_ndcg.*Nothing was promoted") as refused:
-        run_night(root, retail_slice, following, *worse)
+        execute(context, stages["publish"])
     assert refused.value.exit_code == 40
-    assert content(replace(small_night, catalog=catalog), "recommendations") == before
-    gates = catalog.read("gates", catalog.version("gates")).where(
-        F.col("run_date") == F.lit(date.fromisoformat(following))
-    )
+    assert content(context, "recommendations") == before
+    gates = context.catalog.read("gates", context.catalog.version("gates"))
     assert {r["gate"] for r in gates.where("NOT passed").collect()} == {"backtest_ndcg"}

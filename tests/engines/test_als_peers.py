@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from benchmarks.als import Size, blocked, collect, interactions, mllib, one_process
 from recspark.engines.als_objective import Objective, loss
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 SIZE = Size(120_000, 3_000, 800, rank=32, iterations=10, blocks=3, reg=0.02, alpha=5.0)
 SEEDS = (1, 2, 3)
 

@@ -64,6 +64,18 @@ def test_each_step_fills_what_is_open(spark: SparkSession, n_partitions: int) ->
     assert rows(ladder.fill(given, users(spark, 1, 2, 3, 4), 3)) == EXPECTED
 
 
+def test_lists_that_still_hold_go_first(spark: SparkSession) -> None:
+    last = lists(spark, (3, 20, 1, 2.0), (3, 11, 2, 1.0), (8, 20, 1, 2.0)).selectExpr(
+        "*", "'ease' AS model"
+    )
+    want = [row for row in EXPECTED if row[0] != 3] + [
+        (3, 20, 1, 2.0, "ease", "unchanged"),
+        (3, 11, 2, 1.0, "ease", "unchanged"),
+        (3, 10, 3, 10.0, "popular", "fallback:popular"),
+    ]
+    assert rows(ladder.fill(steps(spark), users(spark, 1, 2, 3), 3, last)) == want
+
+
 def test_shorter_lists_are_the_beginning_of_longer_ones(spark: SparkSession) -> None:
     short = rows(ladder.fill(steps(spark), users(spark, 1, 2, 3), 2))
     assert short == [row for row in EXPECTED if row[2] <= 2]

@@ -54,7 +54,7 @@ def test_predictions_are_the_equations(spark: SparkSession) -> None:
     events = synth.log([(0, 3, 2.0), (0, 8, 1.0), (6, 5, 1.0)])
     events.weight[:] = [4, 2, 5]
     data = synth.dataset(spark, events)
-    pairs = "array(struct(5 as item_idx, 1f as rating), struct(8, 2f), struct(99, 3f))"
+    pairs = "array(struct(5, 1f), struct(8, 2f), struct(99, 3f))"
     asked = synth.ask(data).withColumn(
         "asked", F.expr(pairs).cast("array<struct<item_idx:int,rating:float>>")
     )

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from recspark import schema, storage
 from recspark.data.blocks import Array, Histories, QueryBlock, Ragged
+from recspark.engines import topn
 from recspark.errors import ModelError
 from recspark.models import topk
 
@@ -106,22 +107,28 @@ def cases(draw: st.DrawFn, values: st.SearchStrategy[float]) -> tuple[topk.DotSc
         np.array(draw(st.lists(st.integers(0, 99), min_size=m, max_size=m, unique=True)), np.int32)
     )
     seen = draw(st.lists(st.lists(st.integers(0, 99), max_size=60), min_size=n, max_size=n))
-    k, rows = draw(st.integers(1, 50)), draw(st.integers(1, 7))
-    return topk.DotScores(array(n, d), array(m, d), bias, known), items, seen, k, rows
+    k, rows, width = draw(st.integers(1, 50)), draw(st.integers(1, 7)), draw(st.integers(1, 40))
+    return topk.DotScores(array(n, d), array(m, d), bias, known), items, seen, k, (rows, width)
+
+
+def answer_in_blocks(case: tuple) -> pa.RecordBatch:
+    """The answer from blocks of (rows, items)."""
+    scores, items, seen, k, shape = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "block_shape", lambda *_: shape)
+        patch.setattr(topn, "_GROUP", 3)
+        return topk.answer(block(np.arange(len(seen)), seen), items, Fixed(scores), k)
 
 
 @settings(max_examples=100, deadline=None)
 @given(cases(EIGHTHS))
 def test_dot_scores_equal_brute_force(case: tuple) -> None:
-    scores, items, seen, k, rows = case
+    scores, items, seen, k, _ = case
     exact = scores.users.astype(float) @ scores.items.astype(float).T
     if scores.bias is not None:
         exact += scores.bias
     expected = brute_force(exact, items, seen, scores.known, k)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk, "BLOCK_BYTES", rows * 4 * len(items))
-        patch.setattr(topk, "_GROUP", 3)
-        got = topk.answer(block(np.arange(len(seen)), seen), items, Fixed(scores), k)
+    got = answer_in_blocks(case)
     assert got.schema.names == schema.RECOMMENDED.names
     assert lists(got) == expected
 
@@ -129,12 +136,9 @@ def test_dot_scores_equal_brute_force(case: tuple) -> None:
 @settings(max_examples=100, deadline=None)
 @given(cases(NEAR))
 def test_near_ties_equal_float64_rounded_once(case: tuple) -> None:
-    scores, items, seen, k, rows = case
+    scores, items, seen, k, _ = case
     expected = brute_force(all_exact(scores, len(items)), items, seen, scores.known, k)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk, "BLOCK_BYTES", rows * 4 * len(items))
-        got = topk.answer(block(np.arange(len(seen)), seen), items, Fixed(scores), k)
-    assert lists(got) == expected
+    assert lists(answer_in_blocks(case)) == expected
 
 
 def random_case(rng: np.random.Generator, n: int, m: int, d: int) -> topk.DotScores:
@@ -224,7 +228,8 @@ def test_error_bounds_hold(seed: int) -> None:
         assert (bound > 0).any()
         # And tight enough to be of use: survivors are few.
         assert (bound <= 1e-4 * np.abs(truth[rows]).max(axis=1) + 1e-30).all()
-        assert np.allclose(all_exact(scores, m), truth.astype(float), rtol=1e-12, atol=1e-12)
+        apart = np.abs(all_exact(scores, m) - truth).max(axis=1)
+        assert (apart <= 2.0**-28 * scores.error(slice(0, n))).all()
 
 
 def dense(scores: topk.SparseScores) -> Array:
@@ -245,10 +250,49 @@ def test_few_items_are_scored_twice() -> None:
         None,
         np.ones(n, bool),
     )
-    cut = topk._cut(topk._floor(scores.approximate(slice(0, n)), k), scores.error(slice(0, n)))
-    survivors = (scores.approximate(slice(0, n)) >= cut[:, None]).sum(axis=1)
-    assert survivors.min() >= k
-    assert survivors.mean() < 1.5 * k
+    rows = slice(0, n)
+    for width in (m, 700):
+        found = topn.Candidates(k, scores.error(rows), scores.exact)
+        for begin in range(0, m, width):
+            found.add(scores.part(slice(begin, begin + width)).approximate(rows), begin)
+        assert np.bincount(found.row).min() >= k
+        assert len(found.row) < (1.5 if width == m else 3) * k * n
+
+
+@pytest.mark.parametrize("tied", [0.0, 1.0])
+def test_what_is_held_does_not_follow_the_catalogue(tied: float) -> None:
+    """All scores tie: the first k items are the answer, and few are held at any time."""
+    n, m, d, k, width = 20, 4000, 8, 10, 200
+    scores = topk.DotScores(
+        np.full((n, d), tied, np.float32), np.ones((m, d), np.float32), None, np.ones(n, bool)
+    )
+    found = topn.Candidates(k, scores.error(slice(0, n)), scores.exact)
+    most = 0
+    for begin in range(0, m, width):
+        found.add(scores.part(slice(begin, begin + width)).approximate(slice(0, n)), begin)
+        most = max(most, len(found.row))
+    assert most <= n * (4 * k + width)
+    row, item, rank, score = found.best()
+    assert row.tolist() == np.repeat(np.arange(n), k).tolist()
+    assert item.tolist() == list(range(k)) * n
+    assert (rank == item + 1).all()
+    assert (score == d * tied).all()
+
+
+def test_blocks_are_bounded_by_what_the_worker_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert topk.block_shape(1_000, 10, in_tiles=True)[1] == 1_000
+    for granted in (None, "64", "512"):
+        if granted is not None:
+            monkeypatch.setenv("PYSPARK_EXECUTOR_MEMORY_MB", granted)
+        room = topk.block_bytes()
+        assert room <= topk.BLOCK_BYTES
+        assert granted is None or room <= int(granted) << 15
+        for n_items in (1, 5_000, 20_000_000):
+            for k in (1, 100, 5_000):
+                rows, width = topk.block_shape(n_items, k, in_tiles=True)
+                assert rows >= 1
+                assert 1 <= width <= n_items
+                assert 4 * rows * width <= room
 
 
 def test_heavy_users_cost_no_more_candidates() -> None:

@@ -49,7 +49,7 @@ def test_wrong_settings_of_a_mapping(changes: list[str], message: str) -> None:
         (
             "online_retail",
             "source.columns.user_id=x",
-            "are for kind 'mapping', not 'online_retail'",
+            "source.columns: for kind 'mapping' only, not 'online_retail'",
         ),
         ("diginetica", "source.made_up.start=null", "an archive without times needs a first day"),
     ],

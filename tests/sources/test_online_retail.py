@@ -71,6 +71,7 @@ def content_sum(frame: DataFrame) -> tuple[int, int]:
     return int(row[0]), int(row[1] or 0)
 
 
+@pytest.mark.usefixtures("generated_code")
 def test_bundled_year_gives_the_known_figures(spark: SparkSession) -> None:
     landing = read_landing(spark, bundled(), LAST, initial=True)
     checked = check_events(

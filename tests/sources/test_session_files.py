@@ -99,6 +99,7 @@ def test_a_named_file_must_be_there(spark: SparkSession, tmp_path: Path) -> None
         read_landing(spark, clicks(tmp_path, files=("a.txt", "b.txt")), NIGHT, initial=True)
 
 
+@pytest.mark.usefixtures("generated_code")
 def test_diginetica(spark: SparkSession, shared: Path) -> None:
     source = clicks(
         shared / "diginetica",

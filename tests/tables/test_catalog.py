@@ -3,8 +3,10 @@ writing."""
 
 from __future__ import annotations
 
+import json
 import threading
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,8 +198,9 @@ def test_active_files_are_those_of_the_version(spark: SparkSession, catalog: Tab
 def test_every_table_is_created_at_reader_version_1(catalog: TableCatalog) -> None:
     for name in SPECS:
         catalog.create(name)
-        detail = catalog.spark.sql(f"DESCRIBE DETAIL delta.`{catalog.path(name)}`").collect()[0]
-        assert detail["minReaderVersion"] == 1, name
+        log = Path(catalog.path(name)) / "_delta_log" / f"{0:020d}.json"
+        actions = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [a["protocol"]["minReaderVersion"] for a in actions if "protocol" in a] == [1], name
 
 
 def test_quotes_in_a_slice_are_harmless(spark: SparkSession, catalog: TableCatalog) -> None:

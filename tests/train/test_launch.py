@@ -12,7 +12,8 @@ import torch
 
 from recspark.config import Train
 from recspark.errors import DivergedError, NoSlotsError, RankFailedError
-from recspark.train.launch import Comm, Launcher, LocalLauncher, launcher
+from recspark.train.comm import Comm
+from recspark.train.launch import Launcher, LocalLauncher, launcher
 
 pytestmark = pytest.mark.torch
 Make = Callable[..., Launcher]

@@ -17,9 +17,10 @@ from recspark import storage
 from recspark.errors import DeviceError, DivergedError, FeedError
 from recspark.train import checkpoint
 from recspark.train.checkpoint import Position
+from recspark.train.comm import Comm
 from recspark.train.curve import Epoch
 from recspark.train.feed import Batch
-from recspark.train.launch import Comm, LocalLauncher
+from recspark.train.launch import LocalLauncher
 from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
 
 pytestmark = pytest.mark.torch

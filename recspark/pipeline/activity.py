@@ -1,0 +1,109 @@
+"""The activity budget: who is scored tonight, and who keeps the list of the night before."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark.data.interactions import before
+from recspark.errors import VersionNotFoundError
+from recspark.pipeline.run import RunContext
+from recspark.pipeline.runlog import OK, night_rows
+from recspark.tables.snapshot import changed_rows
+
+
+def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
+    """Return the rows of `histories` (sliced at `cutoff`) with an event in the `active_days` before
+    it.
+    """
+    since = F.lit(cutoff - timedelta(days=active_days))
+    return mine.where(F.element_at("history", -1)["event_at"] >= since)
+
+
+def to_score(context: RunContext) -> DataFrame:
+    """Return `user_idx, history, seen` of the active users that models score tonight.
+
+    All of them, unless `publish.rescore_days` is set: then those that `kept_lists` does not answer.
+    """
+    mine = before(context.read("histories"), context.cutoff)
+    answered = active(mine, context.cutoff, context.config.publish.active_days)
+    kept = kept_lists(context)
+    if kept is None:
+        return answered
+    return answered.join(kept.select("user_idx").distinct(), on="user_idx", how="left_anti")
+
+
+def kept_lists(context: RunContext) -> DataFrame | None:
+    """Return `user_idx, item_idx, rank, score, model` of the newest earlier night for users whose
+    list still holds; None where everyone is scored.
+
+    A list still holds if the user's history is what it was then, has no event in the last
+    `publish.rescore_days`, and all its items may still be listed. Nobody's list holds where code or
+    settings of the lists have changed since, or what has changed is no longer known. A model that was
+    only trained again on new data is the same model.
+
+    Cost: reads that night's lists and the event files that came since; a shuffle by user of both; no
+    job but the look-up of the night.
+    """
+    config, catalog = context.config, context.catalog
+    if config.publish.rescore_days is None or context.version("recommendations") is None:
+        return None
+    lists = context.read("recommendations")
+    night = lists.where(F.col("run_date") < F.lit(context.run_date)).agg(F.max("run_date"))
+    run_date = night.collect()[0][0]
+    if run_date is None:
+        return None
+    rows = night_rows(catalog, run_date).where(
+        (F.col("stage") == "publish") & (F.col("status") == OK)
+    )
+    done = rows.orderBy(F.desc("ended_at")).limit(1).collect()
+    if not done or done[0]["code"] != context.code:
+        return None
+    if _of_lists(json.loads(done[0]["config"])) != _of_lists(json.loads(config.resolved())):
+        return None
+    read, now = done[0]["inputs"].get("histories"), context.version("histories")
+    old, new = (catalog.note("histories", version) for version in (read, now))
+    if old.get("settings") != new.get("settings") or old.get("events") is None:
+        return None
+    try:
+        changed = changed_rows(catalog, "events", old["events"], new["events"])
+    except VersionNotFoundError:
+        return None
+    users, items = context.read("user_ids"), context.read("item_ids")
+    listable = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    last = (
+        lists.where(F.col("run_date") == F.lit(run_date))
+        .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
+        .join(F.broadcast(items.select("item_id", "item_idx")), on="item_id", how="inner")
+        .select("user_idx", "item_idx", "rank", "score", "model")
+    )
+    gone = last.join(F.broadcast(listable.select("item_idx")), on="item_idx", how="left_anti")
+    mine = before(context.read("histories"), context.cutoff)
+    stale = (
+        active(mine, context.cutoff, config.publish.rescore_days)
+        .select("user_idx")
+        .unionByName(gone.select("user_idx"))
+        .unionByName(
+            changed.join(users.select("user_id", "user_idx"), on="user_id", how="inner").select(
+                "user_idx"
+            )
+        )
+    )
+    return last.join(stale.distinct(), on="user_idx", how="left_anti")
+
+
+def _of_lists(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a list, of a resolved configuration."""
+    publish = config["publish"]
+    models = [publish["model"], *publish["ladder"]]
+    return {
+        "publish": {name: publish[name] for name in ("model", "ladder", "mode", "k")},
+        "models": {name: config["model_settings"].get(name) for name in models},
+        "features": config["features"],
+        "seed": config["train"]["seed"],
+        "n_candidates": config["n_candidates"],
+    }

@@ -1,0 +1,151 @@
+"""How a rank answers the driver: what it returned or how it failed, where it ran, what it tells."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+import cloudpickle
+import psutil
+from pyspark.sql import SparkSession
+
+from recspark import errors
+from recspark.errors import RankFailedError, RecsparkError
+from recspark.train.comm import Comm, Tell
+
+T = TypeVar("T")
+
+# What a rank sees when another one failed: never the cause.
+_SECONDARY = ("HorovodInternalError", "BrokenBarrierError")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank ran; `executor` is Spark's executor id, `driver` in the driver's own process."""
+
+    rank: int
+    host: str
+    executor: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on host {self.host}, executor {self.executor}, pid {self.pid}"
+
+
+@dataclass(frozen=True)
+class RankResult(Generic[T]):
+    """What `fn` returned on one rank, and where that was."""
+
+    value: T
+    place: Place
+
+
+def attempt(comm: Comm, fn: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what `fn` gave, or how it failed, as plain values that need no class to be read."""
+    place = Place(comm.rank, socket.gethostname(), _executor_id(), os.getpid())
+    comm.tell(str(place))
+    try:
+        return {"place": vars(place), "value": cloudpickle.dumps(fn(comm, *args))}
+    except Exception as error:
+        return {
+            "place": vars(place),
+            "error": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+            "at": time.time(),
+        }
+
+
+def results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
+    """Return the values, or raise the first error of any rank."""
+    failed = [outcome for outcome in outcomes if "error" in outcome]
+    if failed:
+        first = min(failed, key=lambda o: (o["error"] in _SECONDARY, o["at"]))
+        kind = getattr(errors, first["error"], None)
+        named = isinstance(kind, type) and issubclass(kind, RecsparkError)
+        text = (
+            f"{Place(**first['place'])} of {len(outcomes)}: "
+            f"{'' if named else first['error'] + ': '}{first['message']}\n{first['traceback']}"
+        )
+        raise (kind if named else RankFailedError)(text)  # type: ignore[misc]
+    return [
+        RankResult(cloudpickle.loads(outcome["value"]), Place(**outcome["place"]))
+        for outcome in outcomes
+    ]
+
+
+class Listener:
+    """Passes on what ranks tell while they run, a line at a time, over TCP.
+
+    `address` is (host, port, token); who does not begin with the token is not listened to.
+    """
+
+    def __init__(self, spark: SparkSession, tell: Tell) -> None:
+        host = str(spark.sparkContext._jsc.sc().env().rpcEnv().address().host())
+        self._tell = tell
+        self._one_at_a_time = threading.Lock()
+        self._readers: list[threading.Thread] = []
+        self._server = socket.create_server(("", 0))
+        self.address = (host, int(self._server.getsockname()[1]), uuid.uuid4().hex)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # ends `accept`
+        self._server.close()
+        for reader in self._readers:
+            reader.join(5)  # the ranks have ended: what they told last is on its way
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                reader = threading.Thread(target=self._pass_on, args=(connection,), daemon=True)
+                self._readers.append(reader)
+                reader.start()
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection, connection.makefile(encoding="utf-8") as lines:
+            if lines.readline().strip() == self.address[2]:
+                for line in lines:
+                    with self._one_at_a_time:
+                        self._tell(line.rstrip("\n"))
+
+
+class Teller:
+    """A rank's end of `Listener`. A driver that cannot be reached is not told; training goes on."""
+
+    def __init__(self, address: tuple[str, int, str]) -> None:
+        host, port, token = address
+        self._socket: socket.socket | None = None
+        with suppress(OSError):
+            self._socket = socket.create_connection((host, port), timeout=10)
+        self(token)
+
+    def __call__(self, text: str) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.sendall(text.replace("\n", " ").encode() + b"\n")
+
+
+def _executor_id() -> str:
+    """Return Spark's executor id, which is on the command line of the JVM above this process."""
+    try:
+        for process in psutil.Process().parents():
+            command = process.cmdline()
+            if "--executor-id" in command:
+                return str(command[command.index("--executor-id") + 1])
+    except psutil.Error:
+        return "unknown"
+    return "driver"
