@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.windows import NO_ITEM, spread
+from recspark.data.windows import NO_ITEM, padded, spread
 
 TABLE = "training_texts"
 MAX_WORDS = 8000  # Wang, Wang & Yeung 2015, section 5.1: the words kept for CiteULike-a
@@ -65,14 +65,11 @@ def training_texts(items: DataFrame, cutoff: datetime, n_files: int) -> DataFram
     )
     joined = items.select("item_idx").join(known, on="item_idx", how="left")
     rows = joined.select("item_idx", pairs.alias("pairs"))
-    missing = F.lit(WORDS_PER_ITEM) - F.size("pairs")
     made = rows.select(
         F.lit(cutoff).alias("cutoff"),
         "item_idx",
-        F.concat("pairs.number", F.array_repeat(F.lit(NO_ITEM), missing)).alias("words"),
-        F.concat("pairs.weight", F.array_repeat(F.lit(0.0).cast("float"), missing)).alias(
-            "weights"
-        ),
+        padded(F.col("pairs.number"), WORDS_PER_ITEM, F.lit(NO_ITEM)).alias("words"),
+        padded(F.col("pairs.weight"), WORDS_PER_ITEM, F.lit(0.0).cast("float")).alias("weights"),
         F.size("pairs").alias("length"),
     )
     return spread(made, F.xxhash64("item_idx"), n_files)

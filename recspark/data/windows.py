@@ -199,15 +199,19 @@ def training_item_bags(
     kept = F.slice(F.sort_array(F.collect_list(newest)), 1, USERS_PER_ITEM)
     bag = F.sort_array(F.transform(kept, lambda e: F.struct(e["user_idx"], e["weight"])))
     rows = pairs.where(F.col("weight") > 0).groupBy("item_idx").agg(bag.alias("bag"))
-    missing = F.lit(USERS_PER_ITEM) - F.size("bag")
     made = rows.select(
         F.lit(cutoff).alias("cutoff"),
         "item_idx",
-        F.concat("bag.user_idx", F.array_repeat(F.lit(-1).cast("long"), missing)).alias("users"),
-        F.concat("bag.weight", F.array_repeat(F.lit(0.0).cast("float"), missing)).alias("weights"),
+        padded(F.col("bag.user_idx"), USERS_PER_ITEM, F.lit(-1).cast("long")).alias("users"),
+        padded(F.col("bag.weight"), USERS_PER_ITEM, F.lit(0.0).cast("float")).alias("weights"),
         F.size("bag").alias("length"),
     )
     return spread(made, F.xxhash64("item_idx"), n_files)
+
+
+def padded(values: Column, length: int, fill: Column) -> Column:
+    """Return the array `values` with `fill`, of its elements' type, behind it up to `length`."""
+    return F.concat(values, F.array_repeat(fill, F.lit(length) - F.size(values)))
 
 
 def spread(rows: DataFrame, hashed: Column, n_files: int) -> DataFrame:
