@@ -16,6 +16,7 @@ NAMES = (
     "topn",
     "topn_memory",
     "item2vec",
+    "training",
     "retail",
     "nights",
     "quality.movielens",
