@@ -10,7 +10,10 @@ import psutil
 
 
 class PeakMemory:
-    """Peak resident memory while inside, sampled twice a second, MB; and CPU seconds, of all threads.
+    """Peak resident memory while inside, sampled every two seconds, MB; and CPU seconds, of all threads.
+
+    A sample walks the pages of every process, which stops them meanwhile: twice a second cost a
+    fit of item2vec half of its speed.
 
     On a machine that does other things as well, CPU seconds compare better than seconds.
 
@@ -19,7 +22,7 @@ class PeakMemory:
     several processes share counts once (PSS).
     """
 
-    def __init__(self, every_s: float = 0.5) -> None:
+    def __init__(self, every_s: float = 2.0) -> None:
         self.megabytes = {"driver_mb": 0, "jvm_mb": 0, "workers_mb": 0}
         self._every_s, self._ended = every_s, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -205,8 +205,7 @@ def stream() -> None:
         break  # imports and the first row groups
     peaks = [me.memory_info().rss / 1e6]
     feed = Feed(plan, 0, _COLUMNS, 100, 1, allowance=allowance)
-    for epoch in range(epochs):
-        peaks.append(max(me.memory_info().rss / 1e6 for _ in feed.epoch(epoch)))
+    peaks += [max(me.memory_info().rss / 1e6 for _ in feed.epoch(n)) for n in range(epochs)]
     print(json.dumps([round(peak, 1) for peak in peaks]))
 
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.training import streaming
 from recspark.data.dataset import TrainingSet
 from recspark.errors import FeedError
 from recspark.train.feed import READERS, Batch, Feed, ShardPlan, plan_shards, split_files
@@ -223,6 +224,24 @@ def test_fifty_passes_read_every_row_fifty_times(tmp_path: Path) -> None:
             assert len(batches) == feed.steps
             seen.update(counted(batches))
     assert seen == dict.fromkeys(range(82), 50)
+
+
+def test_memory_stays_flat_while_streaming(tmp_path: Path) -> None:
+    """A share of 16 times the allowance, epoch after epoch, in a process of its own."""
+    n, length, allowance = 16_384, 256, 2 << 20
+    lists = pa.FixedSizeListArray.from_arrays(np.arange(n * length, dtype=np.int32), length)
+    columns = {
+        "items": lists.cast(pa.list_(pa.int32())),
+        "weights": lists.cast(pa.list_(pa.int32())),
+    }
+    rows = pa.table({"user_idx": np.arange(n), **columns})
+    pq.write_table(rows, tmp_path / "0.parquet", row_group_size=512)  # 1 MB each
+    plan = plan_shards(TrainingSet("t", 1, ((f"file:{tmp_path}/0.parquet", n),)), 1)
+    found = streaming(plan, allowance, 4)
+    peaks = np.asarray(found["peak_mb_by_epoch"])
+    share_mb, allowance_mb = n * length * 8 / 1e6, allowance / 1e6
+    assert peaks.max() - found["before_mb"] < share_mb / 3
+    assert peaks[2:].max() - peaks[:2].max() < allowance_mb
 
 
 def test_whole_files_are_held_back() -> None:
