@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
 from typing import Literal, Self
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 from pyspark.sql import DataFrame
 from pyspark.sql.types import ArrayType, FloatType, IntegerType, LongType, StructField, StructType
 
 from recspark import storage
-from recspark.data.blocks import Array, QueryBlock, micros, parse_histories
+from recspark.data.blocks import Array, parse_histories
 from recspark.data.dataset import Dataset
 from recspark.engines.als import BlockedAls, Plan
-from recspark.engines.als_kernels import fold_in
-from recspark.engines.als_objective import Objective, gramian
-from recspark.models import als_mllib, topk
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.engines.als_objective import Objective
+from recspark.models import als_mllib
+from recspark.models.base import FitOptions, Recommender, Settings
+from recspark.models.factors import FactorModel
 from recspark.models.item_item import HistoryWeights
 
 _PAIRS = StructType(
@@ -129,63 +125,8 @@ class AlsSettings(Settings):
         )
 
 
-class AlsModel(RecommenderModel):
-    """`factors` float32 (n_items, embedding_size). Users are folded in, none is stored."""
-
-    def __init__(
-        self, settings: AlsSettings, cutoff: datetime, items: Array, factors: Array
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self.factors = factors
-        self._settings = settings
-
-    @property
-    def rates(self) -> bool:
-        """See `RecommenderModel`: with feedback explicit."""
-        return self._settings.feedback == "explicit" and self._settings.half_life_days is None
-
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
-        return AlsScorer(
-            _weights(self._settings, self.cutoff),
-            self.items,
-            topk.Shared(self.factors),
-            self._settings.objective,
-        )
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
-        return {"factors": self.factors}
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RecommenderModel`."""
-        assert isinstance(settings, AlsSettings)
-        return cls(settings, cutoff, items, arrays["factors"])
-
-
-@dataclass(frozen=True)
-class AlsScorer:
-    """Folds the users of a block in, and multiplies."""
-
-    weights: HistoryWeights
-    items: Array
-    factors: topk.Shared
-    objective: Objective
-
-    def score(self, block: QueryBlock) -> topk.Scores:
-        """See `topk.Scorer`."""
-        start, items, weights = self.weights.local(block.history, self.items)
-        factors = np.asarray(self.factors.array)
-        users = fold_in(start, items, weights, factors, self.objective, self._gram)
-        return topk.DotScores(users, factors, None, np.diff(start) > 0)
-
-    @cached_property
-    def _gram(self) -> Array:
-        """Of the item factors, once a worker."""
-        return gramian(np.asarray(self.factors.array))
+class AlsModel(FactorModel):
+    """Item factors; ratings with feedback explicit."""
 
 
 class Als(Recommender[AlsSettings]):
@@ -222,7 +163,7 @@ class Als(Recommender[AlsSettings]):
             else "",
             progress=options.progress,
         )
-        frame = pairs(data, items, _weights(settings, data.cutoff))
+        frame = pairs(data, items, HistoryWeights.sums(data.cutoff, settings.half_life_days))
         with BlockedAls(frame, len(items), settings.objective, plan) as als:
             als.run()
             return AlsModel(settings, data.cutoff, items, als.item_factors())
@@ -249,7 +190,3 @@ def pairs(data: Dataset, items: Array, weigh: HistoryWeights) -> DataFrame:
             )
 
     return data.histories.select("user_idx", "history").mapInArrow(run, _PAIRS)
-
-
-def _weights(settings: AlsSettings, cutoff: datetime) -> HistoryWeights:
-    return HistoryWeights(micros(cutoff), settings.half_life_days, "sum")

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from recspark.data.blocks import micros
 from recspark.data.dataset import Dataset
 from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
 from recspark.models import topk
-from recspark.models.als import AlsScorer
 from recspark.models.base import FitOptions, Recommender
 from recspark.models.encoder import EncoderModel, Layers
+from recspark.models.factors import FactorScorer
 from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import (
     Job,
@@ -148,8 +147,8 @@ class AutoRecModel(EncoderModel):
         # The loop's mean over items plus weight_decay / 2 |w|^2, times the items.
         reg = max(settings.weight_decay * len(self.items) / 2, _LEAST_REG)
         objective = Objective(reg, reg_exponent=0.0, feedback="explicit")
-        weights = HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum")
-        return AlsScorer(weights, self.items, topk.Shared(self._arrays["hidden"]), objective)
+        weights = HistoryWeights.sums(self.cutoff, settings.half_life_days)
+        return FactorScorer(weights, self.items, topk.Shared(self._arrays["hidden"]), objective)
 
     @property
     def rates(self) -> bool:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
-from typing import Self
 
 import numpy as np
 import torch
@@ -19,14 +17,15 @@ from pydantic import Field
 from torch import nn
 
 from recspark import storage
-from recspark.data.blocks import Array, micros
+from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
 from recspark.errors import ModelError
 from recspark.models import topk
-from recspark.models.als import AlsScorer, pairs
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.als import pairs
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.factors import FactorModel
 from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
 from recspark.models.sdae import layer_options
@@ -160,7 +159,7 @@ class Cdl(Recommender[CdlSettings]):
             progress=options.progress,
             prior=network.prior,
         )
-        frame = pairs(data, items, _weights(settings, data.cutoff))
+        frame = pairs(data, items, HistoryWeights.sums(data.cutoff, settings.half_life_days))
         with BlockedAls(frame, len(items), settings.objective, plan) as als:
             als.run()
             factors = als.item_factors()
@@ -168,32 +167,8 @@ class Cdl(Recommender[CdlSettings]):
         return CdlModel(settings, data.cutoff, items, factors)
 
 
-class CdlModel(RecommenderModel):
-    """`factors` float32 (n_items, size), times `CdlSettings.scale`. Users are folded in."""
-
-    def __init__(
-        self, settings: CdlSettings, cutoff: datetime, items: Array, factors: Array
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self.factors = factors
-        self._settings = settings
-
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
-        weights = _weights(self._settings, self.cutoff)
-        return AlsScorer(weights, self.items, topk.Shared(self.factors), self._settings.objective)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
-        return {"factors": self.factors}
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RecommenderModel`."""
-        assert isinstance(settings, CdlSettings)
-        return cls(settings, cutoff, items, arrays["factors"])
+class CdlModel(FactorModel):
+    """Item factors, times `CdlSettings.scale`."""
 
 
 class _Network:
@@ -385,7 +360,3 @@ def _words_error(
     rebuilt = torch.sigmoid(net.logits(hidden))  # (B, n_words)
     clean = torch.zeros_like(rebuilt).index_put((rows, words), values)  # (B, n_words)
     return ((rebuilt - clean) ** 2).sum(dim=1)  # (B,)
-
-
-def _weights(settings: CdlSettings, cutoff: datetime) -> HistoryWeights:
-    return HistoryWeights(micros(cutoff), settings.half_life_days, "sum")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from scipy import sparse
 
-from recspark.data.blocks import Array, QueryBlock, micros
+from recspark.data.blocks import Array, QueryBlock
 from recspark.models import topk
 from recspark.models.base import RecommenderModel, Settings
 from recspark.models.item_item import HistoryWeights
@@ -42,7 +42,7 @@ class EncoderModel(RecommenderModel):
     ) -> None:
         super().__init__(settings, cutoff, items)
         self._arrays = arrays
-        self._weights = HistoryWeights(micros(cutoff), settings.half_life_days, "sum")
+        self._weights = HistoryWeights.sums(cutoff, settings.half_life_days)
 
     @property
     def layers(self) -> Layers:

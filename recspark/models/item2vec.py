@@ -194,7 +194,7 @@ class Item2VecModel(RecommenderModel):
 
     def _scorer(self, vectors: Array, others: Array, bias: Array | None) -> Item2VecScorer:
         settings = self._settings
-        weights = HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum")
+        weights = HistoryWeights.sums(self.cutoff, settings.half_life_days)
         return Item2VecScorer(
             weights, settings.n_recent, self.items, topk.Shared(vectors), topk.Shared(others), bias
         )

@@ -102,6 +102,11 @@ class HistoryWeights:
     half_life_days: float | None
     weighting: Literal["last", "sum", "binary"]
 
+    @classmethod
+    def sums(cls, cutoff: datetime, half_life_days: float | None) -> Self:
+        """Return those that add an item's events up, aged to `cutoff`."""
+        return cls(micros(cutoff), half_life_days, "sum")
+
     def __call__(self, history: Histories) -> tuple[Ragged, Array]:
         """Return each row's distinct items, ascending, and their weights; see `blocks.weigh`."""
         return weigh(

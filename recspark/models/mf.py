@@ -8,22 +8,18 @@ vectors are only a means: they stay in the executors, and every user is folded i
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
-from recspark.models import topk
-from recspark.models.als import AlsScorer
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
-from recspark.models.item_item import HistoryWeights
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.factors import FactorModel
 from recspark.models.neural import Job, NeuralSettings, entries, fit_network, log_shares
 from recspark.nets.mf import MfNet
 from recspark.train.comm import Comm
@@ -92,6 +88,15 @@ class MfSettings(NeuralSettings):
         description="most users; a rank takes 12 bytes a user and dimension (15 GB at 64)",
     )
 
+    @property
+    def objective(self) -> Objective:
+        """What a user's vector minimises at scoring."""
+        return Objective(
+            reg=self.fold_in_reg,
+            alpha=self.fold_in_alpha,
+            feedback="explicit" if self.loss == "rating" else "implicit",
+        )
+
 
 class Mf(Recommender[MfSettings]):
     """Minimise the loss of every event, times its decayed weight, against items drawn at random.
@@ -122,46 +127,8 @@ class Mf(Recommender[MfSettings]):
         return MfModel(settings, data.cutoff, items, load_table(trained, "items"))
 
 
-class MfModel(RecommenderModel):
-    """`factors` float32 (n_items, embedding_size)."""
-
-    def __init__(
-        self, settings: MfSettings, cutoff: datetime, items: Array, factors: Array
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self.factors = factors
-        self._settings = settings
-
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
-        settings = self._settings
-        return AlsScorer(
-            HistoryWeights(micros(self.cutoff), settings.half_life_days, "sum"),
-            self.items,
-            topk.Shared(self.factors),
-            Objective(
-                reg=settings.fold_in_reg,
-                alpha=settings.fold_in_alpha,
-                feedback="explicit" if settings.loss == "rating" else "implicit",
-            ),
-        )
-
-    @property
-    def rates(self) -> bool:
-        """See `RecommenderModel`: with loss rating."""
-        return self._settings.loss == "rating" and self._settings.half_life_days is None
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
-        return {"factors": self.factors}
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RecommenderModel`."""
-        assert isinstance(settings, MfSettings)
-        return cls(settings, cutoff, items, arrays["factors"])
+class MfModel(FactorModel):
+    """Item vectors; ratings with loss rating."""
 
 
 def train_rank(comm: Comm, job: Job) -> Trained:

@@ -9,11 +9,13 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recspark.data.blocks import micros, parse_queries
+from recspark.engines.als_kernels import fold_in
 from recspark.engines.als_objective import loss
 from recspark.errors import ConfigError, IdRangeError
 from recspark.models import als, als_mllib
 from recspark.models.als import Als, AlsModel, AlsSettings
 from recspark.models.base import FitOptions
+from recspark.models.item_item import HistoryWeights
 from recspark.testing import synth
 
 SETTINGS = AlsSettings(
@@ -87,14 +89,15 @@ def test_both_solvers_reach_one_loss(spark: SparkSession, tmp_path: Path) -> Non
     """MLlib's own objective, scored by one float64 function: same meaning of reg and alpha."""
     data = synth.dataset(spark, synth.power_law(300, 60))
     found = {}
-    rows = als.pairs(data, data.vocabulary(), SETTINGS).toArrow().to_pydict()
+    weights = HistoryWeights.sums(data.cutoff, SETTINGS.half_life_days)
+    rows = als.pairs(data, data.vocabulary(), weights).toArrow().to_pydict()
     start = np.concatenate([[0], np.cumsum([len(items) for items in rows["items"]])])
     at = np.concatenate(rows["items"]).astype(np.int32)
     weight = np.concatenate(rows["weights"]).astype(np.float32)
     for settings in (SETTINGS, BLOCKED, BLOCKED.model_copy(update={"method": "cg"})):
         settings = settings.model_copy(update={"iterations": 12})
         factors = Als(settings).fit(data, FitOptions(scratch=str(tmp_path))).factors
-        users = als.fold_in(start, at, weight, factors, settings.objective)
+        users = fold_in(start, at, weight, factors, settings.objective)
         found[settings.solver, settings.method] = loss(
             start, at, weight, users, factors, settings.objective
         )
