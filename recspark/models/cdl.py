@@ -14,7 +14,6 @@ from functools import partial
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
 
 from recspark import storage
 from recspark.data.blocks import Array
@@ -28,12 +27,12 @@ from recspark.models.base import FitOptions, Recommender
 from recspark.models.factors import FactorModel
 from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
-from recspark.models.sdae import layer_options
+from recspark.models.sdae import corrupted, pretrain
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
-from recspark.train.feed import Batch, Feed, read_arrow
-from recspark.train.loop import LoopOptions, Trained, load_weights, train
+from recspark.train.feed import Batch, read_arrow
+from recspark.train.loop import Trained, load_weights, train
 
 _COLUMNS = ("item_idx", "words", "weights")
 _ROWS = 1024  # items encoded at once
@@ -225,7 +224,7 @@ class _Network:
                     {n: torch.from_numpy(v.copy()) for n, v in texts.items()}, torch.ones(0)
                 )
                 at = topk.local_index(self._items, texts["item_idx"])
-                coded = code(net, *bag(batch), len(at)).numpy()  # (B, K)
+                coded = net.encode(*bag(batch), len(at), net.depth).numpy()  # (B, K)
                 self._codes[at[at >= 0]] = coded[at >= 0]
 
     def _texts(self) -> Iterator[dict[str, Array]]:
@@ -247,7 +246,11 @@ def train_rank(
     feed = job.feed(comm, _COLUMNS)
     net = make_net(settings, n_words, job.loop.seed)
     if arrays is None:
-        pretrain(comm, net, settings, feed, job.loop)
+
+        def of_layer(k: int, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+            return layer_loss(net, settings, k, batch, generator)
+
+        pretrain(comm, net, feed, job.loop, settings.pretraining_epochs, of_layer)
     else:
         for name, parameter in net.named_parameters():
             parameter.data = torch.from_numpy(arrays[name].copy())
@@ -260,21 +263,6 @@ def train_rank(
         return row_loss(net, settings, batch, wanted, generator)
 
     return train(comm, net, loss, feed, job.loop)
-
-
-def pretrain(
-    comm: Comm, net: SdaeNet, settings: CdlSettings, feed: Feed, options: LoopOptions
-) -> None:
-    """Let each layer rebuild its clean input from a corrupted one, those before it fixed."""
-    for k in range(1, net.depth + 1) if settings.pretraining_epochs else ():
-        if comm.rank == 0:
-            comm.tell(f"layer {k} of {net.depth}")
-
-        def loss(batch: Batch, generator: torch.Generator, done: float, k: int = k) -> torch.Tensor:
-            return layer_loss(net, settings, k, batch, generator)
-
-        part = nn.ParameterDict(net.parameters_of(k))
-        train(comm, part, loss, feed, layer_options(options, settings.pretraining_epochs, k))
 
 
 def make_net(settings: CdlSettings, n_words: int, seed: int) -> SdaeNet:
@@ -295,11 +283,9 @@ def row_loss(
     """
     rows, words, values = bag(batch)  # (P,) each
     n_rows = len(batch.weight)
-    middle = code(net, rows, words, corrupted(values, settings, generator), n_rows)  # (B, K)
-    hidden = middle
-    for k in range(net.depth, 1, -1):
-        hidden = net.up(hidden, k)  # (B, Hk-1)
-    error = _words_error(net, hidden, rows, words, values)  # (B,)
+    seen = corrupted(values, settings.corruption, generator)  # (P,)
+    middle = net.encode(rows, words, seen, n_rows, net.depth)  # (B, K)
+    error = _words_error(net, net.decode(middle), rows, words, values)  # (B,)
     loss = settings.reg_words / 2 * error  # (B,)
     if factors is not None:
         loss = loss + settings.reg_items / 2 * ((factors - middle) ** 2).sum(dim=1)  # (B,)
@@ -313,14 +299,12 @@ def layer_loss(
     rows, words, values = bag(batch)  # (P,) each
     n_rows = len(batch.weight)
     if k == 1:
-        hidden = net.first(rows, words, corrupted(values, settings, generator), n_rows)  # (B, H1)
-        return _words_error(net, hidden, rows, words, values)  # (B,)
+        seen = corrupted(values, settings.corruption, generator)  # (P,)
+        return _words_error(net, net.first(rows, words, seen, n_rows), rows, words, values)  # (B,)
     with torch.no_grad():  # the layers before it stay as they are
-        clean = net.first(rows, words, values, n_rows)
-        for lower in range(2, k):
-            clean = net.down(clean, lower)  # (B, Hk-1) in the end
-    kept = torch.rand_like(clean, generator=generator) >= settings.corruption  # (B, Hk-1)
-    return ((net.up(net.down(clean * kept, k), k) - clean) ** 2).sum(dim=1)  # (B,)
+        clean = net.encode(rows, words, values, n_rows, k - 1)  # (B, Hk-1)
+    rebuilt = net.up(net.down(corrupted(clean, settings.corruption, generator), k), k)  # (B, Hk-1)
+    return ((rebuilt - clean) ** 2).sum(dim=1)  # (B,)
 
 
 def bag(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -328,25 +312,6 @@ def bag(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     words, weights = batch.tensors["words"], batch.tensors["weights"]  # (B, L) each
     rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
     return rows, words[rows, columns].long(), weights[rows, columns]
-
-
-def corrupted(
-    values: torch.Tensor, settings: CdlSettings, generator: torch.Generator | None
-) -> torch.Tensor:
-    """Return `values` (P,) with a share of them set to 0."""
-    if generator is None:
-        return values
-    return values * (torch.rand_like(values, generator=generator) >= settings.corruption)  # (P,)
-
-
-def code(
-    net: SdaeNet, rows: torch.Tensor, words: torch.Tensor, values: torch.Tensor, n_rows: int
-) -> torch.Tensor:
-    """Return the middle layer f_e, (B, K)."""
-    hidden = net.first(rows, words, values, n_rows)  # (B, H1)
-    for k in range(2, net.depth + 1):
-        hidden = net.down(hidden, k)  # (B, Hk)
-    return hidden
 
 
 def _words_error(

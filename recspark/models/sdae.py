@@ -6,6 +6,7 @@ Trained by Horovod ranks on Spark executors, from the files of one version of `t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from recspark.models.neural import (
 )
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
-from recspark.train.feed import Batch
+from recspark.train.feed import Batch, Feed
 from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
 from recspark.train.losses import multinomial_nll
 
@@ -132,26 +133,11 @@ def train_rank(comm: Comm, job: Job) -> Trained:
     feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
     vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
     net = make_net(settings, len(job.items), job.loop.seed)
-    if settings.pretraining_epochs:
-        for k in range(1, net.depth + 1):
-            if comm.rank == 0:
-                comm.tell(f"layer {k} of {net.depth}")
 
-            def layer_loss(
-                batch: Batch, generator: torch.Generator, done: float, k: int = k
-            ) -> torch.Tensor:
-                return pretraining_loss(net, vocabulary, settings, k, batch, generator)
+    def layer_loss(k: int, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        return pretraining_loss(net, vocabulary, settings, k, batch, generator)
 
-            part = nn.ParameterDict(net.parameters_of(k))
-            train(
-                comm,
-                part,
-                layer_loss,
-                feed,
-                layer_options(job.loop, settings.pretraining_epochs, k),
-            )
-        if comm.rank == 0:
-            comm.tell("all layers")
+    pretrain(comm, net, feed, job.loop, settings.pretraining_epochs, layer_loss)
 
     def loss(batch: Batch, generator: torch.Generator | None, done: float) -> torch.Tensor:
         return row_loss(net, vocabulary, settings, batch, generator)
@@ -180,12 +166,9 @@ def row_loss(
     """
     rows, items, values = entries(batch, vocabulary)  # (P,) each
     n_rows = len(batch.weight)
-    hidden = net.first(rows, items, _bag(rows, values, n_rows, settings, generator), n_rows)
-    for k in range(2, net.depth + 1):
-        hidden = net.down(hidden, k)  # (B, Hk)
-    for k in range(net.depth, 1, -1):
-        hidden = net.up(hidden, k)  # (B, Hk-1)
-    return multinomial_nll(net.logits(hidden), rows, items, values)  # (B,)
+    seen = _bag(rows, values, n_rows, settings, generator)  # (P,)
+    code = net.encode(rows, items, seen, n_rows, net.depth)  # (B, HK)
+    return multinomial_nll(net.logits(net.decode(code)), rows, items, values)  # (B,)
 
 
 def pretraining_loss(
@@ -200,15 +183,13 @@ def pretraining_loss(
     rows, items, values = entries(batch, vocabulary)  # (P,) each
     n_rows = len(batch.weight)
     if k == 1:
-        corrupted = _bag(rows, values, n_rows, settings, generator)  # (P,)
-        hidden = net.first(rows, items, corrupted, n_rows)  # (B, H1)
+        seen = _bag(rows, values, n_rows, settings, generator)  # (P,)
+        hidden = net.first(rows, items, seen, n_rows)  # (B, H1)
         return multinomial_nll(net.logits(hidden), rows, items, values)  # (B,)
     with torch.no_grad():  # the layers before it stay as they are
-        clean = net.first(rows, items, _bag(rows, values, n_rows, settings, None), n_rows)
-        for lower in range(2, k):
-            clean = net.down(clean, lower)  # (B, Hk-1) in the end
-    kept = torch.rand_like(clean, generator=generator) >= settings.corruption  # (B, Hk-1)
-    rebuilt = net.up(net.down(clean * kept, k), k)  # (B, Hk-1)
+        seen = _bag(rows, values, n_rows, settings, None)  # (P,)
+        clean = net.encode(rows, items, seen, n_rows, k - 1)  # (B, Hk-1)
+    rebuilt = net.up(net.down(corrupted(clean, settings.corruption, generator), k), k)  # (B, Hk-1)
     return nn.functional.binary_cross_entropy(rebuilt, clean, reduction="none").sum(dim=1)  # (B,)
 
 
@@ -223,9 +204,41 @@ def _bag(
     squares = torch.zeros(n_rows, dtype=values.dtype, device=values.device)  # (B,)
     squares = squares.index_add(0, rows, values**2)  # (B,)
     values = values / squares.sqrt().clamp_min(1e-12)[rows]  # (P,)
+    return corrupted(values, settings.corruption, generator)
+
+
+def corrupted(
+    values: torch.Tensor, share: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Return `values` with a share of them set to 0; without a `generator` as they are."""
     if generator is None:
         return values
-    return values * (torch.rand_like(values, generator=generator) >= settings.corruption)  # (P,)
+    return values * (torch.rand_like(values, generator=generator) >= share)
+
+
+def pretrain(
+    comm: Comm,
+    net: SdaeNet,
+    feed: Feed,
+    options: LoopOptions,
+    epochs: int,
+    layer_loss: Callable[[int, Batch, torch.Generator], torch.Tensor],
+) -> None:
+    """Train layer after layer, those before it fixed, `epochs` each; 0 = none.
+
+    `layer_loss` : how badly layer k rebuilds its clean input from a corrupted one, (B,).
+    """
+    for k in range(1, net.depth + 1) if epochs else ():
+        if comm.rank == 0:
+            comm.tell(f"layer {k} of {net.depth}")
+
+        def loss(batch: Batch, generator: torch.Generator, done: float, k: int = k) -> torch.Tensor:
+            return layer_loss(k, batch, generator)
+
+        part = nn.ParameterDict(net.parameters_of(k))
+        train(comm, part, loss, feed, layer_options(options, epochs, k))
+    if epochs and comm.rank == 0:
+        comm.tell("all layers")
 
 
 def layer_options(options: LoopOptions, epochs: int, k: int) -> LoopOptions:

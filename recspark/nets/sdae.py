@@ -61,6 +61,21 @@ class SdaeNet(nn.Module):
         """Return layer k - 1 rebuilt, (B, Hk-1), from layer k (B, Hk); k >= 2."""
         return torch.sigmoid(hidden @ getattr(self, f"up_{k}") + getattr(self, f"up_{k}_bias"))
 
+    def encode(
+        self, rows: torch.Tensor, items: torch.Tensor, values: torch.Tensor, n_rows: int, to: int
+    ) -> torch.Tensor:
+        """Return layer `to`, from 1 to `depth`, (B, Hto)."""
+        hidden = self.first(rows, items, values, n_rows)  # (B, H1)
+        for k in range(2, to + 1):
+            hidden = self.down(hidden, k)  # (B, Hk)
+        return hidden
+
+    def decode(self, code: torch.Tensor) -> torch.Tensor:
+        """Return layer 1 rebuilt, (B, H1), from layer `depth`."""
+        for k in range(self.depth, 1, -1):
+            code = self.up(code, k)  # (B, Hk-1)
+        return code
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return a logit of each item, (B, n_items), from layer 1 or its rebuilt image (B, H1)."""
         return hidden @ self.items_out.T + self.items_out_bias  # (B, n_items)

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
 from recspark.models.base import FitOptions
-from recspark.models.cdl import Cdl, CdlSettings, code, make_net, row_loss
+from recspark.models.cdl import Cdl, CdlSettings, make_net, row_loss
 from recspark.testing import synth
 from recspark.train.curve import Curve
 from recspark.train.feed import Batch
@@ -129,5 +129,5 @@ def test_factors_are_held_to_the_words(spark: SparkSession, tmp_path: Path) -> N
 def test_code_is_the_middle_layer() -> None:
     net = make_net(SETTINGS, N_WORDS, 4)
     rows, words = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([0, 2, 5, 1, 3])
-    found = code(net, rows, words, torch.tensor([0.5, 1, 1, 0.25, 1]), 3)
+    found = net.encode(rows, words, torch.tensor([0.5, 1, 1, 0.25, 1]), 3, net.depth)
     np.testing.assert_allclose(found.detach().numpy(), layers(TEXTS)[0], rtol=1e-5)
