@@ -74,6 +74,7 @@ def run(*, smoke: bool) -> None:
         old = json.loads((machine.RESULTS / "item2vec.json").read_text())["rows"]
     else:
         cases = speed + (quality((1, 4), (1,)) if smoke else quality(PARTITIONS, seeds))
+    bench.warm_up()
     new = [bench.measure(*case) for case in cases]
     rows = new + [row for row in old if (row["name"], row["partitions"], row["seed"]) not in cases]
     bench.spark.stop()
@@ -104,6 +105,12 @@ class Bench:
         config = load_config("cluster", [f"spark.{setting}" for setting in spark])
         self.spark = build_session(config.spark, "benchmark item2vec")
         self.frame = as_frame(self.spark, self.sessions)
+
+    def warm_up(self) -> None:
+        """Let the JVM compile what the fits that are compared by time have in common."""
+        short = replace(self.settings, epochs=2)
+        ours(self.frame, self.sessions, short, 2, 1)
+        mllib(self.frame, self.sessions, short, 2, 1)
 
     def measure(self, name: str, n: int, seed: int) -> dict[str, Any]:
         """Return the row of one run."""

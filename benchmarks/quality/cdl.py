@@ -13,7 +13,7 @@ tf-idf vectors of tags (numpy, here); `als` is CDL's matrix factorisation withou
 (the same closed forms, prior 0); `hybrid` adds the ranks of `content_knn` and `als` by reciprocal rank fusion.
 
     python -m benchmarks quality.cdl
-    RECSPARK_CDL=p=1:seeds=1:rows=als,cdl python -m benchmarks quality.cdl
+    RECSPARK_CDL=p=1:seed=100:rows=als,cdl:set='{"als";{"reg";1}}' python -m benchmarks quality.cdl
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Split:
         if row == "hybrid":
             return self.fused(("content_knn", "als"))
         name, settings = SETTINGS[row]
-        settings = {**settings, **(self.changed if row == "cdl" else {})}
+        settings = {**settings, **self.changed.get(row, {})}
         options = FitOptions(
             train=TRAIN.model_copy(update={"seed": self.seed}),
             progress=lambda text: print(f"  {text}", flush=True),
