@@ -112,11 +112,13 @@ def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:
     asked = queries(before(everyone, cutoff, keep_empty=True), cutoff, None, "repeat").join(
         wanted, on="user_idx", how="inner"
     )
-    models = {name: load_model(context, name, cutoff) for name in context.config.models}
     known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))
-    found = ratings.errors(
-        {name: predicted(model, asked) for name, model in models.items() if model.rates}, known
-    )
+    guesses = {
+        name: predicted(model, asked)
+        for name in context.config.models
+        if (model := load_model(context, name, cutoff)).rates
+    }
+    found = ratings.errors(guesses, known)
     head = (context.run_date, "backtest", cutoff, horizon)
     return [
         MetricRow(*head, model, "novel", "all", metric, 0, value, errors.n_users)
