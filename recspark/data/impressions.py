@@ -16,6 +16,7 @@ from recspark.config import Features
 from recspark.data.blocks import Array, Histories, micros, parse_histories
 from recspark.data.windows import NO_ITEM, Unit, earlier, fixed_lists, sequences, spread
 
+_FIELDS = ("event_at", "item_idx", "session_id")  # of an act or an impression
 # training table -> what ends a row of it
 TABLES: dict[str, Unit] = {
     "training_session_impressions": "session",
@@ -39,12 +40,11 @@ def impressions(
         .select("user_id", "session_id", "one.event_at", "one.item_id")
         .where(F.col("event_at") < F.lit(cutoff))
     )
-    fields = F.struct("event_at", "item_idx", "session_id")
     return (
         rows.join(user_ids.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(F.broadcast(item_ids.select("item_id", "item_idx")), on="item_id", how="inner")
         .groupBy("user_idx")
-        .agg(F.sort_array(F.collect_list(fields)).alias("shown"))
+        .agg(F.sort_array(F.collect_list(F.struct(*_FIELDS))).alias("shown"))
     )
 
 
@@ -99,7 +99,10 @@ def training_impressions(
                 names=schema.TRAINING_IMPRESSIONS.names,
             )
 
-    both = histories.select("user_idx", "history").join(shown, on="user_idx", how="left")
+    acts = F.transform("history", lambda e: F.struct(*[e[name].alias(name) for name in _FIELDS]))
+    both = histories.select("user_idx", acts.alias("history")).join(
+        shown, on="user_idx", how="left"
+    )
     packed = both.mapInArrow(pack, schema.TRAINING_IMPRESSIONS)
     return spread(packed, F.xxhash64("user_idx", "position"), n_files)
 

@@ -151,7 +151,6 @@ def entries(
     Padding, items outside the vocabulary and items of weight 0 are left out.
     """
     items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
-    vocabulary = vocabulary.to(items.device)  # (n_items,)
     rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
     local, known = local_index(items[rows, columns], vocabulary)  # (P,) each
     return rows[known], local[known], weights[rows, columns][known]
@@ -164,7 +163,7 @@ def local_index(
 
     Both are shaped as `values`. Padding is no item's index.
     """
-    values = values.long()
+    values, vocabulary = values.long(), vocabulary.to(values.device)  # any shape, (n_items,)
     local = torch.searchsorted(vocabulary, values).clamp_max(len(vocabulary) - 1)
     return local, vocabulary[local] == values
 
@@ -180,7 +179,7 @@ def local_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> torch.Te
     n_known = known.sum(dim=1)  # (B,)
     width = min(length, max(2, int(n_known.max())))
     first = (n_known - length).clamp_min(0)  # (B,)
-    return local.gather(1, first[:, None] + torch.arange(width))  # (B, width)
+    return local.gather(1, first[:, None] + torch.arange(width, device=first.device))  # (B, width)
 
 
 def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:

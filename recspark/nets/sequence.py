@@ -32,8 +32,8 @@ class SequenceNet(nn.Module):
         self.items_in = matrix(generator, n_items, embedding_size)
         self.items_out = self.items_in if tied else matrix(generator, n_items, state_size)
         self.items_out_bias = nn.Parameter(torch.zeros(n_items))
-        if click_head:  # the state says nothing at first, so a click is as likely as the bias says
-            self.click_scale = nn.Parameter(torch.zeros(state_size))
+        if click_head:
+            self.click_scale = nn.Parameter(torch.ones(state_size))
             self.click_bias = nn.Parameter(torch.zeros(n_items))
 
     @abstractmethod
