@@ -222,6 +222,11 @@ class Sessions(Section):
         gt=0,
         description="longest session, null = no limit. Guess: a day ends a bot's session",
     )
+    impression_types: tuple[str, ...] = Field(
+        ("impression",),
+        description="types of events that say what a user was shown, not what the user did: they "
+        "belong to a session and keep it open, but enter no history",
+    )
 
 
 class Features(Section):
@@ -254,6 +259,12 @@ class Features(Section):
         ge=2,
         description="items of a row of training_sessions and training_histories. Source: Kang & "
         "McAuley 2018 (50 for sparse data)",
+    )
+    max_shown: int = Field(
+        100,
+        ge=1,
+        description="impressions, the newest, of a row of the training tables that have them; thins "
+        "training only. Guess: a few pages of results",
     )
 
     @model_validator(mode="after")
@@ -377,6 +388,12 @@ class Config(Section):
                 raise ValueError(
                     f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, self.models)}"
                 )
+        weighed = sorted({*self.sessions.impression_types} & {*self.features.event_weights})
+        if weighed:
+            raise ValueError(
+                f"features.event_weights names {weighed}, which sessions.impression_types says are "
+                "impressions: they enter no history, so they have no weight"
+            )
         twice = sorted({name for name in self.models if self.models.count(name) > 1})
         if twice:
             raise ValueError(f"models names {twice} twice")

@@ -89,8 +89,9 @@ SESSIONS = columns(
     session_key=STRING,
     started_at=TIMESTAMP,
     ended_at=TIMESTAMP,
-    n_events=INT,
-    items=STRINGS,
+    n_events=INT,  # acts
+    items=STRINGS,  # acted on
+    shown=ArrayType(columns(item_id=STRING, event_at=TIMESTAMP)),  # impressions
     started_date=DATE,
 )
 
@@ -186,6 +187,13 @@ TRAINING_SEQUENCES = columns(
     position=INT,  # of the first item, in the user's history
     items=ITEM_IDXS,  # fixed length, in time order, padded with -1
     length=INT,
+)
+
+TRAINING_IMPRESSIONS = columns(
+    **{field.name: field.dataType for field in TRAINING_SEQUENCES},
+    shown=ITEM_IDXS,  # fixed length, in time order, padded with -1
+    shown_after=ITEM_IDXS,  # items of the row before it, at least 1; padded with 0
+    clicked=ITEM_IDXS,  # 1 = acted on afterwards in the session, else 0; padded with 0
 )
 
 TRAINING_ITEM_BAGS = columns(

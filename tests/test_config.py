@@ -82,6 +82,10 @@ def test_resolved_settings_come_back_the_same() -> None:
         ("evaluate.ks=[]", "evaluate.ks"),
         ("evaluate.ks=[0]", "evaluate.ks"),
         ("models=[popular, ease, item_knn, ease]", r"models names \['ease'\] twice"),
+        (
+            "features.event_weights={purchase: 1, impression: 0.1}",
+            r"^features\.event_weights names \['impression'\], which sessions\.impression_types says",
+        ),
     ],
 )
 def test_what_a_typo_makes_of_a_setting_is_named(override: str, says: str) -> None:

@@ -25,13 +25,13 @@ def show(
     """Show one user's published list of a night."""
     from recspark.report.night import bought, latest_night, user_list
 
-    with reading(env, set_) as (_, catalog):
+    with reading(env, set_) as (config, catalog):
         recommendations = catalog.read("recommendations", catalog.version("recommendations"))
         night = parse_date(run_date) if run_date else latest_night(recommendations)
         rows = user_list(
             recommendations.where(F.col("run_date") == F.lit(night).cast("date")), user
         )
-        recent = bought(catalog, user, str(night), limit=10)
+        recent = bought(catalog, user, str(night), 10, config.sessions)
         if not rows and not recent:
             raise UnknownUserError(
                 f"user '{user}' has neither events nor a list on the night of {night}; "

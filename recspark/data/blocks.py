@@ -111,19 +111,21 @@ def parse_queries(batch: pa.RecordBatch) -> QueryBlock:
 def parse_histories(column: pa.ListArray) -> Histories:
     """Return the flat arrays of a `history` column; a null history counts as empty.
 
-    Where its events have no field `session_id`, a row is one session.
+    Where its events have no field `session_id`, a row is one session; without `weight` each is 1.
     """
     start, events = _list(column)
     at = events.field("event_at")
-    has_sessions = events.type.get_field_index("session_id") >= 0
+    has = {name: events.type.get_field_index(name) >= 0 for name in ("weight", "session_id")}
     if pa.types.is_timestamp(at.type):
         at = at.cast(pa.timestamp("us", at.type.tz)).cast(pa.int64())
     return Histories(
         start=start,
         item_idx=_numpy(events.field("item_idx"), np.int32),
         event_at=_numpy(at, np.int64),
-        weight=_numpy(events.field("weight"), np.float32),
-        session_id=events.field("session_id") if has_sessions else None,
+        weight=_numpy(events.field("weight"), np.float32)
+        if has["weight"]
+        else np.ones(len(events), np.float32),
+        session_id=events.field("session_id") if has["session_id"] else None,
     )
 
 

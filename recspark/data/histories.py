@@ -1,4 +1,8 @@
-"""Histories: each user's events in one row, newest last; merged night by night."""
+"""Histories: each user's acts in one row, newest last; merged night by night.
+
+This is the door that no impression passes: what models learn from, `seen`, weights, counts and truth
+all come from `histories`.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,19 @@ def event_weight(settings: Features) -> Column:
 def suffixes(
     labelled: DataFrame, user_ids: DataFrame, item_ids: DataFrame, settings: Features
 ) -> DataFrame:
-    """Return `user_idx, changed_at, suffix`: each reopened user's events from `changed_at` on.
+    """Return `user_idx, changed_at, suffix`: each reopened user's acts from `changed_at` on.
 
     Parameters
     ----------
-    labelled : events with `session_id` and the owner's `changed_at`
+    labelled : events with `session_id`, `is_act` and the owner's `changed_at`
     user_ids, item_ids : the dictionaries
     settings : event weights
 
     Events are in time order, ties by event_id. Two dictionary joins and one shuffle by user.
     """
+    mine = F.col("is_act") & F.col("user_id").isNotNull()
     events = (
-        labelled.where((F.col("event_at") >= F.col("changed_at")) & F.col("user_id").isNotNull())
+        labelled.where((F.col("event_at") >= F.col("changed_at")) & mine)
         .join(user_ids.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(F.broadcast(item_ids.select("item_id", "item_idx")), on="item_id", how="inner")
         .withColumn("weight", event_weight(settings))

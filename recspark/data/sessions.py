@@ -1,4 +1,8 @@
-"""Sessions: a user's events without a gap above the limit, cut at a maximum length."""
+"""Sessions: a user's events without a gap above the limit, cut at a maximum length.
+
+An event is an act, or an impression: an item that was shown to the user. Both are signs of the
+user's presence, so both hold a session together; only acts are its items.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,13 @@ def owner() -> Column:
     return F.coalesce(F.col("user_id"), F.concat(F.lit("session:"), F.col("session_key")))
 
 
+def is_act(settings: Sessions) -> Column:
+    """Return whether an event is something that the user did, not an impression."""
+    return ~F.col("event_type").isin(*settings.impression_types)
+
+
 def with_session_id(events: DataFrame, settings: Sessions) -> DataFrame:
-    """Add `owner`, `chain_at` and `session_id` to events.
+    """Add `owner`, `chain_at`, `session_id` and `is_act` to events.
 
     A chain is a run of events of one owner with no gap above `gap_minutes` (a gap of exactly the
     limit stays in, as in Spark's `session_window`). A chain longer than `max_minutes` is cut into
@@ -52,6 +61,7 @@ def with_session_id(events: DataFrame, settings: Sessions) -> DataFrame:
     return (
         pieces.withColumn("first_event_id", first)
         .withColumn("session_id", F.substring(hashed, 1, 32))
+        .withColumn("is_act", is_act(settings))
         .drop("is_new", "piece", "first_event_id")
     )
 
@@ -59,10 +69,15 @@ def with_session_id(events: DataFrame, settings: Sessions) -> DataFrame:
 def sessions(labelled: DataFrame) -> DataFrame:
     """Return one row per session (`schema.SESSIONS`) of events that carry `session_id`.
 
-    `items` in time order, repeats kept. Same partitioning as `with_session_id`: no further shuffle
-    by owner is needed, since the grouping starts with it.
+    `items` acted on and `shown` in time order, repeats kept; a session may have either without the
+    other, and starts and ends with any event. Same partitioning as `with_session_id`: no further
+    shuffle by owner is needed, since the grouping starts with it.
     """
-    in_order = F.array_sort(F.collect_list(F.struct("event_at", "event_id", "item_id")))
+    in_order = F.array_sort(F.collect_list(F.struct("event_at", "event_id", "item_id", "is_act")))
+    shown = F.transform(
+        F.filter("in_order", lambda e: ~e["is_act"]),
+        lambda e: F.struct(e["item_id"].alias("item_id"), e["event_at"].alias("event_at")),
+    )
     return (
         labelled.groupBy("owner", "session_id")
         .agg(
@@ -70,7 +85,7 @@ def sessions(labelled: DataFrame) -> DataFrame:
             F.first("session_key").alias("session_key"),
             F.min("event_at").alias("started_at"),
             F.max("event_at").alias("ended_at"),
-            F.count(F.lit(1)).cast("int").alias("n_events"),
+            F.count_if("is_act").cast("int").alias("n_events"),
             in_order.alias("in_order"),
         )
         .select(
@@ -80,7 +95,8 @@ def sessions(labelled: DataFrame) -> DataFrame:
             "started_at",
             "ended_at",
             "n_events",
-            F.col("in_order.item_id").alias("items"),
+            F.filter("in_order", lambda e: e["is_act"])["item_id"].alias("items"),
+            shown.alias("shown"),
             F.to_date("started_at").alias("started_date"),
         )
     )

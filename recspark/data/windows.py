@@ -66,15 +66,15 @@ def training_bags(
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            history = _earlier(parse_histories(batch.column("history")), as_of)
+            history = earlier(parse_histories(batch.column("history")), as_of)
             kept = np.diff(history.start) > 0
             items, weights, lengths = bags(history, as_of, half_life, length)
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(np.full(int(kept.sum()), as_of), pa.timestamp("us", "UTC")),
                     batch.column("user_idx").filter(pa.array(kept)),
-                    _fixed_lists(items[kept]),
-                    _fixed_lists(weights[kept]),
+                    fixed_lists(items[kept]),
+                    fixed_lists(weights[kept]),
                     pa.array(lengths[kept], pa.int32()),
                 ],
                 names=schema.TRAINING_BAGS.names,
@@ -132,14 +132,14 @@ def training_sequences(
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            history = _earlier(parse_histories(batch.column("history")), as_of)
+            history = earlier(parse_histories(batch.column("history")), as_of)
             row, position, items, lengths = sequences(history, unit, length, newest)
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
                     batch.column("user_idx").take(pa.array(row)),
                     pa.array(position, pa.int32()),
-                    _fixed_lists(items),
+                    fixed_lists(items),
                     pa.array(lengths, pa.int32()),
                 ],
                 names=schema.TRAINING_SEQUENCES.names,
@@ -150,11 +150,12 @@ def training_sequences(
 
 
 def sequences(
-    history: Histories, unit: Unit, length: int, newest: int
+    history: Histories, unit: Unit, length: int, newest: int, shortest: int = 2
 ) -> tuple[Array, Array, Array, Array]:
     """Return row int64 (n,), position int32 (n,), items int32 (n, length) and lengths int32 (n,).
 
-    See `training_sequences`; by row, then the sequence in it, then the window, newest first.
+    See `training_sequences`; by row, then the sequence in it, then the window, newest first. A
+    sequence of fewer than `shortest` items has none.
     """
     first, last = history.start[:-1], history.start[1:]
     capped = np.maximum(first, last - newest)  # where the events of a row that count begin
@@ -167,9 +168,10 @@ def sequences(
     end = np.append(begin[1:], len(starts))
     row = rows[begin]
     end = np.minimum(end, last[row])
-    kept = (begin >= capped[row]) & (end - begin >= 2)
+    kept = (begin >= capped[row]) & (end - begin >= shortest)
     begin, end, row = begin[kept], end[kept], row[kept]
-    n_windows = -(-(end - begin - 1) // (length - 1))  # each takes length - 1 steps
+    n_steps = np.maximum(end - begin - 1, 1)
+    n_windows = -(-n_steps // (length - 1))  # each takes length - 1 steps
     sequence = np.repeat(np.arange(len(begin)), n_windows)
     number = np.arange(len(sequence)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
     to = end[sequence] - number * (length - 1)
@@ -244,7 +246,7 @@ def _footer_rows(uri: str) -> int:
     return int(pq.read_metadata(path, filesystem=fs).num_rows)
 
 
-def _earlier(history: Histories, as_of: int) -> Histories:
+def earlier(history: Histories, as_of: int) -> Histories:
     """Return `history` without events at or after `as_of`."""
     kept = history.event_at < as_of
     before = np.concatenate([[0], np.cumsum(kept)])
@@ -269,7 +271,8 @@ def _newest(history: Histories) -> Array:
     return np.maximum.reduceat(at, np.flatnonzero(first)) if len(at) else at
 
 
-def _fixed_lists(values: Array) -> pa.ListArray:
+def fixed_lists(values: Array) -> pa.ListArray:
+    """Return the rows of `values` (n, length) as lists."""
     n, length = values.shape
     start = np.arange(n + 1, dtype=np.int32) * length
     return pa.ListArray.from_arrays(pa.array(start), pa.array(values.ravel()))

@@ -80,6 +80,7 @@ def make_net(settings: Gru4RecSettings, n_items: int, seed: int) -> Gru4RecNet:
         settings.cell,
         settings.tied,
         torch.Generator().manual_seed(seed),
+        settings.head == "click_through",
     )
 
 

@@ -151,12 +151,35 @@ def entries(
     Padding, items outside the vocabulary and items of weight 0 are left out.
     """
     items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
-    vocabulary = vocabulary.to(items.device)  # (n_items,)
     rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
-    wanted = items[rows, columns].long()  # (P,)
-    local = torch.searchsorted(vocabulary, wanted).clamp_max(len(vocabulary) - 1)  # (P,)
-    known = vocabulary[local] == wanted  # (P,)
+    local, known = local_index(items[rows, columns], vocabulary)  # (P,) each
     return rows[known], local[known], weights[rows, columns][known]
+
+
+def local_index(
+    values: torch.Tensor, vocabulary: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return places in the ascending `vocabulary`, and where they are right: the rest is not in it.
+
+    Both are shaped as `values`. Padding is no item's index.
+    """
+    values, vocabulary = values.long(), vocabulary.to(values.device)  # any shape, (n_items,)
+    local = torch.searchsorted(vocabulary, values).clamp_max(len(vocabulary) - 1)
+    return local, vocabulary[local] == values
+
+
+def local_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the newest `length` items of each row as local indices, int64 (B, L), -1 after them.
+
+    L is what the longest row needs. Items outside the vocabulary are left out.
+    """
+    local, known = local_index(batch.tensors["items"], vocabulary)  # (B, L) each
+    order = torch.argsort((~known).int(), dim=1, stable=True)  # (B, L): known ones first
+    local = torch.where(known, local, -1).gather(1, order)  # (B, L)
+    n_known = known.sum(dim=1)  # (B,)
+    width = min(length, max(2, int(n_known.max())))
+    first = (n_known - length).clamp_min(0)  # (B,)
+    return local.gather(1, first[:, None] + torch.arange(width, device=first.device))  # (B, width)
 
 
 def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:

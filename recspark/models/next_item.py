@@ -2,7 +2,9 @@
 
 Trained by Horovod ranks on Spark executors, from the files of one version of `training_sessions` or
 `training_histories`: every item of a row but the first is a target, told apart from candidates that
-the batch shares. Answers are the state after the newest item times the item vectors.
+the batch shares. Answers are the state after the newest item times the item vectors; with the
+click-through head (`recspark.models.click_through`), the same state and vectors say how likely an
+item is acted on if it is shown.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ from recspark.data.blocks import Array, QueryBlock, Ragged
 from recspark.data.dataset import Dataset
 from recspark.data.windows import Unit
 from recspark.errors import ModelError
-from recspark.models import topk
+from recspark.models import click_through, topk
 from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
 from recspark.models.contexts import contexts
-from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    fit_network,
+    local_items,
+    net_arrays,
+)
 from recspark.nets.sequence import ITEM_ARRAYS, SequenceNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
@@ -36,6 +45,12 @@ from recspark.train.losses import bpr_max, gbce, gbce_power, softmax_nll
 from recspark.train.negatives import Negatives
 
 _COLUMNS = ("items", "length")
+_TABLES = {
+    ("next_item", "session"): "training_sessions",
+    ("next_item", "history"): "training_histories",
+    ("click_through", "session"): "training_session_impressions",
+    ("click_through", "history"): "training_history_impressions",
+}
 _BLOCK = 256  # rows read at once, always: a row's sums then go the same way wherever it stands
 _VALIDATION_SEED = 7  # candidates drawn for validation are the same at every epoch
 _ITEM_BYTES = 48  # of a rank, an item and unit: two vectors, each with gradient, Adam, exchange
@@ -53,6 +68,17 @@ class NextItemSettings(NeuralSettings):
     )
     length: int = Field(
         50, ge=1, description="items, the newest, that the network reads. Kang & McAuley 2018: 50"
+    )
+    head: Literal["next_item", "click_through"] = Field(
+        "next_item",
+        description="what lists are ordered by: what comes next, or P(click) of an item if it is "
+        "shown. click_through learns both, and needs impressions (sessions.impression_types)",
+    )
+    click_weight: float = Field(
+        1.0,
+        gt=0,
+        description="click_through: weight of an impression's loss; a next item weighs 1. Guess: "
+        "both likelihoods as they are",
     )
     tied: bool = Field(
         True, description="one vector an item for reading and scoring, instead of two"
@@ -142,8 +168,7 @@ class NextItem(Recommender[S]):
     @property
     def training_table(self) -> str:
         """See `Recommender`."""
-        of_sessions = self.settings.train_on == "session"
-        return "training_sessions" if of_sessions else "training_histories"
+        return _TABLES[self.settings.head, self.settings.train_on]
 
     def fit(self, data: Dataset, options: FitOptions) -> NextItemModel:
         """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
@@ -154,9 +179,12 @@ class NextItem(Recommender[S]):
         if data.training is None or data.training.table != self.training_table:
             have = "none" if data.training is None else f"'{data.training.table}'"
             raise ModelError(
-                f"{name}: the training set is {have}, train_on = '{settings.train_on}' reads "
-                f"'{self.training_table}'; run build_features with this model in `models`"
+                f"{name}: the training set is {have}, train_on = '{settings.train_on}' with head = "
+                f"'{settings.head}' reads '{self.training_table}'; run build_features with this "
+                "model in `models`"
             )
+        if settings.head == "click_through":
+            click_through.check_impressions(name, data)
         of_rank = partial(train_rank, self.make_net)
         trained = fit_network(name, data, options, settings, items, of_rank)
         net = self.make_net(settings, len(items), options.seed)
@@ -165,7 +193,10 @@ class NextItem(Recommender[S]):
 
 
 class NextItemModel(RecommenderModel):
-    """A trained network; arrays are named as its parameters, float32. Tied: no `items_out`."""
+    """A trained network; arrays are named as its parameters, float32. Tied: no `items_out`.
+
+    With head `click_through` a score is the log odds of a click, see `click_through.logits`.
+    """
 
     make_net: MakeNet
 
@@ -208,12 +239,12 @@ class NextItemScorer:
         settings = self.settings
         found = contexts(block.history, self.items, settings.context, settings.length)
         arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
-        return topk.DotScores(
-            last_states(self.make_net(settings, 1, 1), found, arrays, settings.length),
-            arrays.get("items_out", arrays["items_in"]),
-            arrays["items_out_bias"],
-            found.lengths > 0,
-        )
+        users = last_states(self.make_net(settings, 1, 1), found, arrays, settings.length)
+        bias = arrays["items_out_bias"]
+        if settings.head == "click_through":
+            users, bias = users * arrays["click_scale"], arrays["click_bias"]
+        vectors = arrays.get("items_out", arrays["items_in"])
+        return topk.DotScores(users, vectors, bias, found.lengths > 0)
 
 
 def last_states(net: SequenceNet, found: Ragged, arrays: dict[str, Array], longest: int) -> Array:
@@ -248,13 +279,18 @@ def last_states(net: SequenceNet, found: Ragged, arrays: dict[str, Array], longe
 def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
     """Train on one rank; see `recspark.train.launch`."""
     settings: NextItemSettings = job.settings
-    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
+    clicks = settings.head == "click_through"
+    columns = (*_COLUMNS, *click_through.COLUMNS) if clicks else _COLUMNS
+    feed, held_out = job.feed(comm, columns), job.validation_feed(comm, columns)
     vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
     net = make_net(settings, len(job.items), job.loop.seed)
     counts = item_counts(comm, feed.epoch(0), vocabulary)  # (n_items,)
     negatives = Negatives(counts, settings.n_samples, settings.sample_alpha)
     if settings.loss == "cross_entropy":  # saves the epochs that it would take to learn it
         net.items_out_bias.data = torch.log(negatives.share).float()  # (n_items,)
+    if clicks:
+        rates = click_through.rates(comm, feed.epoch(0), vocabulary, settings.length)  # (n_items,)
+        net.click_bias.data = torch.logit(rates).float()  # (n_items,)
     loss = partial(row_loss, net, vocabulary, settings, negatives)
     validation = None
     if held_out is not None:
@@ -278,28 +314,46 @@ def row_loss(
     generator: torch.Generator,
     done: float,
 ) -> torch.Tensor:
-    """Return the loss of each row summed over its targets, (B,); 0 where the row weighs nothing."""
-    items = local_items(batch, vocabulary, settings.length + 1)  # (B, L)
-    read, wanted = items[:, :-1], items[:, 1:]  # (B, T) each
+    """Return the loss of each row summed over its targets, (B,); 0 where the row weighs nothing.
+
+    With head `click_through` its impressions are targets too, of the state before each.
+    """
+    clicks = settings.head == "click_through"  # then the last item is read: something may follow it
+    items = local_items(batch, vocabulary, settings.length + (not clicks))  # (B, L)
+    read, wanted = items if clicks else items[:, :-1], items[:, 1:]  # (B, T), (B, L - 1)
     embedded = functional.embedding(read.clamp_min(0), net.items_in)  # (B, T, E)
     lengths = (read >= 0).sum(dim=1).clamp_min(1)  # (B,)
     states = net.states(embedded, lengths, settings.dropout, generator)  # (B, T, H)
-    counted = (wanted >= 0) & (batch.weight[:, None] > 0)  # (B, T)
+    counted = (wanted >= 0) & (batch.weight[:, None] > 0)  # (B, L - 1)
     rows, columns = torch.nonzero(counted, as_tuple=True)  # (P,) each
     reached = states[rows, columns]  # (P, H)
+    losses = target_losses(net, reached, wanted[rows, columns], settings, negatives, generator)
+    total = losses.new_zeros(len(items)).index_add(0, rows, losses)  # (B,)
+    if clicks:
+        shown = click_through.shown_items(batch, vocabulary, settings.length)
+        lost = settings.click_weight * click_through.losses(net, states, shown)  # (S,)
+        total = total.index_add(0, shown.rows, lost.to(total.dtype))  # (B,)
+    return total
+
+
+def target_losses(
+    net: SequenceNet,
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    settings: NextItemSettings,
+    negatives: Negatives,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return the loss of each state (P, H) and the item int64 (P,) that comes next, (P,)."""
     if settings.loss == "gbce":
-        assert settings.n_samples is not None
-        losses = drawn_loss(net, reached, wanted[rows, columns], settings, generator)  # (P,)
-        return losses.new_zeros(len(items)).index_add(0, rows, losses)  # (B,)
-    candidates = negatives.candidates(wanted[rows, columns], generator)
+        return drawn_loss(net, states, targets, settings, generator)  # (P,)
+    candidates = negatives.candidates(targets, generator)
     vectors = net.items_out.index_select(0, candidates.items)  # (N, H)
-    scores = reached @ vectors.T + net.items_out_bias[candidates.items]  # (P, N)
+    scores = states @ vectors.T + net.items_out_bias[candidates.items]  # (P, N)
     if settings.loss == "bpr_max":
-        losses = bpr_max(scores, candidates.targets, settings.bpr_reg)  # (P,)
-    else:
-        correction = candidates.log_included if settings.logq else torch.zeros(())  # (N,) or ()
-        losses = softmax_nll(scores, candidates.targets, correction)  # (P,)
-    return losses.new_zeros(len(items)).index_add(0, rows, losses)  # (B,)
+        return bpr_max(scores, candidates.targets, settings.bpr_reg)  # (P,)
+    correction = candidates.log_included if settings.logq else torch.zeros(())  # (N,) or ()
+    return softmax_nll(scores, candidates.targets, correction)  # (P,)
 
 
 def drawn_loss(
@@ -320,22 +374,6 @@ def drawn_loss(
     positive = (states * net.items_out[targets]).sum(dim=1) + net.items_out_bias[targets]  # (P,)
     power = gbce_power(size, n_items, settings.calibration)
     return gbce(positive, scores, drawn != targets[:, None], power)  # (P,)
-
-
-def local_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the newest `length` items of each row as local indices, int64 (B, L), -1 after them.
-
-    L is what the longest row needs. Items outside the vocabulary are left out.
-    """
-    items = batch.tensors["items"].long()  # (B, L)
-    local = torch.searchsorted(vocabulary, items).clamp_max(len(vocabulary) - 1)  # (B, L)
-    known = vocabulary[local] == items  # (B, L); padding is no item's index
-    order = torch.argsort((~known).int(), dim=1, stable=True)  # (B, L): known ones first
-    local = torch.where(known, local, -1).gather(1, order)  # (B, L)
-    n_known = known.sum(dim=1)  # (B,)
-    width = max(2, min(length, int(n_known.max())))
-    first = (n_known - length).clamp_min(0)  # (B,)
-    return local.gather(1, first[:, None] + torch.arange(width))  # (B, width)
 
 
 def item_counts(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ class ModelSpec:
     Tags: `personal` (lists differ by user), `neural` (trains through `recspark.train`),
     `neighbours` (gives item neighbours), `cold_users` (answers users without events), `decay` (a
     setting `half_life_days` decays events). `training`: the training tables that its settings may
-    make it read; build_features writes them.
+    make it read; build_features writes the one that they do.
     """
 
     name: str
@@ -46,7 +46,12 @@ def _line(name: str, classes: str, *tags: str, training: tuple[str, ...] = ()) -
 
 _BAGS = ("training_bags",)
 _BOTH_BAGS = ("training_bags", "training_item_bags")
-_SEQUENCES = ("training_sessions", "training_histories")
+_SEQUENCES = (
+    "training_sessions",
+    "training_histories",
+    "training_session_impressions",
+    "training_history_impressions",
+)
 
 
 MODELS: dict[str, ModelSpec] = {

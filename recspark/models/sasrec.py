@@ -58,6 +58,7 @@ def make_net(settings: SasRecSettings, n_items: int, seed: int) -> SasRecNet:
         settings.n_heads,
         settings.tied,
         torch.Generator().manual_seed(seed),
+        settings.head == "click_through",
     )
 
 

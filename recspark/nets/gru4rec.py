@@ -36,8 +36,9 @@ class Gru4RecNet(SequenceNet):
         cell: Cell,
         tied: bool,
         generator: torch.Generator,
+        click_head: bool = False,
     ) -> None:
-        super().__init__(n_items, embedding_size, hidden_size, tied, generator)
+        super().__init__(n_items, embedding_size, hidden_size, tied, generator, click_head)
         kind = nn.GRU if cell == "gru" else nn.LSTM
         sizes = [embedding_size] + [hidden_size] * n_layers
         self.layers = nn.ModuleList(

@@ -28,8 +28,9 @@ class SasRecNet(SequenceNet):
         n_heads: int,
         tied: bool,
         generator: torch.Generator,
+        click_head: bool = False,
     ) -> None:
-        super().__init__(n_items, embedding_size, embedding_size, tied, generator)
+        super().__init__(n_items, embedding_size, embedding_size, tied, generator, click_head)
         self.positions = matrix(generator, length, embedding_size)
         self.blocks = nn.ModuleList(
             _Block(embedding_size, n_heads, generator) for _ in range(n_blocks)

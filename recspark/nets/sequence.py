@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 # Parameters with a row per item; the rest is the network's body.
-ITEM_ARRAYS = ("items_in", "items_out", "items_out_bias")
+ITEM_ARRAYS = ("items_in", "items_out", "items_out_bias", "click_bias")
 
 
 class SequenceNet(nn.Module):
     """Items go in as rows of `items_in`; the state after each one scores all items.
 
     `scores = state @ items_out.T + items_out_bias`. With `tied` item vectors, `items_out` is
-    `items_in` itself.
+    `items_in` itself. With `click_head` there are `click_scale` (H,) and `click_bias` (n_items,) as
+    well, for a second score of the same vectors (`recspark.models.click_through`).
     """
 
     def __init__(
@@ -25,11 +26,15 @@ class SequenceNet(nn.Module):
         state_size: int,
         tied: bool,
         generator: torch.Generator,
+        click_head: bool = False,
     ) -> None:
         super().__init__()
         self.items_in = matrix(generator, n_items, embedding_size)
         self.items_out = self.items_in if tied else matrix(generator, n_items, state_size)
         self.items_out_bias = nn.Parameter(torch.zeros(n_items))
+        if click_head:
+            self.click_scale = nn.Parameter(torch.ones(state_size))
+            self.click_bias = nn.Parameter(torch.zeros(n_items))
 
     @abstractmethod
     def states(

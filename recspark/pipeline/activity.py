@@ -39,12 +39,14 @@ def to_score(context: RunContext) -> DataFrame:
 
 def kept_lists(context: RunContext) -> DataFrame | None:
     """Return `user_idx, item_idx, rank, score, model` of the newest earlier night for users whose
-    list still holds; None where everyone is scored.
+    list still holds; None where everyone is scored. An impression counts as a change: it may join
+    two of the user's sessions.
 
     A list still holds if the user's history is what it was then, has no event in the last
     `publish.rescore_days`, and all its items may still be listed. Nobody's list holds where code or
     settings of the lists have changed since, or what has changed is no longer known. A model that was
-    only trained again on new data is the same model.
+    only trained again on new data is the same model. An impression counts as a change: it may join two
+    sessions.
 
     Cost: reads that night's lists and the event files that came since; a shuffle by user of both; no
     job but the look-up of the night.

@@ -11,24 +11,29 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import digest
-from recspark.data import features, histories, sessions, texts, windows
+from recspark.data import features, histories, impressions, sessions, texts, windows
 from recspark.data.interactions import before, interactions
-from recspark.models.registry import model_spec
+from recspark.models.registry import make
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.sessionize import reopened_events
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 from recspark.tables.snapshot import changed_rows
 
+TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
+
 
 def build_features(context: RunContext) -> StageResult:
-    """Merge `histories`; then interactions, features and training sets as of both cutoffs."""
+    """Merge `histories`; then interactions, features and training sets as of both cutoffs.
+
+    A training set is written where a model of tonight reads it, with the settings that it has.
+    """
     catalog, config = context.catalog, context.config
     outputs = {"histories": _update_histories(context)}
     all_histories = catalog.read("histories", outputs["histories"])
-    asked = {table for name in config.models for table in model_spec(name).training}
-    training = (*windows.TRAINING_TABLES, texts.TABLE)
-    tables = [*_FRAMES, *(table for table in training if table in asked)]
+    settings = config.model_settings
+    asked = {make(name, settings.get(name, {})).training_table for name in config.models}
+    tables = [*_FRAMES, *(table for table in TRAINING if table in asked)]
     written = together(
         context.spark, *[partial(_write, context, all_histories, table) for table in tables]
     )
@@ -62,6 +67,13 @@ def write_training(
         acted = histories.select(F.explode("history.item_idx").alias("item_idx")).distinct()
         mine = acted.join(items, on="item_idx", how="left")
         rows = texts.training_texts(mine, cutoff, n_files)
+    elif table in impressions.TABLES:
+        dictionaries = context.read("user_ids"), context.read("item_ids")
+        shown = impressions.impressions(context.read("sessions"), *dictionaries, cutoff)
+        unit = impressions.TABLES[table]
+        rows = impressions.training_impressions(
+            histories, shown, cutoff, config.features, n_files, unit=unit
+        )
     else:
         rows = windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
     return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)

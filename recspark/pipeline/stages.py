@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from recspark import storage
-from recspark.data.windows import TRAINING_TABLES
 from recspark.errors import StageOrderError
-from recspark.pipeline.build_features import build_features
+from recspark.pipeline.build_features import TRAINING, build_features
 from recspark.pipeline.evaluate import evaluate
 from recspark.pipeline.ingest import ingest
 from recspark.pipeline.publish import publish
@@ -57,7 +56,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
     "ingest": (ingest, ("events",)),
     "sessionize": (sessionize, ("events",)),
     "build_features": (build_features, ("events", "sessions", "user_ids", "item_ids", "items")),
-    "train": (train, ("histories", "items", "item_features", *TRAINING_TABLES)),
+    "train": (train, ("histories", "items", "item_features", *TRAINING)),
     "recommend": (
         recommend,
         ("histories", "items", "item_features", "user_ids", "item_ids", "recommendations"),

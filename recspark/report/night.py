@@ -13,7 +13,8 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from recspark.config import cutoff_of
+from recspark.config import Sessions, cutoff_of
+from recspark.data.sessions import is_act
 from recspark.errors import TableNotFoundError
 from recspark.pipeline.run import STAGES, RunContext
 from recspark.tables.catalog import TableCatalog
@@ -161,7 +162,7 @@ def user_panel(context: RunContext, user: str) -> Columns:
     right = Table(title="bought before, newest first")
     for column in ("date", "item", "name"):
         right.add_column(column)
-    for event in bought(context.catalog, user, str(context.run_date), limit=10):
+    for event in bought(context.catalog, user, str(context.run_date), 10, context.config.sessions):
         right.add_row(event["event_at"][:10], event["item_id"], event["item_name"] or "")
     return Columns([left, right])
 
@@ -181,8 +182,10 @@ def user_list(recommendations: DataFrame, user: str) -> list[dict[str, Any]]:
     return [row.asDict() for row in mine.drop("run_date", "user_id").collect()]
 
 
-def bought(catalog: TableCatalog, user: str, night: str, limit: int) -> list[dict[str, Any]]:
-    """Return a user's newest events up to the night, with item names as of then."""
+def bought(
+    catalog: TableCatalog, user: str, night: str, limit: int, sessions: Sessions
+) -> list[dict[str, Any]]:
+    """Return a user's newest acts up to the night, with item names as of then."""
     cutoff = cutoff_of(date.fromisoformat(str(night)))
     events = catalog.read("events", catalog.version("events"))
     items = catalog.read("items", catalog.version("items")).where(
@@ -190,6 +193,7 @@ def bought(catalog: TableCatalog, user: str, night: str, limit: int) -> list[dic
     )
     mine = (
         events.where((F.col("user_id") == user) & (F.col("event_at") < F.lit(cutoff)))
+        .where(is_act(sessions))
         .orderBy(F.desc("event_at"), "event_id")
         .limit(limit)
     )

@@ -151,6 +151,20 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=150,
         ),
         TableSpec(
+            "training_session_impressions",
+            schema.TRAINING_IMPRESSIONS,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=200,
+        ),
+        TableSpec(
+            "training_history_impressions",
+            schema.TRAINING_IMPRESSIONS,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=300,
+        ),
+        TableSpec(
             "training_item_bags",
             schema.TRAINING_ITEM_BAGS,
             key=("cutoff", "item_idx"),

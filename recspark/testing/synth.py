@@ -15,8 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from recspark import schema
 from recspark.config import Features
 from recspark.data import features, texts
-from recspark.data.blocks import MICROS_PER_DAY, Array, micros, parse_histories
+from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, micros, parse_histories
 from recspark.data.dataset import Dataset, TrainingSet
+from recspark.data.impressions import TABLES as IMPRESSION_TABLES
+from recspark.data.impressions import sequences_shown
 from recspark.data.interactions import before, interactions, queries
 from recspark.data.windows import Unit, bags, sequences, training_item_bags
 
@@ -170,6 +172,13 @@ def write_training(
     if table == "training_bags":
         items, weights, lengths = bags(history, micros(CUTOFF), None, length)
         made = {"weights": pa.array(list(weights), pa.list_(pa.float32()))}
+    elif table in IMPRESSION_TABLES:
+        row, position, items, lengths, *shown = sequences_shown(
+            history, shown_with(history), IMPRESSION_TABLES[table], length, 512, 2 * length
+        )
+        users, made = users[row], {"position": pa.array(position, pa.int32())}
+        for name, values in zip(("shown", "shown_after", "clicked"), shown, strict=True):
+            made[name] = pa.array(list(values), pa.list_(pa.int32()))
     else:
         unit: Unit = "session" if table == "training_sessions" else "history"
         row, position, items, lengths = sequences(history, unit, length, 512)
@@ -183,6 +192,21 @@ def write_training(
         }
     )
     return write_files(rows, folder, table, n_files)
+
+
+def shown_with(history: Histories, seed: int = 1) -> Histories:
+    """Return impressions: with each act its item and another, drawn evenly, shown just before it."""
+    items = np.unique(history.item_idx)
+    drawn = np.random.default_rng(seed).choice(items, len(history.item_idx))
+    return Histories(
+        start=2 * history.start,
+        item_idx=np.stack([history.item_idx, drawn], axis=1).ravel(),
+        event_at=np.repeat(history.event_at, 2),
+        weight=np.repeat(history.weight, 2),
+        session_id=history.session_id.take(np.repeat(np.arange(len(drawn)), 2))
+        if history.session_id is not None
+        else None,
+    )
 
 
 def write_files(rows: pa.Table, folder: str, table: str, n_files: int) -> TrainingSet:

@@ -73,15 +73,19 @@ SHORT: dict[str, dict[str, Any]] = {
     },
 }
 
+# What is checked: a model with its short settings, and heads that change what it learns and answers.
+CASES = {name: (name, SHORT.get(name, {})) for name in sorted(MODELS)}
+CASES["gru4rec, clicks"] = ("gru4rec", {**SHORT["gru4rec"], "head": "click_through"})
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
+
+@pytest.fixture(scope="module", params=CASES)
 def case(
     request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Case]:
-    name = request.param
+    name, settings = CASES[request.param]
     options = FitOptions(in_process=True, train=Train(ranks=1))
     folder = str(tmp_path_factory.mktemp(name))
-    return Case(spark, MODELS[name], SHORT.get(name, {}), folder, options)
+    return Case(spark, MODELS[name], settings, folder, options)
 
 
 @pytest.mark.spark

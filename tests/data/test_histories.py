@@ -24,11 +24,15 @@ SESSIONS = Sessions(gap_minutes=30, max_minutes=None)
 
 def events(spark: SparkSession, rows: list[tuple[str, str, float]]) -> DataFrame:
     data: list[Any] = [
-        (f"{u}{i}{h}", u, None, None, i, "purchase", T0 + timedelta(hours=h), 2.0, 1.0, None,
+        (f"{u}{i}{h}", u, None, None, i, kind(h), T0 + timedelta(hours=h), 2.0, 1.0, None,
          (T0 + timedelta(hours=h)).date(), T0.date())
         for u, i, h in rows
     ]  # fmt: skip
     return spark.createDataFrame(data, schema.EVENTS)
+
+
+def kind(hours: float) -> str:
+    return "impression" if hours % 7 == 4 else "purchase"
 
 
 def dictionaries(spark: SparkSession) -> tuple[DataFrame, DataFrame]:
@@ -75,6 +79,12 @@ def test_merging_equals_making_from_scratch(spark: SparkSession) -> None:
     everything = events(spark, sorted(have))
     assert rows_of(state) == rows_of(update(spark, empty(spark), everything, everything))
     assert "u1" not in {r[0] for r in have}
+    acts = {(r[0], r[1]) for r in have if kind(r[2]) == "purchase"}
+    seen = {(f"u{r['user_idx']}", f"i{i}") for r in state.collect() for i in r["seen"]}
+    assert seen == acts
+    types = state.select(F.explode("history.event_type")).distinct().collect()
+    assert [r[0] for r in types] == ["purchase"]
+    assert len(acts) < len({r[:2] for r in have})  # some items were only shown
     assert state.where("user_idx = 1").count() == 0
 
 

@@ -18,14 +18,17 @@ pytestmark = pytest.mark.spark
 T0 = datetime(2010, 12, 1, 22, 0, tzinfo=UTC)
 
 
-def events(spark: SparkSession, rows: list[tuple[str, float]]) -> DataFrame:
-    """Rows of (user, minutes after T0); event_id names both."""
+def events(
+    spark: SparkSession, rows: list[tuple[str, float]], shown: set[tuple[str, float]] | None = None
+) -> DataFrame:
+    """Rows of (user, minutes after T0); event_id names both. Those `shown` are impressions."""
     data: list[Any] = []
     for user, minutes in rows:
         at = T0 + timedelta(minutes=minutes)
         event_id = f"{user}@{minutes:09.2f}"
+        kind = "impression" if (user, minutes) in (shown or ()) else "purchase"
         data.append(
-            (event_id, user, None, None, "i1", "purchase", at, 1.0, 1.0, None, at.date(), at.date())
+            (event_id, user, None, None, "i1", kind, at, 1.0, 1.0, None, at.date(), at.date())
         )
     return spark.createDataFrame(data, schema.EVENTS)
 
@@ -38,8 +41,13 @@ def session_list(frame: DataFrame) -> list[tuple[str, int, float]]:
     ]
 
 
-def make(spark: SparkSession, rows: list[tuple[str, float]], settings: Sessions) -> DataFrame:
-    return sessions.sessions(sessions.with_session_id(events(spark, rows), settings))
+def make(
+    spark: SparkSession,
+    rows: list[tuple[str, float]],
+    settings: Sessions,
+    shown: set[tuple[str, float]] | None = None,
+) -> DataFrame:
+    return sessions.sessions(sessions.with_session_id(events(spark, rows, shown), settings))
 
 
 def test_a_gap_of_exactly_the_limit_stays_in(spark: SparkSession) -> None:
@@ -59,6 +67,24 @@ def test_the_maximum_length_cuts_a_chain_counted_from_its_start(spark: SparkSess
     rows = [("a", float(m)) for m in range(0, 100, 10)]
     found = make(spark, rows, Sessions(gap_minutes=15, max_minutes=40))
     assert session_list(found) == [("a", 4, 30.0), ("a", 4, 30.0), ("a", 2, 10.0)]
+
+
+def test_impressions_hold_a_session_together_and_are_none_of_its_items(
+    spark: SparkSession,
+) -> None:
+    rows = [("a", 0.0), ("a", 20.0), ("a", 40.0), ("a", 200.0)]
+    settings = Sessions(gap_minutes=30, max_minutes=None)
+    found = make(spark, rows, settings, {("a", 20.0), ("a", 200.0)}).orderBy("started_at").collect()
+    assert session_list(make(spark, rows, settings, {("a", 20.0)})) == [
+        ("a", 2, 40.0),
+        ("a", 1, 0.0),
+    ]
+    assert [(r["items"], [s["event_at"] for s in r["shown"]]) for r in found] == [
+        (["i1", "i1"], [(T0 + timedelta(minutes=20)).replace(tzinfo=None)]),
+        ([], [(T0 + timedelta(minutes=200)).replace(tzinfo=None)]),
+    ]
+    none = make(spark, rows, Sessions(gap_minutes=30, impression_types=()), {("a", 20.0)})
+    assert session_list(none) == [("a", 3, 40.0), ("a", 1, 0.0)]
 
 
 def test_equal_to_spark_session_window_without_a_length_limit(spark: SparkSession) -> None:
@@ -97,12 +123,13 @@ def test_reopening_equals_making_all_again(
     rng = np.random.default_rng(seed)
     rows = sorted({(f"u{u}", float(m)) for u in range(6) for m in rng.integers(0, 400, 25)})
     flags = rng.random(len(rows))
+    shown = {row for row in rows if rng.random() < 0.4}
     before = [r for r, f in zip(rows, flags) if f > 0.15]
     after = [r for r, f in zip(rows, flags) if f < 0.9]
     after += [("new", 3.0), ("u0", 401.0)]
-    old = make(spark, before, settings).cache()
-    now = events(spark, after)
-    changes = events(spark, sorted(set(before) ^ set(after)))
+    old = make(spark, before, settings, shown).cache()
+    now = events(spark, after, shown)
+    changes = events(spark, sorted(set(before) ^ set(after)), shown)
     from_where = sessions.reopened(changes, old, settings)
     redo = (
         now.withColumn("owner", sessions.owner())
@@ -113,7 +140,7 @@ def test_reopening_equals_making_all_again(
     kept = old.withColumn("owner", sessions.owner()).join(from_where, on="owner", how="left")
     kept = kept.where("anchor IS NULL OR started_at < anchor").select(*schema.SESSIONS.names)
     got = sorted(map(str, kept.unionByName(new).collect()))
-    want = sorted(map(str, make(spark, after, settings).collect()))
+    want = sorted(map(str, make(spark, after, settings, shown).collect()))
     assert got == want
 
 

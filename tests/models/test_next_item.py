@@ -19,12 +19,11 @@ from recspark.errors import CatalogueTooLargeError, ConfigError, ModelError
 from recspark.eval import next_item as evaluation
 from recspark.models.base import FitOptions
 from recspark.models.gru4rec import Gru4Rec, Gru4RecModel, Gru4RecSettings
-from recspark.models.neural import Job
+from recspark.models.neural import Job, local_items
 from recspark.models.next_item import (
     drawn_loss,
     item_counts,
     last_states,
-    local_items,
     net_arrays,
     row_loss,
     train_rank,
@@ -251,7 +250,11 @@ def test_registry_and_models_agree_about_training_tables() -> None:
     for name, spec in MODELS.items():
         asked = {make(name, {}).training_table}
         if "training_sessions" in spec.training:
-            asked = {make(name, {"train_on": u}).training_table for u in ("session", "history")}
+            asked = {
+                make(name, {"train_on": unit, "head": head}).training_table
+                for unit in ("session", "history")
+                for head in ("next_item", "click_through")
+            }
         if "training_item_bags" in spec.training:
             by_item = {"by": "item", "unobserved": 0.0}
             asked |= {make(name, by_item).training_table}
@@ -277,7 +280,9 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         CatalogueTooLargeError, match=r"7 items .* raise models\.gru4rec\.max_items"
     ):
         Gru4Rec(Gru4RecSettings(max_items=6)).fit(data(7), FitOptions())
-    with pytest.raises(ModelError, match="training set is none, train_on = 'history' reads 'train"):
+    with pytest.raises(
+        ModelError, match="is none, train_on = 'history' with head = 'next_item' reads 'train"
+    ):
         SasRec(SasRecSettings()).fit(data(7), FitOptions())
     with pytest.raises(ConfigError, match=r"embedding_size \(5\) must be hidden_size \(4\)"):
         Gru4Rec.from_dict({"hidden_size": 4, "embedding_size": 5})
