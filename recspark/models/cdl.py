@@ -26,7 +26,14 @@ from recspark.models.als import pairs
 from recspark.models.base import FitOptions, Recommender
 from recspark.models.factors import FactorModel
 from recspark.models.item_item import HistoryWeights
-from recspark.models.neural import Job, NeuralSettings, check_catalogue, fit_network, net_arrays
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    fit_network,
+    local_index,
+    net_arrays,
+)
 from recspark.models.sdae import corrupted, pretrain
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
@@ -258,8 +265,8 @@ def train_rank(
     targets = None if factors is None else torch.from_numpy(factors)  # (n_items, K)
 
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
-        at = torch.searchsorted(items, batch.tensors["item_idx"].long())  # (B,)
-        wanted = None if targets is None else targets[at.clamp_max(len(items) - 1)]  # (B, K)
+        at, _ = local_index(batch.tensors["item_idx"], items)  # (B,)
+        wanted = None if targets is None else targets.to(at.device)[at]  # (B, K)
         return row_loss(net, settings, batch, wanted, generator)
 
     return train(comm, net, loss, feed, job.loop)

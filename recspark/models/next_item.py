@@ -299,7 +299,8 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
         )
 
         def value(batch: Batch) -> torch.Tensor:
-            return still(batch, torch.Generator().manual_seed(_VALIDATION_SEED), 1.0)
+            generator = torch.Generator(batch.weight.device).manual_seed(_VALIDATION_SEED)
+            return still(batch, generator, 1.0)
 
         validation = Validation(held_out, value)
     return train(comm, net, loss, feed, job.loop, validation)
@@ -352,7 +353,7 @@ def target_losses(
     scores = states @ vectors.T + net.items_out_bias[candidates.items]  # (P, N)
     if settings.loss == "bpr_max":
         return bpr_max(scores, candidates.targets, settings.bpr_reg)  # (P,)
-    correction = candidates.log_included if settings.logq else torch.zeros(())  # (N,) or ()
+    correction = candidates.log_included if settings.logq else scores.new_zeros(())  # (N,) or ()
     return softmax_nll(scores, candidates.targets, correction)  # (P,)
 
 
@@ -369,7 +370,7 @@ def drawn_loss(
     each: a product of two matrices instead of one for each target.
     """
     n_items, size = len(net.items_out_bias), settings.n_samples or 1
-    drawn = torch.randint(n_items, (size,), generator=generator)  # (N,)
+    drawn = torch.randint(n_items, (size,), generator=generator, device=targets.device)  # (N,)
     scores = states @ net.items_out[drawn].T + net.items_out_bias[drawn]  # (P, N)
     positive = (states * net.items_out[targets]).sum(dim=1) + net.items_out_bias[targets]  # (P,)
     power = gbce_power(size, n_items, settings.calibration)

@@ -55,9 +55,9 @@ class Gru4RecNet(SequenceNet):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """See `SequenceNet`."""
-        x = dropped(embedded, dropout, generator)  # (B, T, E)
+        x, on_host = dropped(embedded, dropout, generator), lengths.cpu()  # (B, T, E), (B,)
         for layer in self.layers:
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            packed = pack_padded_sequence(x, on_host, batch_first=True, enforce_sorted=False)
             out, _ = layer(packed)  # no state handed in: zero
             x, _ = pad_packed_sequence(out, batch_first=True, total_length=embedded.shape[1])
             x = dropped(x, dropout, generator)  # (B, T, H)

@@ -49,7 +49,7 @@ class MultVaeNet(nn.Module):
         With a `generator` entries are dropped and the latent vector is sampled; without one nothing
         is random, and the latent vector is its mean.
         """
-        squares = torch.zeros(n_rows, dtype=weights.dtype).index_add(0, rows, weights**2)  # (B,)
+        squares = weights.new_zeros(n_rows).index_add(0, rows, weights**2)  # (B,)
         weights = weights / squares.sqrt().clamp_min(1e-12)[rows]  # (P,): rows of length 1
         if generator is not None and dropout > 0:
             kept = torch.rand_like(weights, generator=generator) >= dropout  # (P,)

@@ -48,7 +48,9 @@ class SasRecNet(SequenceNet):
         n = embedded.shape[1]
         x = embedded * embedded.shape[2] ** 0.5 + self.positions[:n]  # (B, T, E)
         x = dropped(x, dropout, generator)  # (B, T, E)
-        later = torch.ones(n, n, dtype=torch.bool).triu(1)  # (T, T): column after row
+        later = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(
+            1
+        )  # (T, T): column after row
         for block in self.blocks:
             x = block(x, later, dropout, generator)  # (B, T, E)
         return self.norm(x)  # (B, T, E)

@@ -64,5 +64,5 @@ def dropped(
     """Return `values` with a share of `dropout` set to 0 and the rest scaled up; same shape."""
     if generator is None or dropout == 0:
         return values
-    kept = torch.rand(values.shape, generator=generator) >= dropout
+    kept = torch.rand(values.shape, generator=generator, device=values.device) >= dropout
     return values * kept / (1 - dropout)

@@ -51,11 +51,14 @@ class Negatives:
         An item is included with probability 1 - (1 - q)^n_samples (1 - p)^P, of its share q of a
         draw and its share p of the training set.
         """
-        n_items = len(self.share)
+        n_items, device = len(self.share), targets.device
         if self.n_samples is None:
-            zeros = torch.zeros(n_items)  # (n_items,)
-            return Candidates(torch.arange(n_items), targets, zeros)
-        uniform = torch.rand(self.n_samples, generator=generator, dtype=torch.float64)  # (S,)
+            zeros = torch.zeros(n_items, device=device)  # (n_items,)
+            return Candidates(torch.arange(n_items, device=device), targets, zeros)
+        self._move(device)
+        uniform = torch.rand(
+            self.n_samples, generator=generator, dtype=torch.float64, device=device
+        )  # (S,)
         drawn = torch.searchsorted(self._cumulative, uniform * self._cumulative[-1])  # (S,)
         items = torch.unique(torch.cat([targets, drawn.clamp_max(n_items - 1)]))  # (N,)
         log_missed = self.n_samples * torch.log1p(-self._draw[items]) + len(targets) * torch.log1p(
@@ -63,3 +66,10 @@ class Negatives:
         )  # (N,)
         log_included = torch.log(-torch.expm1(log_missed)).float()  # (N,)
         return Candidates(items, torch.searchsorted(items, targets), log_included)
+
+    def _move(self, device: torch.device) -> None:
+        """Keep what is drawn from where the targets are."""
+        if self.share.device != device:
+            self.share, self._draw, self._cumulative = (
+                values.to(device) for values in (self.share, self._draw, self._cumulative)
+            )
