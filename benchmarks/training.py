@@ -39,7 +39,7 @@ from recspark.train.loop import LoopOptions
 class Size:
     """Of the largest autoencoder here: as Liang et al. 2018 train it on MovieLens 20M."""
 
-    users: int = 12_000
+    users: int = 8_000
     items: int = 20_000
     per_user: int = 60
     length: int = 256
