@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +224,17 @@ def log(user: Array, item: Array, at: Array) -> synth.Log:
     return synth.Log(user, item, age, np.ones(len(user), np.float32))
 
 
+def dataset(spark: SparkSession, events: synth.Log) -> Dataset:
+    """Return what models are fitted on; its histories are made once and kept."""
+    data = synth.dataset(spark, events)
+    return replace(data, histories=data.histories.persist())
+
+
 def queries(spark: SparkSession, events: synth.Log, *, masked: bool) -> DataFrame:
-    """Return the queries of all users of `events`, whose items are masked or not."""
+    """Return the queries of all users of `events`, whose items are masked or not; made once and kept."""
     histories = before(synth.histories(spark, events), synth.CUTOFF)
-    return queries_of(histories, synth.CUTOFF, None, "novel" if masked else "repeat")
+    found = queries_of(histories, synth.CUTOFF, None, "novel" if masked else "repeat")
+    return found.persist()
 
 
 def with_seen(asked: DataFrame, user: Array, item: Array, folder: str) -> DataFrame:
@@ -245,7 +252,7 @@ def with_seen(asked: DataFrame, user: Array, item: Array, folder: str) -> DataFr
     )
     synth.write_files(seen, folder, "seen", 4)
     found = asked.sparkSession.read.parquet(folder)
-    return asked.drop("seen").join(found, on="user_idx", how="inner")
+    return asked.drop("seen").join(found, on="user_idx", how="inner").persist()
 
 
 def of_users(model: RecommenderModel, question: Question) -> tuple[Array, dict[str, Array]]:

@@ -16,12 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame
 
 from benchmarks.quality import ml1m, movielens
 from benchmarks.quality.ml1m import Asked, Question, Table
 from recspark.data.blocks import Array
-from recspark.testing import synth
 
 N_DRAWN = (100, 99)
 # Of Rendle et al. 2021, "Revisiting the Performance of iALS on Item Recommendation Benchmarks", their
@@ -53,13 +52,14 @@ def run(*, smoke: bool) -> None:
     table = Table("movielens_last", about, asked)
     with asked.session("movielens_last") as (spark, folder):
         train = ml1m.log(user[back > 0], item[back > 0], at[back > 0])
-        data = synth.dataset(spark, train)
+        data = ml1m.dataset(spark, train)
+        asked_of = ml1m.queries(spark, train, masked=True)
         for seed in asked.seeds:
             rated = np.zeros((user.max() + 1, item.max() + 1), bool)
             rated[user, item] = True
             truth = item[back == 0]  # (n_users,)
             questions = {
-                f"among_{n}": question(spark, train, rated, truth, n, seed, f"{folder}/{seed}-{n}")
+                f"among_{n}": question(asked_of, rated, truth, n, seed, f"{folder}/{seed}-{n}")
                 for n in N_DRAWN
             }
             for row in asked.models:
@@ -67,15 +67,14 @@ def run(*, smoke: bool) -> None:
 
 
 def question(
-    spark: SparkSession,
-    train: synth.Log,
+    asked: DataFrame,
     rated: Array,
     truth: Array,
     n: int,
     seed: int,
     folder: str,
 ) -> Question:
-    """Return the queries of all users that mask all films but the truth and `n` unrated ones.
+    """Return the queries `asked`, which mask all films but the truth and `n` unrated ones.
 
     `rated` bool (n_users, n_items); `truth` int32 (n_users,).
     """
@@ -85,5 +84,4 @@ def question(
     masked = np.ones(rated.shape, bool)
     np.put_along_axis(masked, np.argpartition(draw, n, axis=1)[:, :n], False, axis=1)
     masked[users, truth] = False
-    asked = ml1m.with_seen(ml1m.queries(spark, train, masked=True), *np.nonzero(masked), folder)
-    return Question(asked, users, truth)
+    return Question(ml1m.with_seen(asked, *np.nonzero(masked), folder), users, truth)

@@ -112,7 +112,7 @@ def measure(name: str, protocol: Protocol, ratings: pd.DataFrame, asked: Asked) 
     with asked.session(table.name) as (spark, folder):
         train = ml1m.log(user[back > 1], item[back > 1], at[back > 1])
         read = ml1m.log(user[back > truth], item[back > truth], at[back > truth])
-        data = synth.dataset(spark, train)
+        data = ml1m.dataset(spark, train)
         questions = {
             key: Question(
                 ml1m.queries(spark, read, masked=key == "masked"),

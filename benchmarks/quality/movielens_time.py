@@ -20,7 +20,6 @@ import numpy as np
 from benchmarks.quality import ml1m, movielens
 from benchmarks.quality.ml1m import Asked, Question, Table
 from recspark.data.blocks import Array
-from recspark.testing import synth
 
 # RePlay's table (its README): NDCG@10 of its own models.
 PUBLISHED = {"als": 0.265, "popular": 0.244, "item2vec": 0.138}
@@ -57,7 +56,7 @@ def run(*, smoke: bool) -> None:
     table = Table("movielens_time", about, asked)
     with asked.session("movielens_time") as (spark, _):
         train = ml1m.log(user[~late], item[~late], at[~late])
-        data = synth.dataset(spark, train)
+        data = ml1m.dataset(spark, train)
         question = Question(ml1m.queries(spark, train, masked=True), user[warm], item[warm])
         print(
             f"{len(train.age):,} ratings before, {warm.sum():,} of {late.sum():,} after are warm, of "
