@@ -112,7 +112,7 @@ class Table:
     Parameters
     ----------
     name : of the benchmark and of its file
-    about : protocol, what others reached
+    about : `protocol`, in words; what others reached
     asked : options of the run
     """
 
@@ -120,6 +120,9 @@ class Table:
     about: dict[str, Any]
     asked: Asked
     _of_users: dict[tuple[int, str, str], dict[str, Array]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        print(self.about["protocol"], flush=True)
 
     def add(
         self,

@@ -29,10 +29,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "item_knn": movielens.SETTINGS["item_knn"],
     "ease": movielens.SETTINGS["ease"],
     "als": {
-        "half_life_days": None, "embedding_size": 64, "reg": 0.1, "alpha": 2, "iterations": 10,
+        "half_life_days": None, "embedding_size": 8, "reg": 0.3, "alpha": 2, "iterations": 10,
     },
     "item2vec": {
-        "half_life_days": None, "sentence": "history", "window": 10, "epochs": 10, "n_blocks": 1,
+        "half_life_days": None, "sentence": "history", "window": 10, "epochs": 5, "n_blocks": 1,
     },
 }  # fmt: skip
 
