@@ -6,6 +6,7 @@ those that the user never rated (`among_100`; another draw for each seed), or 99
 files (`among_99`). Nobody is dropped; a film that nobody rated before is never listed; ties by the
 film's number. A sampled figure: not to be compared with one of a full ranking.
 
+The settings of `als` are the paper's, those of `item_knn` and `ease` the random split's;
 `part=validation` leaves the last out of everything and asks for the one before.
 
     python -m benchmarks quality.movielens_last

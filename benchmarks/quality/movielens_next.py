@@ -5,10 +5,11 @@ Two protocols, models fitted in both on all but each user's last two ratings, wh
 - `sasrec` (Kang & McAuley 2018): all ratings, users and films with 5 at least.
 - `gru4rec` (RecBole's sequential one): ratings of 3 and more, users and films with 10 at least.
 
-The last rating is the truth, all before it are read; the last but one (`part=validation`), by which
-settings were chosen, is never trained on. All films are ranked: `masked` without those that the user
-rated before, `unmasked` with them (as RecBole does). Nobody is dropped; ties by the film's number. A
-network trains on windows over the newest 512 ratings of each user.
+The last rating is the truth, all before it are read. `part=validation` asks for the last but one,
+which is never trained on: for choosing settings; those here are guesses until it has been done.
+All films are ranked: `masked` without those that the user rated before, `unmasked` with them (as
+RecBole does). Nobody is dropped; ties by the film's number. A network trains on windows over the
+newest 512 ratings of each user.
 
     python -m benchmarks quality.movielens_next
     RECSPARK_ML='models=gru4rec:part=validation:set={"gru4rec"; {"epochs"; 3}}' \

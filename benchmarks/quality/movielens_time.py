@@ -6,7 +6,8 @@ that a user rated before are masked, all other films are ranked; ties by the fil
 with binary gains over the users left. The protocol of RePlay's comparison; a third of the times here
 are interpolated within a user, so the cut is approximate.
 
-`part=validation` cuts the first four fifths in the same way: how settings were chosen.
+`part=validation` cuts the first four fifths in the same way: how the settings of `als` and `item2vec`
+were chosen; `item_knn` and `ease` have those of the random split.
 
     python -m benchmarks quality.movielens_time
 """
