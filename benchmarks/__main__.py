@@ -20,6 +20,9 @@ NAMES = (
     "retail",
     "nights",
     "quality.movielens",
+    "quality.movielens_last",
+    "quality.movielens_time",
+    "quality.movielens_next",
     "quality.sessions",
     "quality.cdl",
 )

@@ -6,42 +6,33 @@ The data may not be redistributed: the folder `ml-1m` is looked for below RECSPA
 Lists: ratings of 3 and more, users and items with at least 10 each, a random tenth of each user's items for
 the test, another tenth for validation, the rest to train on; every item that the user has in neither of
 the other parts is ranked; NDCG@10 with binary gains over all users. Settings were chosen by the validation
-part (`--set` and `--validation` below), the test part is scored once.
+part, the test part is scored once.
 
 Ratings: a random tenth is the test; the error is the root of the mean square, predictions cut to [1, 5], 3
 for a user or film without a rating in the training part.
 
     python -m benchmarks quality.movielens
-    RECSPARK_ML=models=ease,multvae,seeds=3,part=validation python -m benchmarks quality.movielens
+    RECSPARK_ML=models=ease,multvae:seeds=3:part=validation python -m benchmarks quality.movielens
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 
-from benchmarks import machine
-from recspark import schema
-from recspark.config import Train, load_config
+from benchmarks.quality import ml1m
+from benchmarks.quality.ml1m import Asked, Question, Table
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset, TrainingSet
-from recspark.eval import metrics
-from recspark.models import autorec, registry
-from recspark.models.base import FitOptions
+from recspark.models import autorec
 from recspark.models.encoder import encode
 from recspark.models.neural import Job
-from recspark.session import build_session
 from recspark.testing import synth
 from recspark.train.feed import plan_shards
 from recspark.train.launch import launcher
@@ -75,121 +66,61 @@ RATINGS = {
     "hidden_size": 500, "epochs": 150, "batch_size": 200, "learning_rate": 1e-3, "weight_decay": 2e-2,
     "unobserved": 0.0,
 }  # fmt: skip
-LONGEST = 4096  # films of a user, or users of a film
-TRAIN = Train(ranks=2, threads=1, timeout_s=3000)  # type: ignore[call-arg]
 
 
 def run(*, smoke: bool) -> None:
-    """Print and write the tables."""
-    folder = Path(os.environ.get("RECSPARK_DATA", "../shared/data")) / "ml-1m"
-    if not folder.exists():
-        print(f"no data at {folder}: set RECSPARK_DATA to the folder that holds ml-1m")
+    """Print and write the table."""
+    ratings = ml1m.ratings()
+    if ratings is None:
         return
-    asked = dict(part.split("=") for part in os.environ.get("RECSPARK_ML", "").split(":") if part)
-    models = asked.get("models", "popular,ease" if smoke else ",".join(SETTINGS)).split(",")
-    seeds = range(1, int(asked.get("seeds", "1")) + 1)
-    part = asked.get("part", "test")
-    spark = build_session(load_config("local", ["spark.master=local[2]"]).spark, "movielens")
-    ratings = pd.read_parquet(folder / "ratings.parquet")
+    asked = Asked.of(("popular", "ease") if smoke else (*SETTINGS, "autorec_rmse"), smoke=smoke)
     ratings = ratings[ratings["rating"] > 0]
-    figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for seed in seeds:
-            split = Split(ratings, seed, scratch, spark)
-            for name in models:
-                if name != "autorec_rmse":
-                    found = split.score(name, part)
-                    figures.setdefault(name, []).append({"seed": seed, **found})
-                    print(name, figures[name][-1], flush=True)
-            if "autorec_rmse" in models or (len(models) == len(SETTINGS) and not smoke):
-                found = rating_error(ratings, seed, scratch, spark, part)
-                figures.setdefault("autorec_rmse", []).append({"seed": seed, **found})
-                print("autorec_rmse", figures["autorec_rmse"][-1], flush=True)
-    spark.stop()
-    if not smoke and part == "test":
-        command = "python -m benchmarks quality.movielens"
-        about = {"settings": SETTINGS, "rating_settings": RATINGS, "published": PUBLISHED}
-        machine.write("movielens", command, {**about, "figures": figures})
+    if smoke:
+        ratings = ratings[ratings["user_id"] <= 300]
+    table = Table("movielens", {"protocol": __doc__, "published": PUBLISHED}, asked)
+    with asked.session("movielens") as (spark, scratch):
+        for seed in asked.seeds:
+            lists = [row for row in asked.models if row != "autorec_rmse"]
+            if lists:
+                split = Split(ratings, seed, f"{scratch}/bags-{seed}", spark, asked.part)
+            for row in lists:
+                settings = asked.settings(row, SETTINGS[row])
+                table.add(row, row, settings, split.data, {"masked": split.question}, seed)
+            if "autorec_rmse" in asked.models:
+                table.write(
+                    "autorec_rmse", seed, rating_error(ratings, seed, scratch, spark, asked)
+                )
 
 
 class Split:
-    """RecBole's split of one seed, as data for models and as truth."""
+    """RecBole's split of one seed, as data for models and as a question.
 
-    def __init__(self, ratings: pd.DataFrame, seed: int, scratch: str, spark: SparkSession) -> None:
-        liked = core(ratings[ratings["rating"] >= 3], 10)
-        self.user = np.unique(liked["user_id"], return_inverse=True)[1]
-        self.item = np.unique(liked["movie_id"], return_inverse=True)[1]
-        print(f"{len(liked):,} ratings, {self.user.max() + 1} users, {self.item.max() + 1} films")
-        self.part = parts(self.user, seed)
-        self.spark = spark
-        train = self.part == 0
+    The items of the other part are masked; models see those of the training part.
+    """
+
+    def __init__(
+        self, ratings: pd.DataFrame, seed: int, folder: str, spark: SparkSession, part: str
+    ) -> None:
+        liked = ml1m.core(ratings[ratings["rating"] >= 3], 10)
+        user = np.unique(liked["user_id"], return_inverse=True)[1]
+        item = np.unique(liked["movie_id"], return_inverse=True)[1].astype(np.int32)
+        print(f"{len(liked):,} ratings, {user.max() + 1} users, {item.max() + 1} films")
+        of_part = parts(user, seed)
+        train = of_part == 0
         n = int(train.sum())
-        log = synth.Log(
-            self.user[train], self.item[train].astype(np.int32), np.ones(n), np.ones(n, np.float32)
-        )
+        log = synth.Log(user[train], item[train], np.ones(n), np.ones(n, np.float32))
         files = synth.write_training(
-            log, f"{scratch}/bags-{seed}", "training_bags", n_files=8, length=LONGEST
+            log, folder, "training_bags", 8, np.bincount(log.user_idx).max()
         )
-        data = synth.dataset(spark, log)
-        self.data: Dataset = replace(data, training=files)
-        self.seed, self.scratch = seed, scratch
-
-    def score(self, name: str, part: str) -> dict[str, Any]:
-        """Fit model `name` and score its lists on a part; the other parts' items are masked."""
-        begun = time.perf_counter()
-        options = FitOptions(
-            train=TRAIN.model_copy(update={"seed": self.seed}),
-            progress=lambda text: print(f"  {text}", flush=True),
-        )
-        model = registry.make(name, SETTINGS[name]).fit(self.data, options)
-        fitted = time.perf_counter() - begun
+        self.data: Dataset = replace(ml1m.dataset(spark, log), training=files)
         number = 1 if part == "validation" else 2
-        rows = model.recommend(self.queries(number), 10).toArrow()
-        listed: dict[int, list[int]] = {}
-        for user, item in zip(rows["user_idx"].to_pylist(), rows["item_idx"].to_pylist()):
-            listed.setdefault(user, []).append(item)
-        mine = self.part == number
-        truth = pd.Series(self.item[mine]).groupby(self.user[mine]).agg(set)
-        n_users = np.bincount(self.item[self.part == 0], minlength=self.item.max() + 1)
-        catalogue = metrics.Catalogue(
-            np.arange(len(n_users), dtype=np.int32), np.maximum(n_users, 1)
+        masked = np.flatnonzero(of_part < number)
+        masked = masked[np.lexsort((item[masked], user[masked]))]
+        mine = of_part == number
+        queries = ml1m.with_seen(
+            synth.ask(self.data), user[masked], item[masked], f"{folder}-seen-{part}"
         )
-        block = metrics.Block.of(
-            [listed.get(user, []) for user in truth.index], list(truth), catalogue
-        )
-        return {
-            "ndcg@10": round(float(metrics.ndcg(block, 10).mean()), 4),
-            "recall@10": round(float(metrics.recall(block, 10).mean()), 4),
-            "hit_rate@10": round(float(metrics.hit_rate(block, 10).mean()), 4),
-            "users": len(truth),
-            "fit_seconds": round(fitted, 1),
-        }
-
-    def queries(self, number: int) -> DataFrame:
-        """Return the queries: what was trained on, all parts but `number` masked."""
-        masked = self.part < number
-        seen = pd.Series(self.item[masked]).groupby(self.user[masked]).agg(lambda s: sorted(set(s)))
-        frame = pa.table(
-            {
-                "user_idx": pa.array(seen.index, pa.int64()),
-                "seen": pa.array(list(seen), pa.list_(pa.int32())),
-            }
-        )
-        asked = synth.ask(self.data).drop("seen")
-        return asked.join(self.spark.createDataFrame(frame), on="user_idx").select(
-            *[F.col(name) for name in schema.QUERIES.names]
-        )
-
-
-def core(ratings: pd.DataFrame, least: int) -> pd.DataFrame:
-    """Return the ratings left when users and items with fewer than `least` go, again and again."""
-    while True:
-        users = ratings["user_id"].map(ratings["user_id"].value_counts())
-        items = ratings["movie_id"].map(ratings["movie_id"].value_counts())
-        kept = (users >= least) & (items >= least)
-        if kept.all():
-            return ratings
-        ratings = ratings[kept]
+        self.question = Question(queries, user[mine], item[mine])
 
 
 def parts(user: Array, seed: int) -> Array:
@@ -206,7 +137,7 @@ def parts(user: Array, seed: int) -> Array:
 
 
 def rating_error(
-    ratings: pd.DataFrame, seed: int, scratch: str, spark: SparkSession, part: str
+    ratings: pd.DataFrame, seed: int, scratch: str, spark: SparkSession, asked: Asked
 ) -> dict[str, Any]:
     """Train item-based AutoRec: a row is a film, its entries are users' ratings."""
     rng = np.random.default_rng(seed)
@@ -215,13 +146,13 @@ def rating_error(
     value = ratings["rating"].to_numpy(np.float32)
     drawn = rng.random(len(value))
     held = drawn < 0.1
-    if part == "validation":  # the test stays out of everything
+    if asked.part == "validation":  # the test stays out of everything
         user, film, value = user[~held], film[~held], value[~held]
         held = rng.random(len(value)) < 0.1
     begun = time.perf_counter()
     rows = bags(film[~held], user[~held], value[~held], len(films))
-    files: TrainingSet = synth.write_files(rows, f"{scratch}/films-{seed}-{part}", "films", 8)
-    settings = autorec.AutoRecSettings(**RATINGS)
+    files: TrainingSet = synth.write_files(rows, f"{scratch}/films-{seed}-{asked.part}", "films", 8)
+    settings = autorec.AutoRecSettings(**asked.settings("autorec_rmse", RATINGS))
     loop = LoopOptions(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -229,8 +160,9 @@ def rating_error(
         seed=seed,
     )
     vocabulary = np.arange(len(users), dtype=np.int32)
-    job = Job(settings, vocabulary, plan_shards(files, TRAIN.ranks), None, loop)
-    trained = launcher(spark, TRAIN, tell=lambda text: print(f"  {text}", flush=True)).run(
+    train = asked.train.model_copy(update={"seed": seed})
+    job = Job(settings, vocabulary, plan_shards(files, asked.ranks), None, loop)
+    trained = launcher(spark, train, tell=lambda text: print(f"  {text}", flush=True)).run(
         autorec.train_rank, job
     )
     net = autorec.make_net(settings, len(users), seed)
@@ -246,11 +178,12 @@ def rating_error(
     known = np.isin(user[held], user[~held]) & np.isin(film[held], film[~held])
     error = np.where(known, guess, 3) - value[held]
     return {
+        "settings": settings.model_dump(),
         "rmse": round(float(np.sqrt((error**2).mean())), 4),
         "mae": round(float(np.abs(error).mean()), 4),
         "ratings": int(held.sum()),
         "fit_seconds": round(time.perf_counter() - begun, 1),
-        "torch": torch.__version__,
+        "epochs": len(trained[0].value.curve.epochs),
     }
 
 
