@@ -60,5 +60,7 @@ def draw(
 def _ticks(axis: object, xs: Sequence[float]) -> None:
     if len(xs) > 1 and xs[-1] / max(xs[0], 1e-9) >= 8:
         axis.set_xscale("log", base=2)  # type: ignore[attr-defined]
+    if len(xs) > 8:
+        xs = [xs[0], xs[len(xs) // 4], xs[len(xs) // 2], xs[-1]]
     axis.set_xticks(xs, [f"{x:g}" for x in xs])  # type: ignore[attr-defined]
     axis.minorticks_off()  # type: ignore[attr-defined]
