@@ -40,6 +40,7 @@ SETTINGS = Word2Vec(
     size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
 )
 PARTITIONS, SEEDS = (1, 4, 16), (1, 2, 3)
+_COMMAND = "RECSPARK_SESSIONS=FOLDER python -m benchmarks item2vec"
 N_TESTED = 20_000  # next items looked for, drawn once
 
 
@@ -57,32 +58,37 @@ class Sessions:
 
 
 def run(*, smoke: bool) -> None:
-    """Measure all. `RECSPARK_BENCH_SEEDS` says how many seeds; 1: about 12 minutes on two cores.
+    """Measure all: about 40 minutes on two cores with three seeds (`RECSPARK_BENCH_SEEDS`).
 
-    `RECSPARK_BENCH_ONLY=speed` measures again what needs a quiet machine, the four fits that are
-    compared by time, and keeps the other rows of the results as they are.
+    `RECSPARK_BENCH_ONLY` = `speed` or `scaling` measures again what needs a quiet machine, the four
+    fits that are compared by time or how ours grows, and keeps the other results as they are.
     """
-    folder = None if smoke else os.environ.get("RECSPARK_SESSIONS")
-    bench = Bench(
-        folder, replace(SETTINGS, epochs=2, n_rotations=2) if smoke else SETTINGS, smoke=smoke
-    )
-    seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
-    speed = [(name, 2, seeds[0]) for name in ("ours", "gensim", "mllib", "ours_hs")]
-    old: list[dict[str, Any]] = []
-    if os.environ.get("RECSPARK_BENCH_ONLY") == "speed" and not smoke:
-        cases = speed
-        old = json.loads((machine.RESULTS / "item2vec.json").read_text())["rows"]
-    else:
-        cases = speed + (quality((1, 4), (1,)) if smoke else quality(PARTITIONS, seeds))
-    if not smoke:
-        bench.warm_up()
-    new = [bench.measure(*case) for case in cases]
-    rows = new + [row for row in old if (row["name"], row["partitions"], row["seed"]) not in cases]
-    bench.spark.stop()
     if smoke:
-        print(summary(rows))
-    else:
-        write(bench, rows)
+        bench = Bench(made_up(800), replace(SETTINGS, epochs=2, n_rotations=2))
+        cases = speed(1) + quality((1, 4), (1,))
+        print(summary([bench.measure(*case) for case in cases]))
+        bench.spark.stop()
+        return
+    folder, only = os.environ.get("RECSPARK_SESSIONS"), os.environ.get("RECSPARK_BENCH_ONLY", "")
+    sessions = read(folder) if folder else made_up(150_000)
+    seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
+    bench = Bench(sessions, SETTINGS)
+    bench.warm_up()
+    if only != "scaling":
+        cases = speed(seeds[0]) + (quality(PARTITIONS, seeds) if only != "speed" else [])
+        old = results("item2vec")["rows"] if only else []
+        rows = [bench.measure(*case) for case in cases]
+        rows += [row for row in old if (row["name"], row["partitions"], row["seed"]) not in cases]
+        write(bench, rows, "RECSPARK_SESSIONS" if folder else "made up")
+    if only != "speed":
+        scaling(bench)
+    bench.spark.stop()
+    picture(bench)
+
+
+def speed(seed: int) -> list[tuple[str, int, int]]:
+    """Return (name, partitions, seed) of each run that is compared by its time."""
+    return [(name, 2, seed) for name in ("ours", "gensim", "mllib", "ours_hs")]
 
 
 def quality(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int, int]]:
@@ -97,12 +103,10 @@ def quality(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, 
 class Bench:
     """The session, the data and the settings that all runs share."""
 
-    def __init__(self, folder: str | None, settings: Word2Vec, *, smoke: bool) -> None:
-        self.data = "RECSPARK_SESSIONS" if folder else "made up"
-        self.sessions = read(folder) if folder else made_up(800 if smoke else 150_000)
-        self.settings = settings
+    def __init__(self, sessions: Sessions, settings: Word2Vec, cores: int = 2) -> None:
+        self.sessions, self.settings = sessions, settings
         # Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed.
-        spark = ["master=local[2]", "driver_memory=4g", "shuffle_partitions=2"]
+        spark = [f"master=local[{cores}]", "driver_memory=4g", "shuffle_partitions=2"]
         config = load_config("cluster", [f"spark.{setting}" for setting in spark])
         self.spark = build_session(config.spark, "benchmark item2vec")
         self.frame = as_frame(self.spark, self.sessions)
@@ -137,15 +141,15 @@ class Bench:
         return row
 
 
-def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
+def write(bench: Bench, rows: list[dict[str, Any]], data: str) -> None:
     """Write the results."""
     figures = summary(rows)
     print(figures)
     machine.write(
         "item2vec",
-        "RECSPARK_SESSIONS=FOLDER python -m benchmarks item2vec",
+        _COMMAND,
         {
-            "data": bench.data,
+            "data": data,
             "sessions": len(bench.sessions.train),
             "items": len(bench.sessions.items),
             "next_items_tested": len(bench.sessions.last),
@@ -154,11 +158,38 @@ def write(bench: Bench, rows: list[dict[str, Any]]) -> None:
             "rows": rows,
         },
     )
-    picture(bench, figures)
 
 
-def picture(bench: Bench, figures: dict[str, Any]) -> None:
-    """Draw seconds an epoch at two partitions, and hit rates by partitions."""
+def scaling(bench: Bench) -> None:
+    """Write ours' seconds an epoch by sessions, blocks and cores. Ends the session of `bench`."""
+    whole, found = bench.sessions, {"thousand sessions": {}, "blocks": {}, "cores": {}}
+    for share in (16, 4, 1):
+        part = replace(whole, train=whole.train[::share])
+        frame = as_frame(bench.spark, part)
+        figures = ours(frame, part, bench.settings, 2, 1)
+        found["thousand sessions"][len(part.train) / 1000] = figures["epoch_seconds"]
+    last = found["thousand sessions"][len(whole.train) / 1000]
+    found["cores"][2] = found["blocks"][2] = last
+    for n in (1, 4):
+        found["blocks"][n] = ours(bench.frame, whole, bench.settings, n, 1)["epoch_seconds"]
+    bench.spark.stop()
+    single = Bench(whole, bench.settings, cores=1)
+    for _ in range(3):  # the last one counts; see `Bench.warm_up`
+        found["cores"][1] = ours(single.frame, whole, bench.settings, 2, 1)["epoch_seconds"]
+    single.spark.stop()
+    print(found)
+    machine.write("item2vec_scaling", f"RECSPARK_BENCH_ONLY=scaling {_COMMAND}", found)
+
+
+def results(name: str) -> dict[str, Any]:
+    """Return what `results/<name>.json` holds."""
+    found: dict[str, Any] = json.loads((machine.RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def picture(bench: Bench) -> None:
+    """Draw seconds an epoch at two partitions and how they grow, and hit rates by partitions."""
+    figures, grown = results("item2vec"), results("item2vec_scaling")
     epochs, hits = figures["epoch_seconds"], figures["mean_p_at_20"]
     names = {
         "ours": "recspark, negatives",
@@ -168,18 +199,19 @@ def picture(bench: Bench, figures: dict[str, Any]) -> None:
     }
     bars = {label: epochs[f"{name} 2"] for name, label in names.items()}
     by_partitions = {
-        name: {
-            int(case.split(" ")[1]): value
-            for case, value in hits.items()
-            if case.startswith(f"{name} ")
-        }
+        name: {n: hits[f"{name} {n}"] for n in (*PARTITIONS[:1], 2, *PARTITIONS[1:])}
         for name in ("ours", "mllib")
+    }
+    seconds = {
+        f"seconds by {what.split()[-1]}": (what, {float(x): y for x, y in grown[what].items()})
+        for what in ("thousand sessions", "cores")
     }
     plot.draw(
         "item2vec",
         f"One epoch on {len(bench.sessions.train):,} sessions, {bench.settings.size} dimensions, 2 cores",
         bars,
         {
+            **seconds,
             "P@20 of recspark": ("partitions", by_partitions["ours"]),
             "P@20 of MLlib": ("partitions", by_partitions["mllib"]),
         },
