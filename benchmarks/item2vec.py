@@ -189,7 +189,9 @@ def results(name: str) -> dict[str, Any]:
 
 def picture(bench: Bench) -> None:
     """Draw seconds an epoch at two partitions and how they grow, and hit rates by partitions."""
-    figures, grown = results("item2vec"), results("item2vec_scaling")
+    figures = results("item2vec")
+    measured = (machine.RESULTS / "item2vec_scaling.json").exists()
+    grown = results("item2vec_scaling") if measured else {}
     epochs, hits = figures["epoch_seconds"], figures["mean_p_at_20"]
     names = {
         "ours": "recspark, negatives",
@@ -205,6 +207,7 @@ def picture(bench: Bench) -> None:
     seconds = {
         f"seconds by {what.split()[-1]}": (what, {float(x): y for x, y in grown[what].items()})
         for what in ("thousand sessions", "cores")
+        if what in grown
     }
     plot.draw(
         "item2vec",
