@@ -14,7 +14,15 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Features
 from recspark.data.blocks import Array, Histories, micros, parse_histories
-from recspark.data.windows import NO_ITEM, Unit, earlier, fixed_lists, sequences, spread
+from recspark.data.windows import (
+    NO_ITEM,
+    Unit,
+    earlier,
+    fixed_lists,
+    sequences,
+    spread,
+    window_columns,
+)
 
 _FIELDS = ("event_at", "item_idx", "session_id")  # of an act or an impression
 # training table -> what ends a row of it
@@ -89,11 +97,7 @@ def training_impressions(
             )
             yield pa.RecordBatch.from_arrays(
                 [
-                    pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
-                    batch.column("user_idx").take(pa.array(row)),
-                    pa.array(position, pa.int32()),
-                    fixed_lists(items),
-                    pa.array(lengths, pa.int32()),
+                    *window_columns(batch, as_of, row, position, items, lengths),
                     *[fixed_lists(values) for values in found],
                 ],
                 names=schema.TRAINING_IMPRESSIONS.names,

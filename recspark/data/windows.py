@@ -135,18 +135,25 @@ def training_sequences(
             history = earlier(parse_histories(batch.column("history")), as_of)
             row, position, items, lengths = sequences(history, unit, length, newest)
             yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
-                    batch.column("user_idx").take(pa.array(row)),
-                    pa.array(position, pa.int32()),
-                    fixed_lists(items),
-                    pa.array(lengths, pa.int32()),
-                ],
+                window_columns(batch, as_of, row, position, items, lengths),
                 names=schema.TRAINING_SEQUENCES.names,
             )
 
     packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_SEQUENCES)
     return spread(packed, F.xxhash64("user_idx", "position"), n_files)
+
+
+def window_columns(
+    batch: pa.RecordBatch, as_of: int, row: Array, position: Array, items: Array, lengths: Array
+) -> list[pa.Array]:
+    """Return the columns of `schema.TRAINING_SEQUENCES` for what `sequences` found in `batch`."""
+    return [
+        pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
+        batch.column("user_idx").take(pa.array(row)),
+        pa.array(position, pa.int32()),
+        fixed_lists(items),
+        pa.array(lengths, pa.int32()),
+    ]
 
 
 def sequences(
