@@ -11,6 +11,7 @@ RECSPARK_SET       JSON list of further settings, such as ["paths.root=s3://buck
 RECSPARK_CONN      Airflow connection of type spark; default `recspark_spark`
 RECSPARK_PY_FILES  the package as a zip or wheel, where the executors do not have it installed
 RECSPARK_SCHEDULE  cron line in UTC; default `0 2 * * *`: the night after the day it is about
+RECSPARK_RETRIES   how often a failed stage is tried again, publish excepted; default 2
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from recspark.pipeline.run import STAGES, Stage  # noqa: E402
 
 ENV = os.environ.get("RECSPARK_ENV", "cluster")
 SETTINGS = json.loads(os.environ.get("RECSPARK_SET", "[]"))
+RETRIES = int(os.environ.get("RECSPARK_RETRIES", "2"))
 VENV = os.environ.get("RECSPARK_VENV", str(HOME / ".venv"))
 # The day that the interval starts with; `ds` differs from it in a manual run, and has no meaning in
 # an
@@ -84,7 +86,7 @@ def submit(stage: Stage, model: str = "") -> SparkSubmitOperator:
         py_files=os.environ.get("RECSPARK_PY_FILES"),
         env_vars=worker_env(),
         # A gate that refuses tonight's lists refuses them again: somebody has to look.
-        retries=0 if stage.name == STAGES[-1].name else 2,
+        retries=0 if stage.name == STAGES[-1].name else RETRIES,
     )
 
 

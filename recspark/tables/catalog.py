@@ -319,7 +319,15 @@ class TableCatalog:
                 raise KeyViolationError(
                     f"table '{spec.name}': a key occurs more than once: {shown}"
                 )
-        return int(row["rows"] or 0)
+        n_rows = int(row["rows"] or 0)
+        if spec.unique:
+            distinct = rows.agg(F.count_distinct(spec.unique)).collect()[0][0]
+            if distinct != n_rows:
+                raise KeyViolationError(
+                    f"table '{spec.name}': {n_rows} rows share {distinct} values of {spec.unique}; "
+                    "nothing was written, run the stage again"
+                )
+        return n_rows
 
     def _same_content(
         self,

@@ -20,6 +20,7 @@ class TableSpec:
     name : folder name below the tables' root
     schema : columns in order
     key : columns that together are unique; () = rows are not unique
+    unique : a further column that no two rows may share
     partition : partition columns; the slices that `replace_slice` replaces
     cluster : columns that order rows within a file; default the key
     row_bytes : estimated bytes of one row on disk, for the number of files (a guess per table)
@@ -31,6 +32,7 @@ class TableSpec:
     name: str
     schema: StructType
     key: tuple[str, ...] = ()
+    unique: str | None = None
     partition: tuple[str, ...] = ()
     cluster: tuple[str, ...] = ()
     row_bytes: int = 64
@@ -77,6 +79,7 @@ SPECS: dict[str, TableSpec] = {
             "user_ids",
             schema.USER_IDS,
             key=("user_id",),
+            unique="user_idx",
             cluster=("user_idx",),
             row_bytes=24,
             properties=_SERIALIZABLE,
@@ -85,6 +88,7 @@ SPECS: dict[str, TableSpec] = {
             "item_ids",
             schema.ITEM_IDS,
             key=("item_id",),
+            unique="item_idx",
             cluster=("item_idx",),
             row_bytes=24,
             properties=_SERIALIZABLE,

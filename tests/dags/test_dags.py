@@ -129,14 +129,19 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
         **os.environ,
         "RECSPARK_ENV": "local",
         "RECSPARK_SET": json.dumps(settings),
+        "RECSPARK_RETRIES": "0",  # a second try would hide the failure of the first
         "AIRFLOW_CONN_RECSPARK_SPARK": '{"conn_type": "spark", "host": "local[2]"}',
     }
     started = time.monotonic()
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "airflow"), "dags", "test", DAG_ID, "2010-12-10T02:00:00"],
-        env=env, capture_output=True, text=True, timeout=1400, cwd=tmp_path, check=False,
-    )  # fmt: skip
-    print(done.stdout[-4000:], done.stderr[-2000:])
+    with (tmp_path / "night.log").open("w+") as output:
+        try:
+            done = subprocess.run(
+                [str(Path(sys.executable).parent / "airflow"), "dags", "test", DAG_ID, "2010-12-10T02:00:00"],
+                env=env, stdout=output, stderr=subprocess.STDOUT, timeout=1400, cwd=tmp_path, check=False,
+            )  # fmt: skip
+        finally:
+            output.seek(0)
+            print(output.read()[-6000:])
     assert done.returncode == 0
     print(f"whole night: {time.monotonic() - started:.0f} s")
     check = (

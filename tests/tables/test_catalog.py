@@ -140,6 +140,9 @@ def test_insert_only_rows_never_change(spark: SparkSession, catalog: TableCatalo
     assert found == {"a": 0, "b": 1}
     with pytest.raises(ConcurrentWriteError, match="computed from"):
         catalog.insert_new("user_ids", rows(("c", 2)), first.version)
+    with pytest.raises(KeyViolationError, match="2 rows share 1 values of user_idx"):
+        catalog.insert_new("user_ids", rows(("c", 2), ("d", 2)), second.version)
+    assert catalog.version("user_ids") == second.version
 
 
 def test_two_writers_of_one_slice_leave_one_of_their_contents(
