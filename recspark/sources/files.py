@@ -135,15 +135,27 @@ def head_lines(uri: str, encoding: str = "UTF-8") -> list[str]:
 
 
 def parquet_footer(uri: str) -> tuple[pa.Schema, int]:
-    """Return schema and number of rows of a Parquet file; raises SourceError where it is none."""
+    """Return schema and number of rows of a Parquet file.
+
+    Raises SourceError where it is none, and where a time is in nanoseconds, which Spark cannot read.
+    """
     try:
         with storage.open_read(uri) as stream:
             file = pq.ParquetFile(stream)
-            return file.schema_arrow, file.metadata.num_rows
+            columns = [file.schema.column(i) for i in range(len(file.schema.names))]
+            footer = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise SourceError(
             f"{uri} is not a Parquet file, or not all of it: {str(error).splitlines()[0]}"
         ) from None
+    nanos = [c.path for c in columns if "nanoseconds" in str(c.logical_type)]
+    if nanos:
+        raise SourceError(
+            f"{uri}: column '{nanos[0]}' counts nanoseconds, which Spark does not read; nothing was "
+            "written. Write it in microseconds (pandas: to_parquet(..., coerce_timestamps='us', "
+            "allow_truncated_timestamps=True))"
+        )
+    return footer
 
 
 def _absolute(path: str) -> str:

@@ -122,7 +122,8 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
     settings = [
         f"paths.root={tmp_path}/night",
         f"source.path={slice_file}",
-        "models=[popular, item_knn, ease]",
+        "models=[popular, item_knn]",
+        "publish.model=item_knn",
         "publish.min_full_lists=0.9",
     ]
     env = {

@@ -7,6 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -80,6 +81,17 @@ def test_wrong_format_and_torn_files_are_named(spark: SparkSession, tmp_path: Pa
         SourceError, match=r"b\.csv\.gz cannot be read: .* was it delivered in full"
     ):
         read_landing(spark, shop(whole), NIGHT, initial=True)
+
+
+def test_times_in_nanoseconds_are_named(spark: SparkSession, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": ["u"], "item": ["i"], "at": [pd.Timestamp("2024-05-31 10:00")]})
+    frame["at"] = frame["at"].astype("datetime64[ns]")
+    frame.to_parquet(tmp_path / "a.parquet", version="2.6", coerce_timestamps=None)
+    source = shop(tmp_path / "a.parquet", format="parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet: column 'at' counts nanoseconds"):
+        read_landing(spark, source, NIGHT, initial=True)
+    frame.to_parquet(tmp_path / "a.parquet", coerce_timestamps="us")
+    assert read_landing(spark, source, NIGHT, initial=True).events.count() == 1
 
 
 def test_file_torn_behind_its_head_is_named_when_rows_are_read(
