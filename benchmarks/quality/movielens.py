@@ -46,8 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ease": {"half_life_days": None, "reg": 1000},
     "als": {"half_life_days": None, "embedding_size": 64, "reg": 0.1, "alpha": 2, "iterations": 10},
     "multvae": {
-        "half_life_days": None, "hidden_size": 600, "latent_size": 128, "epochs": 100,
-        "batch_size": 500, "learning_rate": 2e-3, "beta": 0.2, "dropout": 0.5,
+        "half_life_days": None, "hidden_size": 600, "latent_size": 128, "epochs": 60,
+        "batch_size": 500, "learning_rate": 2e-3, "beta": 0.5, "dropout": 0.5,
     },
     "autorec": {
         "half_life_days": None, "hidden_size": 500, "epochs": 60, "unobserved": 0.2,
