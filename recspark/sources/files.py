@@ -149,7 +149,7 @@ def parquet_footer(uri: str) -> tuple[pa.Schema, int]:
             f"{uri} is not a Parquet file, or not all of it: {str(error).splitlines()[0]}"
         ) from None
     nanos = [c.path for c in columns if "nanoseconds" in str(c.logical_type)]
-    if nanos:
+    if nanos and footer[1]:  # a file without rows is never read
         raise SourceError(
             f"{uri}: column '{nanos[0]}' counts nanoseconds, which Spark does not read; nothing was "
             "written. Write it in microseconds (pandas: to_parquet(..., coerce_timestamps='us', "
