@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import time
 
 # One thread for each process that computes, as in the executors; before numpy is imported.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -41,7 +42,9 @@ def main() -> None:
     short = [name for name in NAMES if name not in NO_SHORT_FORM]
     for name in arguments.names or (short if arguments.smoke else NAMES):
         print(f"== {name}", flush=True)
+        begun = time.monotonic()
         importlib.import_module(f"benchmarks.{name}").run(smoke=arguments.smoke)
+        print(f"== {name}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from pyspark.sql import functions as F
 
 from benchmarks import machine, plot
 from benchmarks.memory import PeakMemory, cpu_seconds
-from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective, loss
@@ -56,14 +55,14 @@ class Size:
 def run(*, smoke: bool) -> None:
     """Run the default size, or a tiny one."""
     size = Size(20_000, 400, 200, 8, 2, blocks=2) if smoke else Size()
-    compare(size, write=not smoke)
+    compare(size, smoke=smoke)
     if not smoke:
         curves(size)
 
 
-def compare(size: Size, *, write: bool) -> None:
-    """Fit all three, score their factors by one function, write the figures."""
-    spark = session(size)
+def compare(size: Size, *, smoke: bool) -> None:
+    """Fit all three, score their factors by one function, write the figures if not in smoke mode."""
+    spark = session(size, smoke=smoke)
     with tempfile.TemporaryDirectory() as folder:
         interactions(spark, size).write.parquet(f"{folder}/pairs")
         pairs = spark.read.parquet(f"{folder}/pairs")
@@ -96,7 +95,7 @@ def compare(size: Size, *, write: bool) -> None:
     for name, figures in found.items():
         print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()})
     print(ratios)
-    if write:
+    if not smoke:
         sizes = {**asdict(size), "distinct_interactions": len(rows[1])}
         command = "python -m benchmarks.als " + " ".join(
             f"--{name.replace('_', '-')} {value}" for name, value in asdict(size).items()
@@ -151,10 +150,10 @@ def iteration_of(spark: SparkSession, size: Size) -> float:
         return float(blocked(pairs, size, Objective(size.reg, size.alpha))[2]["iteration_seconds"])
 
 
-def session(size: Size) -> SparkSession:
+def session(size: Size, *, smoke: bool = False) -> SparkSession:
     """A session whose JVM has its second compiler, which `local` leaves out and MLlib needs."""
     settings = [f"master=local[{size.threads}]", f"driver_memory={size.driver_memory}"]
-    config = load_config("local", [f"spark.{setting}" for setting in settings])
+    config = machine.config(settings, smoke=smoke)
     return build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
 
 
@@ -382,7 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.als", description=__doc__)
     for name, value in asdict(Size()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    compare(Size(**vars(parser.parse_args())), write=True)
+    compare(Size(**vars(parser.parse_args())), smoke=False)
 
 
 if __name__ == "__main__":

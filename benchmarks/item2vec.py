@@ -29,7 +29,6 @@ from pyspark.sql import functions as F
 
 from benchmarks import machine, plot
 from benchmarks.memory import PeakMemory, cpu_seconds
-from recspark.config import load_config
 from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines.word2vec_examples import SENTENCES
@@ -64,7 +63,7 @@ def run(*, smoke: bool) -> None:
     fits that are compared by time or how ours grows, and keeps the other results as they are.
     """
     if smoke:
-        bench = Bench(made_up(800), replace(SETTINGS, epochs=2, n_rotations=2))
+        bench = Bench(made_up(800), replace(SETTINGS, epochs=2, n_rotations=2), smoke=True)
         cases = speed(1) + quality((1, 4), (1,))
         print(summary([bench.measure(*case) for case in cases]))
         bench.spark.stop()
@@ -103,11 +102,13 @@ def quality(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, 
 class Bench:
     """The session, the data and the settings that all runs share."""
 
-    def __init__(self, sessions: Sessions, settings: Word2Vec, cores: int = 2) -> None:
+    def __init__(
+        self, sessions: Sessions, settings: Word2Vec, cores: int = 2, *, smoke: bool = False
+    ) -> None:
         self.sessions, self.settings = sessions, settings
         # Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed.
         spark = [f"master=local[{cores}]", "driver_memory=4g", "shuffle_partitions=2"]
-        config = load_config("cluster", [f"spark.{setting}" for setting in spark])
+        config = machine.config(spark, smoke=smoke, env="cluster")
         self.spark = build_session(config.spark, "benchmark item2vec")
         self.frame = as_frame(self.spark, self.sessions)
 

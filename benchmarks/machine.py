@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from recspark.config import Config, load_config
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
@@ -24,6 +27,15 @@ _PACKAGES = (
     "implicit",
     "gensim",
 )
+
+
+def config(spark: Sequence[str], *, smoke: bool, env: str = "local") -> Config:
+    """Return the settings of a benchmark: those of `env` with some of `spark` changed.
+
+    In smoke mode the tests' environment, where Spark compiles no plans: rows are few there, and the
+    compiler takes most of the time.
+    """
+    return load_config("test" if smoke else env, [f"spark.{setting}" for setting in spark])
 
 
 def about() -> dict[str, Any]:

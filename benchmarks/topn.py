@@ -22,7 +22,6 @@ from scipy import sparse
 from benchmarks import machine, plot
 from benchmarks.memory import PeakMemory
 from recspark import schema
-from recspark.config import load_config
 from recspark.data.blocks import Array, QueryBlock
 from recspark.models import topk
 from recspark.session import build_session
@@ -56,7 +55,7 @@ class Factors:
 def run(*, smoke: bool) -> None:
     """Time all on the same factors; the first run of each warms up. About ten minutes."""
     size = Size(2_000, 1_000, 16, 20, partitions=2) if smoke else Size()
-    spark = session(size)
+    spark = session(size, smoke=smoke)
     model = fitted(spark, size)
     users = matrix(model.userFactors, size.users, size.rank)
     items = matrix(model.itemFactors, size.items, size.rank)
@@ -91,7 +90,7 @@ def run(*, smoke: bool) -> None:
     by_cores[2] = seconds_of(spark, part, users, items)
     spark.stop()
     single = replace(part, threads=1)
-    spark = session(single)
+    spark = session(single, smoke=smoke)
     noop(ours(spark, replace(single, users=size.users // 20), users, items))  # warms up
     by_cores[1] = seconds_of(spark, single, users, items)
     spark.stop()
@@ -126,9 +125,9 @@ def run(*, smoke: bool) -> None:
         plot.draw("topn", title, bars, curves)
 
 
-def session(size: Size) -> SparkSession:
+def session(size: Size, *, smoke: bool) -> SparkSession:
     """A session whose JVM has its second compiler, which `local` leaves out and MLlib needs."""
-    config = load_config("local", [f"spark.master=local[{size.threads}]", "spark.driver_memory=4g"])
+    config = machine.config([f"master=local[{size.threads}]", "driver_memory=4g"], smoke=smoke)
     return build_session(config.spark, "benchmark topn", {"spark.driver.extraJavaOptions": "-ea"})
 
 

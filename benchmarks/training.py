@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from benchmarks import machine, plot
-from recspark.config import Train, load_config
+from recspark.config import Train
 from recspark.models import mf, multvae
 from recspark.models.neural import Job
 from recspark.session import build_session
@@ -111,7 +111,7 @@ def run(*, smoke: bool) -> None:
         found["streaming"] = streaming(plan, share // 8, 2 if smoke else 20)
         print(found["streaming"], flush=True)
         ranks = (1,) if smoke else (1, 2)
-        found["ranks"] = by_ranks(training, size, ranks)
+        found["ranks"] = by_ranks(training, size, ranks, smoke=smoke)
         print(found["ranks"], flush=True)
     if not smoke:
         machine.write("training", "python -m benchmarks training", {"sizes": asdict(size), **found})
@@ -157,10 +157,10 @@ def quiet(ranks: int) -> Launcher:
     return LocalLauncher(ranks, 3600, tell=lambda _: None)
 
 
-def by_ranks(training: Any, size: Size, ranks: tuple[int, ...]) -> dict[str, Any]:
+def by_ranks(training: Any, size: Size, ranks: tuple[int, ...], *, smoke: bool) -> dict[str, Any]:
     """Return rows a second of the largest autoencoder, fed by Petastorm, on Spark executors."""
     name, module, settings, epochs = networks(size)[0]
-    config = load_config("local", [f"spark.master=local[{max(ranks)}]"])
+    config = machine.config([f"master=local[{max(ranks)}]"], smoke=smoke)
     spark = build_session(config.spark, f"benchmark {name}")
     speed = {}
     for n in ranks:

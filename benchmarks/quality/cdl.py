@@ -34,7 +34,7 @@ from pyspark.sql import SparkSession
 from scipy import sparse
 
 from benchmarks import machine
-from recspark.config import Train, load_config
+from recspark.config import Train
 from recspark.data import texts
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
@@ -82,7 +82,7 @@ def run(*, smoke: bool) -> None:
     libraries, tags = read(folder)
     if smoke:
         libraries = libraries[:200]
-    spark = build_session(load_config("local", ["spark.master=local[2]"]).spark, "cdl")
+    spark = build_session(machine.config(["master=local[2]"], smoke=smoke).spark, "cdl")
     found: dict[str, Any] = {}
     for p in [int(v) for v in asked.get("p", "1,10").split(",")]:
         for seed in seeds:

@@ -31,7 +31,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from benchmarks import machine
-from recspark.config import Train, digest, load_config
+from recspark.config import Train, digest
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before
@@ -77,8 +77,9 @@ class Asked:
         )
 
     def settings(self, row: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return `settings` of a row, changed as asked."""
-        return {**settings, **self.changed.get(row, {})}
+        """Return `settings` of a row, changed as asked; in smoke mode one pass over the data."""
+        once = [name for name in ("epochs", "iterations") if self.smoke and name in settings]
+        return {**settings, **dict.fromkeys(once, 1), **self.changed.get(row, {})}
 
     @property
     def train(self) -> Train:
@@ -88,9 +89,8 @@ class Asked:
     @contextmanager
     def session(self, name: str) -> Iterator[tuple[SparkSession, str]]:
         """Give a Spark session with a core a rank, and a folder for files."""
-        spark = build_session(
-            load_config("local", [f"spark.master=local[{self.ranks}]"]).spark, name
-        )
+        config = machine.config([f"master=local[{self.ranks}]"], smoke=self.smoke)
+        spark = build_session(config.spark, name)
         with tempfile.TemporaryDirectory() as folder:
             yield spark, self.work or folder
         spark.stop()

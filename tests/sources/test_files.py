@@ -94,6 +94,17 @@ def test_times_in_nanoseconds_are_named(spark: SparkSession, tmp_path: Path) -> 
     assert read_landing(spark, source, NIGHT, initial=True).events.count() == 1
 
 
+def test_a_file_without_rows_may_count_nanoseconds(spark: SparkSession, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": ["u"], "item": ["i"], "at": [pd.Timestamp("2024-05-31 10:00")]})
+    (tmp_path / "in").mkdir()
+    empty = frame[:0].astype({"at": "datetime64[ns]"})
+    empty.to_parquet(tmp_path / "in/a.parquet", version="2.6", coerce_timestamps=None)
+    source = shop(tmp_path / "in", format="parquet")
+    assert read_landing(spark, source, NIGHT, initial=True).events.isEmpty()
+    frame.to_parquet(tmp_path / "in/b.parquet", coerce_timestamps="us")
+    assert read_landing(spark, source, NIGHT, initial=True).events.count() == 1
+
+
 def test_file_torn_behind_its_head_is_named_when_rows_are_read(
     spark: SparkSession, tmp_path: Path
 ) -> None:
