@@ -7,6 +7,7 @@ from __future__ import annotations
 import posixpath
 from datetime import UTC, date, datetime, time
 from functools import reduce
+from itertools import accumulate
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -19,6 +20,7 @@ from recspark.sources.landing import Night
 from recspark.sources.typed import BAD_ENCODING, attributes_of, first_reason, shaped
 
 EMPTY_SESSION = "empty session"
+CUT_ANEW = "was cut into partitions anew while it was read: run the stage again"
 
 
 def places(source: Source, run_date: date) -> list[Place]:
@@ -94,19 +96,23 @@ def _numbered_lines(spark: SparkSession, uri: str, *, count: bool) -> tuple[Data
 
     Spark cuts a file into partitions in its order, and `monotonically_increasing_id` is partition
     number × 2^33 + row in the partition. So a file of one partition (any .gz) is numbered as it is
-    read; else the lines of the partitions before are added, counted by one job.
+    read; else the lines of the partitions before are added, counted by one job. Spark cuts anew where
+    executors came in between: reading then ends in an error, as some partition must have more lines
+    than were counted.
     """
     lines = spark.read.text(uri)
     number = F.monotonically_increasing_id()
     n_partitions = lines.rdd.getNumPartitions()
     if n_partitions == 1 and not count:
-        return lines.select("value", (number + 1).alias("line")), 0
-    counted = lines.groupBy(F.spark_partition_id().alias("partition")).count().collect()
-    sizes = {row["partition"]: row["count"] for row in counted}
-    first, total = [], 0
-    for partition in range(n_partitions):
-        first.append(total)
-        total += sizes.get(partition, 0)
-    before = F.element_at(F.lit(first), F.shiftright(number, 33).cast("int") + 1)
-    line = before + number.bitwiseAND(F.lit((1 << 33) - 1)) + 1
-    return lines.select("value", line.cast("bigint").alias("line")), total
+        counts = [1 << 33]
+    else:
+        counted = lines.groupBy(F.spark_partition_id().alias("partition")).count().collect()
+        sizes = {row["partition"]: row["count"] for row in counted}
+        counts = [sizes.get(partition, 0) for partition in range(n_partitions)]
+    *first, total = accumulate(counts, initial=0)
+    partition = F.shiftright(number, 33).cast("int")
+    row = number.bitwiseAND(F.lit((1 << 33) - 1))
+    line = F.when(
+        row < F.get(F.lit(counts), partition), F.get(F.lit(first), partition) + row + 1
+    ).otherwise(F.raise_error(F.lit(f"{uri} {CUT_ANEW}")).cast("bigint"))
+    return lines.select("value", line.cast("bigint").alias("line")), total if count else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,27 @@ from pyspark.sql import functions as F
 from recspark.config import MadeUpTimes, Source
 from recspark.errors import SourceError
 from recspark.sources import read_landing
+from recspark.sources.session_files import CUT_ANEW
 from tests.sources.conftest import NIGHT, write_text
 
 pytestmark = pytest.mark.spark
 
 MADE_UP = MadeUpTimes(start=date(2024, 5, 30), session_seconds=43200, event_seconds=2)
+
+
+MAX_BYTES, OPEN_COST = "spark.sql.files.maxPartitionBytes", "spark.sql.files.openCostInBytes"
+
+
+@contextmanager
+def spark_conf(spark: SparkSession, changed: dict[str, str]) -> Iterator[None]:
+    before = {key: spark.conf.get(key) for key in changed}
+    try:
+        for key, value in changed.items():
+            spark.conf.set(key, value)
+        yield
+    finally:
+        for key, value in before.items():
+            spark.conf.set(key, value)
 
 
 def clicks(path: Path, **settings: Any) -> Source:
@@ -63,10 +80,7 @@ def test_line_numbers_are_right_in_a_file_that_spark_splits(
 ) -> None:
     write_text(tmp_path / "a.txt", "".join(f"{i} {i}\n" for i in range(1, 20_001)))
     source = clicks(tmp_path, made_up=MadeUpTimes(start=date(2024, 5, 30), session_seconds=1))
-    before = spark.conf.get("spark.sql.files.maxPartitionBytes")
-    spark.conf.set("spark.sql.files.maxPartitionBytes", "20000")
-    spark.conf.set("spark.sql.files.openCostInBytes", "0")
-    try:
+    with spark_conf(spark, {MAX_BYTES: "20000", OPEN_COST: "0"}):
         events = read_landing(spark, source, NIGHT, initial=True).events
         assert events.rdd.getNumPartitions() > 3
         wrong = events.where(
@@ -75,9 +89,21 @@ def test_line_numbers_are_right_in_a_file_that_spark_splits(
         )
         assert (events.count(), wrong.count()) == (40_000, 0)
         assert events.select("session_key").distinct().count() == 20_000
-    finally:
-        spark.conf.set("spark.sql.files.maxPartitionBytes", before)
-        spark.conf.unset("spark.sql.files.openCostInBytes")
+
+
+@pytest.mark.parametrize(
+    ("counted", "later"), [("20000", "10000"), ("20000", "90000"), ("900000", "20000")]
+)
+def test_a_file_that_spark_cuts_anew_is_not_numbered_wrongly(
+    spark: SparkSession, tmp_path: Path, counted: str, later: str
+) -> None:
+    write_text(tmp_path / "a.txt", "".join(f"{i} {i}\n" for i in range(1, 20_001)))
+    # The split size is at most a core's share of the file, unless opening one costs more.
+    with spark_conf(spark, {MAX_BYTES: counted, OPEN_COST: counted}):
+        events = read_landing(spark, clicks(tmp_path), NIGHT, initial=True).events
+    with spark_conf(spark, {MAX_BYTES: later, OPEN_COST: "0"}), pytest.raises(Exception) as error:
+        events.collect()
+    assert f"a.txt {CUT_ANEW}" in str(error.value)
 
 
 def test_a_nights_landing_starts_at_its_midnight(
