@@ -6,6 +6,7 @@ from datetime import date
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data import ids
@@ -35,6 +36,10 @@ def test_new_names_follow_the_known_ones_whatever_the_partitioning(spark: SparkS
     assert made[0] == made[1] == made[2]
     assert set(made[0]) == set(values) - {"u050", "u010"}
     assert sorted(made[0].values()) == list(range(2, 600))
+    bucket = F.pmod(F.xxhash64("user_id"), F.lit(256))
+    of_name = names(spark, values).select("user_id", bucket.alias("bucket")).collect()
+    in_order = [r["user_id"] for r in sorted(of_name, key=lambda r: (r["bucket"], r["user_id"]))]
+    assert sorted(made[0], key=made[0].__getitem__) == [n for n in in_order if n in made[0]]
 
 
 def test_planned_anew_a_name_keeps_its_number(spark: SparkSession) -> None:
