@@ -126,9 +126,8 @@ def measure(
                 flush=True,
             )
             if not smoke and not validate:
-                machine.write(
-                    f"sessions_{row}", f"python -m benchmarks.quality.sessions {row}", figures
-                )
+                command = f"python -m benchmarks.quality.sessions {row} --ranks {ranks}"
+                machine.write(f"sessions_{row}", command, figures)
     spark.stop()
 
 
