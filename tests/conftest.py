@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,17 +54,26 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     session.stop()
 
 
+@contextmanager
+def spark_conf(spark: object, changed: dict[str, str]) -> Iterator[None]:
+    """Change settings of the session within the block, and restore what they were before it."""
+    conf = spark.conf  # type: ignore[attr-defined]
+    before = {key: conf.get(key) for key in changed}
+    try:
+        for key, value in changed.items():
+            conf.set(key, value)
+        yield
+    finally:
+        for key, value in before.items():
+            conf.set(key, value)
+
+
 @pytest.fixture
 def generated_code(spark: object) -> Iterator[None]:
     """Spark compiles its plans, as in a real night: worth it where a test reads many rows."""
-    conf = spark.conf  # type: ignore[attr-defined]
     compiled = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
-    before = {key: conf.get(key) for key in compiled}
-    for key, value in compiled.items():
-        conf.set(key, value)
-    yield
-    for key, value in before.items():
-        conf.set(key, value)
+    with spark_conf(spark, compiled):
+        yield
 
 
 @pytest.fixture

@@ -114,5 +114,5 @@ def _numbered_lines(spark: SparkSession, uri: str, *, count: bool) -> tuple[Data
     row = number.bitwiseAND(F.lit((1 << 33) - 1))
     line = F.when(
         row < F.get(F.lit(counts), partition), F.get(F.lit(first), partition) + row + 1
-    ).otherwise(F.raise_error(F.lit(f"{uri} {CUT_ANEW}")).cast("bigint"))
+    ).otherwise(F.raise_error(F.lit(f"{uri} {CUT_ANEW}")))
     return lines.select("value", line.cast("bigint").alias("line")), total if count else 0

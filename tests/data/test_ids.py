@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.data import ids
 from recspark.errors import IdRangeError
+from tests.conftest import spark_conf
 
 pytestmark = pytest.mark.spark
 NIGHT = date(2010, 12, 9)
@@ -45,18 +46,12 @@ def test_new_names_follow_the_known_ones_whatever_the_partitioning(spark: SparkS
 def test_planned_anew_a_name_keeps_its_number(spark: SparkSession) -> None:
     """Between counting and writing Spark may forget what was persisted, and plan another way."""
     frame = names(spark, [f"u{n:05d}" for n in range(5000)]).repartition(4)
-    keys = ("spark.sql.shuffle.partitions", "spark.sql.adaptive.enabled")
-    before = {key: spark.conf.get(key) for key in keys}
-    try:
-        for key, value in zip(keys, ("13", "false"), strict=True):
-            spark.conf.set(key, value)
+    partitions = "spark.sql.shuffle.partitions"
+    with spark_conf(spark, {partitions: "13", "spark.sql.adaptive.enabled": "false"}):
         made = ids.new_ids(frame, known(spark, []), "user_id", "user_idx", NIGHT)
         spark.catalog.clearCache()
-        spark.conf.set(keys[0], "5")
+        spark.conf.set(partitions, "5")
         rows = made.collect()
-    finally:
-        for key, value in before.items():
-            spark.conf.set(key, str(value))
     assert sorted(r["user_idx"] for r in rows) == list(range(5000))
 
 

@@ -31,6 +31,7 @@ from recspark.eval.evaluate import (
 )
 from recspark.eval.kernel import LIST_METRICS, METRICS, Plan
 from recspark.eval.metrics import Catalogue
+from tests.conftest import spark_conf
 
 pytestmark = pytest.mark.spark
 
@@ -225,16 +226,13 @@ def test_a_model_without_lists_scores_zero(rows: list[MetricRow]) -> None:
 def test_partitioning_changes_no_bit(
     spark: SparkSession, world: World, rows: list[MetricRow]
 ) -> None:
-    before = spark.conf.get("spark.sql.shuffle.partitions")
-    adaptive = spark.conf.get("spark.sql.adaptive.enabled")
-    try:
-        spark.conf.set("spark.sql.adaptive.enabled", "false")
-        for partitions in (1, 7):
-            spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+    for partitions in (1, 7):
+        changed = {
+            "spark.sql.adaptive.enabled": "false",
+            "spark.sql.shuffle.partitions": str(partitions),
+        }
+        with spark_conf(spark, changed):
             assert run(world, *world.frames(spark, partitions)) == rows
-    finally:
-        spark.conf.set("spark.sql.shuffle.partitions", before)
-        spark.conf.set("spark.sql.adaptive.enabled", adaptive)
 
 
 def test_rows_fit_the_table(spark: SparkSession, rows: list[MetricRow]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,14 @@ from recspark.config import MadeUpTimes, Source
 from recspark.errors import SourceError
 from recspark.sources import read_landing
 from recspark.sources.session_files import CUT_ANEW
+from tests.conftest import spark_conf
 from tests.sources.conftest import NIGHT, write_text
 
 pytestmark = pytest.mark.spark
 
 MADE_UP = MadeUpTimes(start=date(2024, 5, 30), session_seconds=43200, event_seconds=2)
 
-
 MAX_BYTES, OPEN_COST = "spark.sql.files.maxPartitionBytes", "spark.sql.files.openCostInBytes"
-
-
-@contextmanager
-def spark_conf(spark: SparkSession, changed: dict[str, str]) -> Iterator[None]:
-    before = {key: spark.conf.get(key) for key in changed}
-    try:
-        for key, value in changed.items():
-            spark.conf.set(key, value)
-        yield
-    finally:
-        for key, value in before.items():
-            spark.conf.set(key, value)
 
 
 def clicks(path: Path, **settings: Any) -> Source:
