@@ -237,11 +237,12 @@ def test_memory_stays_flat_while_streaming(tmp_path: Path) -> None:
     rows = pa.table({"user_idx": np.arange(n), **columns})
     pq.write_table(rows, tmp_path / "0.parquet", row_group_size=512)  # 1 MB each
     plan = plan_shards(TrainingSet("t", 1, ((f"file:{tmp_path}/0.parquet", n),)), 1)
-    found = streaming(plan, allowance, 4)
+    found = streaming(plan, allowance, 6)
     peaks = np.asarray(found["peak_mb_by_epoch"])
     share_mb, allowance_mb = n * length * 8 / 1e6, allowance / 1e6
     assert peaks.max() - found["before_mb"] < share_mb / 3
-    assert peaks[2:].max() - peaks[:2].max() < allowance_mb
+    # The lowest of three: a leak lifts all of them, an allocator's pools only some.
+    assert peaks[3:].min() - peaks[:3].min() < allowance_mb
 
 
 def test_whole_files_are_held_back() -> None:
