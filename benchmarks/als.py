@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -27,7 +28,6 @@ from benchmarks.memory import PeakMemory, cpu_seconds
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective, loss
-from recspark.session import build_session
 
 _GROUPS = 16  # tastes; four events in five fall into the user's own
 _CHECKPOINT_EVERY = 4  # iterations of MLlib's
@@ -62,8 +62,7 @@ def run(*, smoke: bool) -> None:
 
 def compare(size: Size, *, smoke: bool) -> None:
     """Fit all three, score their factors by one function, write the figures if not in smoke mode."""
-    spark = session(size, smoke=smoke)
-    with tempfile.TemporaryDirectory() as folder:
+    with session(size, smoke=smoke) as spark, tempfile.TemporaryDirectory() as folder:
         interactions(spark, size).write.parquet(f"{folder}/pairs")
         pairs = spark.read.parquet(f"{folder}/pairs")
         by_row = pairs.select(
@@ -89,7 +88,6 @@ def compare(size: Size, *, smoke: bool) -> None:
             ),
             "ours_flat": measure(lambda: blocked(pairs, size, flat), rows, flat),
         }
-    spark.stop()
     found["implicit_flat"] = measure(lambda: one_process(rows, size, flat), rows, flat)
     ratios = compared(found, size)
     for name, figures in found.items():
@@ -107,24 +105,21 @@ def compare(size: Size, *, smoke: bool) -> None:
 def curves(size: Size) -> None:
     """Measure how ours grows with data, blocks and cores; write the figures and draw all."""
     found: dict[str, dict[float, float]] = {"interactions": {}, "blocks": {}, "cores": {}}
-    for threads in (size.threads, 1):
-        spark = session(replace(size, threads=threads))
-        short = replace(size, iterations=3, threads=threads)
+    short = replace(size, iterations=3)
+    with session(size) as spark:
         blocked(interactions(spark, replace(short, interactions=20_000)), short, Objective(0.1))
-        if threads == 1:
-            found["cores"][1] = iteration_of(spark, short)
-        else:
-            for times in (1, 4, 16):
-                part = replace(
-                    short,
-                    interactions=size.interactions * times // 4,
-                    users=size.users * times // 4,
-                )
-                found["interactions"][part.interactions / 1e6] = iteration_of(spark, part)
-            for n in (1, 2, 4, 16):
-                found["blocks"][n] = iteration_of(spark, replace(short, blocks=n))
-            found["cores"][2] = found["blocks"][size.blocks]
-        spark.stop()
+        for times in (1, 4, 16):
+            part = replace(
+                short, interactions=size.interactions * times // 4, users=size.users * times // 4
+            )
+            found["interactions"][part.interactions / 1e6] = iteration_of(spark, part)
+        for n in (1, 2, 4, 16):
+            found["blocks"][n] = iteration_of(spark, replace(short, blocks=n))
+        found["cores"][2] = found["blocks"][size.blocks]
+    single = replace(short, threads=1)
+    with session(single) as spark:
+        blocked(interactions(spark, replace(single, interactions=20_000)), single, Objective(0.1))
+        found["cores"][1] = iteration_of(spark, single)
     print(found)
     machine.write("als_scaling", "python -m benchmarks als", {"sizes": asdict(size), **found})
     large = json.loads((machine.RESULTS / "als_20m_rank_128.json").read_text())
@@ -150,11 +145,10 @@ def iteration_of(spark: SparkSession, size: Size) -> float:
         return float(blocked(pairs, size, Objective(size.reg, size.alpha))[2]["iteration_seconds"])
 
 
-def session(size: Size, *, smoke: bool = False) -> SparkSession:
+def session(size: Size, *, smoke: bool = False) -> AbstractContextManager[SparkSession]:
     """A session whose JVM has its second compiler, which `local` leaves out and MLlib needs."""
     settings = [f"master=local[{size.threads}]", f"driver_memory={size.driver_memory}"]
-    config = machine.config(settings, smoke=smoke)
-    return build_session(config.spark, "benchmark als", {"spark.driver.extraJavaOptions": "-ea"})
+    return machine.session("als", settings, {"spark.driver.extraJavaOptions": "-ea"}, smoke=smoke)
 
 
 def compared(found: dict[str, dict[str, Any]], size: Size) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines.word2vec_examples import SENTENCES
 from recspark.engines.word2vec_step import Word2Vec
-from recspark.session import build_session
 
 SETTINGS = Word2Vec(
     size=64, window=5, shrink_window=True, n_negatives=10, ns_exponent=0.5, epochs=5
@@ -63,26 +63,39 @@ def run(*, smoke: bool) -> None:
     fits that are compared by time or how ours grows, and keeps the other results as they are.
     """
     if smoke:
-        bench = Bench(made_up(800), replace(SETTINGS, epochs=2, n_rotations=2), smoke=True)
-        cases = speed(1) + quality((1, 4), (1,))
-        print(summary([bench.measure(*case) for case in cases]))
-        bench.spark.stop()
+        with session(smoke=True) as spark:
+            bench = Bench(spark, made_up(800), replace(SETTINGS, epochs=2, n_rotations=2))
+            cases = speed(1) + quality((1, 4), (1,))
+            print(summary([bench.measure(*case) for case in cases]))
         return
     folder, only = os.environ.get("RECSPARK_SESSIONS"), os.environ.get("RECSPARK_BENCH_ONLY", "")
     sessions = read(folder) if folder else made_up(150_000)
     seeds = SEEDS[: int(os.environ.get("RECSPARK_BENCH_SEEDS", len(SEEDS)))]
-    bench = Bench(sessions, SETTINGS)
-    bench.warm_up()
-    if only != "scaling":
-        cases = speed(seeds[0]) + (quality(PARTITIONS, seeds) if only != "speed" else [])
-        old = results("item2vec")["rows"] if only else []
-        rows = [bench.measure(*case) for case in cases]
-        rows += [row for row in old if (row["name"], row["partitions"], row["seed"]) not in cases]
-        write(bench, rows, "RECSPARK_SESSIONS" if folder else "made up")
-    if only != "speed":
-        scaling(bench)
-    bench.spark.stop()
-    picture(bench)
+    grown = {}
+    with session() as spark:
+        bench = Bench(spark, sessions, SETTINGS)
+        bench.warm_up()
+        if only != "scaling":
+            cases = speed(seeds[0]) + (quality(PARTITIONS, seeds) if only != "speed" else [])
+            old = results("item2vec")["rows"] if only else []
+            rows = [bench.measure(*case) for case in cases]
+            rows += [
+                row for row in old if (row["name"], row["partitions"], row["seed"]) not in cases
+            ]
+            write(bench, rows, "RECSPARK_SESSIONS" if folder else "made up")
+        if only != "speed":
+            grown = scaling(bench)
+    if grown:
+        grown["cores"][1] = on_one_core(sessions)
+        print(grown)
+        machine.write("item2vec_scaling", f"RECSPARK_BENCH_ONLY=scaling {_COMMAND}", grown)
+    picture(len(sessions.train))
+
+
+def session(cores: int = 2, *, smoke: bool = False) -> AbstractContextManager[SparkSession]:
+    """Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed."""
+    settings = [f"master=local[{cores}]", "driver_memory=4g", "shuffle_partitions=2"]
+    return machine.session("item2vec", settings, smoke=smoke, env="cluster")
 
 
 def speed(seed: int) -> list[tuple[str, int, int]]:
@@ -100,17 +113,11 @@ def quality(partitions: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, 
 
 
 class Bench:
-    """The session, the data and the settings that all runs share."""
+    """The data and the settings that all runs share."""
 
-    def __init__(
-        self, sessions: Sessions, settings: Word2Vec, cores: int = 2, *, smoke: bool = False
-    ) -> None:
+    def __init__(self, spark: SparkSession, sessions: Sessions, settings: Word2Vec) -> None:
         self.sessions, self.settings = sessions, settings
-        # Of a cluster, not "local": that one's JVM has its first compiler only, half of MLlib's speed.
-        spark = [f"master=local[{cores}]", "driver_memory=4g", "shuffle_partitions=2"]
-        config = machine.config(spark, smoke=smoke, env="cluster")
-        self.spark = build_session(config.spark, "benchmark item2vec")
-        self.frame = as_frame(self.spark, self.sessions)
+        self.frame = as_frame(spark, sessions)
 
     def warm_up(self) -> None:
         """Let the JVM compile what the fits run, which takes three of ours: 5.3, 4.4, 3.2 s an epoch."""
@@ -161,25 +168,28 @@ def write(bench: Bench, rows: list[dict[str, Any]], data: str) -> None:
     )
 
 
-def scaling(bench: Bench) -> None:
-    """Write ours' seconds an epoch by sessions, blocks and cores. Ends the session of `bench`."""
-    whole, found = bench.sessions, {"thousand sessions": {}, "blocks": {}, "cores": {}}
+def scaling(bench: Bench) -> dict[str, dict[float, float]]:
+    """Return ours' seconds an epoch by sessions, blocks and cores (two; see `on_one_core`)."""
+    whole, by_sessions = bench.sessions, {}
     for share in (16, 4, 1):
         part = replace(whole, train=whole.train[::share])
-        frame = as_frame(bench.spark, part)
-        figures = ours(frame, part, bench.settings, 2, 1)
-        found["thousand sessions"][len(part.train) / 1000] = figures["epoch_seconds"]
-    last = found["thousand sessions"][len(whole.train) / 1000]
-    found["cores"][2] = found["blocks"][2] = last
-    for n in (1, 4):
-        found["blocks"][n] = ours(bench.frame, whole, bench.settings, n, 1)["epoch_seconds"]
-    bench.spark.stop()
-    single = Bench(whole, bench.settings, cores=1)
-    for _ in range(3):  # the last one counts; see `Bench.warm_up`
-        found["cores"][1] = ours(single.frame, whole, bench.settings, 2, 1)["epoch_seconds"]
-    single.spark.stop()
-    print(found)
-    machine.write("item2vec_scaling", f"RECSPARK_BENCH_ONLY=scaling {_COMMAND}", found)
+        frame = as_frame(bench.frame.sparkSession, part)
+        found = ours(frame, part, bench.settings, 2, 1)
+        by_sessions[len(part.train) / 1000] = found["epoch_seconds"]
+    last = by_sessions[len(whole.train) / 1000]
+    by_blocks = {2: last} | {
+        n: ours(bench.frame, whole, bench.settings, n, 1)["epoch_seconds"] for n in (1, 4)
+    }
+    return {"thousand sessions": by_sessions, "blocks": by_blocks, "cores": {2: last}}
+
+
+def on_one_core(sessions: Sessions) -> float:
+    """Return ours' seconds an epoch in a session of one core."""
+    with session(cores=1) as spark:
+        frame = as_frame(spark, sessions)
+        # The last one counts; see `Bench.warm_up`.
+        fits = [ours(frame, sessions, SETTINGS, 2, 1) for _ in range(3)]
+    return float(fits[-1]["epoch_seconds"])
 
 
 def results(name: str) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def results(name: str) -> dict[str, Any]:
     return found
 
 
-def picture(bench: Bench) -> None:
+def picture(n_sessions: int) -> None:
     """Draw seconds an epoch at two partitions and how they grow, and hit rates by partitions."""
     figures = results("item2vec")
     measured = (machine.RESULTS / "item2vec_scaling.json").exists()
@@ -212,7 +222,7 @@ def picture(bench: Bench) -> None:
     }
     plot.draw(
         "item2vec",
-        f"One epoch on {len(bench.sessions.train):,} sessions, {bench.settings.size} dimensions, 2 cores",
+        f"One epoch on {n_sessions:,} sessions, {SETTINGS.size} dimensions, 2 cores",
         bars,
         {
             **seconds,

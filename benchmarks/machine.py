@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recspark.config import Config, load_config
+from pyspark.sql import SparkSession
+
+from recspark.config import load_config
+from recspark.session import build_session
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
@@ -29,13 +33,32 @@ _PACKAGES = (
 )
 
 
-def config(spark: Sequence[str], *, smoke: bool, env: str = "local") -> Config:
-    """Return the settings of a benchmark: those of `env` with some of `spark` changed.
+@contextmanager
+def session(
+    name: str,
+    spark: Sequence[str] = (),
+    extra: Mapping[str, str] | None = None,
+    *,
+    smoke: bool = False,
+    env: str = "local",
+) -> Iterator[SparkSession]:
+    """Give a Spark session with the settings of `env`, some of `spark` changed and `extra` over them.
 
-    In smoke mode the tests' environment, where Spark compiles no plans: rows are few there, and the
-    compiler takes most of the time.
+    In smoke mode all benchmarks of a process share one with the settings of the tests: rows are few
+    there, and a session with its Python workers takes longer to start than to read them.
     """
-    return load_config("test" if smoke else env, [f"spark.{setting}" for setting in spark])
+    if smoke:
+        yield build_session(load_config("test").spark, "benchmarks")  # or the one that there is
+        return
+    config = load_config(env, [f"spark.{setting}" for setting in spark])
+    shared = SparkSession.getActiveSession()
+    if shared is not None:
+        shared.stop()
+    own = build_session(config.spark, f"benchmark {name}", extra)
+    try:
+        yield own
+    finally:
+        own.stop()
 
 
 def about() -> dict[str, Any]:

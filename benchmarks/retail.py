@@ -19,8 +19,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from benchmarks import machine
-from recspark.config import load_config
-from recspark.session import build_session
 from recspark.tables.catalog import TableCatalog
 
 # NDCG@10 of plain numpy and single-process models, measured outside the project with settings chosen on
@@ -37,31 +35,30 @@ def run(*, smoke: bool) -> None:
     if not (root / "tables" / "metrics").exists():
         print(f"no tables below {root}: run `make demo` first")
         return
-    spark = build_session(load_config("test").spark, "benchmark retail")
-    catalog = TableCatalog(spark, f"{root}/tables")
-    metrics = catalog.read("metrics", catalog.version("metrics"))
-    night = metrics.where("kind = 'backtest'").agg(F.max("run_date")).collect()[0][0]
-    rows = metrics.where(
-        (F.col("run_date") == F.lit(night)) & (F.col("segment") == "warm") & (F.col("k") == 10)
-    ).where("kind = 'backtest'")
-    figures: dict[str, Any] = {}
-    for row in rows.collect():
-        figures.setdefault(row["mode"], {}).setdefault(row["model"], {})[row["metric"]] = {
-            "value": row["value"], "diff": row["diff"],
-            "ci": [row["ci_low"], row["ci_high"]], "n_users": row["n_users"],
-        }  # fmt: skip
-    scorer = Path(os.environ.get("RECSPARK_SHARED", "../shared")) / "tools" / "score_retail.py"
-    for mode, models in figures.items():
-        for model, found in models.items():
-            other = independent(catalog, night, model, mode, scorer) if scorer.exists() else {}
-            if other:
-                found["score_retail"] = other
-            plain = PLAIN[mode].get(model)
-            print(
-                f"{mode:7s} {model:10s} NDCG@10 {found['ndcg']['value']:.4f}"
-                f"  plain {plain if plain else '':6}  score_retail {other.get('ndcg@10', '')}"
-            )
-    spark.stop()
+    with machine.session("retail", smoke=smoke, env="test") as spark:
+        catalog = TableCatalog(spark, f"{root}/tables")
+        metrics = catalog.read("metrics", catalog.version("metrics"))
+        night = metrics.where("kind = 'backtest'").agg(F.max("run_date")).collect()[0][0]
+        rows = metrics.where(
+            (F.col("run_date") == F.lit(night)) & (F.col("segment") == "warm") & (F.col("k") == 10)
+        ).where("kind = 'backtest'")
+        figures: dict[str, Any] = {}
+        for row in rows.collect():
+            figures.setdefault(row["mode"], {}).setdefault(row["model"], {})[row["metric"]] = {
+                "value": row["value"], "diff": row["diff"],
+                "ci": [row["ci_low"], row["ci_high"]], "n_users": row["n_users"],
+            }  # fmt: skip
+        scorer = Path(os.environ.get("RECSPARK_SHARED", "../shared")) / "tools" / "score_retail.py"
+        for mode, models in figures.items():
+            for model, found in models.items():
+                other = independent(catalog, night, model, mode, scorer) if scorer.exists() else {}
+                if other:
+                    found["score_retail"] = other
+                plain = PLAIN[mode].get(model)
+                print(
+                    f"{mode:7s} {model:10s} NDCG@10 {found['ndcg']['value']:.4f}"
+                    f"  plain {plain if plain else '':6}  score_retail {other.get('ndcg@10', '')}"
+                )
     if not smoke:
         machine.write(
             "retail",

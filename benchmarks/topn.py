@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +25,6 @@ from benchmarks.memory import PeakMemory
 from recspark import schema
 from recspark.data.blocks import Array, QueryBlock
 from recspark.models import topk
-from recspark.session import build_session
 
 N_SEEN = 50
 
@@ -55,25 +55,6 @@ class Factors:
 def run(*, smoke: bool) -> None:
     """Time all on the same factors; the first run of each warms up. About ten minutes."""
     size = Size(2_000, 1_000, 16, 20, partitions=2) if smoke else Size()
-    spark = session(size, smoke=smoke)
-    model = fitted(spark, size)
-    users = matrix(model.userFactors, size.users, size.rank)
-    items = matrix(model.itemFactors, size.items, size.rank)
-    seen = rows_seen(spark, size)
-    noop(ours(spark, replace(size, users=size.users // 20), users, items))  # warms up
-    found = {
-        "ours": timed(lambda: ours(spark, size, users, items), 1 if smoke else 3),
-        "implicit": one_process(size, users, items, seen, 1 if smoke else 3),
-    }
-    wrong = differs(spark, size, users, items, seen)
-    noop(model.recommendForUserSubset(spark.range(200).toDF("user"), size.k))  # warms up
-    part = replace(size, users=size.users // 8)
-    asked = spark.range(part.users).toDF("user")
-    found["mllib"] = timed(lambda: model.recommendForUserSubset(asked, size.k), 1)
-    for name in ("seconds", "cpu_seconds"):  # it takes every user's scores one by one
-        found["mllib"][name] *= 8
-    found["mllib"]["measured_on"] = f"{part.users:,} users, times 8"
-    found["ours_again"] = timed(lambda: ours(spark, size, users, items), 1)
     part = replace(size, users=size.users // 4)
     curves: dict[str, tuple[str, dict[float, float]]] = {
         "seconds by users": ("thousand users", {}),
@@ -81,19 +62,35 @@ def run(*, smoke: bool) -> None:
         "seconds by cores": ("cores", {}),
     }
     by_users, by_partitions, by_cores = (points for _, points in curves.values())
-    for share in (16, 4):
-        smaller = replace(size, users=size.users // share)
-        by_users[smaller.users / 1000] = seconds_of(spark, smaller, users, items)
-    by_users[size.users / 1000] = found["ours"]["seconds"]
-    for n in (1, 2, 4, 16):
-        by_partitions[n] = seconds_of(spark, replace(part, partitions=n), users, items)
-    by_cores[2] = seconds_of(spark, part, users, items)
-    spark.stop()
+    with session(size, smoke=smoke) as spark:
+        model = fitted(spark, size)
+        users = matrix(model.userFactors, size.users, size.rank)
+        items = matrix(model.itemFactors, size.items, size.rank)
+        seen = rows_seen(spark, size)
+        noop(ours(spark, replace(size, users=size.users // 20), users, items))  # warms up
+        found = {
+            "ours": timed(lambda: ours(spark, size, users, items), 1 if smoke else 3),
+            "implicit": one_process(size, users, items, seen, 1 if smoke else 3),
+        }
+        wrong = differs(spark, size, users, items, seen)
+        noop(model.recommendForUserSubset(spark.range(200).toDF("user"), size.k))  # warms up
+        asked = spark.range(size.users // 8).toDF("user")
+        found["mllib"] = timed(lambda: model.recommendForUserSubset(asked, size.k), 1)
+        for name in ("seconds", "cpu_seconds"):  # it takes every user's scores one by one
+            found["mllib"][name] *= 8
+        found["mllib"]["measured_on"] = f"{size.users // 8:,} users, times 8"
+        found["ours_again"] = timed(lambda: ours(spark, size, users, items), 1)
+        for share in (16, 4):
+            smaller = replace(size, users=size.users // share)
+            by_users[smaller.users / 1000] = seconds_of(spark, smaller, users, items)
+        by_users[size.users / 1000] = found["ours"]["seconds"]
+        for n in (1, 2, 4, 16):
+            by_partitions[n] = seconds_of(spark, replace(part, partitions=n), users, items)
+        by_cores[2] = seconds_of(spark, part, users, items)
     single = replace(part, threads=1)
-    spark = session(single, smoke=smoke)
-    noop(ours(spark, replace(single, users=size.users // 20), users, items))  # warms up
-    by_cores[1] = seconds_of(spark, single, users, items)
-    spark.stop()
+    with session(single, smoke=smoke) as spark:
+        noop(ours(spark, replace(single, users=size.users // 20), users, items))  # warms up
+        by_cores[1] = seconds_of(spark, single, users, items)
     best = min(found["ours"]["seconds"], found["ours_again"]["seconds"])
     ratios = {
         "mllib_seconds_to_ours": found["mllib"]["seconds"] / best,
@@ -125,10 +122,10 @@ def run(*, smoke: bool) -> None:
         plot.draw("topn", title, bars, curves)
 
 
-def session(size: Size, *, smoke: bool) -> SparkSession:
+def session(size: Size, *, smoke: bool) -> AbstractContextManager[SparkSession]:
     """A session whose JVM has its second compiler, which `local` leaves out and MLlib needs."""
-    config = machine.config([f"master=local[{size.threads}]", "driver_memory=4g"], smoke=smoke)
-    return build_session(config.spark, "benchmark topn", {"spark.driver.extraJavaOptions": "-ea"})
+    settings = [f"master=local[{size.threads}]", "driver_memory=4g"]
+    return machine.session("topn", settings, {"spark.driver.extraJavaOptions": "-ea"}, smoke=smoke)
 
 
 def fitted(spark: SparkSession, size: Size) -> ALSModel:

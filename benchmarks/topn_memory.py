@@ -26,11 +26,9 @@ from pyspark.sql import functions as F
 from benchmarks import machine
 from benchmarks.memory import held
 from recspark import schema
-from recspark.config import load_config
 from recspark.models import artifacts
 from recspark.models.als import AlsModel, AlsSettings
 from recspark.models.registry import model_spec
-from recspark.session import build_session
 
 _EXECUTOR = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
 _CUTOFF = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,24 +59,23 @@ def measure(size: Size) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SPARK_WORKER_DIR"] = folder
         settings = [
-            f"spark.master=local-cluster[1,{size.cores},1024]",
-            f"spark.conf={{spark.executor.memory: {size.heap}, spark.ui.showConsoleProgress: 'false'}}",
+            f"master=local-cluster[1,{size.cores},1024]",
+            f"conf={{spark.executor.memory: {size.heap}, spark.ui.showConsoleProgress: 'false'}}",
         ]
-        spark = build_session(load_config("cluster", settings).spark, "benchmark top-n memory")
-        factors = np.random.default_rng(1).standard_normal((size.items, size.rank), np.float32)
-        items = np.arange(size.items, dtype=np.int32)
-        als = AlsSettings(solver="blocked", embedding_size=size.rank, half_life_days=None)
-        artifacts.save(AlsModel(als, _CUTOFF, items, factors), f"{folder}/als")
-        del factors
-        model = artifacts.load(f"{folder}/als", model_spec("als"))
-        queries(spark, size, 100).write.parquet(f"{folder}/warm")
-        queries(spark, size, size.users).write.parquet(f"{folder}/queries")
-        lists(model.recommend(spark.read.parquet(f"{folder}/warm"), size.k))
-        with executor_memory() as peak:
-            begun = time.perf_counter()
-            n_rows = lists(model.recommend(spark.read.parquet(f"{folder}/queries"), size.k))
-            seconds = time.perf_counter() - begun
-        spark.stop()
+        with machine.session("topn_memory", settings, env="cluster") as spark:
+            factors = np.random.default_rng(1).standard_normal((size.items, size.rank), np.float32)
+            items = np.arange(size.items, dtype=np.int32)
+            als = AlsSettings(solver="blocked", embedding_size=size.rank, half_life_days=None)
+            artifacts.save(AlsModel(als, _CUTOFF, items, factors), f"{folder}/als")
+            del factors
+            model = artifacts.load(f"{folder}/als", model_spec("als"))
+            queries(spark, size, 100).write.parquet(f"{folder}/warm")
+            queries(spark, size, size.users).write.parquet(f"{folder}/queries")
+            lists(model.recommend(spark.read.parquet(f"{folder}/warm"), size.k))
+            with executor_memory() as peak:
+                begun = time.perf_counter()
+                n_rows = lists(model.recommend(spark.read.parquet(f"{folder}/queries"), size.k))
+                seconds = time.perf_counter() - begun
     assert n_rows == size.users * size.k, n_rows
     return {**asdict(size), "seconds": seconds, **peak, "load": os.getloadavg()[0]}
 

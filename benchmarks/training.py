@@ -27,7 +27,6 @@ from benchmarks import machine, plot
 from recspark.config import Train
 from recspark.models import mf, multvae
 from recspark.models.neural import Job
-from recspark.session import build_session
 from recspark.testing import synth
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards
@@ -160,21 +159,19 @@ def quiet(ranks: int) -> Launcher:
 def by_ranks(training: Any, size: Size, ranks: tuple[int, ...], *, smoke: bool) -> dict[str, Any]:
     """Return rows a second of the largest autoencoder, fed by Petastorm, on Spark executors."""
     name, module, settings, epochs = networks(size)[0]
-    config = machine.config([f"master=local[{max(ranks)}]"], smoke=smoke)
-    spark = build_session(config.spark, f"benchmark {name}")
     speed = {}
-    for n in ranks:
-        train = Train(ranks=n, threads=1, device="cpu")  # type: ignore[call-arg]
-        job = Job(
-            settings,
-            np.arange(size.items, dtype=np.int32),
-            plan_shards(training, n),
-            None,
-            LoopOptions(epochs + 1, 1e-3),
-        )
-        curve = launcher(spark, train, tell=lambda _: None).run(module.train_rank, job)[0].value
-        speed[n] = statistics.median(epoch.rows_per_s for epoch in curve.curve.epochs)
-    spark.stop()
+    with machine.session(name, [f"master=local[{max(ranks)}]"], smoke=smoke) as spark:
+        for n in ranks:
+            train = Train(ranks=n, threads=1, device="cpu")  # type: ignore[call-arg]
+            job = Job(
+                settings,
+                np.arange(size.items, dtype=np.int32),
+                plan_shards(training, n),
+                None,
+                LoopOptions(epochs + 1, 1e-3),
+            )
+            told = launcher(spark, train, tell=lambda _: None).run(module.train_rank, job)
+            speed[n] = statistics.median(epoch.rows_per_s for epoch in told[0].value.curve.epochs)
     more = {"two_to_one": speed[2] / speed[1]} if 2 in speed else {}
     return {"network": name, "rows_per_s": speed, **more}
 

@@ -40,7 +40,6 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.models import registry
 from recspark.models.base import FitOptions
-from recspark.session import build_session
 from recspark.testing import synth
 
 K = 300
@@ -82,17 +81,16 @@ def run(*, smoke: bool) -> None:
     libraries, tags = read(folder)
     if smoke:
         libraries = libraries[:200]
-    spark = build_session(machine.config(["master=local[2]"], smoke=smoke).spark, "cdl")
     found: dict[str, Any] = {}
-    for p in [int(v) for v in asked.get("p", "1,10").split(",")]:
-        for seed in seeds:
-            with tempfile.TemporaryDirectory() as scratch:
-                lists = Split(spark, libraries, tags, p, seed, scratch, changed)
-                for row in rows:
-                    figures = {"seed": seed, **lists.score(row)}
-                    found.setdefault(f"p={p}", {}).setdefault(row, []).append(figures)
-                    print(f"P={p} {row:12s} {figures}", flush=True)
-    spark.stop()
+    with machine.session("cdl", ["master=local[2]"], smoke=smoke) as spark:
+        for p in [int(v) for v in asked.get("p", "1,10").split(",")]:
+            for seed in seeds:
+                with tempfile.TemporaryDirectory() as scratch:
+                    lists = Split(spark, libraries, tags, p, seed, scratch, changed)
+                    for row in rows:
+                        figures = {"seed": seed, **lists.score(row)}
+                        found.setdefault(f"p={p}", {}).setdefault(row, []).append(figures)
+                        print(f"P={p} {row:12s} {figures}", flush=True)
     if not smoke and "seed" not in asked:
         about = {"settings": {**SETTINGS, "changed": changed}, "k": K}
         machine.write("cdl", "python -m benchmarks quality.cdl", {**about, "figures": found})

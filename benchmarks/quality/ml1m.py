@@ -39,7 +39,6 @@ from recspark.data.interactions import queries as queries_of
 from recspark.eval import metrics, significance
 from recspark.models import registry
 from recspark.models.base import FitOptions, RecommenderModel
-from recspark.session import build_session
 from recspark.testing import synth
 from recspark.train.curve import Curve
 
@@ -89,11 +88,12 @@ class Asked:
     @contextmanager
     def session(self, name: str) -> Iterator[tuple[SparkSession, str]]:
         """Give a Spark session with a core a rank, and a folder for files."""
-        config = machine.config([f"master=local[{self.ranks}]"], smoke=self.smoke)
-        spark = build_session(config.spark, name)
-        with tempfile.TemporaryDirectory() as folder:
+        master = f"master=local[{self.ranks}]"
+        with (
+            machine.session(name, [master], smoke=self.smoke) as spark,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             yield spark, self.work or folder
-        spark.stop()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pyspark.sql import SparkSession
 
 from benchmarks import machine
 from recspark import schema
-from recspark.config import Features, Train, load_config
+from recspark.config import Features, Train
 from recspark.data import features, windows
 from recspark.data.blocks import Array, Ragged, micros
 from recspark.data.dataset import Dataset
@@ -38,7 +38,6 @@ from recspark.data.interactions import before, interactions
 from recspark.eval import next_item
 from recspark.models.base import FitOptions
 from recspark.models.registry import make
-from recspark.session import build_session
 from recspark.tables.catalog import TableCatalog
 from recspark.testing import synth
 
@@ -91,8 +90,10 @@ def measure(
         train = take(train, np.arange(n * 9 // 10))
     if smoke:
         train, test = take(train, np.arange(500)), take(test, np.arange(50))
-    spark = build_session(load_config("test").spark, "benchmark sessions")
-    with tempfile.TemporaryDirectory() as work:
+    with (
+        machine.session("sessions", smoke=smoke, env="test") as spark,
+        tempfile.TemporaryDirectory() as work,
+    ):
         data = dataset(spark, train, work)
         for row in rows:
             model, settings = SETTINGS[row]
@@ -128,7 +129,6 @@ def measure(
             if not smoke and not validate:
                 command = f"python -m benchmarks.quality.sessions {row} --ranks {ranks}"
                 machine.write(f"sessions_{row}", command, figures)
-    spark.stop()
 
 
 def read(path: Path) -> Ragged:
