@@ -1,9 +1,10 @@
-"""What importing recspark changes in Spark's Python workers, and only there."""
+"""Spark's Python workers: what recspark changes in them, and only there; how they are forked."""
 
 from __future__ import annotations
 
 import gc
 import importlib
+import subprocess
 import sys
 import time
 import zipfile
@@ -54,6 +55,29 @@ def test_a_worker_does_not_walk_its_modules_after_every_task(spark: SparkSession
     assert row["frozen"] > 50_000
     assert row["seen"] < 20_000
     assert gc.get_freeze_count() == 0
+
+
+def test_a_worker_is_forked_with_its_imports_made(spark: SparkSession) -> None:
+    def ask(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        there = {"pandas", "numba", "torch", "recspark.engines.als"} <= set(sys.modules)
+        frozen = gc.get_freeze_count()
+        list(batches)
+        yield pa.RecordBatch.from_pydict({"there": [there], "frozen": [frozen]})
+
+    rows = spark.range(2).repartition(2).mapInArrow(ask, "there boolean, frozen long").collect()
+    assert all(row["there"] for row in rows)
+    assert all(
+        row["frozen"] > 200_000 for row in rows
+    )  # pages stay shared: no collection writes them
+
+
+def test_a_worker_of_sparks_own_daemon_is_settled_too() -> None:
+    """As on a cluster that gets recspark by `--py-files`."""
+    code = "import gc, pyspark.worker, recspark; print(len(gc.callbacks))"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert told.stdout.split() == ["1"]
 
 
 def test_a_module_shipped_later_is_found(spark: SparkSession, tmp_path: Path) -> None:
