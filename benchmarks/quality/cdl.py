@@ -80,10 +80,11 @@ def run(*, smoke: bool) -> None:
     seeds = range(first, first + int(asked.get("seeds", "1")))
     libraries, tags = read(folder)
     if smoke:
-        libraries = libraries[:200]
+        libraries, tags = [found[found < 2000] for found in libraries[:200]], tags[:2000]
+        libraries = [found for found in libraries if len(found)]
     found: dict[str, Any] = {}
     with machine.session("cdl", ["master=local[2]"], smoke=smoke) as spark:
-        for p in [int(v) for v in asked.get("p", "1,10").split(",")]:
+        for p in [int(v) for v in asked.get("p", "1" if smoke else "1,10").split(",")]:
             for seed in seeds:
                 with tempfile.TemporaryDirectory() as scratch:
                     lists = Split(spark, libraries, tags, p, seed, scratch, changed)
