@@ -110,6 +110,12 @@ class ArtifactError(ModelError):
     exit_code = 23
 
 
+class DamagedFileError(RecsparkError):
+    """A data file of a table or of a landing is torn, or was deleted behind the table's back."""
+
+    exit_code = 24
+
+
 class FeedError(RecsparkError):
     """Training rows read do not equal the rows planned, or a rank has nothing to read."""
 

@@ -156,9 +156,11 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     """Run one stage, or take its recorded result; its `runs` row is its last act.
 
     A recorded result is taken when it is `ok`, of the same code and inputs, and `force` is off.
-    Raises StageOrderError when a stage that it reads from has no result in this run.
+    Raises StageOrderError when a stage that it reads from has no result in this run, and
+    DamagedFileError where a data file cannot be read.
     """
     from recspark.pipeline import stages
+    from recspark.tables import damage
 
     context = replace(context, stage=stage.name)
     label = f"{stage.name} {model}".strip()
@@ -176,7 +178,13 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     started = datetime.now(UTC)
     clock = time.monotonic()
     commits = dict(context.catalog.commits)
-    result = function(context, model) if stage.per_model else function(context)
+    try:
+        result = function(context, model) if stage.per_model else function(context)
+    except Exception as error:
+        named = damage.named(error, context.catalog.root)
+        if named is None:
+            raise
+        raise named from error
     seconds = time.monotonic() - clock
     if done is not None:  # what the stage did not move is where it was when first recorded
         stayed = {t for t in result.outputs if context.catalog.commits[t] == commits.get(t, 0)}

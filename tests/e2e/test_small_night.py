@@ -15,7 +15,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.errors import GateRefusedError, MissingLandingError, StageOrderError
+from recspark.errors import DamagedFileError, GateRefusedError, MissingLandingError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.registry import model_spec
 from recspark.pipeline.run import STAGES, RunContext, execute, open_night
@@ -168,6 +168,23 @@ def test_a_missing_landing_is_named(spark: object, tmp_path: Path) -> None:
     with pytest.raises(MissingLandingError, match=r"none\.parquet"):
         execute(context, STAGES[0])
     assert context.catalog.version("events") is None
+
+
+def test_a_torn_file_of_a_table_is_named(
+    small_night: RunContext, retail_slice: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "torn"
+    shutil.copytree(Path(small_night.catalog.root).parent, root)
+    for file in (root / "tables" / "histories").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-100])
+        (file.parent / f".{file.name}.crc").unlink()
+    night = date.fromisoformat(NIGHT)
+    context = open_night("test", night, small_settings(root, retail_slice), force=True)
+    versions = context.catalog.versions()
+    stages = {stage.name: stage for stage in STAGES}
+    with pytest.raises(DamagedFileError, match=r"table 'histories': its file .*parquet is torn"):
+        execute(context, stages["train"], "popular")
+    assert context.catalog.versions() == versions
 
 
 def test_a_gate_that_refuses_keeps_the_last_good_list(
