@@ -1,7 +1,8 @@
 """Memory of top-N over a large catalogue: what one executor holds, JVM and Python workers together.
 
 An ALS artifact of a million items in a local folder, so that workers map its file and share the pages;
-users are folded in from their histories. A real executor: a process of its own, two cores.
+users are folded in from their histories. A real executor: a process of its own, two cores, its
+Python workers forked by recspark's daemon.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def measure(size: Size) -> dict[str, Any]:
         os.environ["SPARK_WORKER_DIR"] = folder
         settings = [
             f"master=local-cluster[1,{size.cores},1024]",
-            f"conf={{spark.executor.memory: {size.heap}, spark.ui.showConsoleProgress: 'false'}}",
+            f"conf={{spark.executor.memory: {size.heap}, spark.ui.showConsoleProgress: 'false', "
+            "spark.python.daemon.module: recspark.workers}",
         ]
         with machine.session("topn_memory", settings, env="cluster") as spark:
             factors = np.random.default_rng(1).standard_normal((size.items, size.rank), np.float32)

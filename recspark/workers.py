@@ -1,10 +1,11 @@
 """Spark's Python workers: what recspark changes in them, and a daemon that forks them ready to work.
 
 Spark starts a worker by a fork of one small daemon, and each worker then imports for itself what its
-tasks need: pandas, numba and the reading of its compiled code, torch. That is two to five seconds of a
+tasks need: pandas, numba, and what numba sets up at its first call. That is about two seconds of a
 core, again for every worker, and Spark ends one that was idle for a minute. Where recspark is installed
 on the executors, `spark.python.daemon.module: recspark.workers` makes all of it once, before the fork;
-the workers share its memory. Not with `--py-files`, which the daemon does not see.
+the workers share its memory. Not with `--py-files`, which the daemon does not see. torch is left to
+the tasks of neural models: it takes as long again, and 200 MB.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ def prepare() -> None:
     """Import what tasks import, and let numba set itself up, which its first call otherwise does."""
     import numpy as np
     import pandas  # noqa: F401
-    import torch  # noqa: F401  starts no thread and no GPU until it computes
 
     from recspark.engines import als, word2vec  # noqa: F401
     from recspark.engines.word2vec_kernels import alias_table

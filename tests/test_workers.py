@@ -59,7 +59,7 @@ def test_a_worker_does_not_walk_its_modules_after_every_task(spark: SparkSession
 
 def test_a_worker_is_forked_with_its_imports_made(spark: SparkSession) -> None:
     def ask(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        there = {"pandas", "numba", "torch", "recspark.engines.als"} <= set(sys.modules)
+        there = {"pandas", "numba", "recspark.engines.als"} <= set(sys.modules)
         frozen = gc.get_freeze_count()
         list(batches)
         yield pa.RecordBatch.from_pydict({"there": [there], "frozen": [frozen]})
@@ -67,7 +67,7 @@ def test_a_worker_is_forked_with_its_imports_made(spark: SparkSession) -> None:
     rows = spark.range(2).repartition(2).mapInArrow(ask, "there boolean, frozen long").collect()
     assert all(row["there"] for row in rows)
     assert all(
-        row["frozen"] > 200_000 for row in rows
+        row["frozen"] > 100_000 for row in rows
     )  # pages stay shared: no collection writes them
 
 
