@@ -66,9 +66,8 @@ def test_a_worker_is_forked_with_its_imports_made(spark: SparkSession) -> None:
 
     rows = spark.range(2).repartition(2).mapInArrow(ask, "there boolean, frozen long").collect()
     assert all(row["there"] for row in rows)
-    assert all(
-        row["frozen"] > 100_000 for row in rows
-    )  # pages stay shared: no collection writes them
+    # Pages stay shared: no collection writes them.
+    assert all(row["frozen"] > 100_000 for row in rows)
 
 
 def test_a_worker_of_sparks_own_daemon_is_settled_too() -> None:

@@ -25,12 +25,12 @@ def named(error: Exception, root: str) -> DamagedFileError | None:
     inside = _place(uri).removeprefix(_place(root).rstrip("/") + "/")
     what = "is not there" if missing else "is torn, or no data file"
     if inside == _place(uri):
-        return DamagedFileError(f"{uri} {what}: land it again; no table was changed")
+        return DamagedFileError(f"{uri} {what}: land it again, then run this stage again")
     table, _, name = inside.partition("/")
     return DamagedFileError(
-        f"table '{table}': its file {name} {what}, though the table's log lists it; this stage wrote "
-        "nothing. Put the file back from a backup, or run the stage that writes the table again "
-        "(docs/runbook.md)"
+        f"table '{table}': its file {name} {what}, though the table's log lists it. Put the "
+        "file back from a backup, or run the stage that writes the table again; then run this one "
+        "again (docs/runbook.md)"
     )
 
 
