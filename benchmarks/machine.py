@@ -14,7 +14,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from recspark.config import load_config
+from recspark.layers import load_config
 from recspark.session import build_session
 
 RESULTS = Path(__file__).parent / "results"

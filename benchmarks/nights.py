@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from benchmarks import machine
-from recspark.config import load_config
+from recspark.layers import load_config
 from recspark.pipeline.run import STAGES, RunContext, execute, open_night
 
 DERIVED = ("sessions", "histories", "interactions", "user_features", "item_features")

@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """The session of the whole test run: local[2], two shuffle partitions, UTC."""
-    from recspark.config import load_config
+    from recspark.layers import load_config
     from recspark.session import build_session
 
     home = tmp_path_factory.mktemp("spark")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recspark.config import Config, load_config
+from recspark.config import Config
 from recspark.errors import ConfigError
+from recspark.layers import load_config
 from recspark.pipeline.run import check_settings
 from tests.conftest import ROOT
 

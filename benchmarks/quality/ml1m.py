@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -192,9 +192,15 @@ def ratings() -> pd.DataFrame | None:
     return pd.read_parquet(folder / "ratings.parquet")
 
 
-def in_time(found: pd.DataFrame) -> tuple[Array, Array, Array]:
-    """Return user and item, counted from 0, and time in seconds, by user, then time, oldest first."""
-    found = found.sort_values(["user_id", "time_rank_in_user"])
+def in_time(
+    found: pd.DataFrame, ties: Literal["rank", "file"] = "rank"
+) -> tuple[Array, Array, Array]:
+    """Return user and item, counted from 0, and time in seconds, by user, then time, oldest first.
+
+    A user's ratings of one second follow `time_rank_in_user`, or the rows of the file.
+    """
+    by = {"rank": ["user_id", "time_rank_in_user"], "file": ["user_id", "timestamp"]}
+    found = found.sort_values(by[ties], kind="stable")
     user = np.unique(found["user_id"], return_inverse=True)[1]
     item = np.unique(found["movie_id"], return_inverse=True)[1].astype(np.int32)
     return user, item, found["timestamp"].to_numpy()

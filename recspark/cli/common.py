@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from recspark.config import Config, load_config
+from recspark.config import Config
 from recspark.errors import ConfigError
+from recspark.layers import load_config
 from recspark.tables.catalog import TableCatalog
 
 Env = Annotated[str, typer.Option("--env", help="conf/env/<name>.yaml")]

@@ -71,7 +71,7 @@ def _jars() -> tuple[str, bool, str]:
 
 
 def _settings(env: str, overrides: list[str] | None) -> tuple[str, bool, str]:
-    from recspark.config import load_config
+    from recspark.layers import load_config
     from recspark.pipeline.run import check_settings
 
     try:

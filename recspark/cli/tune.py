@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from recspark.cli.common import Env, Json, RunDate, Set, console, parse_date, reporter
-from recspark.config import conf_dir
+from recspark.layers import conf_dir
 
 
 def tune(

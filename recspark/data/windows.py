@@ -20,7 +20,8 @@ from recspark.config import Features
 from recspark.data.blocks import Array, Histories, micros, parse_histories, weigh
 from recspark.data.dataset import TrainingSet
 from recspark.data.interactions import before, interactions
-from recspark.tables.catalog import Slice, TableCatalog, slice_condition
+from recspark.tables.catalog import TableCatalog
+from recspark.tables.rows import Slice, slice_condition
 from recspark.tables.snapshot import active_files
 
 FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
-from recspark.config import Train, explain_settings
+from recspark.config import Train
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ModelError
+from recspark.layers import explain_settings
 from recspark.models import topk
 from recspark.train.curve import Curve
 

@@ -282,7 +282,7 @@ def open_night(
     `paths.root` cannot be written, before Spark starts.
     """
     from recspark import storage
-    from recspark.config import load_config
+    from recspark.layers import load_config
 
     config = load_config(env, overrides)
     check_settings(config)  # a wrong setting is an error now, not at 3 am

@@ -21,7 +21,8 @@ from recspark.models.item_knn import ItemKNN, ItemKNNSettings
 from recspark.models.popular import Popular, PopularSettings
 from recspark.models.registry import model_spec
 from recspark.testing import checks
-from recspark.testing.checks import CHECKS, Case, K, ordered
+from recspark.testing.case import Case, K, left_behind, ordered
+from recspark.testing.checks import CHECKS
 
 pytestmark = pytest.mark.spark
 
@@ -246,18 +247,18 @@ def recommend_shuffles(case: Case, patch: Patch) -> None:
 
 @breaks("fit_leaves_nothing_behind")
 def a_frame_stays_cached(case: Case, patch: Patch) -> None:
-    spark, before = case.spark, checks._left_behind(case.spark)
+    spark, before = case.spark, left_behind(case.spark)
     cached = spark.range(3).persist()
     cached.count()
-    patch.setattr(case, "left_behind", checks._left_behind(spark) - before)
+    patch.setattr(case, "left_behind", left_behind(spark) - before)
     cached.unpersist(blocking=True)
 
 
 @breaks("fit_leaves_nothing_behind")
 def a_view_stays_registered(case: Case, patch: Patch) -> None:
-    spark, before = case.spark, checks._left_behind(case.spark)
+    spark, before = case.spark, left_behind(case.spark)
     spark.range(3).createOrReplaceTempView("left_by_fit")
-    patch.setattr(case, "left_behind", checks._left_behind(spark) - before)
+    patch.setattr(case, "left_behind", left_behind(spark) - before)
     spark.catalog.dropTempView("left_by_fit")
 
 

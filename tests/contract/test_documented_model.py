@@ -13,7 +13,8 @@ from pyspark.sql import SparkSession
 from recspark.config import Train
 from recspark.models import registry
 from recspark.models.base import FitOptions
-from recspark.testing.checks import CHECKS, Case, Check, checks_for
+from recspark.testing.case import Case
+from recspark.testing.checks import CHECKS, Check, checks_for
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.spark, pytest.mark.torch]

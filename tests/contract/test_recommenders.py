@@ -15,7 +15,8 @@ import recspark.models
 from recspark.config import Train
 from recspark.models.base import FitOptions, Recommender
 from recspark.models.registry import MODELS
-from recspark.testing.checks import CHECKS, Case, Check, checks_for
+from recspark.testing.case import Case
+from recspark.testing.checks import CHECKS, Check, checks_for
 
 # Only to keep fits short; everything else is the default.
 SHORT: dict[str, dict[str, Any]] = {
