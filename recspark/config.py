@@ -271,7 +271,12 @@ class Train(Section):
     ranks: int = Field(2, ge=1, description="Horovod ranks; 1 needs no Horovod")
     threads: int = Field(1, ge=1, description="torch threads per rank")
     start_timeout_s: int = Field(120, ge=1, description="seconds to find a slot for every rank")
-    timeout_s: int = Field(3600, ge=1, description="seconds until a hung training is ended")
+    timeout_s: int = Field(
+        1800,
+        ge=1,
+        description="seconds without an exchange between ranks, of which a step has one or more, "
+        "until a training counts as hung and is ended. Guess",
+    )
     seed: int = Field(1, ge=1, description="of initial weights and of the order of rows")
     accumulate: int = Field(
         1,

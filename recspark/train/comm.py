@@ -1,4 +1,7 @@
-"""What a rank knows of the others: its number, theirs, and tensors exchanged between them."""
+"""What a rank knows of the others: its number, theirs, and tensors exchanged between them.
+
+Each finished exchange is a sign of life, `alive()`, to the watchdogs of `recspark.train.launch`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 Tell = Callable[[str], None]
+Alive = Callable[[], None]
 
 
 class Comm(Protocol):
@@ -39,9 +43,10 @@ class Comm(Protocol):
 class HorovodComm:
     """Ranks that gloo connects; `hvd` is the module `horovod.torch`, initialised."""
 
-    def __init__(self, hvd: Any, tell: Tell) -> None:
+    def __init__(self, hvd: Any, tell: Tell, alive: Alive) -> None:
         self._hvd = hvd
         self.tell = tell
+        self._alive = alive
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
 
@@ -50,28 +55,31 @@ class HorovodComm:
             return self.allreduce(tensor.cpu(), op).to(tensor.device)
         kind = self._hvd.Sum if op == "sum" else self._hvd.Average
         # A name that repeats lets Horovod skip its negotiation after the first step.
-        return self._hvd.allreduce(
-            tensor, op=kind, name=f"{op} {tensor.dtype} {tuple(tensor.shape)}"
-        )
+        name = f"{op} {tensor.dtype} {tuple(tensor.shape)}"
+        return self._exchanged(self._hvd.allreduce(tensor, op=kind, name=name))
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_cuda:
             return self.broadcast(tensor.cpu()).to(tensor.device)
-        return self._hvd.broadcast(
-            tensor, root_rank=0, name=f"{tensor.dtype} {tuple(tensor.shape)}"
-        )
+        name = f"{tensor.dtype} {tuple(tensor.shape)}"
+        return self._exchanged(self._hvd.broadcast(tensor, root_rank=0, name=name))
 
     def allgather(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_cuda:
             return self.allgather(tensor.cpu()).to(tensor.device)
-        return self._hvd.allgather(tensor, name=f"all {tensor.dtype} {tuple(tensor.shape[1:])}")
+        name = f"all {tensor.dtype} {tuple(tensor.shape[1:])}"
+        return self._exchanged(self._hvd.allgather(tensor, name=name))
+
+    def _exchanged(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._alive()
+        return tensor
 
 
 class Meeting:
     """Where the ranks of one process exchange tensors."""
 
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size)
+    def __init__(self, size: int, alive: Alive) -> None:
+        self.barrier = threading.Barrier(size, action=alive)
         self.tensors: list[torch.Tensor] = [torch.empty(0)] * size
 
 

@@ -19,6 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import cloudpickle
@@ -29,7 +30,15 @@ from pyspark.sql import SparkSession
 from recspark.config import Train
 from recspark.errors import NoSlotsError, RankFailedError
 from recspark.train.comm import HorovodComm, Meeting, Tell, ThreadComm
-from recspark.train.rank import Listener, RankResult, Teller, attempt, results
+from recspark.train.rank import (
+    Listener,
+    Pulse,
+    RankResult,
+    Teller,
+    attempt,
+    once_a_second,
+    results,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,9 +76,9 @@ def launcher(
 class HorovodLauncher:
     """Ranks are processes beside Spark's Python workers, one per task; gloo connects them.
 
-    Must be called from the main thread (Horovod sets signal handlers). A rank that runs longer than
-    `train.timeout_s` prints the stacks of its threads and ends itself, so that a hung collective
-    ends too. Cost: about 10 s to start, most of it imports.
+    Must be called from the main thread (Horovod sets signal handlers). A rank that exchanged
+    nothing for `train.timeout_s` prints the stacks of its threads and ends itself, so that a hung
+    collective ends too. Cost: about 10 s to start, most of it imports.
     """
 
     def __init__(self, spark: SparkSession, train: Train, tell: Tell = log.info) -> None:
@@ -132,7 +141,10 @@ class HorovodLauncher:
 
 
 class TaskLauncher:
-    """One rank, in a Spark task: needs no Horovod, and the driver holds nothing."""
+    """One rank, in a Spark task: needs no Horovod, and the driver holds nothing.
+
+    The task is cancelled where the driver heard nothing of it for `train.timeout_s`.
+    """
 
     ranks = 1
 
@@ -145,11 +157,18 @@ class TaskLauncher:
         """See `Launcher`."""
         sc, train = self._spark.sparkContext, self._train
         tag = f"recspark-train-{uuid.uuid4().hex}"
-        watchdog = threading.Timer(train.timeout_s, sc.cancelJobsWithTag, [tag])
+        ended = threading.Event()
         sc.addJobTag(tag)
-        watchdog.start()
         try:
             with Listener(self._spark, self._tell) as listener:
+
+                def watch() -> None:
+                    while (left := listener.pulse.left(train.timeout_s)) > 0:
+                        if ended.wait(left):
+                            return
+                    sc.cancelJobsWithTag(tag)
+
+                threading.Thread(target=watch, daemon=True).start()
                 payload = cloudpickle.dumps((fn, args, train.threads, listener.address))
                 outcomes = sc.parallelize([payload], 1).map(task_rank).collect()
         except Exception as error:
@@ -158,7 +177,7 @@ class TaskLauncher:
                 f"(train.timeout_s). {error}"
             ) from error
         finally:
-            watchdog.cancel()
+            ended.set()
             sc.removeJobTag(tag)
         return results(outcomes)
 
@@ -177,7 +196,8 @@ class LocalLauncher:
 
     def run(self, fn: Callable[..., T], *args: Any) -> list[RankResult[T]]:
         """See `Launcher`."""
-        meeting = Meeting(self._ranks)
+        pulse = Pulse()
+        meeting = Meeting(self._ranks, pulse.beat)
         comms = [ThreadComm(rank, meeting, self._tell) for rank in range(self._ranks)]
         outcomes: list[dict[str, Any] | None] = [None] * self._ranks
 
@@ -190,11 +210,11 @@ class LocalLauncher:
             threading.Thread(target=rank_main, args=(rank,), daemon=True)
             for rank in range(self._ranks)
         ]
-        deadline = time.monotonic() + self._timeout_s
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and (left := pulse.left(self._timeout_s)) > 0:
+                thread.join(left)
         hung = [rank for rank, outcome in enumerate(outcomes) if outcome is None]
         if hung:
             meeting.barrier.abort()
@@ -212,15 +232,16 @@ def horovod_rank(payload: bytes, timeout_s: int) -> dict[str, Any]:
     too. So the answers of all ranks reach the driver, and with them the first error's own
     traceback.
     """
-    # A watchdog in C: it fires even where Python hangs in a collective.
-    faulthandler.dump_traceback_later(timeout_s, exit=True)
+    # A watchdog in C: it fires even where Python hangs in a collective. Winding it up takes .4 ms.
+    alive = once_a_second(partial(faulthandler.dump_traceback_later, timeout_s, exit=True))
+    alive()
     import horovod.torch as hvd
 
     fn, args, threads, address = cloudpickle.loads(payload)
     torch.set_num_threads(threads)
     hvd.init()
     try:
-        return attempt(HorovodComm(hvd, Teller(address)), fn, args)
+        return attempt(HorovodComm(hvd, Teller(address), alive), fn, args)
     finally:
         hvd.shutdown()
         faulthandler.cancel_dump_traceback_later()
@@ -230,7 +251,9 @@ def task_rank(payload: bytes) -> dict[str, Any]:
     """Run the only rank in a Spark task; an error is returned, so that Spark does not try again."""
     fn, args, threads, address = cloudpickle.loads(payload)
     torch.set_num_threads(threads)
-    return attempt(ThreadComm(0, Meeting(1), Teller(address)), fn, args)
+    tell = Teller(address)
+    meeting = Meeting(1, once_a_second(partial(tell, "")))
+    return attempt(ThreadComm(0, meeting, tell), fn, args)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -82,14 +83,30 @@ def results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
     ]
 
 
+class Pulse:
+    """When there was last a sign of life."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def beat(self) -> None:
+        self._at = time.monotonic()
+
+    def left(self, timeout_s: float) -> float:
+        """Return the seconds until nothing was heard for `timeout_s`, 0 or less once that is so."""
+        return self._at + timeout_s - time.monotonic()
+
+
 class Listener:
     """Passes on what ranks tell while they run, a line at a time, over TCP.
 
-    `address` is (host, port, token); who does not begin with the token is not listened to.
+    `address` is (host, port, token); who does not begin with the token is not listened to. Every
+    line beats `pulse`, an empty one does nothing else.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
         host = str(spark.sparkContext._jsc.sc().env().rpcEnv().address().host())
+        self.pulse = Pulse()
         self._tell = tell
         self._one_at_a_time = threading.Lock()
         self._readers: list[threading.Thread] = []
@@ -119,12 +136,16 @@ class Listener:
         with suppress(OSError), connection, connection.makefile(encoding="utf-8") as lines:
             if lines.readline().strip() == self.address[2]:
                 for line in lines:
-                    with self._one_at_a_time:
-                        self._tell(line.rstrip("\n"))
+                    self.pulse.beat()
+                    if text := line.rstrip("\n"):
+                        with self._one_at_a_time:
+                            self._tell(text)
 
 
 class Teller:
-    """A rank's end of `Listener`. A driver that cannot be reached is not told; training goes on."""
+    """A rank's end of `Listener`. A driver that cannot be reached is not told; training goes on
+    (one rank alone: until `train.timeout_s` is over).
+    """
 
     def __init__(self, address: tuple[str, int, str]) -> None:
         host, port, token = address
@@ -137,6 +158,20 @@ class Teller:
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.sendall(text.replace("\n", " ").encode() + b"\n")
+
+
+def once_a_second(do: Callable[[], None]) -> Callable[[], None]:
+    """Return `do` as a function that may be called often: it does it once a second at most."""
+    done_at = -math.inf
+
+    def limited() -> None:
+        nonlocal done_at
+        now = time.monotonic()
+        if now - done_at >= 1:
+            done_at = now
+            do()
+
+    return limited
 
 
 def _executor_id() -> str:

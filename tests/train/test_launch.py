@@ -150,6 +150,29 @@ def hanging() -> Callable[..., Any]:
     return fn
 
 
+def advancing() -> Callable[..., Any]:
+    def fn(comm: Any, steps: int, seconds: float) -> int:
+        import time
+
+        import torch
+
+        for _ in range(steps):
+            time.sleep(seconds)
+            comm.allreduce(torch.ones(1))
+        return steps
+
+    return fn
+
+
+def test_a_long_training_is_not_taken_for_a_hung_one() -> None:
+    assert [r.value for r in LocalLauncher(2, timeout_s=1).run(advancing(), 8, 0.2)] == [8, 8]
+
+
+@pytest.mark.slow
+def test_a_long_training_runs_on_beyond_the_timeout(make: Make) -> None:
+    assert [r.value for r in make(timeout_s=20).run(advancing(), 6, 5)] == [6, 6]
+
+
 @pytest.mark.slow
 def test_a_hung_rank_is_ended(make: Make) -> None:
     begun = time.monotonic()
@@ -200,6 +223,14 @@ def test_one_rank_is_a_spark_task(spark: Any) -> None:
 
     with pytest.raises(RankFailedError, match="rank 0 on host .* no luck in the task"):
         launcher(spark, train(ranks=1)).run(fn)
+
+
+@pytest.mark.spark
+def test_a_task_runs_on_beyond_the_timeout(spark: Any) -> None:
+    told: list[str] = []
+    one = launcher(spark, train(ranks=1, timeout_s=8), tell=told.append)
+    assert [r.value for r in one.run(advancing(), 6, 2)] == [6]
+    assert len(told) == 1  # where it runs; signs of life are not passed on
 
 
 @pytest.mark.slow
