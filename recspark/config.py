@@ -251,6 +251,24 @@ class Features(Section):
         description="items of a row of training_sessions and training_histories. Source: Kang & "
         "McAuley 2018 (50 for sparse data)",
     )
+    max_training_users: int = Field(
+        2048,
+        ge=1,
+        description="newest users of an item in training_item_bags; thins training only. Guess: few "
+        "items have more",
+    )
+    max_words: int = Field(
+        8000,
+        ge=1,
+        description="words that training_texts knows, those of the most items. Source: Wang, Wang & "
+        "Yeung 2015, section 5.1 (of CiteULike-a)",
+    )
+    max_item_words: int = Field(
+        128,
+        ge=1,
+        description="known words of an item in training_texts, those of the most items. Guess: a "
+        "name and some sentences",
+    )
     max_shown: int = Field(
         100,
         ge=1,

@@ -34,7 +34,7 @@ from pyspark.sql import SparkSession
 from scipy import sparse
 
 from benchmarks import machine
-from recspark.config import Train
+from recspark.config import Features, Train
 from recspark.data import texts
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
@@ -141,7 +141,9 @@ class Split:
                 }
             )
         )
-        rows = texts.training_texts(catalogue, synth.CUTOFF, 1).toArrow().sort_by("item_idx")
+        settings = Features()  # type: ignore[call-arg]
+        rows = texts.training_texts(catalogue, synth.CUTOFF, settings, 1).toArrow()
+        rows = rows.sort_by("item_idx")
         files = synth.write_files(rows.drop_columns(["cutoff"]), scratch, texts.TABLE, 8)
         self.spark, self.data = spark, data
         self.everything: Dataset = replace(data, items=catalogue, training=files)

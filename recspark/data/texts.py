@@ -8,11 +8,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
+from recspark.config import Features
 from recspark.data.windows import NO_ITEM, padded, spread
 
 TABLE = "training_texts"
-MAX_WORDS = 8000  # Wang, Wang & Yeung 2015, section 5.1: the words kept for CiteULike-a
-WORDS_PER_ITEM = 128  # of an item, the commonest. Guess: a name and some sentences
 LEAST_ITEMS = 2  # a word of one item says nothing of another
 
 
@@ -33,25 +32,28 @@ def words(items: DataFrame) -> DataFrame:
     return rows.groupBy("item_idx", "word").agg(F.count("*").alias("n"))
 
 
-def training_texts(items: DataFrame, cutoff: datetime, n_files: int) -> DataFrame:
+def training_texts(
+    items: DataFrame, cutoff: datetime, settings: Features, n_files: int
+) -> DataFrame:
     """Return a row per item: its words as numbers.
 
     Parameters
     ----------
     items : item_idx, item_name, category, text: those that a model may recommend, as of the cutoff
+    settings : `max_words`, and `max_item_words`
     n_files : partitions of the result, as for `windows.training_bags`
 
     Returns
     -------
-    `schema.TRAINING_TEXTS`. The dictionary is the `MAX_WORDS` words of the most items (at least
+    `schema.TRAINING_TEXTS`. The dictionary is the `max_words` words of the most items (at least
     `LEAST_ITEMS`; ties by the word), numbered from 0 in that order. A weight is the word's count in
     the item over its largest count in any, in (0, 1]. An item without known words has a row of
-    padding. Cost: one job for the dictionary, which the driver holds (8,000 words); then shuffles of
+    padding. Cost: one job for the dictionary, which the driver holds; then shuffles of
     item-sized rows.
     """
     counted = words(items)
     numbers = items.sparkSession.createDataFrame(
-        _dictionary(counted),
+        _dictionary(counted, settings.max_words),
         schema.columns(word=schema.STRING, number=schema.INT, most=schema.LONG),
     )
     pair = F.struct("number", (F.col("n") / F.col("most")).cast("float").alias("weight"))
@@ -61,28 +63,32 @@ def training_texts(items: DataFrame, cutoff: datetime, n_files: int) -> DataFram
         .agg(F.sort_array(F.collect_list(pair)).alias("pairs"))
     )
     pairs = F.slice(
-        F.coalesce("pairs", F.array().cast(known.schema["pairs"].dataType)), 1, WORDS_PER_ITEM
+        F.coalesce("pairs", F.array().cast(known.schema["pairs"].dataType)),
+        1,
+        settings.max_item_words,
     )
     joined = items.select("item_idx").join(known, on="item_idx", how="left")
     rows = joined.select("item_idx", pairs.alias("pairs"))
     made = rows.select(
         F.lit(cutoff).alias("cutoff"),
         "item_idx",
-        padded(F.col("pairs.number"), WORDS_PER_ITEM, F.lit(NO_ITEM)).alias("words"),
-        padded(F.col("pairs.weight"), WORDS_PER_ITEM, F.lit(0.0).cast("float")).alias("weights"),
+        padded(F.col("pairs.number"), settings.max_item_words, F.lit(NO_ITEM)).alias("words"),
+        padded(F.col("pairs.weight"), settings.max_item_words, F.lit(0.0).cast("float")).alias(
+            "weights"
+        ),
         F.size("pairs").alias("length"),
     )
     return spread(made, F.xxhash64("item_idx"), n_files)
 
 
-def _dictionary(counted: DataFrame) -> list[tuple[str, int, int]]:
+def _dictionary(counted: DataFrame, max_words: int) -> list[tuple[str, int, int]]:
     """Return (word, number, largest count in an item), by number. One job."""
     found = (
         counted.groupBy("word")
         .agg(F.count("*").alias("items"), F.max("n").alias("most"))
         .where(F.col("items") >= LEAST_ITEMS)
         .orderBy(F.desc("items"), "word")
-        .limit(MAX_WORDS)
+        .limit(max_words)
         .collect()
     )
     return [(row["word"], number, row["most"]) for number, row in enumerate(found)]

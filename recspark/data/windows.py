@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recspark import schema
@@ -26,9 +26,6 @@ from recspark.tables.snapshot import active_files
 
 FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess
 NO_ITEM = -1  # pads `items`
-USERS_PER_ITEM = (
-    2048  # of a row of training_item_bags. Guess: thins what half a catalogue never has
-)
 Unit = Literal["session", "history"]
 
 
@@ -195,25 +192,28 @@ def sequences(
 def training_item_bags(
     histories: DataFrame, cutoff: datetime, features: Features, n_files: int
 ) -> DataFrame:
-    """Return a row per item with its newest `USERS_PER_ITEM` users: bags turned on their side.
+    """Return a row per item with its newest `features.max_training_users` users: bags on their side.
 
     `schema.TRAINING_ITEM_BAGS`: `users` ascending, padded with -1; `weights` beside them as in
     `interactions`, those above 0, padded with 0. Of users with the same newest event the smaller
-    user_idx stays. Arguments as in `training_bags`. Lazy. Cost: two shuffles, the first of all
-    interactions by item; a task holds the users of one item.
+    user_idx stays. Arguments as in `training_bags`. Lazy. Cost: two shuffles; each task of the first
+    sends on `max_training_users` users of an item at most, however many have it.
     """
+    longest = features.max_training_users
     pairs = interactions(before(histories, cutoff), cutoff, features.half_life_days)
-    newest = F.struct(
-        (-F.unix_micros("last_event_at")).alias("age"), "user_idx", F.col("weight").alias("weight")
+    newest_first = Window.partitionBy("item_idx").orderBy(F.desc("last_event_at"), "user_idx")
+    newest = (
+        pairs.where(F.col("weight") > 0)
+        .withColumn("place", F.row_number().over(newest_first))
+        .where(F.col("place") <= longest)
     )
-    kept = F.slice(F.sort_array(F.collect_list(newest)), 1, USERS_PER_ITEM)
-    bag = F.sort_array(F.transform(kept, lambda e: F.struct(e["user_idx"], e["weight"])))
-    rows = pairs.where(F.col("weight") > 0).groupBy("item_idx").agg(bag.alias("bag"))
-    made = rows.select(
+    bag = F.sort_array(F.collect_list(F.struct("user_idx", "weight"))).alias("bag")
+    made = newest.groupBy("item_idx").agg(bag)
+    made = made.select(
         F.lit(cutoff).alias("cutoff"),
         "item_idx",
-        padded(F.col("bag.user_idx"), USERS_PER_ITEM, F.lit(-1).cast("long")).alias("users"),
-        padded(F.col("bag.weight"), USERS_PER_ITEM, F.lit(0.0).cast("float")).alias("weights"),
+        padded(F.col("bag.user_idx"), longest, F.lit(-1).cast("long")).alias("users"),
+        padded(F.col("bag.weight"), longest, F.lit(0.0).cast("float")).alias("weights"),
         F.size("bag").alias("length"),
     )
     return spread(made, F.xxhash64("item_idx"), n_files)

@@ -66,7 +66,7 @@ def write_training(
         items = features.items_as_of(context.read("items"), cutoff)
         acted = histories.select(F.explode("history.item_idx").alias("item_idx")).distinct()
         mine = acted.join(items, on="item_idx", how="left")
-        rows = texts.training_texts(mine, cutoff, n_files)
+        rows = texts.training_texts(mine, cutoff, config.features, n_files)
     elif table in impressions.TABLES:
         dictionaries = context.read("user_ids"), context.read("item_ids")
         shown = impressions.impressions(context.read("sessions"), *dictionaries, cutoff)

@@ -252,10 +252,11 @@ def dataset(
     if training is not None:
         table, folder = training
         if table in (texts.TABLE, "training_item_bags"):
+            settings = Features()  # type: ignore[call-arg]
             frame = (
-                texts.training_texts(catalogue, CUTOFF, 1)
+                texts.training_texts(catalogue, CUTOFF, settings, 1)
                 if table == texts.TABLE
-                else training_item_bags(sliced, CUTOFF, Features(), 1)  # type: ignore[call-arg]
+                else training_item_bags(sliced, CUTOFF, settings, 1)
             )
             rows = frame.drop("cutoff").toArrow().sort_by("item_idx")
             training_set = write_files(rows, folder, table, 2)

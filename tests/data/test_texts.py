@@ -10,10 +10,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recspark import schema
+from recspark.config import Features
 from recspark.data import texts
 
 pytestmark = pytest.mark.spark
 CUT = datetime(2010, 12, 10, tzinfo=UTC)
+FEATURES = Features()  # type: ignore[call-arg]
 ITEMS: list[Any] = [
     (3, "Red mug, red LID", ["Kitchen"], None),
     (5, "blue mug", ["Kitchen", "Gifts"], "a mug"),
@@ -34,11 +36,11 @@ def test_words_by_hand(spark: SparkSession) -> None:
 
 def test_rows_by_hand(spark: SparkSession) -> None:
     """Words of two items, by number of items, then by name: category=kitchen, lid, mug."""
-    frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, 2)
+    frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, FEATURES, 2)
     assert frame.schema.simpleString() == schema.TRAINING_TEXTS.simpleString()
     assert frame.rdd.getNumPartitions() == 2
     found = {row["item_idx"]: row for row in frame.collect()}
-    pad = texts.WORDS_PER_ITEM
+    pad = FEATURES.max_item_words
     want = {3: ([0, 1, 2], [1, 1, 0.5]), 5: ([0, 2], [1, 1]), 8: ([1], [1]), 9: ([], [])}
     assert set(found) == set(want)
     for item, (words, weights) in want.items():
@@ -46,3 +48,11 @@ def test_rows_by_hand(spark: SparkSession) -> None:
         assert row["length"] == len(words)
         np.testing.assert_array_equal(row["words"], words + [-1] * (pad - len(words)))
         np.testing.assert_array_equal(row["weights"], weights + [0.0] * (pad - len(words)))
+
+
+def test_what_is_kept_of_many_words(spark: SparkSession) -> None:
+    """Of category=kitchen, lid, mug: two words in all, one of an item."""
+    settings = Features(max_words=2, max_item_words=1)  # type: ignore[call-arg]
+    frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, settings, 2)
+    found = {row["item_idx"]: (row["words"], row["length"]) for row in frame.collect()}
+    assert found == {3: ([0], 1), 5: ([0], 1), 8: ([1], 1), 9: ([-1], 0)}

@@ -210,16 +210,14 @@ def test_training_sequences_as_a_table(histories: Any, catalog: Any, unit: windo
     assert (rows[12]["position"], rows[12]["length"]) == (0, 2)
 
 
-def test_item_bags_are_bags_on_their_side(
-    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_item_bags_are_bags_on_their_side(spark: SparkSession) -> None:
     """The newest three users of an item; weights added up; events at the cutoff left out."""
-    monkeypatch.setattr(windows, "USERS_PER_ITEM", 3)
+    features = Features(max_training_users=3)  # type: ignore[call-arg]
     events = synth.log(
         [(3, 5, 1.0), (4, 5, 9.0), (7, 5, 2.0), (7, 5, 3.0), (9, 5, 4.0), (9, 8, 5.0), (2, 8, -1.0)]
     )
     histories = synth.histories(spark, events)
-    frame = windows.training_item_bags(histories, synth.CUTOFF, Features(), 2)  # type: ignore[call-arg]
+    frame = windows.training_item_bags(histories, synth.CUTOFF, features, 2)
     assert frame.schema.simpleString() == schema.TRAINING_ITEM_BAGS.simpleString()
     found = {row["item_idx"]: row[2:] for row in frame.collect()}
     assert found == {5: ([3, 7, 9], [1, 2, 1], 3), 8: ([9, -1, -1], [1, 0, 0], 1)}
