@@ -82,7 +82,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["recspark", "recspark.*"]),
-    package_data={"recspark": ["py.typed", "**/*.html", "**/*.sql"]},
+    package_data={"recspark": ["py.typed"]},
     cmdclass={"build_py": BuildWithConf},
     install_requires=RUNTIME,
     extras_require=EXTRAS,

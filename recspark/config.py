@@ -246,10 +246,10 @@ class Features(Section):
         "events); thins training only",
     )
     sequence_length: int = Field(
-        50,
+        51,
         ge=2,
-        description="items of a row of training_sessions and training_histories. Source: Kang & "
-        "McAuley 2018 (50 for sparse data)",
+        description="items of a row of training_sessions and training_histories: those that a "
+        "network reads, and the one after them. Source: Kang & McAuley 2018 (50 for sparse data)",
     )
     max_training_users: int = Field(
         2048,
@@ -305,7 +305,8 @@ class Train(Section):
         "float32", description="of a network's products; parameters stay float32"
     )
     compression: Literal["none", "float16"] = Field(
-        "none", description="of gradients between ranks: float16 sends half as much, and rounds"
+        "none",
+        description="of dense gradients between ranks: float16 sends half as much, and rounds",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where networks train; auto = a GPU where the rank sees one"

@@ -53,6 +53,17 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def folders(uri: str) -> list[str]:
+    """Return the folders right below `uri`, sorted, as URIs of the same form; [] where it is none."""
+    fs, path = _open_fs(uri)
+    if not fs.isdir(path):
+        return []
+    found = sorted(
+        entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"
+    )
+    return [join(uri, name.rstrip("/").rsplit("/", 1)[1]) for name in found]
+
+
 def list_files(uri: str) -> list[str]:
     """Return the files below `uri`, sorted, as URIs of the same form."""
     fs, path = _open_fs(uri)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from typer.testing import CliRunner
 from recspark import __version__
 from recspark.cli import app
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
+from recspark.layers import load_config
 from recspark.pipeline.run import RunContext
-from tests.conftest import NIGHT
+from recspark.tables.catalog import TableCatalog
+from tests.conftest import NIGHT, ROOT
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
 runner = CliRunner()
@@ -80,6 +84,48 @@ def test_runs_and_tables(small_night: RunContext, place: list[str]) -> None:
     assert {r["stage"] for r in rows} >= {"ingest", "train", "publish"}
     tables = json.loads(runner.invoke(app, ["tables", "--json", *place]).stdout.splitlines()[-1])
     assert {t["table"]: t["rows"] for t in tables}["recommendations"] > 0
+
+
+def test_tune_writes_the_best_of_its_trials(
+    small_night: RunContext, place: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a copy of the night's tables and of conf/; the backtest's horizon is not looked at."""
+    tables = Path(small_night.catalog.root)
+    shutil.copytree(tables, tmp_path / "root" / tables.name)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.setenv("RECSPARK_CONF", str(tmp_path / "conf"))
+    root = f"paths.root={tmp_path / 'root'}"
+    arguments = [
+        "popular",
+        "--run-date",
+        NIGHT,
+        "--trials",
+        "3",
+        "--write",
+        "--json",
+        *place,
+        "--set",
+        root,
+    ]
+    done = runner.invoke(app, ["tune", *arguments])
+    assert done.exit_code == 0, done.output
+    catalog = TableCatalog(small_night.spark, str(tmp_path / "root" / tables.name))
+    trials = sorted(
+        catalog.read("tuning", catalog.version("tuning")).collect(), key=lambda r: r.trial
+    )
+    assert [row.trial for row in trials] == [0, 1, 2]
+    horizon = timedelta(days=small_night.config.evaluate.horizon_days)
+    assert {row.cutoff for row in trials} == {
+        small_night.backtest_cutoff.replace(tzinfo=None) - horizon
+    }
+    best = max(trials, key=lambda row: row.value)
+    assert best.is_best
+    assert best.value > 0
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(best.settings)
+    written = (tmp_path / "conf" / "models" / "popular.yaml").read_text()
+    assert written.count("#") == 1
+    assert f"ndcg@10 {best.value:.4f}" in written
+    assert load_config("test").model_settings["popular"] == json.loads(best.settings)
 
 
 def test_export_one_night(place: list[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from recspark.config import Config
 from recspark.errors import ConfigError
@@ -25,9 +26,10 @@ RunDate = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 
-_terminal = Console()
+# No markup: a name of an item may look like it.
+_terminal = Console(markup=False)
 # A log file or a pipe has no width of its own: give the tables room there.
-console = _terminal if _terminal.is_terminal else Console(width=150)
+console = _terminal if _terminal.is_terminal else Console(width=150, markup=False)
 
 
 def parse_date(text: str) -> date:
@@ -43,7 +45,8 @@ def reporter(started: float | None = None) -> Callable[[str], None]:
     start = time.monotonic() if started is None else started
 
     def report(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - start:6.1f} s[/dim]  {text}", highlight=False)
+        seconds = f"{time.monotonic() - start:6.1f} s"
+        console.print(Text.assemble((seconds, "dim"), "  ", text), highlight=False)
 
     return report
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from recspark.cli.common import Env, Json, Set, console
 from recspark.errors import RecsparkError, SetupError
@@ -35,7 +36,7 @@ def doctor(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:
         for column in ("check", "", "found"):
             table.add_column(column)
         for name, ok, text in checks:
-            table.add_row(name, "[green]ok[/green]" if ok else "[red]no[/red]", text)
+            table.add_row(name, Text("ok", "green") if ok else Text("no", "red"), text)
         console.print(table)
     bad = [name for name, ok, _ in checks if not ok]
     if bad:

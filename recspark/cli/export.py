@@ -35,6 +35,11 @@ def export(
             table, catalog.version(table) if catalog.version(table) is not None else -1
         )
         if run_date is not None:
+            if "run_date" not in rows.columns:
+                raise ConfigError(
+                    f"--run-date {run_date}: table '{table}' has no run_date; say which rows with "
+                    f"--where, its columns are {', '.join(rows.columns)}"
+                )
             rows = rows.where(F.col("run_date") == F.lit(parse_date(run_date)))
         if where is not None:
             try:

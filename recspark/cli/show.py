@@ -61,7 +61,7 @@ def show(
                 row["source"],
             )
         console.print(table)
-        console.print("[bold]newest events[/bold]")
+        console.print("newest events", style="bold")
         for event in recent:
             console.print(
                 f"  {event['event_at'][:10]}  {event['item_id']:<8} {event['item_name']}",

@@ -54,13 +54,12 @@ def tune(
     if write:
         path = conf_dir() / "models" / f"{model}.yaml"
         head = (
-            [line for line in path.read_text().splitlines() if line.startswith("#")]
-            if path.exists()
-            else []
+            f"# Chosen by `recspark tune {model} --run-date {run_date}` at cutoff {best.cutoff:%Y-%m-%d} "
+            f"of source {context.config.source.name}: {best.metric} {best.value:.4f}.\n"
         )
-        path.write_text("\n".join([*head, yaml.safe_dump(best, sort_keys=True)]), encoding="utf-8")
+        path.write_text(head + yaml.safe_dump(best.settings, sort_keys=True), encoding="utf-8")
         report(f"written to {path}")
     if as_json:
-        print(json.dumps(best))
+        print(json.dumps(best.settings))
     else:
-        console.print(f"best of {model}:", best)
+        console.print(f"best of {model}:", best.settings)

@@ -50,7 +50,8 @@ def save(
     storage.write_json(storage.join(place, _STATE), state)
     storage.mark_complete(place)
     for old in storage.complete_folders(scratch)[:-_KEPT]:
-        storage.remove(old)
+        if old != place:  # another factorisation's may have later names
+            storage.remove(old)
     return place
 
 

@@ -198,8 +198,8 @@ def evaluate(
         settings.n_bootstrap,
         settings.seed,
     )
-    in_sample = _in_sample(users, settings)
-    rows = rows_by_user(lists.where(in_sample), users.where(in_sample), plan)
+    is_asked = in_sample(users, settings)
+    rows = rows_by_user(lists.where(is_asked), users.where(is_asked), plan)
     shared = users.sparkSession.sparkContext.broadcast(plan)
     try:
         table = (
@@ -232,8 +232,10 @@ def rows_by_user(lists: DataFrame, users: DataFrame, plan: Plan) -> DataFrame:
     return rows.repartition("user_idx").sortWithinPartitions("user_idx")
 
 
-def _in_sample(users: DataFrame, settings: Evaluate) -> Column:
-    """Return whether a user is evaluated: all are, up to `max_eval_users`; else a hash sample."""
+def in_sample(users: DataFrame, settings: Evaluate) -> Column:
+    """Return whether a user of `users`, those with truth, is evaluated: all up to `max_eval_users`,
+    else a hash sample, the same for the same number of them. One job, which counts.
+    """
     n_users = users.count()
     if n_users <= settings.max_eval_users:
         return F.lit(True)

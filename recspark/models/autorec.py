@@ -183,8 +183,13 @@ def train_items(comm: Comm, job: Job) -> Trained:
     columns = ("item_idx", "users", "weights")
     feed, held_out = job.feed(comm, columns), job.validation_feed(comm, columns)
     feeds = [feed] if held_out is None else [feed, held_out]
-    own = [b.tensors["users"][b.tensors["weights"] > 0] for f in feeds for b in f.epoch(0)]
-    users = torch.unique(comm.allgather(torch.unique(torch.cat(own))))  # (n_users,), on every rank
+    own = torch.empty(0, dtype=torch.int64)
+    for batch in (batch for f in feeds for batch in f.epoch(0)):
+        acted = batch.tensors["users"][batch.tensors["weights"] > 0]
+        own = torch.unique(
+            torch.cat([own, acted.long()])
+        )  # a batch beside the users so far, no more
+    users = torch.unique(comm.allgather(own))  # (n_users,), on every rank
     if len(users) > settings.max_users:
         raise CatalogueTooLargeError(
             f"autorec: {len(users):,} users, max_users is {settings.max_users:,}; raise "
@@ -201,6 +206,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
 
     validation = None if held_out is None else Validation(held_out, value)
     trained = train(comm, net, loss, feed, job.loop, validation)
+    net.to("cpu")  # every rank reads its rows there
     if comm.rank == 0:
         load_weights(net, trained)
     for parameter in net.parameters():

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recspark import storage
 from recspark.data.blocks import Array
@@ -110,6 +111,12 @@ class CdlSettings(NeuralSettings):
         ge=1,
         description="largest catalogue; every rank is sent its factors, 4 bytes a unit",
     )
+
+    @model_validator(mode="after")
+    def _trains_on_all(self) -> Self:
+        if self.validation or self.patience:
+            raise ValueError("cdl alternates a fixed number of rounds: no validation, no patience")
+        return self
 
     @property
     def size(self) -> int:

@@ -110,7 +110,7 @@ def fit_network(
             "version": data.training.version,
             "files": digest(data.training.files),
             "items": digest(items.tolist()),
-            "train": train.model_dump(exclude={"start_timeout_s", "timeout_s"}),
+            "train": train.arithmetic(),
         },
     )
     job = Job(

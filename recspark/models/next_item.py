@@ -39,12 +39,12 @@ from recspark.models.neural import (
 )
 from recspark.nets.sequence import ITEM_ARRAYS, SequenceNet
 from recspark.train.comm import Comm
-from recspark.train.feed import Batch
+from recspark.train.feed import Batch, Feed
 from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import bpr_max, gbce, gbce_power, softmax_nll
 from recspark.train.negatives import Negatives
 
-_COLUMNS = ("items", "length")
+_COLUMNS = ("items",)
 _TABLES = {
     ("next_item", "session"): "training_sessions",
     ("next_item", "history"): "training_histories",
@@ -284,6 +284,8 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
     feed, held_out = job.feed(comm, columns), job.validation_feed(comm, columns)
     vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
     net = make_net(settings, len(job.items), job.loop.seed)
+    if net.has_positions:
+        check_length(settings, feed)
     counts = item_counts(comm, feed.epoch(0), vocabulary)  # (n_items,)
     negatives = Negatives(counts, settings.n_samples, settings.sample_alpha)
     if settings.loss == "cross_entropy":  # saves the epochs that it would take to learn it
@@ -304,6 +306,17 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
 
         validation = Validation(held_out, value)
     return train(comm, net, loss, feed, job.loop, validation)
+
+
+def check_length(settings: NextItemSettings, feed: Feed) -> None:
+    """Raise ModelError where answers read places that no row of the training set reaches."""
+    width = next(feed.epoch(0)).tensors["items"].shape[1]
+    read = width if settings.head == "click_through" else width - 1
+    if settings.length > read:
+        raise ModelError(
+            f"length = {settings.length}, but a training row of {width} items teaches {read} places: "
+            f"set length to {read}, or features.sequence_length to {settings.length + width - read}"
+        )
 
 
 def row_loss(
@@ -379,11 +392,11 @@ def drawn_loss(
 
 def item_counts(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:
     """Return how often each item occurs in the rows of all ranks, (n_items,)."""
-    total = torch.zeros(len(vocabulary))  # (n_items,)
+    total = torch.zeros(len(vocabulary), dtype=torch.float64)  # (n_items,): float32 stops at 2^24
     for batch in batches:
         items = local_items(batch, vocabulary, batch.tensors["items"].shape[1])  # (B, L)
         rows, columns = torch.nonzero(items >= 0, as_tuple=True)  # (P,) each
-        total.index_add_(0, items[rows, columns], batch.weight[rows])
+        total.index_add_(0, items[rows, columns], batch.weight[rows].double())
     return comm.allreduce(total)
 
 

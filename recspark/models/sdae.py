@@ -190,7 +190,9 @@ def pretraining_loss(
         seen = _bag(rows, values, n_rows, settings, None)  # (P,)
         clean = net.encode(rows, items, seen, n_rows, k - 1)  # (B, Hk-1)
     rebuilt = net.up(net.down(corrupted(clean, settings.corruption, generator), k), k)  # (B, Hk-1)
-    return nn.functional.binary_cross_entropy(rebuilt, clean, reduction="none").sum(dim=1)  # (B,)
+    with torch.autocast(rebuilt.device.type, enabled=False):  # it is not safe at half precision
+        lost = nn.functional.binary_cross_entropy(rebuilt.float(), clean.float(), reduction="none")
+    return lost.sum(dim=1)  # (B,)
 
 
 def _bag(

@@ -19,6 +19,8 @@ class SasRecNet(SequenceNet):
     earlier ones only, so padding after the last item reaches no state before it.
     """
 
+    has_positions = True
+
     def __init__(
         self,
         n_items: int,

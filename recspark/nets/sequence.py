@@ -16,8 +16,11 @@ class SequenceNet(nn.Module):
 
     `scores = state @ items_out.T + items_out_bias`. With `tied` item vectors, `items_out` is
     `items_in` itself. With `click_head` there are `click_scale` (H,) and `click_bias` (n_items,) as
-    well, for a second score of the same vectors (`recspark.models.click_through`).
+    well, for a second score of the same vectors (`recspark.models.click_through`). `has_positions` :
+    there is a vector for each place in a row, which is learned where rows are that long.
     """
+
+    has_positions = False
 
     def __init__(
         self,

@@ -149,7 +149,9 @@ def _update_histories(context: RunContext) -> int:
                     .collect()
                 )
             else:
-                old, buckets = old.limit(0), list(range(n_buckets))
+                # Also those of a larger number of buckets before: their users have moved.
+                written = {r[0] for r in old.select("bucket").distinct().collect()}
+                old, buckets = old.limit(0), sorted(written | set(range(n_buckets)))
             if buckets:
                 rows = histories.merged(
                     old.where(F.col("bucket").isin(buckets)),

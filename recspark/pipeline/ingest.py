@@ -23,7 +23,9 @@ _ID_TRIES = 5
 def ingest(context: RunContext) -> StageResult:
     """Landing to `events` and `quarantine`, the id dictionaries and the catalogue."""
     config, catalog, run_date = context.config, context.catalog, context.run_date
-    known = context.read("events")
+    # The newest version, not the pinned one: a night run after a later one must know what that one
+    # landed. A night's own rows do not count, so that a retry finds what the first try found.
+    known = catalog.read("events", catalog.version("events"))
     landing = read_landing(
         context.spark, config.source, run_date, initial=is_first_landing(context, known)
     )
@@ -50,20 +52,23 @@ def ingest(context: RunContext) -> StageResult:
             )
         night = {"ingest_date": run_date}
         clean = raw.clean_of(checked, run_date)
-        landed_rows = {
-            "quarantine": raw.quarantine_of(checked, run_date, config.source.name),
-            "events": clean,
-        }
-        versions = together(
+        # Events last: were they there without their ids, a later night would leave them out.
+        user_ids, item_ids, quarantine = together(
             context.spark,
-            *[
-                lambda table=table, rows=rows: catalog.replace_slice(table, rows, night).version
-                for table, rows in landed_rows.items()
-            ],
             lambda: _assign(context, clean, "user_ids", "user_id", "user_idx"),
             lambda: _assign(context, clean, "item_ids", "item_id", "item_idx"),
+            lambda: (
+                catalog.replace_slice(
+                    "quarantine", raw.quarantine_of(checked, run_date, config.source.name), night
+                ).version
+            ),
         )
-        outputs = dict(zip((*landed_rows, "user_ids", "item_ids"), versions, strict=True))
+        outputs = {
+            "quarantine": quarantine,
+            "events": catalog.replace_slice("events", clean, night).version,
+            "user_ids": user_ids,
+            "item_ids": item_ids,
+        }
         catalog.create("items")
         if landing.items is not None:
             dictionary = catalog.read("item_ids", outputs["item_ids"]).select("item_id", "item_idx")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from functools import partial
 
 from pyspark.sql import DataFrame, Window
@@ -18,6 +17,7 @@ from recspark.hybrid.ladder import fill
 from recspark.models.registry import model_spec
 from recspark.pipeline.activity import active, kept_lists
 from recspark.pipeline.evaluate import ladder_steps
+from recspark.pipeline.retention import forget
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
 from recspark.session import together
@@ -71,7 +71,7 @@ def publish(context: RunContext) -> StageResult:
         outputs[written.table] = written.version
     promoted = catalog.replace_slice("recommendations", named(context, staged, items), night)
     outputs["recommendations"] = promoted.version
-    _forget_old_candidates(context)
+    forget(context)
     return StageResult(
         outputs, answered.count(), promoted.rows, {"gates": {g.name: g.passed for g in gates}}
     )
@@ -203,13 +203,3 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
             F.lit(settings.neighbours_model).alias("model"),
         )
     )
-
-
-def _forget_old_candidates(context: RunContext) -> None:
-    """Delete candidates older than `keep_nights` before this night, where there are any."""
-    from delta.tables import DeltaTable
-
-    oldest = context.run_date - timedelta(days=context.config.keep_nights)
-    old = F.col("run_date") < F.lit(oldest)
-    if not context.read("candidates").where(old).isEmpty():
-        DeltaTable.forPath(context.spark, context.catalog.path("candidates")).delete(old)

@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 
 from recspark.config import Mode
 from recspark.data.interactions import before, queries
+from recspark.eval.evaluate import in_sample
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
@@ -53,16 +54,11 @@ def recommend(context: RunContext, model: str) -> StageResult:
 def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
     """Return `user_idx, history, seen` as of the backtest's cutoff of every user with truth.
 
-    A cold user has an empty history. Above `max_eval_users` a seeded hash sample is taken.
+    A cold user has an empty history. Above `max_eval_users` they are those whom `evaluate` asks for.
     """
     cutoff, evaluate_ = context.backtest_cutoff, context.config.evaluate
     start, end = F.lit(cutoff), F.lit(cutoff + timedelta(days=evaluate_.horizon_days))
     tested = everyone.where(
         F.exists("history", lambda e: (e["event_at"] >= start) & (e["event_at"] < end))
     )
-    n_users = tested.count()
-    if n_users > evaluate_.max_eval_users:
-        share = int(1_000_000 * evaluate_.max_eval_users / n_users)
-        hashed = F.pmod(F.xxhash64("user_idx", F.lit(evaluate_.seed)), F.lit(1_000_000))
-        tested = tested.where(hashed < share)
-    return before(tested, cutoff, keep_empty=True)
+    return before(tested.where(in_sample(tested, evaluate_)), cutoff, keep_empty=True)

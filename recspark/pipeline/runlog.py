@@ -13,12 +13,14 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Config, digest
+from recspark.errors import ConcurrentWriteError
 from recspark.pipeline.run import StageResult
 from recspark.tables.catalog import TableCatalog
 
 # Tables that a run reads from earlier nights; their versions are pinned when the run begins.
 PINNED = ("events", "sessions", "user_ids", "item_ids", "items", "histories", "recommendations")
 OK = "ok"
+_TRIES = 5
 BEGIN = "begin"  # the stage name of the row that holds a run's pins
 
 
@@ -122,13 +124,7 @@ class RunLog:
         )
         frame = self.catalog.spark.createDataFrame([row], schema.RUNS)
         if known:
-            same = (F.col("run_id") == self.run_id) & (F.col("stage") == stage)
-            others = night_rows(self.catalog, self.run_date).where(
-                ~(same & (F.col("model") == model))
-            )
-            self.catalog.replace_slice(
-                "runs", others.unionByName(frame), {"run_date": self.run_date}, compare=False
-            )
+            self._replace(frame)
         else:
             self.catalog.append("runs", frame)
         rows = self.rows()
@@ -144,6 +140,16 @@ class RunLog:
             result.rows_out,
             OK,
         )
+
+    def _replace(self, row: DataFrame) -> None:
+        """Put `row` in the place of the stage's row of before; models of a night may end at once."""
+        for attempt in range(_TRIES):
+            try:
+                return self.catalog.upsert("runs", row, {"run_date": self.run_date})
+            except ConcurrentWriteError:
+                if attempt == _TRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     def compact(self) -> None:
         """Make one file of the night's rows."""

@@ -71,13 +71,15 @@ def sessionize(context: RunContext) -> StageResult:
 
 def reopened_events(context: RunContext, from_where: DataFrame, events_version: int) -> DataFrame:
     """Return the events of reopened owners from their anchor on, with session_id and changed_at."""
-    start = from_where.agg(F.min("anchor")).collect()[0][0]
+    first = F.min("anchor")
+    # Its day is Spark's, in UTC: Python gives times in the zone of the driver.
+    start, day = from_where.agg(first, F.to_date(first)).collect()[0]
     events = context.catalog.read("events", events_version)
     if start is None:
         events = events.limit(0)
     else:
         events = events.where(
-            (F.col("event_at") >= F.lit(start)) & (F.col("event_date") >= F.lit(start.date()))
+            (F.col("event_at") >= F.lit(start)) & (F.col("event_date") >= F.lit(day))
         )
     mine = (
         events.withColumn("owner", sessions.owner())

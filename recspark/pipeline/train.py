@@ -39,12 +39,7 @@ def train(context: RunContext, model: str) -> StageResult:
             told: list[Curve] = []
             options = FitOptions(
                 train=context.config.train,
-                scratch=storage.join(
-                    storage.absolute(context.config.paths.checkpoints),
-                    context.run_id,
-                    model,
-                    f"{cutoff:%Y-%m-%d}",
-                ),
+                scratch=checkpoint_folder(context, model, cutoff),
                 progress=context.progress,
                 record=told.append,
             )
@@ -124,6 +119,15 @@ def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     return storage.join(
         storage.absolute(context.config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key
     )
+
+
+def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Return where this run's training of a model keeps checkpoints; other code does not go on from
+    them.
+    """
+    run = f"{context.run_date}/{context.run_id}/{context.code}"
+    root = storage.absolute(context.config.paths.checkpoints)
+    return storage.join(root, run, model, f"{cutoff:%Y-%m-%d}")
 
 
 def load_model(context: RunContext, model: str, cutoff: datetime) -> RecommenderModel:

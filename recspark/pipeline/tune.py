@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,9 +26,19 @@ from recspark.pipeline.build_features import write_training
 from recspark.pipeline.run import RunContext
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The best settings, and what they reached: `value` of `metric` at `cutoff`."""
+
+    settings: dict[str, Any]
+    metric: str
+    value: float
+    cutoff: datetime
+
+
 def tune(
     context: RunContext, model: str, n_trials: int, told: Callable[[dict[str, Any], float], None]
-) -> dict[str, Any]:
+) -> Chosen:
     """Return the best settings of `model` found in `n_trials`, all of them written to `tuning`.
 
     The split: cutoff two horizons before the published one, truth in the horizon that follows, so
@@ -100,9 +111,9 @@ def tune(
         for frame in (*kept, users, asked):
             frame.unpersist()
     _write(context, model, cutoff, rows, study.best_trial.number)
-    best = next(settings for number, settings, _, _ in rows if number == study.best_trial.number)
-    chosen: dict[str, Any] = json.loads(best)
-    return chosen
+    best, value = next((row[1], row[2]) for row in rows if row[0] == study.best_trial.number)
+    metric = f"{settings.metric}@{settings.ks[0]}"
+    return Chosen(json.loads(best), metric, value, cutoff)
 
 
 def search_space(model: str) -> dict[str, dict[str, Any]]:

@@ -42,6 +42,16 @@ class Night:
             return frame.where(F.coalesce(at < end, F.lit(True)))
         return frame.where((at >= start) & (at < end))
 
+    def catalogue(self, frame: DataFrame, since: Column) -> DataFrame:
+        """Return the rows of a catalogue that this landing knows, by the time they hold `since`.
+
+        An archive gives all up to D every night: an item may be acted on long after it is described,
+        and `features.changed_items` leaves out what is known.
+        """
+        if not self.archive:
+            return frame
+        return frame.where(F.coalesce(since < F.lit(cutoff_of(self.run_date)), F.lit(True)))
+
 
 @dataclass(frozen=True)
 class Landing:

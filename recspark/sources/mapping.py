@@ -105,7 +105,7 @@ def _items(source: Source, table: RawTable, night: Night) -> DataFrame:
             columns[name] = text_of(table, raw)
     readable = table.frame.where(~table.unreadable())
     if "valid_from" in columns:
-        readable = night.rows(readable, columns["valid_from"])
+        readable = night.catalogue(readable, columns["valid_from"])
     else:
         # What the first catalogue says is taken to hold since ever; a later one, from its day on.
         since = "1970-01-01" if night.initial else night.run_date.isoformat()

@@ -175,7 +175,7 @@ def _items(movies: RawTable, tags: RawTable | None, night: Night) -> DataFrame:
     words = [F.nullif(F.array_join(name, " "), F.lit("")) for name in ("category", "tags")]
     text = F.concat_ws(" ", "item_name", *words)
     return shaped(
-        night.rows(states, F.col("valid_from")),
+        night.catalogue(states, F.col("valid_from")),
         schema.RAW_ITEMS,
         {
             **{name: F.col(name) for name in ("item_id", "item_name", "category", "valid_from")},

@@ -12,7 +12,7 @@ from typing import Any
 from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
 from pyspark.errors.exceptions.captured import CapturedException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 
 from recspark import storage
 from recspark.errors import (
@@ -20,6 +20,7 @@ from recspark.errors import (
     TableNotFoundError,
     VersionNotFoundError,
 )
+from recspark.tables import damage
 from recspark.tables.rows import Slice, checked, checksum, count_checked, laid_out, slice_condition
 from recspark.tables.specs import SPECS, TableSpec
 
@@ -193,6 +194,35 @@ class TableCatalog:
         rows = checked(spec, frame).coalesce(1)
         rows.write.format("delta").mode("append").save(self.path(table))
 
+    def delete(self, table: str, condition: Column) -> None:
+        """Delete the rows of whole slices; nothing is committed where there are none."""
+        from delta.tables import DeltaTable
+
+        if not self.read(table, self.version(table)).where(condition).isEmpty():
+            DeltaTable.forPath(self.spark, self.path(table)).delete(condition)
+
+    def upsert(self, table: str, frame: DataFrame, where: Slice) -> None:
+        """Replace the rows of `frame` by key within a slice, or add them: a commit of their own.
+
+        Raises ConcurrentWriteError where another writer changed the slice meanwhile.
+        """
+        from delta.tables import DeltaTable
+
+        spec = _spec(table)
+        self.create(table)
+        keys = " AND ".join(f"t.{column} = s.{column}" for column in spec.key)
+        slice_ = " AND ".join(
+            slice_condition({f"t.{column}": value}) for column, value in where.items()
+        )
+        merge = (
+            DeltaTable.forPath(self.spark, self.path(table))
+            .alias("t")
+            .merge(checked(spec, frame).alias("s"), f"{slice_} AND {keys}")
+            .whenMatchedUpdateAll()
+            .whenNotMatchedInsertAll()
+        )
+        _commit(table, merge.execute)
+
     def compact(self, table: str, where: Slice) -> None:
         """Make one file of the small files of a slice; its rows stay the same."""
         from delta.tables import DeltaTable
@@ -281,7 +311,12 @@ class TableCatalog:
         n_rows: int,
         note: Mapping[str, Any] | None,
     ) -> bool:
-        old = checksum(self.read(spec.name, before).where(condition).drop(*spec.measured))
+        try:
+            old = checksum(self.read(spec.name, before).where(condition).drop(*spec.measured))
+        except Exception as error:
+            if damage.named(error, self.root) is None:
+                raise
+            return False  # the slice is replaced, and with it the file that cannot be read
         if old[0] != n_rows:  # the usual night: the slice is new, and nothing was read
             return False
         if n_rows == 0:  # Delta would commit nothing, not even the note

@@ -78,15 +78,15 @@ def save(folder: str, position: Position, tensors: Tensors, identity: dict[str, 
     storage.mark_complete(place)
     best = storage.join(folder, _name(position.best, 0))
     for old in storage.complete_folders(folder)[:-_KEPT]:
-        if old != best:
+        if old not in (best, place):  # another training's may have later names
             storage.remove(old)
     return place
 
 
-def latest(folder: str, identity: dict[str, Any]) -> tuple[Position, Tensors] | None:
-    """Return this training's newest whole checkpoint; None without one.
+def latest(folder: str, identity: dict[str, Any]) -> tuple[Position, str] | None:
+    """Return position and place of this training's newest whole checkpoint; None without one.
 
-    One whose files cannot be read is passed over for the one before it.
+    One whose files cannot be read is passed over for the one before it. Reads a tensor at a time.
     """
     for place in reversed(storage.complete_folders(folder)):
         try:
@@ -94,7 +94,9 @@ def latest(folder: str, identity: dict[str, Any]) -> tuple[Position, Tensors] | 
             if digest(state["identity"]) != digest(identity):
                 continue
             position = Position.from_json(storage.read_bytes(storage.join(place, _POSITION)))
-            return position, load(place)
+            for name in state["tensors"]:
+                load(place, [name])
+            return position, place
         except (OSError, ValueError, EOFError) as error:
             log.warning(
                 "checkpoint %s cannot be read, the one before it is taken: %s", place, error

@@ -174,7 +174,7 @@ class TaskLauncher:
         except Exception as error:
             raise RankFailedError(
                 f"the rank ended without an answer: killed, or hung for {train.timeout_s} s "
-                f"(train.timeout_s). {error}"
+                f"(train.timeout_s), or it found no free slot for as long. {error}"
             ) from error
         finally:
             ended.set()

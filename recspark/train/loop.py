@@ -4,6 +4,8 @@ Each rank adds up the weighted losses of its own rows; gradient, loss and weight
 over all ranks in one vector, and divided by the weight of all. So a step does not depend on how
 many ranks share its rows, nor in how many parts a rank reads them: two ranks at batch B take the
 step of one at 2B, and the learning rate is that of the whole step and needs no scaling by ranks.
+(Losses against drawn candidates are the exception: each rank and part draws its own, and takes
+those of its own rows.)
 This is one explicit allreduce instead of Horovod's `DistributedOptimizer`, which averages over
 ranks, however many rows each has.
 
@@ -73,7 +75,7 @@ class LoopOptions:
     seed : with epoch, batch and rank it sets dropout and sampling
     accumulate : batches of a rank that make a step
     precision : of the network's products; `bfloat16` is torch's autocast. Parameters stay float32
-    compression : of what ranks send each other; `float16` halves it and rounds gradients
+    compression : of dense gradients between ranks; `float16` halves them and rounds
     device : where the network runs: cpu, cuda, or auto: a GPU where the rank sees one
     checkpoints : URI of the folder of checkpoints; "" = none, and no resuming
     checkpoint_every_s : seconds between two of them, at the end of a step
@@ -151,7 +153,8 @@ def train(
 
             gradient, rows, loss_sum, weight = _of_all_ranks(comm, optimiser, options)
             if not np.isfinite(loss_sum + _checksum(gradient, rows)):
-                raise DivergedError(_diverged(at, n_steps, loss_sum, options))
+                what = f"the loss is {loss_sum}, or its gradient is not finite"
+                raise DivergedError(_diverged(at, n_steps, what, options))
             rate = options.learning_rate * (1 - at.step / n_steps)
             optimiser.step(at.step + 1, rate, gradient, rows)
             optimiser.zero()
@@ -178,6 +181,8 @@ def train(
                 f"planned were {batches.n_rows_of_all}"
             )
         value = None if validation is None else _validate(comm, net, validation, device)
+        if value is not None and not np.isfinite(value):
+            raise DivergedError(_diverged(at, n_steps, f"its validation value is {value}", options))
         done = Epoch(at.epoch + 1, at.loss / at.rows, at.rows / at.seconds, value, at.seconds)
         improved = validation is None or _is_better(done, at, validation)
         at = Position(
@@ -226,9 +231,9 @@ def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
     if comm.rank == 0:
         found = checkpoint.latest(options.checkpoints, options.identity)
         if found:
-            position, tensors = found
-            for name, tensor in tensors.items():
-                optimiser.state[name].copy_(tensor)
+            position, place = found
+            for name, tensor in optimiser.state.items():  # one at a time: they may fill the memory
+                tensor.copy_(checkpoint.load(place, [name])[name])
             within = f", batch {position.batch}" if position.batch else ""
             comm.tell(f"resuming after epoch {position.epoch} of {options.epochs}{within}")
     for tensor in optimiser.state.values():
@@ -287,7 +292,7 @@ def _validate(comm: Comm, net: nn.Module, validation: Validation, device: str) -
 
 
 def _is_better(done: Epoch, at: Position, validation: Validation) -> bool:
-    """Return whether this epoch's validation value beats the best one so far; NaN never does."""
+    """Return whether this epoch's validation value beats the best one so far."""
     assert done.validation is not None
     if at.best == 0:
         return True
@@ -312,12 +317,11 @@ def _weights(optimiser: Adam) -> dict[str, Array]:
     }
 
 
-def _diverged(at: Position, n_steps: int, loss_sum: float, options: LoopOptions) -> str:
+def _diverged(at: Position, n_steps: int, what: str, options: LoopOptions) -> str:
     good = checkpoint.newest(options.checkpoints) or "none"
     return (
-        f"step {at.step + 1} of {n_steps} (epoch {at.epoch + 1}): the loss is {loss_sum}, or its "
-        f"gradient is not finite; last good checkpoint: {good}. Lower learning_rate, or look for "
-        "bad weights in the data"
+        f"step {min(at.step + 1, n_steps)} of {n_steps} (epoch {at.epoch + 1}): {what}; last good "
+        f"checkpoint: {good}. Lower learning_rate, or look for bad weights in the data"
     )
 
 

@@ -357,7 +357,11 @@ def test_patience_ends_a_training() -> None:
     found = held_out(values, patience=2)
     assert (len(found.curve.epochs), found.curve.best) == (4, 2)
     assert found.weights["vector"].tolist() == after(2, of=6)
-    assert len(held_out([float("nan"), 1.0, 2.0], patience=1).curve.epochs) == 2
+
+
+def test_a_validation_value_that_is_no_number_ends_a_training() -> None:
+    with pytest.raises(DivergedError, match=r"epoch 2\): its validation value is nan"):
+        held_out([1.0, float("nan"), 2.0])
 
 
 class Table(nn.Module):

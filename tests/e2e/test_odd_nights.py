@@ -1,0 +1,218 @@
+"""What befalls an installation: clocks, crashes, late landings, changed settings, torn files."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pyspark.sql import functions as F
+
+from recspark import storage
+from recspark.errors import MissingLandingError, SourceError
+from recspark.eval import evaluate as scoring
+from recspark.pipeline.recommend import backtest_users
+from recspark.pipeline.retention import forget
+from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.tables.catalog import TableCatalog
+
+pytestmark = pytest.mark.spark
+FIRST = date(2024, 5, 29)
+N_DAYS = 3
+LAST = FIRST + timedelta(days=N_DAYS - 1)
+Open = Callable[..., RunContext]
+
+
+def rows() -> pd.DataFrame:
+    """Forty users, three events a day: at midnight, noon and 15:30 UTC."""
+    made = [
+        (f"u{user}", f"i{(user * 7 + day * 3 + n) % 11}", datetime(2024, 5, 29 + day, hour, minute))
+        for user in range(40)
+        for day in range(N_DAYS)
+        for n, (hour, minute) in enumerate([(0, 0), (12, user), (15, 30)])
+    ]
+    return pd.DataFrame(made, columns=["user", "item", "at"])
+
+
+def opener(folder: Path) -> Open:
+    """Return a function that opens a night of the installation in `folder`."""
+    rows().to_parquet(folder / "shop.parquet", coerce_timestamps="us")
+    source = (
+        f"source={{name: shop, kind: mapping, path: {folder}/shop.parquet, "
+        "columns: {user_id: user, item_id: item, event_at: at}, constants: {event_type: purchase}}"
+    )
+    settings = [
+        source,
+        f"paths.root={folder / 'root'}",
+        "models=[popular, item_knn]",
+        "publish.model=popular",
+        "publish.ladder=[popular]",
+        "evaluate.horizon_days=1",
+        "features.history_buckets=8",
+    ]
+
+    def of(day: date, *more: str, **options: bool) -> RunContext:
+        return open_night("test", day, [*settings, *more], **options)
+
+    return of
+
+
+@pytest.fixture
+def opened(spark: object, tmp_path: Path) -> Open:
+    """A function that opens a night of an empty installation."""
+    return opener(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(spark: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation whose last day went through the stages up to the features."""
+    folder = tmp_path_factory.mktemp("made")
+    run(opener(folder)(LAST), "ingest", "sessionize", "build_features")
+    return folder / "root"
+
+
+@pytest.fixture
+def grown(made: Path, tmp_path: Path) -> Open:
+    """A function that opens a night of a copy of it."""
+    shutil.copytree(made, tmp_path / "root")
+    return opener(tmp_path)
+
+
+def run(context: RunContext, *stages: str) -> RunContext:
+    for stage in STAGES:
+        if stage.name in stages:
+            execute(context, stage)
+    return context
+
+
+def count(context: RunContext, table: str) -> int:
+    return int(context.catalog.read(table, context.catalog.version(table)).count())
+
+
+def n_in_sessions(context: RunContext) -> int:
+    made = context.catalog.read("sessions", context.catalog.version("sessions"))
+    return int(made.agg(F.sum("n_events")).collect()[0][0])
+
+
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_a_driver_east_of_greenwich_loses_no_event(opened: Open, tokyo: None) -> None:
+    """The first anchor is 15:30 UTC of a day, already the next one in Tokyo."""
+    late = rows()[lambda r: r["at"] >= datetime(2024, 5, 31, 15)]
+    place = Path(opened(LAST).config.source.path)
+    late.to_parquet(place, coerce_timestamps="us")
+    context = run(opened(LAST), "ingest", "sessionize")
+    assert count(context, "events") == n_in_sessions(context) == 40
+
+
+def test_a_night_that_failed_before_a_later_one_doubles_nothing(opened: Open) -> None:
+    """The first night finds no landing, the next takes the whole archive, the first runs again."""
+    place = Path(opened(FIRST).config.source.path)
+    place.rename(place.with_suffix(".away"))
+    with pytest.raises(MissingLandingError):
+        run(opened(FIRST), "ingest")
+    place.with_suffix(".away").rename(place)
+    later = run(opened(FIRST + timedelta(days=1)), "ingest")
+    n_events = count(later, "events")
+    assert n_events == 40 * 6
+    with pytest.raises(SourceError, match="there is nothing to do"):
+        run(opened(FIRST), "ingest")
+    assert count(later, "events") == n_events
+
+
+def test_a_crash_within_ingest_loses_no_user(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of a night are refused; the night after runs before it is run again."""
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableCatalog, "insert_new", crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(opened(FIRST), "ingest")
+    nights = [opened(FIRST + timedelta(days=1)), opened(FIRST)]
+    run(nights[0], "ingest", "sessionize", "build_features")
+    context = nights[0]
+    assert count(context, "histories") == 40
+    in_histories = context.catalog.read("histories", context.catalog.version("histories"))
+    assert in_histories.agg(F.sum(F.size("history"))).collect()[0][0] == count(context, "events")
+
+
+def test_fewer_buckets_leave_every_user_once(grown: Open) -> None:
+    again = grown(LAST, "features.history_buckets=3", repin=True)
+    run(again, "ingest", "sessionize", "build_features")
+    found = again.catalog.read("histories", again.catalog.version("histories"))
+    assert found.count() == found.select("user_idx").distinct().count() == 40
+    assert {r[0] for r in found.select("bucket").distinct().collect()} == {0, 1, 2}
+
+
+def test_a_torn_slice_is_written_again(grown: Open) -> None:
+    context = grown(LAST, force=True)
+    want = count(context, "interactions")
+    for file in (Path(context.catalog.root) / "interactions").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-100])
+        (file.parent / f".{file.name}.crc").unlink()
+    run(context, "build_features")
+    assert count(context, "interactions") == want > 0
+
+
+def test_lists_are_made_for_the_users_that_are_evaluated(grown: Open) -> None:
+    settings = grown(LAST).config.evaluate.model_copy(update={"max_eval_users": 10})
+    context = grown(LAST)
+    context = replace(context, config=context.config.model_copy(update={"evaluate": settings}))
+    everyone = context.catalog.read("histories", context.catalog.version("histories"))
+    asked = {row["user_idx"] for row in backtest_users(context, everyone).collect()}
+    truths = scoring.truth(everyone, context.backtest_cutoff, settings.horizon_days)
+    scored = truths.where(scoring.in_sample(truths, settings))
+    assert asked == {row["user_idx"] for row in scored.collect()}
+    assert 0 < len(asked) < 25
+
+
+def test_what_is_old_is_forgotten(grown: Open) -> None:
+    """What was made two months ago leaves; events, histories and what is newer stay."""
+    old = grown(LAST)
+    root = Path(old.catalog.root).parent
+    for name in (
+        "artifacts/popular/2024-05-29/key",
+        "checkpoints/2024-05-29/run",
+        "artifacts/mine/kept",
+    ):
+        storage.write_bytes(str(root / name / "file"), b"")
+    before = {table: count(old, table) for table in old.catalog.versions()}
+    forget(old)  # its own night is not old
+    assert {table: count(old, table) for table in before} == before
+    assert (root / "checkpoints/2024-05-29").exists()
+
+    later = grown(LAST + timedelta(days=60))
+    storage.write_bytes(str(root / "artifacts/popular/2024-07-29/key/file"), b"")
+    for _ in range(2):
+        forget(later)
+        after = {table: count(later, table) for table in before}
+        made_anew = {"interactions", "user_features", "item_features"}
+        assert after == {**before, **dict.fromkeys(made_anew, 0), "runs": before["runs"] + 1}
+        assert not (root / "checkpoints/2024-05-29").exists()
+        left = sorted(str(f.relative_to(root)) for f in (root / "artifacts").rglob("file"))
+        assert left == ["artifacts/mine/kept/file", "artifacts/popular/2024-07-29/key/file"]
+        versions = later.catalog.versions()
+    forget(later)
+    assert later.catalog.versions() == versions
+
+
+def test_a_stage_run_again_has_one_row(grown: Open) -> None:
+    again = run(grown(LAST, force=True), "sessionize")
+    runs = again.catalog.read("runs", again.catalog.version("runs"))
+    stages = sorted(row["stage"] for row in runs.collect())
+    assert stages == ["begin", "build_features", "ingest", "sessionize"]
