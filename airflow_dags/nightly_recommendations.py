@@ -7,7 +7,7 @@ RECSPARK_HOME      the checkout or install that holds `jobs/` and `conf/`; defau
 RECSPARK_VENV      the virtual environment that spark-submit and its Python come from;
                    default: `.venv` in RECSPARK_HOME; empty: whatever the worker has on its PATH
 RECSPARK_ENV       conf/env/<name>.yaml; default `cluster`
-RECSPARK_SET       JSON list of further settings, such as ["paths.root=s3://bucket/recspark"]
+RECSPARK_SET       JSON list of further settings, such as ["paths.root=s3a://bucket/recspark"]
 RECSPARK_CONN      Airflow connection of type spark; default `recspark_spark`
 RECSPARK_PY_FILES  the package as a zip or wheel, where the executors do not have it installed
 RECSPARK_SCHEDULE  cron line in UTC; default `0 2 * * *`: the night after the day it is about

@@ -71,7 +71,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
         "sasrec",
         {
             **HISTORY, "length": 100, "embedding_size": 64, "n_samples": 256, "dropout": 0.2,
-            "epochs": 22, "batch_size": 16, "learning_rate": 2e-3,
+            "epochs": 40, "batch_size": 16, "learning_rate": 2e-3,
         },
     ),
     "sasrec_gbce": (
