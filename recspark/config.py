@@ -388,7 +388,11 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
     publish: Publish = Publish()  # type: ignore[call-arg]
     tune: Tune = Tune()  # type: ignore[call-arg]
-    keep_nights: int = Field(30, ge=1, description="nights whose candidates, features, training sets and artifacts are kept")
+    keep_nights: int = Field(
+        30,
+        ge=1,
+        description="nights whose candidates, features, training sets and artifacts are kept",
+    )
     n_candidates: int = Field(100, ge=1, description="k of the candidate lists of each model")
 
     @model_validator(mode="after")

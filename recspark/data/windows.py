@@ -24,7 +24,7 @@ from recspark.tables.catalog import TableCatalog
 from recspark.tables.rows import Slice, slice_condition
 from recspark.tables.snapshot import active_files
 
-FILES_PER_RANK = 4  # more than one, so that shares come out equal for other ranks too. Guess
+FILES_PER_RANK = 10  # so that a tenth of every rank can be held out for validation
 NO_ITEM = -1  # pads `items`
 Unit = Literal["session", "history"]
 
@@ -33,7 +33,7 @@ def n_training_files(ranks: int) -> int:
     """Return how many files a training set gets: the same number for each rank.
 
     >>> n_training_files(2)
-    8
+    20
     """
     return FILES_PER_RANK * ranks
 

@@ -38,7 +38,7 @@ class NeuralSettings(Settings):
         ge=0,
         lt=1,
         description="share of the training set that is not trained on: whole files, each a hash "
-        "sample of the rows. The epoch that is best on it gives the weights",
+        "sample of the rows, of which a rank has ten. The epoch that is best on it gives the weights",
     )
     patience: int = Field(
         0,
@@ -90,7 +90,7 @@ def fit_network(
     if data.training is None:
         raise ModelError(f"{name}: this data has no training set; run build_features with it")
     train = options.train
-    training, held_out = split_files(data.training, settings.validation)
+    training, held_out = split_files(data.training, settings.validation, train.ranks)
     loop = LoopOptions(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,

@@ -87,11 +87,14 @@ class Batch:
     weight: torch.Tensor
 
 
-def split_files(training: TrainingSet, share: float) -> tuple[TrainingSet, TrainingSet | None]:
+def split_files(
+    training: TrainingSet, share: float, ranks: int
+) -> tuple[TrainingSet, TrainingSet | None]:
     """Return `training` without its last files, and those files: about `share` of the rows.
 
-    Files hold rows by their hash, so a whole file is a sample. At least one file where `share` is
-    above 0, and one stays. Raises FeedError where there is a single file.
+    Files hold rows by their hash, so a whole file is a sample. Every rank gets as many of them, one
+    at least where `share` is above 0, and one to train on; with too few files for that, some file
+    is held out and some stays. Raises FeedError where there is a single file.
     """
     if share == 0:
         return training, None
@@ -101,7 +104,10 @@ def split_files(training: TrainingSet, share: float) -> tuple[TrainingSet, Train
             f"table '{training.table}' version {training.version}: {len(files)} files with rows are "
             "too few to hold one back for validation; set validation to 0"
         )
-    held = min(max(1, round(share * len(files))), len(files) - 1)
+    if len(files) >= 2 * ranks:
+        held = ranks * min(max(1, round(share * len(files) / ranks)), len(files) // ranks - 1)
+    else:
+        held = min(max(1, round(share * len(files))), len(files) - 1)
     return (
         replace(training, files=tuple(files[:-held])),
         replace(training, files=tuple(files[-held:])),

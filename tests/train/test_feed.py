@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,15 +249,28 @@ def test_memory_stays_flat_while_streaming(tmp_path: Path) -> None:
 def test_whole_files_are_held_back() -> None:
     files = tuple((f"file:/t/part-{n}.parquet", 10 * (n != 3)) for n in range(9))
     training = TrainingSet("t", 1, files)
-    assert split_files(training, 0) == (training, None)
-    kept, held = split_files(training, 0.25)
+    assert split_files(training, 0, 1) == (training, None)
+    kept, held = split_files(training, 0.25, 1)
     assert held is not None
     assert (kept.n_rows, held.n_rows) == (60, 20)
     assert set(kept.files) | set(held.files) == {file for file in files if file[1]}
-    _, least = split_files(training, 0.001)
+    _, least = split_files(training, 0.001, 1)
     assert least is not None
     assert least.n_rows == 10
-    most, _ = split_files(training, 0.999)
+    most, _ = split_files(training, 0.999, 1)
     assert most.n_rows == 10
     with pytest.raises(FeedError, match="1 files with rows are too few to hold one back"):
-        split_files(TrainingSet("t", 1, files[:1]), 0.1)
+        split_files(TrainingSet("t", 1, files[:1]), 0.1, 1)
+
+
+@pytest.mark.parametrize(("share", "held_back"), [(0.1, 2), (0.001, 2), (0.3, 6), (0.999, 18)])
+def test_every_rank_holds_back_as_much(share: float, held_back: int) -> None:
+    training = TrainingSet("t", 1, tuple((f"file:/t/part-{n:02d}.parquet", 50) for n in range(20)))
+    kept, held = split_files(training, share, 2)
+    assert held is not None
+    assert len(held.files) == held_back
+    for part in (kept, held):
+        assert len({len(shard.files) for shard in plan_shards(part, 2).shards}) == 1
+    few, one = split_files(replace(training, files=training.files[:5]), 0.1, 4)
+    assert one is not None
+    assert (len(few.files), len(one.files)) == (4, 1)
