@@ -8,10 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
 from recspark import __version__
 from recspark.cli import app
+from recspark.cli.common import console, reporter
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
 from recspark.layers import load_config
 from recspark.pipeline.run import RunContext
@@ -73,6 +75,16 @@ def test_similar_items(small_night: RunContext, place: list[str]) -> None:
 def test_a_mistyped_root_has_no_tables(place: list[str], tmp_path: Path) -> None:
     found = runner.invoke(app, ["tables", *place[:3], f"paths.root={tmp_path}"])
     assert isinstance(found.exception, TableNotFoundError)
+
+
+def test_a_name_that_looks_like_markup_is_printed_as_it_is() -> None:
+    table = Table("name")
+    table.add_row("SIGN [/home] [blue]")
+    with console.capture() as seen:
+        console.print(table)
+        reporter()("MUG [red]")
+    assert "SIGN [/home] [blue]" in seen.get()
+    assert "MUG [red]" in seen.get()
 
 
 def test_the_version_is_told() -> None:
@@ -149,6 +161,7 @@ def test_export_refuses_what_it_cannot_or_must_not_write(place: list[str], tmp_p
         (["recommendations", str(tmp_path / "x"), "--where", "no_such = 1"], "--where .*no_such"),
         (["sessions", str(tmp_path / "x"), "--format", "csv"], "CSV has no lists: items"),
         (["recommendations", str(tmp_path / "x"), "--run-date", "2010-13-45"], "is not a date"),
+        (["events", str(tmp_path / "x"), "--run-date", NIGHT], "no run_date.*--where.*ingest_date"),
     ):
         done = runner.invoke(app, ["export", *arguments, *place])
         assert isinstance(done.exception, ConfigError), done.output

@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from recspark.data.blocks import Array
 from recspark.engines.als import BlockedAls, Plan
+from recspark.errors import ConfigError
 from recspark.models.base import FitOptions
 from recspark.models.cdl import Cdl, CdlSettings, make_net, row_loss
 from recspark.testing import synth
@@ -131,3 +132,9 @@ def test_code_is_the_middle_layer() -> None:
     rows, words = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([0, 2, 5, 1, 3])
     found = net.encode(rows, words, torch.tensor([0.5, 1, 1, 0.25, 1]), 3, net.depth)
     np.testing.assert_allclose(found.detach().numpy(), layers(TEXTS)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["validation", "patience"])
+def test_what_it_would_not_heed_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="no validation, no patience"):
+        Cdl.from_dict({name: {"validation": 0.2, "patience": 3}[name]})

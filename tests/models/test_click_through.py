@@ -235,7 +235,10 @@ SHORT = {
     ("kind", "settings"),
     [
         (Gru4Rec, Gru4RecSettings(hidden_size=24, epochs=8, **SHORT)),
-        (SasRec, SasRecSettings(embedding_size=24, epochs=8, tied=False, **SHORT)),
+        (
+            SasRec,
+            SasRecSettings(embedding_size=24, length=N_ACTS - 1, epochs=8, tied=False, **SHORT),
+        ),
     ],
 )
 def test_planted_click_rates_are_learnt(kind: Any, settings: Any, tmp_path: Path) -> None:

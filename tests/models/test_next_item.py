@@ -203,11 +203,12 @@ def chain() -> Ragged:
         (Gru4Rec, {"hidden_size": 24}),
         (Gru4Rec, {"hidden_size": 24, "cell": "lstm", "tied": False}),
         (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "n_samples": 20, "tied": False}),
-        (SasRec, {"embedding_size": 24, "train_on": "session", "context": "session"}),
+        (SasRec, {"embedding_size": 24, "length": 9, "train_on": "session", "context": "session"}),
         (
             SasRec,
             {
                 "embedding_size": 24,
+                "length": 9,
                 "train_on": "session",
                 "context": "session",
                 "loss": "gbce",
@@ -273,6 +274,27 @@ class _Known(Dataset):
 
     def vocabulary(self) -> Any:
         return np.arange(self.n, dtype=np.int32)  # type: ignore[attr-defined]
+
+
+def test_every_place_that_is_read_is_learnt(tmp_path: Path) -> None:
+    """Rows of 7 items teach the 6 places before the last; an answer may read no more of them."""
+    rows = np.arange(21, dtype=np.int32).reshape(3, 7)
+    table = pa.table({"items": list(rows), "length": np.full(3, 7, np.int32)})
+    training = synth.write_files(table, str(tmp_path), "training_histories", 1)
+    vocabulary = np.arange(21, dtype=np.int32)
+    loop = LoopOptions(epochs=1, learning_rate=0.1)
+
+    def moved(length: int) -> list[bool]:
+        made = SasRecSettings(embedding_size=4, length=length, n_samples=None)
+        job = Job(made, vocabulary, plan_shards(training, 1), None, loop)
+        (trained,) = LocalLauncher(1).run(partial(train_rank, SasRec.make_net), job)
+        net, before = SasRec.make_net(made, 21, 1), SasRec.make_net(made, 21, 1)
+        load_weights(net, trained.value)
+        return (net.positions != before.positions).any(dim=1).tolist()
+
+    assert moved(6) == [True] * 6
+    with pytest.raises(ModelError, match=r"length to 6, or features\.sequence_length to 8"):
+        moved(7)
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

@@ -364,6 +364,15 @@ def test_a_validation_value_that_is_no_number_ends_a_training() -> None:
         held_out([1.0, float("nan"), 2.0])
 
 
+def test_another_trainings_checkpoints_do_not_cost_a_training_its_own(tmp_path: Any) -> None:
+    """Theirs have later names; the one just written stays, and is found."""
+    folder, tensors = str(tmp_path), {"w": torch.ones(2)}
+    for epoch in (4, 5):
+        checkpoint.save(folder, Position(epoch=epoch), tensors, {"model": "other"})
+    place = checkpoint.save(folder, Position(epoch=1, batch=7), tensors, {"model": "mine"})
+    assert checkpoint.latest(folder, {"model": "mine"}) == (Position(epoch=1, batch=7), place)
+
+
 class Table(nn.Module):
     """Five rows of two numbers, some read a step, and a dense factor."""
 
