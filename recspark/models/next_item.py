@@ -288,8 +288,7 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
         check_length(settings, feed)
     counts = item_counts(comm, feed.epoch(0), vocabulary)  # (n_items,)
     negatives = Negatives(counts, settings.n_samples, settings.sample_alpha)
-    if settings.loss == "cross_entropy":  # saves the epochs that it would take to learn it
-        net.items_out_bias.data = torch.log(negatives.share).float()  # (n_items,)
+    net.items_out_bias.data = start_bias(settings, negatives.share).float()  # (n_items,)
     if clicks:
         rates = click_through.rates(comm, feed.epoch(0), vocabulary, settings.length)  # (n_items,)
         net.click_bias.data = torch.logit(rates).float()  # (n_items,)
@@ -306,6 +305,21 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
 
         validation = Validation(held_out, value)
     return train(comm, net, loss, feed, job.loop, validation)
+
+
+def start_bias(settings: NextItemSettings, share: torch.Tensor) -> torch.Tensor:
+    """Return the bias of each item that is best while states say nothing, (n_items,).
+
+    It saves the epochs that it would take to learn it. `share` (n_items,): of the targets, above 0.
+    BPR-max compares items with each other, with an optimum only through its penalty: 0.
+    """
+    if settings.loss == "cross_entropy":
+        return torch.log(share)
+    if settings.loss == "gbce":  # beta p (1 - sigmoid(b)) = n_samples / n_items (1 - p) sigmoid(b)
+        n_items, n_samples = len(share), settings.n_samples or 1
+        power = gbce_power(n_samples, n_items, settings.calibration)
+        return torch.log(power * share * n_items / (n_samples * (1 - share)))
+    return torch.zeros_like(share)
 
 
 def check_length(settings: NextItemSettings, feed: Feed) -> None:
