@@ -78,7 +78,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
         "sasrec",
         {
             **HISTORY, "loss": "gbce", "length": 100, "embedding_size": 64, "n_samples": 256,
-            "dropout": 0.2, "epochs": 12, "batch_size": 16, "learning_rate": 2e-3,
+            "dropout": 0.2, "epochs": 40, "batch_size": 16, "learning_rate": 2e-3,
         },
     ),
     "gru4rec": (
