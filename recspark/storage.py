@@ -186,6 +186,15 @@ def complete_folders(folder: str) -> list[str]:
     return [place for name in sorted(names) if is_complete(place := join(folder, name))]
 
 
+def remove_older(folder: str, keep: int, *also: str) -> None:
+    """Remove the folders below `folder` that were written to their end, but for the last `keep` by
+    name, and `also` those named.
+    """
+    for old in complete_folders(folder)[:-keep]:
+        if old not in also:
+            remove(old)
+
+
 def _open_fs(uri: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)

@@ -49,9 +49,7 @@ def save(
     state = {"losses": losses, "identity": identity, "files": written}
     storage.write_json(storage.join(place, _STATE), state)
     storage.mark_complete(place)
-    for old in storage.complete_folders(scratch)[:-_KEPT]:
-        if old != place:  # another factorisation's may have later names
-            storage.remove(old)
+    storage.remove_older(scratch, _KEPT, place)  # another factorisation's may have later names
     return place
 
 

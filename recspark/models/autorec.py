@@ -186,9 +186,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
     own = torch.empty(0, dtype=torch.int64)
     for batch in (batch for f in feeds for batch in f.epoch(0)):
         acted = batch.tensors["users"][batch.tensors["weights"] > 0]
-        own = torch.unique(
-            torch.cat([own, acted.long()])
-        )  # a batch beside the users so far, no more
+        own = torch.unique(torch.cat([own, acted.long()]))  # so far: never more than a batch above
     users = torch.unique(comm.allgather(own))  # (n_users,), on every rank
     if len(users) > settings.max_users:
         raise CatalogueTooLargeError(

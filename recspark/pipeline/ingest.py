@@ -11,13 +11,11 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.data import events as raw
 from recspark.data import features, ids
-from recspark.errors import ConcurrentWriteError, SourceError
+from recspark.errors import SourceError
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.session import together
 from recspark.sources import read_landing
-from recspark.tables.catalog import TableCatalog
-
-_ID_TRIES = 5
+from recspark.tables.catalog import TableCatalog, retried
 
 
 def ingest(context: RunContext) -> StageResult:
@@ -124,12 +122,10 @@ def _insert(catalog: TableCatalog, table: str, rows: Callable[[DataFrame], DataF
     """Insert rows computed from the table's newest version; read again when somebody else was
     quicker.
     """
-    for attempt in range(_ID_TRIES):
+
+    def insert() -> int:
         catalog.create(table)
         version = catalog.version(table)
-        try:
-            return catalog.insert_new(table, rows(catalog.read(table, version)), version).version
-        except ConcurrentWriteError:
-            if attempt == _ID_TRIES - 1:
-                raise
-    raise AssertionError("unreachable")
+        return catalog.insert_new(table, rows(catalog.read(table, version)), version).version
+
+    return retried(insert)

@@ -13,14 +13,12 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Config, digest
-from recspark.errors import ConcurrentWriteError
 from recspark.pipeline.run import StageResult
-from recspark.tables.catalog import TableCatalog
+from recspark.tables.catalog import TableCatalog, retried
 
 # Tables that a run reads from earlier nights; their versions are pinned when the run begins.
 PINNED = ("events", "sessions", "user_ids", "item_ids", "items", "histories", "recommendations")
 OK = "ok"
-_TRIES = 5
 BEGIN = "begin"  # the stage name of the row that holds a run's pins
 
 
@@ -143,13 +141,7 @@ class RunLog:
 
     def _replace(self, row: DataFrame) -> None:
         """Put `row` in the place of the stage's row of before; models of a night may end at once."""
-        for attempt in range(_TRIES):
-            try:
-                return self.catalog.upsert("runs", row, {"run_date": self.run_date})
-            except ConcurrentWriteError:
-                if attempt == _TRIES - 1:
-                    raise
-        raise AssertionError("unreachable")
+        retried(lambda: self.catalog.upsert("runs", row, {"run_date": self.run_date}))
 
     def compact(self) -> None:
         """Make one file of the night's rows."""

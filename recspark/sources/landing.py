@@ -32,15 +32,10 @@ class Night:
         An archive gives up to D on the first night, and there the rows without a usable time too,
         so that nothing is lost; later only the rows of D. A landing of its own is taken whole.
         """
-        if not self.archive:
-            return frame
-        start, end = (
-            F.lit(cutoff_of(self.run_date - timedelta(days=1))),
-            F.lit(cutoff_of(self.run_date)),
-        )
-        if self.initial:
-            return frame.where(F.coalesce(at < end, F.lit(True)))
-        return frame.where((at >= start) & (at < end))
+        if self.initial or not self.archive:
+            return self.catalogue(frame, at)
+        start = cutoff_of(self.run_date - timedelta(days=1))
+        return frame.where((at >= F.lit(start)) & (at < F.lit(cutoff_of(self.run_date))))
 
     def catalogue(self, frame: DataFrame, since: Column) -> DataFrame:
         """Return the rows of a catalogue that this landing knows, by the time they hold `since`.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
@@ -24,6 +25,8 @@ from recspark.tables import damage
 from recspark.tables.rows import Slice, checked, checksum, count_checked, laid_out, slice_condition
 from recspark.tables.specs import SPECS, TableSpec
 
+T = TypeVar("T")
+_TRIES = 5
 # Reader version 1: deltalake, polars, DuckDB and Trino open every table (docs/tables.md).
 PROPERTIES = {
     "delta.minReaderVersion": "1",
@@ -337,6 +340,14 @@ class TableCatalog:
         jvm: Any = self.spark.sparkContext._jvm
         session = self.spark._jsparkSession
         return jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session, self.path(table))
+
+
+def retried(write: Callable[[], T]) -> T:
+    """Return what `write` gives; call it again where another writer was quicker, `_TRIES` times."""
+    for _ in range(_TRIES - 1):
+        with suppress(ConcurrentWriteError):
+            return write()
+    return write()
 
 
 def _spec(table: str) -> TableSpec:

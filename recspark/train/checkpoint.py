@@ -77,9 +77,7 @@ def save(folder: str, position: Position, tensors: Tensors, identity: dict[str, 
     )
     storage.mark_complete(place)
     best = storage.join(folder, _name(position.best, 0))
-    for old in storage.complete_folders(folder)[:-_KEPT]:
-        if old not in (best, place):  # another training's may have later names
-            storage.remove(old)
+    storage.remove_older(folder, _KEPT, best, place)  # another training's may have later names
     return place
 
 
