@@ -7,7 +7,7 @@ joined to another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from functools import reduce
 from typing import NamedTuple
@@ -53,6 +53,13 @@ class MetricRow(NamedTuple):
     ci_high: float | None = None
 
 
+def in_horizon(cutoff: datetime, horizon_days: int) -> Callable[[Column], Column]:
+    """Return what says of an event of a history whether it lies in [cutoff, cutoff + horizon)."""
+    begin = F.timestamp_micros(F.lit(micros(cutoff)))
+    end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
+    return lambda event: (event["event_at"] >= begin) & (event["event_at"] < end)
+
+
 def truth(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
     """Return `user_idx, items array<int>`: what each user acted on in [cutoff, cutoff + horizon).
 
@@ -65,9 +72,7 @@ def truth(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFram
 
     Items are distinct and ascending; users without any are left out. Narrow: no shuffle, no action.
     """
-    begin = F.timestamp_micros(F.lit(micros(cutoff)))
-    end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
-    later = F.filter("history", lambda e: (e["event_at"] >= begin) & (e["event_at"] < end))
+    later = F.filter("history", in_horizon(cutoff, horizon_days))
     items = F.array_sort(F.array_distinct(F.transform(later, lambda e: e["item_idx"])))
     return histories.select("user_idx", items.alias("items")).where(F.size("items") > 0)
 

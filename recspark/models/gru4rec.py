@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, model_validator
 
 from recspark.data.blocks import Array
-from recspark.models.next_item import NextItem, NextItemModel, NextItemSettings
+from recspark.models.next_item import NextItem, NextItemModel
+from recspark.models.next_item_settings import NextItemSettings
 from recspark.nets.gru4rec import Cell, Gru4RecNet
 
 

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from recspark.data.blocks import Array
 from recspark.data.windows import Unit
-from recspark.models.next_item import NextItem, NextItemModel, NextItemSettings
+from recspark.models.next_item import NextItem, NextItemModel
+from recspark.models.next_item_settings import NextItemSettings
 from recspark.nets.sasrec import SasRecNet
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import Mode
 from recspark.data.interactions import before, queries
-from recspark.eval.evaluate import in_sample
+from recspark.eval.evaluate import in_horizon, in_sample
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.run import RunContext, StageResult
 from recspark.pipeline.train import load_model
@@ -57,8 +57,5 @@ def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
     A cold user has an empty history. Above `max_eval_users` they are those whom `evaluate` asks for.
     """
     cutoff, evaluate_ = context.backtest_cutoff, context.config.evaluate
-    start, end = F.lit(cutoff), F.lit(cutoff + timedelta(days=evaluate_.horizon_days))
-    tested = everyone.where(
-        F.exists("history", lambda e: (e["event_at"] >= start) & (e["event_at"] < end))
-    )
+    tested = everyone.where(F.exists("history", in_horizon(cutoff, evaluate_.horizon_days)))
     return before(tested.where(in_sample(tested, evaluate_)), cutoff, keep_empty=True)

@@ -22,7 +22,8 @@ from recspark.models import click_through, topk
 from recspark.models.base import FitOptions
 from recspark.models.gru4rec import Gru4Rec, Gru4RecSettings
 from recspark.models.neural import Job, local_items, net_arrays
-from recspark.models.next_item import NextItemModel, row_loss, train_rank
+from recspark.models.next_item import NextItemModel
+from recspark.models.next_item_training import row_loss, train_rank
 from recspark.models.sasrec import SasRec, SasRecSettings
 from recspark.testing import synth
 from recspark.train.feed import Batch, plan_shards

@@ -19,12 +19,11 @@ from recspark.errors import CatalogueTooLargeError, ConfigError, ModelError
 from recspark.eval import next_item as evaluation
 from recspark.models.base import FitOptions
 from recspark.models.gru4rec import Gru4Rec, Gru4RecModel, Gru4RecSettings
-from recspark.models.neural import Job, local_items
-from recspark.models.next_item import (
+from recspark.models.neural import Job, local_items, net_arrays
+from recspark.models.next_item import last_states
+from recspark.models.next_item_training import (
     drawn_loss,
     item_counts,
-    last_states,
-    net_arrays,
     row_loss,
     start_bias,
     train_rank,

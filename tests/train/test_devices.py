@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from recspark.models import autorec, cdl, mf, multvae, next_item, sdae
+from recspark.models import autorec, cdl, mf, multvae, next_item_training, sdae
 from recspark.models.gru4rec import Gru4Rec, Gru4RecSettings
 from recspark.models.sasrec import SasRec, SasRecSettings
 from recspark.train.feed import Batch
@@ -47,7 +47,9 @@ def sequence(model: Any, settings: Any) -> Loss:
     negatives = Negatives(torch.arange(1.0, N_ITEMS + 1), settings.n_samples, 0.5)
 
     def loss(rows: Batch, generator: torch.Generator) -> torch.Tensor:
-        return next_item.row_loss(net, VOCABULARY, settings, negatives, rows, generator, 0.5)
+        return next_item_training.row_loss(
+            net, VOCABULARY, settings, negatives, rows, generator, 0.5
+        )
 
     return loss
 
