@@ -102,8 +102,6 @@ def lists(n: int, m: int, rank: int, k: int) -> dict[str, Any]:
     block = QueryBlock(
         np.arange(n),
         Histories(none, nothing, np.zeros(0, np.int64), np.zeros(0, np.float32)),
-        Ragged(none, nothing),
-        np.zeros(0, np.float32),
         Ragged(start, seen.ravel()),
     )
     masked = sparse.csr_matrix(

@@ -145,7 +145,6 @@ def queries(spark: SparkSession, size: Size) -> DataFrame:
         .selectExpr(
             "id AS user_idx",
             f"CAST(NULL AS {schema.HISTORY.simpleString()}) AS history",
-            f"CAST(NULL AS {schema.PAIRS.simpleString()}) AS pairs",
             f"transform(sequence(0, {N_SEEN - 1}), x -> "
             f"CAST(pmod(xxhash64(id, x), {size.items}) AS int)) AS seen",
         )

@@ -93,7 +93,6 @@ def queries(spark: SparkSession, size: Size, n: int) -> DataFrame:
     rows = spark.range(n).selectExpr(
         "id AS user_idx",
         f"{history} AS history",
-        f"CAST(NULL AS {schema.PAIRS.simpleString()}) AS pairs",
     )
     seen = F.array_distinct(F.transform("history", lambda event: event["item_idx"]))
     return rows.withColumn("seen", seen).repartition(8, "user_idx")

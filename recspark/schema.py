@@ -310,8 +310,7 @@ TUNING = columns(
 
 # --- what models take and give -------------------------------------------------------------------
 
-PAIRS = ArrayType(columns(item_idx=INT, weight=FLOAT))
-QUERIES = columns(user_idx=LONG, history=HISTORY, pairs=PAIRS, seen=ITEM_IDXS)
+QUERIES = columns(user_idx=LONG, history=HISTORY, seen=ITEM_IDXS)
 RECOMMENDED = columns(user_idx=LONG, item_idx=INT, rank=INT, score=FLOAT)
 PREDICTED = columns(user_idx=LONG, item_idx=INT, rating=FLOAT, predicted=FLOAT)
 NEIGHBOURS = columns(item_idx=INT, rank=INT, neighbour_idx=INT, score=FLOAT)

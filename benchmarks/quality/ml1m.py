@@ -242,7 +242,7 @@ def dataset(spark: SparkSession, events: synth.Log) -> Dataset:
 def queries(spark: SparkSession, events: synth.Log, *, masked: bool) -> DataFrame:
     """Return the queries of all users of `events`, whose items are masked or not; made once and kept."""
     histories = before(synth.histories(spark, events), synth.CUTOFF)
-    found = queries_of(histories, synth.CUTOFF, None, "novel" if masked else "repeat")
+    found = queries_of(histories, "novel" if masked else "repeat")
     return found.persist()
 
 

@@ -71,12 +71,10 @@ class Histories:
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """A batch of queries, parsed. `pairs` and `weights` share one `start`."""
+    """A batch of queries, parsed."""
 
     user_idx: Array  # int64 (n,)
     history: Histories
-    pairs: Ragged  # item_idx int32
-    weights: Array  # float32, beside pairs.values
     seen: Ragged  # item_idx int32; to mask
 
     def __len__(self) -> int:
@@ -97,13 +95,10 @@ def micros(moment: datetime) -> int:
 
 def parse_queries(batch: pa.RecordBatch) -> QueryBlock:
     """Return the arrays of a batch of `schema.QUERIES`; null lists count as empty."""
-    pairs_start, pairs = _list(batch.column("pairs"))
     seen_start, seen = _list(batch.column("seen"))
     return QueryBlock(
         user_idx=_numpy(batch.column("user_idx"), np.int64),
         history=parse_histories(batch.column("history")),
-        pairs=Ragged(pairs_start, _numpy(pairs.field("item_idx"), np.int32)),
-        weights=_numpy(pairs.field("weight"), np.float32),
         seen=Ragged(seen_start, _numpy(seen, np.int32)),
     )
 

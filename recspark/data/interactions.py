@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, StructField, StructType
 
 from recspark import schema
 from recspark.data.blocks import MICROS_PER_DAY, micros, parse_histories, weigh
 
-_PAIR = schema.columns(
+_OF_USERS = schema.columns(
+    user_idx=schema.LONG,
     item_idx=schema.INT,
     weight=schema.FLOAT,
     n_events=schema.INT,
@@ -38,43 +38,32 @@ def before(histories: DataFrame, cutoff: datetime, *, keep_empty: bool = False) 
     )
 
 
-def with_pairs(histories: DataFrame, cutoff: datetime, half_life_days: float | None) -> DataFrame:
-    """Add `pairs`: per distinct item, ascending, its decayed weight, event count and last event.
+def interactions(histories: DataFrame, cutoff: datetime, half_life_days: float | None) -> DataFrame:
+    """Return `cutoff, user_idx, item_idx, weight, n_events, last_event_at`, a row per user and
+    item.
 
     Parameters
     ----------
-    histories : user_idx, history (events before `cutoff`), seen
+    histories : user_idx, history (events before `cutoff`)
     cutoff : age 0 of the decay, UTC
     half_life_days : of the weights; None = none
 
-    Returns
-    -------
-    user_idx, history, pairs array<struct<item_idx, weight, n_events, last_event_at>>, seen.
-    Narrow: no shuffle, no action.
+    A user's items are ascending. Narrow: no shuffle, no action.
     """
     as_of = micros(cutoff)
-    out = StructType(
-        [
-            StructField("user_idx", schema.LONG),
-            StructField("history", schema.HISTORY),
-            StructField("pairs", ArrayType(_PAIR)),
-            StructField("seen", schema.ITEM_IDXS),
-        ]
-    )
 
-    def add(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def weights(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            pairs = pair_column(batch.column("history"), as_of, half_life_days)
-            yield pa.RecordBatch.from_arrays(
-                [batch.column("user_idx"), batch.column("history"), pairs, batch.column("seen")],
-                names=out.names,
-            )
+            yield of_users(batch.column("user_idx"), batch.column("history"), as_of, half_life_days)
 
-    return histories.select("user_idx", "history", "seen").mapInArrow(add, out)
+    rows = histories.select("user_idx", "history").mapInArrow(weights, _OF_USERS)
+    return rows.select(F.lit(cutoff).alias("cutoff"), *_OF_USERS.names)
 
 
-def pair_column(history: pa.ListArray, as_of: int, half_life_days: float | None) -> pa.ListArray:
-    """Return the `pairs` column of a `history` column; see `with_pairs`."""
+def of_users(
+    user_idx: pa.Array, history: pa.ListArray, as_of: int, half_life_days: float | None
+) -> pa.RecordBatch:
+    """Return the interactions of a batch of users, without `cutoff`; see `interactions`."""
     parsed = parse_histories(history)
     items, weights = weigh(parsed, as_of, half_life_days=half_life_days, combine="sum")
     # The same events once more, undecayed: their number and the newest time per (row, item).
@@ -85,46 +74,25 @@ def pair_column(history: pa.ListArray, as_of: int, half_life_days: float | None)
     begin = np.flatnonzero(first)
     counts = np.diff(np.append(begin, len(row))).astype(np.int32)
     last = np.maximum.reduceat(at, begin) if len(begin) else at
-    struct = pa.StructArray.from_arrays(
+    return pa.RecordBatch.from_arrays(
         [
+            user_idx.take(pa.array(items.rows)),
             pa.array(items.values, pa.int32()),
             pa.array(weights, pa.float32()),
             pa.array(counts, pa.int32()),
             pa.array(last, pa.timestamp("us", "UTC")),
         ],
-        names=_PAIR.names,
-    )
-    return pa.ListArray.from_arrays(pa.array(items.start, pa.int32()), struct)
-
-
-def interactions(histories: DataFrame, cutoff: datetime, half_life_days: float | None) -> DataFrame:
-    """Return `cutoff, user_idx, item_idx, weight, n_events, last_event_at`, a row per user and
-    item.
-
-    `histories` are already sliced at `cutoff` (`before`). Narrow: no shuffle, no action.
-    """
-    return (
-        with_pairs(histories, cutoff, half_life_days)
-        .select("user_idx", F.inline("pairs"))
-        .select(F.lit(cutoff).alias("cutoff"), "user_idx", *_PAIR.names)
+        names=_OF_USERS.names,
     )
 
 
-def queries(
-    histories: DataFrame, cutoff: datetime, half_life_days: float | None, mode: str
-) -> DataFrame:
-    """Return what models answer (`schema.QUERIES`) for every row of `histories`.
+def queries(histories: DataFrame, mode: str) -> DataFrame:
+    """Return what models answer (`schema.QUERIES`) for every row of `histories`, as `before` gives it.
 
     `mode` novel masks the user's `seen`; repeat masks nothing. Narrow: no shuffle, no action.
     """
     seen = F.col("seen") if mode == "novel" else F.array().cast(schema.ITEM_IDXS)
-    pairs = F.transform("pairs", lambda p: F.struct(p["item_idx"], p["weight"]))
-    return with_pairs(histories, cutoff, half_life_days).select(
-        "user_idx",
-        "history",
-        pairs.cast(schema.PAIRS).alias("pairs"),
-        seen.alias("seen"),
-    )
+    return histories.select("user_idx", "history", seen.alias("seen"))
 
 
 def decayed_item_weights(

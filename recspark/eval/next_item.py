@@ -77,7 +77,4 @@ def _blocks(sessions: Ragged, as_of: int) -> Iterator[tuple[QueryBlock, Array]]:
             np.ones(len(at), np.float32),
         )
         nothing = Ragged(np.zeros(len(since) + 1, np.int64), np.zeros(0, np.int32))
-        block = QueryBlock(
-            np.arange(len(since)), history, nothing, np.zeros(0, np.float32), nothing
-        )
-        yield block, sessions.values[since + length]
+        yield QueryBlock(np.arange(len(since)), history, nothing), sessions.values[since + length]

@@ -352,8 +352,6 @@ def _single(items: Array, as_of: int) -> QueryBlock:
     return QueryBlock(
         user_idx=items.astype(np.int64),
         history=Histories(start, items, np.full(n, as_of, np.int64), ones),
-        pairs=Ragged(start, items),
-        weights=ones,
         seen=Ragged(start, items),
     )
 

@@ -109,7 +109,7 @@ def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:
     """
     cutoff, horizon = context.backtest_cutoff, context.config.evaluate.horizon_days
     wanted = ratings.ratings_of(everyone, cutoff, horizon)
-    asked = queries(before(everyone, cutoff, keep_empty=True), cutoff, None, "repeat").join(
+    asked = queries(before(everyone, cutoff, keep_empty=True), "repeat").join(
         wanted, on="user_idx", how="inner"
     )
     known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))

@@ -21,7 +21,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     """
     config, catalog = context.config, context.catalog
     everyone = context.read("histories")
-    half_life, k = config.features.half_life_days, config.n_candidates
+    k = config.n_candidates
     tonight, earlier = context.cutoff, context.backtest_cutoff
     parts: list[tuple[datetime, Mode, DataFrame]] = [
         (tonight, config.publish.mode, to_score(context)),
@@ -31,7 +31,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     frames = []
     for cutoff, mode, users in parts:
         fitted = load_model(context, model, cutoff)
-        lists = fitted.recommend(queries(users, cutoff, half_life, mode), k)
+        lists = fitted.recommend(queries(users, mode), k)
         frames.append(
             lists.select(
                 F.lit(context.run_date).alias("run_date"),

@@ -62,8 +62,6 @@ def tune(
     items = scoring.catalogue(data.item_features)
     asked = queries(
         data.histories.join(truths.select("user_idx"), on="user_idx", how="left_semi"),
-        cutoff,
-        config.features.half_life_days,
         mode,
     ).persist(StorageLevel.MEMORY_AND_DISK)
     settings = config.evaluate.model_copy(update={"n_bootstrap": 0})

@@ -156,11 +156,11 @@ def odd_queries_get_what_is_left(case: Case) -> None:
     some = case.queries.first()
     assert some is not None
     rows = [
-        (1, some["history"], some["pairs"], everything),
-        (2, some["history"], some["pairs"], everything[1:]),
-        (3, [], [], []),
-        (4, None, None, None),
-        (5, some["history"], some["pairs"], [10**9]),  # masks an item that the model does not know
+        (1, some["history"], everything),
+        (2, some["history"], everything[1:]),
+        (3, [], []),
+        (4, None, None),
+        (5, some["history"], [10**9]),  # masks an item that the model does not know
     ]
     queries = case.spark.createDataFrame(rows, schema.QUERIES)
     user, item, *_ = _columns(ordered(case.model.recommend(queries, K)))
@@ -355,8 +355,8 @@ def neighbours_are_of_the_same_group(case: Case) -> None:
 @check()
 def wrong_queries_are_named(case: Case) -> None:
     """A missing column, another type, and k = 0 are ModelErrors that say what was there."""
-    with _raises(ModelError, "pairs is missing", "'seen'"):
-        case.model.recommend(case.queries.drop("pairs"), K)
+    with _raises(ModelError, "seen is missing", "'history'"):
+        case.model.recommend(case.queries.drop("seen"), K)
     with _raises(ModelError, "user_idx is string, expected bigint"):
         case.model.recommend(case.queries.withColumn("user_idx", F.lit("u")), K)
     with _raises(ModelError, "k = 0"):

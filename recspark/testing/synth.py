@@ -275,7 +275,7 @@ def dataset(
 
 def ask(data: Dataset, mode: str = "novel") -> DataFrame:
     """Return the queries of all users of `data`."""
-    return queries(data.histories, data.cutoff, None, mode)
+    return queries(data.histories, mode)
 
 
 def _fields(events: Log) -> tuple[Array, Array, Array, Array]:

@@ -123,11 +123,11 @@ def test_weights_decay_to_the_cutoff(spark: SparkSession) -> None:
 def test_queries_mask_seen_only_in_novel_mode(spark: SparkSession) -> None:
     rows = events(spark, [("u1", "i2", 0), ("u1", "i1", 1)])
     mine = update(spark, empty(spark), rows, rows)
-    novel = queries(mine, T0 + timedelta(days=1), None, "novel").collect()[0]
-    repeat = queries(mine, T0 + timedelta(days=1), None, "repeat").collect()[0]
+    novel = queries(mine, "novel").collect()[0]
+    repeat = queries(mine, "repeat").collect()[0]
     assert (novel["seen"], repeat["seen"]) == ([1, 2], [])
-    assert [p["item_idx"] for p in novel["pairs"]] == [1, 2]
-    assert queries(mine, T0, None, "novel").schema == schema.QUERIES
+    assert [e["item_idx"] for e in novel["history"]] == [2, 1]
+    assert queries(mine, "novel").schema == schema.QUERIES
 
 
 def test_interactions_shuffle_nothing(spark: SparkSession) -> None:

@@ -64,7 +64,6 @@ def lists(told):
     os.makedirs(told, exist_ok=True)
     queries = spark.range(n_users).selectExpr(
         "id AS user_idx", "CAST(NULL AS " + schema.HISTORY.simpleString() + ") AS history",
-        "CAST(NULL AS " + schema.PAIRS.simpleString() + ") AS pairs",
         "transform(sequence(0, 49), x -> CAST(pmod(xxhash64(id, x), 50000) AS int)) AS seen",
     ).repartition(24)
     items = topk.Shared(storage.read_array(file, mmap=True))

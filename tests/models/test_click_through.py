@@ -199,7 +199,7 @@ def queries(read: Ragged) -> QueryBlock:
         read.start, read.values, np.zeros(events, np.int64), np.ones(events, np.float32)
     )
     nothing = Ragged(np.zeros(n + 1, np.int64), np.zeros(0, np.int32))
-    return QueryBlock(np.arange(n), history, nothing, np.zeros(0, np.float32), nothing)
+    return QueryBlock(np.arange(n), history, nothing)
 
 
 def scores(model: NextItemModel, sessions: Planted) -> Array:

@@ -125,7 +125,7 @@ def test_the_query_is_the_decayed_history() -> None:
         np.ones(4, np.float32),
     )
     none = Ragged(np.zeros(4, np.int64), np.zeros(0, np.int32))
-    block = QueryBlock(np.arange(3), history, none, np.zeros(0, np.float32), none)
+    block = QueryBlock(np.arange(3), history, none)
     scores = model.scorer().score(block)
     assert scores.known.tolist() == [True, False, False]
     want = encode(
@@ -195,7 +195,7 @@ def fitted(data: Dataset) -> MultVaeModel:
 
 @pytest.mark.spark
 def test_each_group_gets_the_rest_of_its_own_items(data: Dataset, fitted: MultVaeModel) -> None:
-    asked = queries(data.histories, CUTOFF, None, "novel")
+    asked = queries(data.histories, "novel")
     rows = fitted.recommend(asked, 4).collect()
     assert len(rows) == 200 * 4
     own = [row.item_idx // 100 - 1 == row.user_idx % N_GROUPS for row in rows]
@@ -215,7 +215,7 @@ def test_a_seed_decides_everything_and_weights_survive_the_store(
         np.testing.assert_array_equal(again.arrays()[name], array)
     artifacts.save(fitted, str(tmp_path / "artifact"))
     loaded = artifacts.load(str(tmp_path / "artifact"), model_spec("multvae"))
-    asked = queries(data.histories.where("user_idx < 5"), CUTOFF, None, "novel")
+    asked = queries(data.histories.where("user_idx < 5"), "novel")
     want = sorted(map(tuple, fitted.recommend(asked, 3).collect()))
     assert sorted(map(tuple, loaded.recommend(asked, 3).collect())) == want
 

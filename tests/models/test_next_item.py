@@ -192,7 +192,7 @@ def test_only_the_open_session_is_read_unless_the_history_is_asked_for(
             pa.array(ids),
         )
         none = Ragged(np.zeros(2, np.int64), np.zeros(0, np.int32))
-        block = QueryBlock(np.zeros(1, np.int64), history, none, np.zeros(0, np.float32), none)
+        block = QueryBlock(np.zeros(1, np.int64), history, none)
         made = settings.model_copy(update={"context": context})
         return (
             model(made, CUTOFF, VOCABULARY, arrays).scorer().score(block).approximate(slice(0, 1))

@@ -231,7 +231,7 @@ def test_the_open_session_is_asked_about() -> None:
         pa.array(["a", "b", "b"]),
     )
     none = Ragged(np.zeros(2, np.int64), np.zeros(0, np.int32))
-    block = QueryBlock(np.zeros(1, np.int64), history, none, np.zeros(0, np.float32), none)
+    block = QueryBlock(np.zeros(1, np.int64), history, none)
     for context, want in (("session", [10, 20]), ("history", [10, 20, 30, 40])):
         settings = SessionKNNSettings(context=context, idf=0)  # type: ignore[arg-type]
         scores = (

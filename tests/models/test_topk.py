@@ -51,8 +51,6 @@ def block(users: Array, seen: list[list[int]]) -> QueryBlock:
     return QueryBlock(
         user_idx=users.astype(np.int64),
         history=Histories(none, empty, np.zeros(0, np.int64), np.zeros(0, np.float32)),
-        pairs=Ragged(none, empty),
-        weights=np.zeros(0, np.float32),
         seen=Ragged(start, np.array([i for s in seen for i in s], np.int32)),
     )
 
@@ -357,7 +355,7 @@ def test_spark_answers_are_those_of_one_block(spark: SparkSession) -> None:
     seen = [
         np.sort(rng.choice(items, rng.integers(0, m), replace=False)).tolist() for _ in range(n)
     ]
-    rows = [(u, [], [], seen[u]) for u in range(n)]
+    rows = [(u, [], seen[u]) for u in range(n)]
     queries = spark.createDataFrame(rows, schema.QUERIES)
     expected = topk.answer(block(np.arange(n), seen), items, Fixed(scores), k)
     for parts in (1, 7):
