@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RATINGS = {
-    "hidden_size": 500, "epochs": 150, "batch_size": 200, "learning_rate": 1e-3, "weight_decay": 2e-2,
+    "hidden_size": 500, "epochs": 50, "batch_size": 50, "learning_rate": 1e-3, "weight_decay": 0.1,
     "unobserved": 0.0,
 }  # fmt: skip
 
