@@ -160,9 +160,6 @@ def scores(m: Item2VecModel, events: list[tuple[int, float]]) -> Array:
         [
             pa.array([1], pa.int64()),
             pa.array([history], column.type),
-            pa.array(
-                [[]], pa.list_(pa.struct([("item_idx", pa.int32()), ("weight", pa.float32())]))
-            ),
             pa.array([[]], pa.list_(pa.int32())),
         ],
         names=schema.QUERIES.names,
