@@ -107,7 +107,7 @@ def test_each_job_accepts_its_arguments(dag: Any, tmp_path: Path) -> None:
     assert "all parsed" in done.stdout, done.stderr
 
 
-@pytest.mark.timeout(2100)
+@pytest.mark.timeout(1500)
 def test_a_whole_night_runs(tmp_path: Path) -> None:
     """`airflow dags test`: every stage by SparkSubmitOperator, on a slice of the bundled data."""
     slice_file = tmp_path / "slice.parquet"
@@ -139,7 +139,7 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
         try:
             done = subprocess.run(
                 [str(Path(sys.executable).parent / "airflow"), "dags", "test", DAG_ID, "2010-12-10T02:00:00"],
-                env=env, stdout=output, stderr=subprocess.STDOUT, timeout=2000, cwd=tmp_path, check=False,
+                env=env, stdout=output, stderr=subprocess.STDOUT, timeout=1400, cwd=tmp_path, check=False,
             )  # fmt: skip
         finally:
             output.seek(0)
