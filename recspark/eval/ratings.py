@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recspark.data.blocks import micros
+from recspark.eval.evaluate import in_horizon
 
 _STEPS = float(1 << 32)  # errors are summed as integers of 2^-32: the same sum in any order
 
@@ -43,11 +44,10 @@ def ratings_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> Dat
     Narrow: no shuffle, no action.
     """
     begin = F.timestamp_micros(F.lit(micros(cutoff)))
-    end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
     seen = F.transform(
         F.filter("history", lambda e: e["event_at"] < begin), lambda e: e["item_idx"]
     )
-    later = F.filter("history", lambda e: (e["event_at"] >= begin) & (e["event_at"] < end))
+    later = F.filter("history", in_horizon(cutoff, horizon_days))
     newest = F.map_from_entries(
         F.transform(
             F.array_distinct(F.transform(later, lambda e: e["item_idx"])),
