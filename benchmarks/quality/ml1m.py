@@ -38,7 +38,7 @@ from recspark.data.interactions import before
 from recspark.data.interactions import queries as queries_of
 from recspark.eval import metrics, significance
 from recspark.models import registry
-from recspark.models.base import FitOptions, RecommenderModel
+from recspark.models.base import FitOptions
 from recspark.testing import synth
 from recspark.train.curve import Curve
 
@@ -149,8 +149,12 @@ class Table:
         if curves:
             seconds = [epoch.seconds for epoch in curves[0].epochs]
             figures |= {"epochs": len(seconds), "train_seconds": round(sum(seconds), 1)}
+        lists: dict[int, pa.Table] = {}  # questions may share their queries
         for name, question in questions.items():
-            users, values = of_users(fitted, question)
+            asked = id(question.queries)
+            if asked not in lists:
+                lists[asked] = fitted.recommend(question.queries, K).toArrow()
+            users, values = of_users(lists[asked], question)
             self._of_users[seed, row, name] = values
             figures[name] = {
                 "users": len(users),
@@ -264,10 +268,9 @@ def with_seen(asked: DataFrame, user: Array, item: Array, folder: str) -> DataFr
     return asked.drop("seen").join(found, on="user_idx", how="inner").persist()
 
 
-def of_users(model: RecommenderModel, question: Question) -> tuple[Array, dict[str, Array]]:
+def of_users(lists: pa.Table, question: Question) -> tuple[Array, dict[str, Array]]:
     """Return the users of the question, ascending, and each one's figures: 0 without a list."""
-    found = model.recommend(question.queries, K).toArrow()
-    listed, item, rank = (found.column(n).to_numpy() for n in ("user_idx", "item_idx", "rank"))
+    listed, item, rank = (lists.column(n).to_numpy() for n in ("user_idx", "item_idx", "rank"))
     users, n_truth = np.unique(question.user, return_counts=True)
     wanted = np.isin(listed, users)
     listed, item, rank = listed[wanted], item[wanted], rank[wanted]
