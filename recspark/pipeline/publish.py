@@ -69,7 +69,7 @@ def publish(context: RunContext) -> StageResult:
         *[partial(catalog.replace_slice, table, rows, night) for table, rows in beside.items()],
     ):
         outputs[written.table] = written.version
-    promoted = catalog.replace_slice("recommendations", named(context, staged, items), night)
+    promoted = catalog.replace_slice("recommendations", staged, night)
     outputs["recommendations"] = promoted.version
     forget(context)
     return StageResult(
@@ -88,9 +88,7 @@ def item_names(context: RunContext) -> DataFrame:
 
 
 def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> DataFrame:
-    """Write tonight's ladder to `staged_recommendations`; return it as `user_idx, item_idx, rank,
-    …`.
-    """
+    """Write tonight's ladder to `staged_recommendations`; return the rows written."""
     config, catalog = context.config, context.catalog
     candidates = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(context.cutoff))
@@ -105,15 +103,8 @@ def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> D
     written = catalog.replace_slice(
         "staged_recommendations", named(context, lists, items), {"run_date": context.run_date}
     )
-    back = catalog.read("staged_recommendations", written.version).where(
+    return catalog.read("staged_recommendations", written.version).where(
         F.col("run_date") == F.lit(context.run_date)
-    )
-    return back.join(
-        context.read("user_ids").select("user_id", "user_idx"), on="user_id", how="left"
-    ).join(
-        F.broadcast(context.read("item_ids").select("item_id", "item_idx")),
-        on="item_id",
-        how="left",
     )
 
 
@@ -136,9 +127,10 @@ def judge(
 ) -> list[Gate]:
     """Return the gates' verdicts on the staged lists."""
     config = context.config
-    counts = audit(
-        staged, answered, known.select("item_idx"), config.publish.k, config.publish.mode
-    )
+    users = context.read("user_ids").select("user_id", "user_idx")
+    items = F.broadcast(context.read("item_ids").select("item_id", "item_idx"))
+    lists = staged.join(users, on="user_id", how="left").join(items, on="item_id", how="left")
+    counts = audit(lists, answered, known.select("item_idx"), config.publish.k, config.publish.mode)
     rows = context.read("metrics").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("kind") == "backtest")
     )
