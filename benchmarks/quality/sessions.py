@@ -30,7 +30,7 @@ from pyspark.sql import SparkSession
 
 from benchmarks import machine
 from recspark import schema
-from recspark.config import Features, Train
+from recspark.config import Features, Train, digest
 from recspark.data import features, windows
 from recspark.data.blocks import Array, Ragged, micros
 from recspark.data.dataset import Dataset
@@ -68,7 +68,7 @@ def run(*, smoke: bool) -> None:
     """Print and write the table; smoke mode takes 500 sessions and one rank, and writes nothing."""
     folder = Path(os.environ.get("RECSPARK_DIGINETICA", "../shared/data/diginetica"))
     rows = ("popular", "stan", "gru4rec") if smoke else DEFAULT
-    measure(folder, rows, {}, ranks=1 if smoke else 2, validate=False, smoke=smoke)
+    measure(folder, rows, {}, ranks=1 if smoke else 2, validate=False, smoke=smoke, work="")
 
 
 def measure(
@@ -79,8 +79,13 @@ def measure(
     ranks: int,
     validate: bool,
     smoke: bool,
+    work: str,
 ) -> None:
-    """Fit and score each row with `changed` over its settings."""
+    """Fit and score each row with `changed` over its settings.
+
+    `work` : a folder that keeps tables and checkpoints, from which a training of the same settings
+    and data goes on; "" = none
+    """
     if not all((folder / name).exists() for name in ROWS):
         print(f"no Diginetica in {folder}: pass --data, or set RECSPARK_DIGINETICA")
         return
@@ -93,9 +98,10 @@ def measure(
         train, test = take(train, np.arange(500)), take(test, np.arange(50))
     with (
         machine.session("sessions", smoke=smoke, env="test") as spark,
-        tempfile.TemporaryDirectory() as work,
+        tempfile.TemporaryDirectory() as passing,
     ):
-        data = dataset(spark, train, work)
+        place = f"{work}/{'validation' if validate else 'test'}" if work else passing
+        data = dataset(spark, train, place)
         for row in rows:
             model, settings = SETTINGS[row]
             settings = {
@@ -103,11 +109,15 @@ def measure(
                 **changed,
                 **({"epochs": 1} if smoke and row == "gru4rec" else {}),
             }
-            options = FitOptions(train=Train(ranks=ranks, threads=1), progress=print)
             recommender = make(model, settings)
+            options = FitOptions(
+                train=Train(ranks=ranks, threads=1),
+                progress=print,
+                scratch=f"{place}/{row}-{digest(settings)[:8]}" if work else "",
+            )
             table = recommender.training_table
             started = time.monotonic()
-            fitted = recommender.fit(with_training(spark, data, table, work, ranks), options)
+            fitted = recommender.fit(with_training(spark, data, table, place, ranks), options)
             fit_s = time.monotonic() - started
             started = time.monotonic()
             found = next_item.ranks(fitted.scorer(), fitted.items, test, micros(CUTOFF), 20)
@@ -165,7 +175,7 @@ def dataset(spark: SparkSession, sessions: Ragged, work: str) -> Dataset:
     )
     history = pa.ListArray.from_arrays(pa.array(sessions.start, pa.int32()), struct)
     table = pa.table({"user_idx": pa.array(np.arange(n), pa.int64()), "history": history})
-    Path(f"{work}/histories").mkdir()
+    Path(f"{work}/histories").mkdir(parents=True, exist_ok=True)
     for part in range(4):
         chosen = table.take(pa.array(np.arange(part, n, 4)))
         pq.write_table(chosen, f"{work}/histories/{part}.parquet")
@@ -207,6 +217,9 @@ def main() -> None:
     parser.add_argument(
         "--validate", action="store_true", help="score a part of the train sessions"
     )
+    parser.add_argument(
+        "--work", default="", help="a folder that keeps checkpoints: a training goes on from there"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, nothing is written")
     arguments = parser.parse_args()
     measure(
@@ -216,6 +229,7 @@ def main() -> None:
         ranks=arguments.ranks,
         validate=arguments.validate,
         smoke=arguments.smoke,
+        work=arguments.work,
     )
 
 
