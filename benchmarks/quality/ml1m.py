@@ -151,10 +151,10 @@ class Table:
             figures |= {"epochs": len(seconds), "train_seconds": round(sum(seconds), 1)}
         lists: dict[int, pa.Table] = {}  # questions may share their queries
         for name, question in questions.items():
-            asked = id(question.queries)
-            if asked not in lists:
-                lists[asked] = fitted.recommend(question.queries, K).toArrow()
-            users, values = of_users(lists[asked], question)
+            key = id(question.queries)
+            if key not in lists:
+                lists[key] = fitted.recommend(question.queries, K).toArrow()
+            users, values = of_users(lists[key], question)
             self._of_users[seed, row, name] = values
             figures[name] = {
                 "users": len(users),
