@@ -66,7 +66,7 @@ def shown_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> Shown:
 def logits(net: SequenceNet, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     """Return the log odds of a click on each local item, int64 (S,), in its state (S, H): (S,)."""
     scaled = states * net.click_scale  # (S, H)
-    return (scaled * net.items_out[items]).sum(dim=1) + net.click_bias[items]  # (S,)
+    return (scaled * net.scored(items)).sum(dim=1) + net.click_bias[items]  # (S,)
 
 
 def losses(net: SequenceNet, states: torch.Tensor, shown: Shown) -> torch.Tensor:

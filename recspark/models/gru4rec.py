@@ -82,6 +82,7 @@ def make_net(settings: Gru4RecSettings, n_items: int, seed: int) -> Gru4RecNet:
         settings.tied,
         torch.Generator().manual_seed(seed),
         settings.head == "click_through",
+        settings.sparse,
     )
 
 

@@ -37,6 +37,11 @@ class NextItemSettings(NeuralSettings):
     tied: bool = Field(
         True, description="one vector an item for reading and scoring, instead of two"
     )
+    sparse: bool = Field(
+        False,
+        description="a step moves the vectors of the items that it reads, in place of all (Adam's "
+        "lazy variant): it costs by the batch and not by the catalogue; needs n_samples",
+    )
     loss: Literal["cross_entropy", "bpr_max", "gbce"] = Field(
         "cross_entropy",
         description="how targets are told apart from candidates. gbce (gSASRec): against n_samples "
@@ -95,6 +100,12 @@ class NextItemSettings(NeuralSettings):
     def _gbce_draws(self) -> Self:
         if self.loss == "gbce" and self.n_samples is None:
             raise ValueError("loss gbce draws items: set n_samples (Petrov & Macdonald 2023: 256)")
+        return self
+
+    @model_validator(mode="after")
+    def _sparse_draws(self) -> Self:
+        if self.sparse and self.n_samples is None:
+            raise ValueError("sparse: a step against all items reads all of them: set n_samples")
         return self
 
     @property

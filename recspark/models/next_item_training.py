@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from recspark.errors import ModelError
 from recspark.models import click_through
@@ -103,7 +102,7 @@ def row_loss(
     clicks = settings.head == "click_through"  # then the last item is read: something may follow it
     items = local_items(batch, vocabulary, settings.length + (not clicks))  # (B, L)
     read, wanted = items if clicks else items[:, :-1], items[:, 1:]  # (B, T), (B, L - 1)
-    embedded = functional.embedding(read.clamp_min(0), net.items_in)  # (B, T, E)
+    embedded = net.read(read.clamp_min(0))  # (B, T, E)
     lengths = (read >= 0).sum(dim=1).clamp_min(1)  # (B,)
     states = net.states(embedded, lengths, settings.dropout, generator)  # (B, T, H)
     counted = (wanted >= 0) & (batch.weight[:, None] > 0)  # (B, L - 1)
@@ -130,7 +129,7 @@ def target_losses(
     if settings.loss == "gbce":
         return drawn_loss(net, states, targets, settings, generator)  # (P,)
     candidates = negatives.candidates(targets, generator)
-    vectors = net.items_out.index_select(0, candidates.items)  # (N, H)
+    vectors = net.scored(candidates.items)  # (N, H)
     scores = states @ vectors.T + net.items_out_bias[candidates.items]  # (P, N)
     if settings.loss == "bpr_max":
         return bpr_max(scores, candidates.targets, settings.bpr_reg)  # (P,)
@@ -152,8 +151,8 @@ def drawn_loss(
     """
     n_items, size = len(net.items_out_bias), settings.n_samples or 1
     drawn = torch.randint(n_items, (size,), generator=generator, device=targets.device)  # (N,)
-    scores = states @ net.items_out[drawn].T + net.items_out_bias[drawn]  # (P, N)
-    positive = (states * net.items_out[targets]).sum(dim=1) + net.items_out_bias[targets]  # (P,)
+    scores = states @ net.scored(drawn).T + net.items_out_bias[drawn]  # (P, N)
+    positive = (states * net.scored(targets)).sum(dim=1) + net.items_out_bias[targets]  # (P,)
     power = gbce_power(size, n_items, settings.calibration)
     return gbce(positive, scores, drawn != targets[:, None], power)  # (P,)
 

@@ -37,8 +37,9 @@ class Gru4RecNet(SequenceNet):
         tied: bool,
         generator: torch.Generator,
         click_head: bool = False,
+        sparse: bool = False,
     ) -> None:
-        super().__init__(n_items, embedding_size, hidden_size, tied, generator, click_head)
+        super().__init__(n_items, embedding_size, hidden_size, tied, generator, click_head, sparse)
         kind = nn.GRU if cell == "gru" else nn.LSTM
         sizes = [embedding_size] + [hidden_size] * n_layers
         self.layers = nn.ModuleList(

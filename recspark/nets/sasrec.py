@@ -31,8 +31,10 @@ class SasRecNet(SequenceNet):
         tied: bool,
         generator: torch.Generator,
         click_head: bool = False,
+        sparse: bool = False,
     ) -> None:
-        super().__init__(n_items, embedding_size, embedding_size, tied, generator, click_head)
+        size = embedding_size
+        super().__init__(n_items, size, size, tied, generator, click_head, sparse)
         self.positions = matrix(generator, length, embedding_size)
         self.blocks = nn.ModuleList(
             _Block(embedding_size, n_heads, generator) for _ in range(n_blocks)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 # Parameters with a row per item; the rest is the network's body.
 ITEM_ARRAYS = ("items_in", "items_out", "items_out_bias", "click_bias")
@@ -17,7 +18,8 @@ class SequenceNet(nn.Module):
     `scores = state @ items_out.T + items_out_bias`. With `tied` item vectors, `items_out` is
     `items_in` itself. With `click_head` there are `click_scale` (H,) and `click_bias` (n_items,) as
     well, for a second score of the same vectors (`recspark.models.click_through`). `has_positions` :
-    there is a vector for each place in a row, which is learned where rows are that long.
+    there is a vector for each place in a row, which is learned where rows are that long. `sparse` : the
+    gradients of item vectors hold the rows that a step reads, see `recspark.train.adam`.
     """
 
     has_positions = False
@@ -30,14 +32,25 @@ class SequenceNet(nn.Module):
         tied: bool,
         generator: torch.Generator,
         click_head: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
+        names = ("items_in",) if tied else ("items_in", "items_out")
+        self.sparse_parameters = frozenset(names if sparse else ())
         self.items_in = matrix(generator, n_items, embedding_size)
         self.items_out = self.items_in if tied else matrix(generator, n_items, state_size)
         self.items_out_bias = nn.Parameter(torch.zeros(n_items))
         if click_head:
             self.click_scale = nn.Parameter(torch.ones(state_size))
             self.click_bias = nn.Parameter(torch.zeros(n_items))
+
+    def read(self, items: torch.Tensor) -> torch.Tensor:
+        """Return the vectors that `items` int64 (...) are read as, (..., E)."""
+        return functional.embedding(items, self.items_in, sparse=bool(self.sparse_parameters))
+
+    def scored(self, items: torch.Tensor) -> torch.Tensor:
+        """Return the vectors that score `items` int64 (...), (..., H)."""
+        return functional.embedding(items, self.items_out, sparse=bool(self.sparse_parameters))
 
     @abstractmethod
     def states(

@@ -92,6 +92,29 @@ def test_the_loss_of_a_row_adds_up_its_targets(settings: Gru4RecSettings) -> Non
     np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("loss", ["cross_entropy", "bpr_max", "gbce"])
+def test_sparse_gradients_are_the_dense_ones_of_the_items_read(loss: str, tied: bool) -> None:
+    found = {}
+    for sparse in (False, True):
+        settings = SMALL.model_copy(
+            update={"loss": loss, "n_samples": 1, "tied": tied, "sparse": sparse}
+        )
+        net = Gru4Rec.make_net(settings, 9, 1)
+        negatives = Negatives(torch.ones(9), 1, 0.5)
+        vocabulary = torch.from_numpy(np.append(VOCABULARY, [60, 70, 80, 90])).long()
+        generator = torch.Generator().manual_seed(3)
+        lost = row_loss(net, vocabulary, settings, negatives, batch(1, 1, 0), generator, 0.0)
+        lost.sum().backward()
+        found[sparse] = {name: p.grad for name, p in net.named_parameters()}
+    names = {"items_in"} if tied else {"items_in", "items_out"}
+    assert {name for name, grad in found[True].items() if grad.is_sparse} == names
+    for name, grad in found[True].items():
+        np.testing.assert_allclose(grad.to_dense(), found[False][name], rtol=1e-6, atol=1e-8)
+    for name in names:
+        assert len(set(found[True][name].coalesce().indices()[0].tolist())) < 9
+
+
 def test_drawn_items_stand_against_every_target_but_themselves() -> None:
     settings = SMALL.model_copy(update={"loss": "gbce", "n_samples": 2, "calibration": 0.5})
     net = Gru4Rec.make_net(settings, 5, 1)
@@ -221,6 +244,7 @@ def chain() -> Ragged:
         (Gru4Rec, {"hidden_size": 24}),
         (Gru4Rec, {"hidden_size": 24, "cell": "lstm", "tied": False}),
         (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "n_samples": 20, "tied": False}),
+        (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "sparse": True}),
         (SasRec, {"embedding_size": 24, "length": 9, "train_on": "session", "context": "session"}),
         (
             SasRec,
@@ -231,6 +255,8 @@ def chain() -> Ragged:
                 "context": "session",
                 "loss": "gbce",
                 "epochs": 60,  # its targets pull less than the softmax's
+                "sparse": True,
+                "tied": False,
             },
         ),
     ],
@@ -328,5 +354,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         Gru4Rec.from_dict({"hidden_size": 4, "embedding_size": 5})
     with pytest.raises(ConfigError, match="set n_samples"):
         SasRec.from_dict({"loss": "gbce", "n_samples": None})
+    with pytest.raises(ConfigError, match="a step against all items reads all of them"):
+        Gru4Rec.from_dict({"sparse": True, "n_samples": None})
     with pytest.raises(ConfigError, match="multiple of n_heads"):
         SasRec.from_dict({"embedding_size": 5, "n_heads": 2})
