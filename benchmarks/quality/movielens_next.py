@@ -87,8 +87,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
     "gru4rec": (
         "gru4rec",
         {
-            **HISTORY, "length": 50, "hidden_size": 128, "n_samples": 256, "dropout": 0.2,
-            "epochs": 14, "batch_size": 32, "learning_rate": 5e-3,
+            **HISTORY, "length": 50, "hidden_size": 128, "loss": "cross_entropy", "n_samples": 256,
+            "sample_alpha": 0.5, "dropout": 0.2, "epochs": 14, "batch_size": 32,
+            "learning_rate": 5e-3, "sparse": False,
         },
     ),
 }  # fmt: skip

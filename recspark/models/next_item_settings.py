@@ -105,7 +105,9 @@ class NextItemSettings(NeuralSettings):
     @model_validator(mode="after")
     def _sparse_draws(self) -> Self:
         if self.sparse and self.n_samples is None:
-            raise ValueError("sparse: a step against all items reads all of them: set n_samples")
+            raise ValueError(
+                "sparse: a step against all items reads all of them: set n_samples, or sparse to false"
+            )
         return self
 
     @property

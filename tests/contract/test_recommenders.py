@@ -63,7 +63,6 @@ SHORT: dict[str, dict[str, Any]] = {
         "epochs": 12,
         "batch_size": 16,
         "learning_rate": 0.01,
-        "n_samples": None,
     },
     "sasrec": {
         "length": 31,  # the training rows of these checks have 32 items
@@ -77,7 +76,11 @@ SHORT: dict[str, dict[str, Any]] = {
 
 # What is checked: a model with its short settings, and heads that change what it learns and answers.
 CASES = {name: (name, SHORT.get(name, {})) for name in sorted(MODELS)}
-CASES["gru4rec, clicks"] = ("gru4rec", {**SHORT["gru4rec"], "head": "click_through"})
+CASES["gru4rec, clicks"] = (
+    "gru4rec",
+    # Within so few steps BPR-max leaves two users of 40 with another first item.
+    {**SHORT["gru4rec"], "head": "click_through", "loss": "cross_entropy"},
+)
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -40,7 +40,9 @@ from recspark.train.negatives import Negatives
 pytestmark = pytest.mark.torch
 CUTOFF = datetime(2020, 3, 1, tzinfo=UTC)
 VOCABULARY = np.array([3, 5, 8, 13, 21], np.int32)
-SMALL = Gru4RecSettings(hidden_size=4, dropout=0.0, n_samples=None)
+SMALL = Gru4RecSettings(
+    loss="cross_entropy", sparse=False, hidden_size=4, dropout=0.0, n_samples=None
+)
 
 
 def batch(*weights: float) -> Batch:
@@ -241,10 +243,10 @@ def chain() -> Ragged:
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
+        (Gru4Rec, {"hidden_size": 24, "loss": "cross_entropy"}),
+        (Gru4Rec, {"hidden_size": 24, "loss": "cross_entropy", "cell": "lstm", "tied": False}),
+        (Gru4Rec, {"hidden_size": 24, "n_samples": 20, "tied": False, "sparse": False}),
         (Gru4Rec, {"hidden_size": 24}),
-        (Gru4Rec, {"hidden_size": 24, "cell": "lstm", "tied": False}),
-        (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "n_samples": 20, "tied": False}),
-        (Gru4Rec, {"hidden_size": 24, "loss": "bpr_max", "sparse": True}),
         (SasRec, {"embedding_size": 24, "length": 9, "train_on": "session", "context": "session"}),
         (
             SasRec,

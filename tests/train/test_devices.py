@@ -99,9 +99,9 @@ def of_cdl(layer: int) -> Loss:
 
 LOSSES: dict[str, Callable[[], Loss]] = {
     "gru4rec": gru4rec,
-    "gru4rec, all items": lambda: gru4rec(n_samples=None),
-    "gru4rec, no logQ": lambda: gru4rec(logq=False),
-    "gru4rec, bpr_max": lambda: gru4rec(loss="bpr_max"),
+    "gru4rec, softmax": lambda: gru4rec(loss="cross_entropy"),
+    "gru4rec, all items": lambda: gru4rec(loss="cross_entropy", n_samples=None, sparse=False),
+    "gru4rec, no logQ": lambda: gru4rec(loss="cross_entropy", logq=False),
     "gru4rec, lstm, clicks": lambda: gru4rec(cell="lstm", head="click_through"),
     "sasrec": sasrec,
     "sasrec, gbce": lambda: sasrec(loss="gbce"),
