@@ -6,6 +6,7 @@ import json
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -17,6 +18,7 @@ from recspark.cli.common import console, reporter
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
 from recspark.layers import load_config
 from recspark.pipeline.run import RunContext
+from recspark.pipeline.tune import holds
 from recspark.tables.catalog import TableCatalog
 from tests.conftest import NIGHT, ROOT
 
@@ -138,6 +140,23 @@ def test_tune_writes_the_best_of_its_trials(
     assert written.count("#") == 1
     assert f"ndcg@10 {best.value:.4f}" in written
     assert load_config("test").model_settings["popular"] == json.loads(best.settings)
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "want"),
+    [
+        ({"choices": [64, 100]}, 100, True),
+        ({"choices": [64, 100]}, 200, False),  # optuna ends the search at such a beginning
+        ({"choices": [None, 50]}, None, False),
+        ({"low": 0.1, "high": 100}, 0.1, True),
+        ({"low": 0.1, "high": 100}, 0.0, False),
+        ({"low": 0.1, "high": 100}, None, False),
+    ],
+)
+def test_a_search_begins_at_what_is_configured_where_it_can(
+    how: dict[str, Any], value: Any, want: bool
+) -> None:
+    assert holds(how, value) == want
 
 
 def test_export_one_night(place: list[str], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class NeuralSettings(Settings):
     learning_rate: float = Field(
         1e-3, gt=0, description="of Adam at the first step, falling linearly to 0"
     )
-    weight_decay: float = Field(0.0, ge=0, description="L2 on all parameters")
+    weight_decay: float = Field(0.0, ge=0, description="L2 on all parameters a step moves")
     validation: float = Field(
         0.0,
         ge=0,

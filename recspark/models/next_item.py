@@ -38,7 +38,6 @@ _TABLES = {
     ("click_through", "history"): "training_history_impressions",
 }
 _BLOCK = 256  # rows read at once, always: a row's sums then go the same way wherever it stands
-_ITEM_BYTES = 48  # of a rank, an item and unit: two vectors, each with gradient, Adam, exchange
 
 S = TypeVar("S", bound=NextItemSettings)
 
@@ -64,8 +63,7 @@ class NextItem(Recommender[S]):
         """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
         settings, name = self.settings, type(self).__name__.lower()
         items = data.vocabulary()
-        size = _ITEM_BYTES * settings.state_size
-        check_catalogue(name, items, settings.max_items, size, "session_knn")
+        check_catalogue(name, items, settings.max_items, settings.item_bytes, "session_knn")
         if data.training is None or data.training.table != self.training_table:
             have = "none" if data.training is None else f"'{data.training.table}'"
             raise ModelError(

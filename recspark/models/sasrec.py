@@ -60,7 +60,7 @@ def make_net(settings: SasRecSettings, n_items: int, seed: int) -> SasRecNet:
         settings.tied,
         torch.Generator().manual_seed(seed),
         settings.head == "click_through",
-        settings.sparse,
+        settings.is_sparse,
     )
 
 

@@ -102,7 +102,7 @@ def tune(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.tune.seed)
     )
     start = make(model, configured).settings.model_dump()
-    study.enqueue_trial({name: start[name] for name in space if start[name] is not None})
+    study.enqueue_trial({n: start[n] for n, how in space.items() if holds(how, start[n])})
     try:
         study.optimize(value_of, n_trials=n_trials)
     finally:
@@ -127,6 +127,13 @@ def search_space(model: str) -> dict[str, dict[str, Any]]:
     if not space:
         raise ConfigError(f"model '{model}' has no setting with a range to search")
     return space
+
+
+def holds(how: dict[str, Any], value: Any) -> bool:
+    """Return whether the range `how` of `search_space` holds a value that is configured."""
+    if value is None:
+        return False
+    return value in how["choices"] if "choices" in how else how["low"] <= value <= how["high"]
 
 
 def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:

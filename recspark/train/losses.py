@@ -134,13 +134,15 @@ def bpr_max(scores: torch.Tensor, targets: torch.Tensor, reg: float) -> torch.Te
 
     Parameters
     ----------
-    scores : r (P, N), of N >= 2 different candidates
+    scores : r (P, N), of N different candidates; one alone is told apart from nothing: 0
     targets : (P,) int64, the place of i among them; j runs over the others, and s is their softmax
 
     Source: Hidasi & Karatzoglou 2018, "Recurrent Neural Networks with Top-k Gains", BPR-max with its
     score regularisation.
     """
     target = scores.gather(1, targets[:, None])  # (P, 1)
+    if scores.shape[1] == 1:
+        return 0 * target[:, 0]  # (P,)
     others = scores.scatter(1, targets[:, None], -torch.inf)  # (P, N)
     log_share = torch.log_softmax(others, dim=1)  # (P, N), -inf at the target
     log_wins = torch.logsumexp(log_share + functional.logsigmoid(target - scores), dim=1)  # (P,)

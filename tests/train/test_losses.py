@@ -69,6 +69,15 @@ def test_bpr_max_by_hand() -> None:
     np.testing.assert_allclose(found.numpy(), want, rtol=1e-12)
 
 
+def test_bpr_max_of_one_candidate_is_nothing() -> None:
+    scores = torch.ones(2, 1, requires_grad=True)
+    found = bpr_max(scores, torch.zeros(2, dtype=torch.int64), 0.7)
+    found.sum().backward()
+    assert found.tolist() == [0, 0]
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [[0], [0]]
+
+
 def test_bpr_max_gradient_flows_through_the_softmax() -> None:
     """The derivative by finite differences: the softmax weights are not constants."""
     scores = torch.from_numpy(SCORES).requires_grad_()
