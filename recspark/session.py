@@ -64,6 +64,9 @@ def build_session(
         ),
         **{f"spark.executorEnv.{name}": "1" for name in WORKER_THREADS},
         "spark.executorEnv.PYTHONHASHSEED": "0",
+        # Else PySpark tells the JVM, before each call on a column or frame, the line that makes it:
+        # an eighth of a small night. Python's traceback says the same.
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
         **settings.conf,
         **ALWAYS,
         **(extra or {}),

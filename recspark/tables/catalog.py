@@ -338,8 +338,8 @@ class TableCatalog:
 
     def _delta_log(self, table: str) -> Any:
         jvm: Any = self.spark.sparkContext._jvm
-        session = self.spark._jsparkSession
-        return jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session, self.path(table))
+        log = getattr(jvm, "org.apache.spark.sql.delta.DeltaLog")  # in one question, not in six
+        return log.forTable(self.spark._jsparkSession, self.path(table))
 
 
 def retried(write: Callable[[], T]) -> T:
@@ -360,7 +360,7 @@ def _spec(table: str) -> TableSpec:
 
 def _none(spark: SparkSession) -> Any:
     jvm: Any = spark.sparkContext._jvm
-    return jvm.scala.Option.empty()
+    return getattr(jvm, "scala.Option").empty()
 
 
 def _commit(table: str, write: Any) -> None:
