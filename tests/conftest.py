@@ -111,6 +111,7 @@ def small_settings(root: Path, source: Path) -> list[str]:
         "models=[popular, item_knn, ease]",
         "train.ranks=1",
         "evaluate.n_bootstrap=50",
+        "n_candidates=20",
     ]
 
 

@@ -160,6 +160,12 @@ class TableCatalog:
         rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = count_checked(spec, rows, where)
+            token = uuid.uuid4().hex
+            metadata = json.dumps({"token": token, **(note or {})}, sort_keys=True)
+            files = laid_out(spec, rows, n_rows, n_files)
+            if self.version(table) is None and n_rows and self._begin(spec, files, metadata):
+                self.commits[table] += 1
+                return TableVersion(table, 0, n_rows, changed=True)
             is_new = self.create(table)
             before = self.version(table)
             assert before is not None
@@ -172,21 +178,34 @@ class TableCatalog:
                 )
             if is_same:
                 return TableVersion(table, before, n_rows, changed=False)
-            token = uuid.uuid4().hex
             writer = (
-                laid_out(spec, rows, n_rows, n_files)
-                .write.format("delta")
+                files.write.format("delta")
                 .mode("overwrite")
                 .option("replaceWhere", condition)
-                .option(
-                    "userMetadata", json.dumps({"token": token, **(note or {})}, sort_keys=True)
-                )
+                .option("userMetadata", metadata)
             )
             _commit(table, lambda: writer.save(self.path(table)))
             self.commits[table] += 1
             return TableVersion(table, self._committed(table, token, before), n_rows, changed=True)
         finally:
             rows.unpersist()
+
+    def _begin(self, spec: TableSpec, rows: DataFrame, metadata: str) -> bool:
+        """Create a table with its first rows, in one commit; False where another was quicker."""
+        writer = (
+            rows.write.format("delta")
+            .mode("error")
+            .partitionBy(*spec.partition)
+            .options(**PROPERTIES, **spec.properties)
+            .option("userMetadata", metadata)
+        )
+        try:
+            _commit(spec.name, lambda: writer.save(self.path(spec.name)))
+        except (ConcurrentWriteError, CapturedException):
+            if self.version(spec.name) is None:
+                raise
+            return False
+        return True
 
     def append(self, table: str, frame: DataFrame) -> None:
         """Add rows in one commit that conflicts with nobody; the caller knows that their keys are

@@ -126,10 +126,12 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
         "models=[popular, item_knn]",
         "publish.model=item_knn",
         "publish.min_full_lists=0.9",
+        "evaluate.n_bootstrap=200",
+        "n_candidates=20",
     ]
     env = {
         **os.environ,
-        "RECSPARK_ENV": "test",
+        "RECSPARK_ENV": "local",  # with Spark's own adaptive plans and compiled code, unlike the tests
         "RECSPARK_SET": json.dumps(settings),
         "RECSPARK_RETRIES": "0",  # a second try would hide the failure of the first
         "AIRFLOW_CONN_RECSPARK_SPARK": '{"conn_type": "spark", "host": "local[2]"}',

@@ -62,6 +62,7 @@ def context(spark: object, tmp_path_factory: pytest.TempPathFactory) -> RunConte
         "epochs: 12, batch_size: 16, learning_rate: 0.02, dropout: 0.0}",
         "publish={model: popular, ladder: [], neighbours_model: item_knn}",
         "evaluate.horizon_days=1",
+        "n_candidates=20",
         "train.ranks=1",
     ]
     context = open_night("test", NIGHT, settings)

@@ -58,6 +58,7 @@ def rated(spark: object, tmp_path_factory: pytest.TempPathFactory) -> RunContext
         "features.half_life_days=null",
         "train.ranks=1",
         "evaluate.n_bootstrap=20",
+        "n_candidates=20",
         "publish={model: autorec, ladder: [popular]}",
     ]
     context = open_night("test", NIGHT, settings)

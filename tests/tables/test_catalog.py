@@ -170,6 +170,18 @@ def test_two_writers_of_one_slice_leave_one_of_their_contents(
     assert len({name[0] for name in left}) == 1
 
 
+def test_two_writers_of_a_new_table_leave_both_slices(
+    spark: SparkSession, catalog: TableCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks before the first has committed, and finds no table."""
+    catalog.replace_slice("events", events(spark, [("a", D1)]), {"ingest_date": D1})
+    look, looks = TableCatalog.version, iter([None])
+    monkeypatch.setattr(TableCatalog, "version", lambda self, table: next(looks, look(self, table)))
+    second = catalog.replace_slice("events", events(spark, [("b", D2)]), {"ingest_date": D2})
+    assert second.changed
+    assert ids_of(catalog.read("events", second.version)) == ["a", "b"]
+
+
 def test_changed_rows_are_those_of_only_one_version(
     spark: SparkSession, catalog: TableCatalog
 ) -> None:
