@@ -15,6 +15,20 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 # Files whose tests share the fixture `small_night`, the costliest of all.
 _OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py", "test_notebooks.py")
+# Files of one to three minutes, of few tests: begun last, one worker would end alone with one of them.
+_LONG = (
+    "tests/e2e/test_small_night.py",
+    "tests/e2e/test_ratings_night.py",
+    "tests/e2e/test_odd_nights.py",
+    "tests/e2e/test_impressions.py",
+    "tests/contract/test_recommenders.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    place = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(_LONG)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -23,6 +37,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     night.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # by the order of the items, not by their number
 
     class ByFixture(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
