@@ -162,24 +162,21 @@ class TableCatalog:
             n_rows = count_checked(spec, rows, where)
             token = uuid.uuid4().hex
             metadata = json.dumps({"token": token, **(note or {})}, sort_keys=True)
-            files = laid_out(spec, rows, n_rows, n_files)
-            if self.version(table) is None and n_rows and self._begin(spec, files, metadata):
-                self.commits[table] += 1
-                return TableVersion(table, 0, n_rows, changed=True)
-            is_new = self.create(table)
             before = self.version(table)
+            if before is None:
+                if n_rows and self._begin(spec, laid_out(spec, rows, n_rows, n_files), metadata):
+                    self.commits[table] += 1
+                    return TableVersion(table, 0, n_rows, changed=True)
+                if not n_rows and self.create(table):
+                    return TableVersion(table, 0, 0, changed=False)
+                before = self.version(table)
             assert before is not None
             condition = slice_condition(where)
-            if is_new:  # no need to look into it
-                is_same = n_rows == 0
-            else:
-                is_same = compare and self._same_content(
-                    spec, rows, before, condition, n_rows, note
-                )
-            if is_same:
+            if compare and self._same_content(spec, rows, before, condition, n_rows, note):
                 return TableVersion(table, before, n_rows, changed=False)
             writer = (
-                files.write.format("delta")
+                laid_out(spec, rows, n_rows, n_files)
+                .write.format("delta")
                 .mode("overwrite")
                 .option("replaceWhere", condition)
                 .option("userMetadata", metadata)
@@ -196,7 +193,7 @@ class TableCatalog:
             rows.write.format("delta")
             .mode("error")
             .partitionBy(*spec.partition)
-            .options(**PROPERTIES, **spec.properties)
+            .options(**{**PROPERTIES, **spec.properties})
             .option("userMetadata", metadata)
         )
         try:
