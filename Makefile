@@ -12,6 +12,9 @@ export RECSPARK_CACHE RECSPARK_PYTHON SYSTEM
 ifeq ($(RECSPARK_CACHE),)
 unexport RECSPARK_CACHE
 endif
+# Container images set it. A night starts tens of Python processes: each would compile torch, pyspark
+# and pandas anew, 2 s of CPU time a process.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests: one thread for each process that computes; Spark and the ranks fill the cores.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONHASHSEED=0

@@ -124,7 +124,8 @@ def small_settings(root: Path, source: Path) -> list[str]:
     return [
         f"paths.root={root}",
         f"source.path={source}",
-        "models=[popular, item_knn, ease]",
+        "models=[popular, ease]",
+        "publish={ladder: [popular], neighbours_model: ease}",
         "train.ranks=1",
         "evaluate.n_bootstrap=50",
         "n_candidates=20",

@@ -38,7 +38,11 @@ def build_features(context: RunContext) -> StageResult:
         context.spark, *[partial(_write, context, all_histories, table) for table in tables]
     )
     outputs.update({table: version for table, (version, _) in zip(tables, written, strict=True)})
-    return StageResult(outputs, all_histories.count(), sum(rows for _, rows in written))
+    return StageResult(
+        outputs,
+        catalog.count("histories", outputs["histories"]),
+        sum(rows for _, rows in written),
+    )
 
 
 def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[int, int]:
@@ -113,7 +117,6 @@ def _update_histories(context: RunContext) -> int:
         }
     )
     note = {"events": to, "settings": settings}
-    catalog.create("histories")
     current = catalog.version("histories")
     done = catalog.note("histories", current)
     same_settings = done.get("settings") == settings
@@ -165,5 +168,7 @@ def _update_histories(context: RunContext) -> int:
         finally:
             for frame in (from_where, new, changed):
                 frame.unpersist()
-    assert current is not None
+    if current is None:  # no event, no history
+        catalog.create("histories")
+        current = 0
     return current

@@ -99,7 +99,7 @@ def evaluate(context: RunContext) -> StageResult:
     frame = context.spark.createDataFrame(rows, schema.METRICS)
     metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
     outputs = {"candidates": written.version, "metrics": metrics.version}
-    return StageResult(outputs, everyone.count(), metrics.rows)
+    return StageResult(outputs, context.count("histories"), metrics.rows)
 
 
 def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:

@@ -67,7 +67,6 @@ def ingest(context: RunContext) -> StageResult:
             "user_ids": user_ids,
             "item_ids": item_ids,
         }
-        catalog.create("items")
         if landing.items is not None:
             dictionary = catalog.read("item_ids", outputs["item_ids"]).select("item_id", "item_idx")
             landed = landing.items.join(F.broadcast(dictionary), on="item_id", how="inner").select(
@@ -77,6 +76,7 @@ def ingest(context: RunContext) -> StageResult:
                 catalog, "items", lambda now: features.changed_items(landed, now)
             )
         else:
+            catalog.create("items")
             outputs["items"] = catalog.version("items") or 0
     finally:
         checked.unpersist()
@@ -124,7 +124,6 @@ def _insert(catalog: TableCatalog, table: str, rows: Callable[[DataFrame], DataF
     """
 
     def insert() -> int:
-        catalog.create(table)
         version = catalog.version(table)
         return catalog.insert_new(table, rows(catalog.read(table, version)), version).version
 

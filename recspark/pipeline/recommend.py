@@ -48,7 +48,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     written = catalog.replace_slice(
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )
-    return StageResult({"candidates": written.version}, everyone.count(), written.rows)
+    return StageResult({"candidates": written.version}, context.count("histories"), written.rows)
 
 
 def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:

@@ -120,6 +120,10 @@ class RunContext:
         """Return `table` at the version that this run reads."""
         return self.catalog.read(table, self.version(table))
 
+    def count(self, table: str) -> int:
+        """Return the number of rows of `table` at the version that this run reads."""
+        return self.catalog.count(table, self.version(table))
+
 
 @dataclass(frozen=True)
 class StageResult:

@@ -162,7 +162,6 @@ def open_run(
     a new one with the versions of now. `run_id = hash(run_date, config, pins)`.
     """
     fingerprint = config.fingerprint()
-    catalog.create("runs")
     if not repin:
         begun = night_rows(catalog, run_date).where(F.col("stage") == BEGIN).orderBy("started_at")
         for row in reversed(begun.collect()):

@@ -21,7 +21,6 @@ def sessionize(context: RunContext) -> StageResult:
     to = context.version("events")
     assert to is not None
     note = {"events": to, "settings": digest(settings.model_dump())}
-    catalog.create("sessions")
     current = catalog.version("sessions")
     done = catalog.note("sessions", current)
     same_settings = done.get("settings") == note["settings"]
@@ -61,11 +60,11 @@ def sessionize(context: RunContext) -> StageResult:
             new.unpersist()
         finally:
             from_where.unpersist()
-    assert current is not None
+    if current is None:  # no event, no session
+        catalog.create("sessions")
+        current = 0
     return StageResult(
-        {"sessions": current},
-        catalog.read("events", to).count(),
-        catalog.read("sessions", current).count(),
+        {"sessions": current}, catalog.count("events", to), catalog.count("sessions", current)
     )
 
 

@@ -49,9 +49,8 @@ def train(context: RunContext, model: str) -> StageResult:
         if about := artifacts.training(folder):
             curves[cutoff] = Curve.from_dict(about)
         detail[f"{cutoff:%Y-%m-%d}"] = storage.join(model, *folder.rsplit("/", 2)[1:])
-    rows_in = context.read("histories").count()
     outputs = write_curves(context, model, curves) if curves else {}
-    return StageResult(outputs, rows_in, len(detail), detail)
+    return StageResult(outputs, context.count("histories"), len(detail), detail)
 
 
 def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve]) -> dict[str, int]:

@@ -40,7 +40,7 @@ def tables_of(catalog: TableCatalog) -> list[dict[str, Any]]:
         if SPECS[name].name.startswith("staged_"):
             continue
         size = catalog.size(name)
-        rows = catalog.read(name, version).count()
+        rows = catalog.count(name, version)
         out.append(
             {"table": name, "version": version, "rows": rows, **size, "path": catalog.path(name)}
         )

@@ -62,6 +62,7 @@ class TableCatalog:
         self.spark = spark
         self.root = storage.absolute(root)
         self.commits: Counter[str] = Counter()  # by this process: table -> how many
+        self._counts: dict[tuple[str, int | None], int] = {}  # a version's rows never change
 
     def path(self, table: str) -> str:
         """Return the location of `table`."""
@@ -108,6 +109,12 @@ class TableCatalog:
                 f"{str(error).splitlines()[0]}; start a new run with --repin"
             ) from None
         return frame.select(*spec.schema.names)
+
+    def count(self, table: str, version: int | None) -> int:
+        """Return the number of rows of `table` at `version`; counted once by each process."""
+        if (table, version) not in self._counts:
+            self._counts[table, version] = self.read(table, version).count()
+        return self._counts[table, version]
 
     def create(self, table: str) -> bool:
         """Create `table`, empty, where it does not exist; return whether it did not."""
@@ -187,15 +194,16 @@ class TableCatalog:
         finally:
             rows.unpersist()
 
-    def _begin(self, spec: TableSpec, rows: DataFrame, metadata: str) -> bool:
+    def _begin(self, spec: TableSpec, rows: DataFrame, metadata: str | None = None) -> bool:
         """Create a table with its first rows, in one commit; False where another was quicker."""
         writer = (
             rows.write.format("delta")
             .mode("error")
             .partitionBy(*spec.partition)
             .options(**{**PROPERTIES, **spec.properties})
-            .option("userMetadata", metadata)
         )
+        if metadata is not None:
+            writer = writer.option("userMetadata", metadata)
         try:
             _commit(spec.name, lambda: writer.save(self.path(spec.name)))
         except (ConcurrentWriteError, CapturedException):
@@ -209,8 +217,9 @@ class TableCatalog:
         new.
         """
         spec = _spec(table)
-        self.create(table)
         rows = checked(spec, frame).coalesce(1)
+        if self.version(table) is None and self._begin(spec, rows):
+            return
         rows.write.format("delta").mode("append").save(self.path(table))
 
     def delete(self, table: str, condition: Column) -> None:
@@ -252,17 +261,23 @@ class TableCatalog:
     def insert_new(self, table: str, frame: DataFrame, expected: int | None) -> TableVersion:
         """Insert the rows of `frame` whose key is not in `table`; existing rows never change.
 
-        `expected` is the version that `frame` was computed from: any commit since raises
-        ConcurrentWriteError, so that the caller reads again. `rows` = rows inserted.
+        `expected` is the version that `frame` was computed from, None where there was no table: any
+        commit since raises ConcurrentWriteError, so that the caller reads again. `rows` = rows
+        inserted.
         """
         spec = _spec(table)
         rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = count_checked(spec, rows, {})
-            self.create(table)
             before = self.version(table)
-            assert before is not None
-            if before != (expected if expected is not None else 0):
+            if before is None and expected is None:
+                if n_rows and self._begin(spec, laid_out(spec, rows, n_rows)):
+                    self.commits[table] += 1
+                    return TableVersion(table, 0, n_rows, changed=True)
+                if not n_rows and self.create(table):
+                    return TableVersion(table, 0, 0, changed=False)
+                before = self.version(table)
+            if before is None or before != expected:
                 raise ConcurrentWriteError(
                     f"table '{table}' is at version {before}, these rows were computed from {expected}"
                 )

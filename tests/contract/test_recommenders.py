@@ -20,7 +20,7 @@ from recspark.testing.checks import CHECKS, Check, checks_for
 
 # Only to keep fits short; everything else is the default.
 SHORT: dict[str, dict[str, Any]] = {
-    "als": {"embedding_size": 8, "iterations": 4, "half_life_days": None},
+    "als": {"embedding_size": 8, "iterations": 4, "n_blocks": 2, "half_life_days": None},
     "ease": {"reg": 5.0, "half_life_days": None},
     "item2vec": {
         "sentence": "history",

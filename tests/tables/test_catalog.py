@@ -145,6 +145,29 @@ def test_insert_only_rows_never_change(spark: SparkSession, catalog: TableCatalo
     assert catalog.version("user_ids") == second.version
 
 
+def test_two_writers_of_a_new_dictionary_give_no_number_twice(
+    spark: SparkSession, catalog: TableCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks before the first has committed: both begin to count at 0."""
+    first = spark.createDataFrame([("a", 0, D1)], schema.USER_IDS)
+    catalog.insert_new("user_ids", first, None)
+    look, looks = TableCatalog.version, iter([None])
+    monkeypatch.setattr(TableCatalog, "version", lambda self, table: next(looks, look(self, table)))
+    with pytest.raises(ConcurrentWriteError, match="at version 0, .* from None"):
+        catalog.insert_new("user_ids", spark.createDataFrame([("b", 0, D1)], schema.USER_IDS), None)
+    assert catalog.read("user_ids", catalog.version("user_ids")).count() == 1
+
+
+def test_two_appends_to_a_new_table_leave_both(
+    spark: SparkSession, catalog: TableCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog.append("events", events(spark, [("a", D1)]))
+    look, looks = TableCatalog.version, iter([None])
+    monkeypatch.setattr(TableCatalog, "version", lambda self, table: next(looks, look(self, table)))
+    catalog.append("events", events(spark, [("b", D1)]))
+    assert ids_of(catalog.read("events", catalog.version("events"))) == ["a", "b"]
+
+
 def test_two_writers_of_one_slice_leave_one_of_their_contents(
     spark: SparkSession, catalog: TableCatalog
 ) -> None:
