@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -290,3 +291,16 @@ def test_a_wrong_jar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_names_are_normalised() -> None:
     assert freeze.normal("Types_PyYAML") == "types-pyyaml"
+
+
+def test_what_make_starts_writes_its_bytecode() -> None:
+    """Images of containers forbid it; then every process of a night compiles torch anew."""
+    run = subprocess.run(
+        ["make", "-s", "-C", str(ROOT), "--eval", "seen: ; @env", "seen"],
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "SEEN": "yes"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "SEEN=yes" in run.stdout
+    assert "PYTHONDONTWRITEBYTECODE" not in run.stdout
