@@ -24,6 +24,8 @@ WORKERS ?= 2
 SPREAD := -n $(WORKERS) --dist loadscope
 # More options for pytest, such as PYTEST_ARGS="-k ease -x".
 PYTEST_ARGS ?=
+# A folder with the tables of a night, for `make notebooks`.
+NIGHT ?=
 # More options for `recspark demo`.
 DEMO_ARGS ?=
 
@@ -43,8 +45,8 @@ demo: setup  ## the whole nightly run on the bundled data, into build/demo
 	@$(BIN)/recspark demo $(DEMO_ARGS)
 
 .PHONY: test
-test: setup  ## the tests but the slow ones
-	$(PYTEST) $(SPREAD) -m "not slow and not airflow" $(PYTEST_ARGS)
+test: setup  ## the tests but the slow ones, those of the DAG and of the notebooks
+	$(PYTEST) $(SPREAD) -m "not slow and not airflow and not notebook" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: setup  ## every test that runs in .venv
@@ -69,8 +71,8 @@ airflow: setup  ## build .venv-airflow and run the DAG tests in it
 	env $(TEST_ENV) bash scripts/airflow_tests.sh $(PYTEST_ARGS)
 
 .PHONY: notebooks
-notebooks: setup  ## execute the notebooks
-	$(PYTEST) tests/test_notebooks.py $(PYTEST_ARGS)
+notebooks: setup  ## execute the notebooks, on a small night or on that below NIGHT
+	RECSPARK_NIGHT=$(NIGHT) $(PYTEST) -m notebook tests/test_notebooks.py $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup  ## speed of the models and of the pipeline, side by side

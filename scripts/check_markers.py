@@ -2,7 +2,7 @@
 
 ::
 
-    .venv/bin/python scripts/check_markers.py spark torch horovod cluster slow
+    .venv/bin/python scripts/check_markers.py spark torch horovod cluster slow notebook
 
 Collects once, prints how many tests carry each marker, and exits with 1 when one of those named
 carries none or when the collection itself fails.

@@ -14,7 +14,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 
 # Files whose tests share the fixture `small_night`, the costliest of all.
-_OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py", "test_notebooks.py")
+_OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py")
 # Files of one to three minutes, of few tests: begun last, one worker would end alone with one of them.
 _LONG = (
     "tests/e2e/test_small_night.py",

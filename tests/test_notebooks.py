@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last on a small night's tables, and draws."""
+"""Every notebook runs from its first cell to its last on a night's tables, and draws."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from recspark.pipeline.run import RunContext
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
+
+@pytest.fixture
+def night(request: pytest.FixtureRequest) -> str:
+    """Where a night lies: RECSPARK_NIGHT, as `.ci/run` names the one of the DAG; else a small one."""
+    given = os.environ.get("RECSPARK_NIGHT")
+    if given:
+        return str(ROOT / given)
+    return str(Path(request.getfixturevalue("small_night").catalog.root).parent)
 
 
+@pytest.mark.spark
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_a_notebook_runs(
-    path: Path, small_night: RunContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(os.environ, "RECSPARK_ROOT", str(Path(small_night.catalog.root).parent))
+def test_a_notebook_runs(path: Path, night: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "RECSPARK_ROOT", night)
     monkeypatch.setitem(os.environ, "RECSPARK_ENV", "test")
     monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
     notebook = nbformat.read(path, as_version=4)

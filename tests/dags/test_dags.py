@@ -109,8 +109,13 @@ def test_each_job_accepts_its_arguments(dag: Any, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(1500)
 def test_a_whole_night_runs(tmp_path: Path) -> None:
-    """`airflow dags test`: every stage by SparkSubmitOperator, on a slice of the bundled data."""
+    """`airflow dags test`: every stage by SparkSubmitOperator, on a slice of the bundled data.
+
+    The tables stay where they are: `.ci/run` executes the notebooks on them.
+    """
     slice_file = tmp_path / "slice.parquet"
+    night = ROOT / "build" / "airflow" / "night"
+    assert not night.exists(), "scripts/airflow_tests.sh begins with an empty folder"
     code = (
         "import sys, pandas as pd\n"
         "rows = pd.read_parquet('data/online_retail_ii/online_retail_2009_2010.parquet')\n"
@@ -121,7 +126,7 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
     python = ROOT / ".venv" / "bin" / "python"
     subprocess.run([python, "-c", code, str(slice_file)], cwd=ROOT, check=True, timeout=120)
     settings = [
-        f"paths.root={tmp_path}/night",
+        f"paths.root={night}",
         f"source.path={slice_file}",
         "models=[popular, item_knn]",
         "publish.model=item_knn",
@@ -158,7 +163,7 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
         " 'rows', rows.count())\n"
     )
     seen = subprocess.run(
-        [python, "-c", check, f"{tmp_path}/night/tables"],
+        [python, "-c", check, f"{night}/tables"],
         capture_output=True, text=True, timeout=300, cwd=ROOT, check=True,
     )  # fmt: skip
     last = seen.stdout.strip().splitlines()[-1]
