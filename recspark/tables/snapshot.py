@@ -6,9 +6,11 @@ from pyspark.errors.exceptions.captured import AnalysisException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark.errors import VersionNotFoundError
+from recspark.errors import ConfigError, VersionNotFoundError
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
+
+_SKIPPING = "spark.databricks.delta.stats.skipping"
 
 
 def active_files(
@@ -17,8 +19,15 @@ def active_files(
     """Return the sorted URIs of the files that make up `table` at `version`, of the slice
     `condition`.
 
-    Never the folder: that also holds files of other versions. Cost: no job, driver memory per file.
+    Never the folder: that also holds files of other versions. Raises ConfigError where the session
+    keeps Delta from leaving out files: those of other slices would be among them. Cost: no job, driver
+    memory per file.
     """
+    if condition and catalog.spark.conf.get(_SKIPPING, "true") == "false":
+        raise ConfigError(
+            f"{_SKIPPING} = false: Delta then names the files of all slices of table '{table}', and a "
+            "model would learn from those of another cutoff; leave the setting out"
+        )
     frame = catalog.read(table, version)
     return sorted((frame.where(condition) if condition else frame).inputFiles())
 

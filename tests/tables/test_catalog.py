@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.errors import (
     ConcurrentWriteError,
+    ConfigError,
     KeyViolationError,
     RecsparkError,
     SchemaError,
@@ -23,8 +24,10 @@ from recspark.errors import (
     VersionNotFoundError,
 )
 from recspark.tables.catalog import TableCatalog
+from recspark.tables.rows import slice_condition
 from recspark.tables.snapshot import active_files, changed_rows
 from recspark.tables.specs import SPECS
+from tests.conftest import spark_conf
 
 pytestmark = pytest.mark.spark
 D1, D2 = date(2010, 12, 8), date(2010, 12, 9)
@@ -231,6 +234,19 @@ def test_active_files_are_those_of_the_version(spark: SparkSession, catalog: Tab
     v2 = catalog.replace_slice("events", events(spark, [("b", D1)]), {"ingest_date": D1}).version
     assert len(active_files(catalog, "events", v1)) == 1
     assert active_files(catalog, "events", v1) != active_files(catalog, "events", v2)
+
+
+def test_files_of_one_slice_need_deltas_skipping(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    catalog.replace_slice("events", events(spark, [("a", D1)]), {"ingest_date": D1})
+    v = catalog.replace_slice("events", events(spark, [("b", D2)]), {"ingest_date": D2}).version
+    condition = slice_condition({"ingest_date": D2})
+    assert len(active_files(catalog, "events", v, condition)) == 1
+    with spark_conf(spark, {"spark.databricks.delta.stats.skipping": "false"}):
+        with pytest.raises(ConfigError, match=r"stats\.skipping = false: .* table 'events'"):
+            active_files(catalog, "events", v, condition)
+        assert len(active_files(catalog, "events", v)) == 2
 
 
 def test_every_table_is_created_at_reader_version_1(catalog: TableCatalog) -> None:
