@@ -92,7 +92,7 @@ def run(context: RunContext, *stages: str) -> RunContext:
 
 
 def count(context: RunContext, table: str) -> int:
-    return int(context.catalog.read(table, context.catalog.version(table)).count())
+    return context.catalog.count(table, context.catalog.version(table))
 
 
 def n_in_sessions(context: RunContext) -> int:
