@@ -171,11 +171,8 @@ class TableCatalog:
             metadata = json.dumps({"token": token, **(note or {})}, sort_keys=True)
             before = self.version(table)
             if before is None:
-                if n_rows and self._begin(spec, laid_out(spec, rows, n_rows, n_files), metadata):
-                    self.commits[table] += 1
-                    return TableVersion(table, 0, n_rows, changed=True)
-                if not n_rows and self.create(table):
-                    return TableVersion(table, 0, 0, changed=False)
+                if first := self._first(spec, rows, n_rows, n_files, metadata):
+                    return first
                 before = self.version(table)
             assert before is not None
             condition = slice_condition(where)
@@ -193,6 +190,24 @@ class TableCatalog:
             return TableVersion(table, self._committed(table, token, before), n_rows, changed=True)
         finally:
             rows.unpersist()
+
+    def _first(
+        self,
+        spec: TableSpec,
+        rows: DataFrame,
+        n_rows: int,
+        n_files: int | None = None,
+        metadata: str | None = None,
+    ) -> TableVersion | None:
+        """Create a table with its first rows, or empty without any; None where another was
+        quicker.
+        """
+        if n_rows == 0:
+            return TableVersion(spec.name, 0, 0, changed=False) if self.create(spec.name) else None
+        if not self._begin(spec, laid_out(spec, rows, n_rows, n_files), metadata):
+            return None
+        self.commits[spec.name] += 1
+        return TableVersion(spec.name, 0, n_rows, changed=True)
 
     def _begin(self, spec: TableSpec, rows: DataFrame, metadata: str | None = None) -> bool:
         """Create a table with its first rows, in one commit; False where another was quicker."""
@@ -271,11 +286,8 @@ class TableCatalog:
             n_rows = count_checked(spec, rows, {})
             before = self.version(table)
             if before is None and expected is None:
-                if n_rows and self._begin(spec, laid_out(spec, rows, n_rows)):
-                    self.commits[table] += 1
-                    return TableVersion(table, 0, n_rows, changed=True)
-                if not n_rows and self.create(table):
-                    return TableVersion(table, 0, 0, changed=False)
+                if first := self._first(spec, rows, n_rows):
+                    return first
                 before = self.version(table)
             if before is None or before != expected:
                 raise ConcurrentWriteError(
