@@ -4,21 +4,78 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zoneinfo
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from recspark import masking
 from recspark.errors import suggest
 
 Mode = Literal["novel", "repeat"]
+# Models that give neighbours of items, as the registry tags them (a test compares).
+NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec")
+_INT_MAX = 2**31 - 1
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and an unknown key is an error."""
+    """Base of every section: frozen, an unknown key is an error, and numbers are finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` where a number stands: it would count as 1."""
+        field = cls.model_fields[info.field_name or ""]
+        kinds = _kinds(field.annotation)
+        if kinds & {int, float} and not kinds & {bool, Any} and _holds_bool(value):
+            raise ValueError("expected a number, not true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _counts_fit_an_int(cls, value: Any) -> Any:
+        """Refuse a whole number that Spark's int does not hold."""
+        if any(abs(number) > _INT_MAX for number in _whole_numbers(value)):
+            raise ValueError(f"a whole number is at most {_INT_MAX:,}")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is made of."""
+    parts = get_args(annotation)
+    return {annotation}.union(*map(_kinds, parts)) if parts else {annotation}
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _whole_numbers(inner)
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_bool, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_bool, value))
+    return isinstance(value, bool)
+
+
+_NO_FOLDER = frozenset("[]{}*?\\")  # Hadoop's patterns
 
 
 class Paths(Section):
@@ -26,7 +83,34 @@ class Paths(Section):
     folder.
     """
 
-    root: str = Field("build/recspark", description="everything of one installation lives below it")
+    root: str = Field(
+        "build/recspark",
+        description="folder or URI; everything of one installation lives below it. A relative one "
+        "starts at the working folder",
+    )
+
+    @field_validator("root")
+    @classmethod
+    def _is_a_folder_for_all(cls, root: str) -> str:
+        """Return the root without a `/` at its end; refuse what Spark, Delta or fsspec read as
+        something else than a folder's name.
+        """
+        folder = root.rstrip("/")
+        if root != root.strip() or not folder.removeprefix("file:").removesuffix(":"):
+            raise ValueError(
+                "name a folder: nothing, blanks around it or the root of the machine are none"
+            )
+        if re.fullmatch(r"[A-Za-z][\w+.-]*:", folder):
+            raise ValueError("a URI of nothing: name a bucket or a folder")
+        if odd := sorted({c for c in folder if c in _NO_FOLDER or ord(c) < 32}):
+            raise ValueError(
+                f"{' '.join(map(repr, odd))} cannot stand in it: Spark reads it as a pattern"
+            )
+        if "::" in folder:
+            raise ValueError("'::' cannot stand in it: it chains file systems")
+        if folder.startswith("~"):
+            raise ValueError("'~' is no folder here: write the home folder out")
+        return folder
 
     @property
     def tables(self) -> str:
@@ -48,12 +132,22 @@ class Paths(Section):
 class Spark(Section):
     """What the machine or cluster decides; never part of a run's identity."""
 
-    master: str | None = Field(None, description="null: whatever spark-submit says")
-    shuffle_partitions: int = Field(8, ge=1, description="upper bound; AQE coalesces below it")
-    driver_memory: str = Field(
-        "2g", description="only for a session started by the recspark command"
+    master: str | None = Field(
+        None, description="such as local[*] or spark://host:7077; null = whatever spark-submit says"
     )
-    conf: dict[str, str] = Field(default_factory=dict, description="any further Spark conf")
+    shuffle_partitions: int = Field(
+        8, ge=1, le=1_000_000, description="upper bound; AQE coalesces below it. Guess: few cores"
+    )
+    driver_memory: str = Field(
+        "2g",
+        pattern=r"^[1-9]\d*[kKmMgGtT]$",
+        description="of the JVM; only for a session started by the recspark command. Guess: enough for "
+        "the bundled data",
+    )
+    conf: dict[str, str] = Field(
+        default_factory=dict,
+        description="any further Spark conf, name to text. Values of secrets are never stored or shown",
+    )
 
 
 class MadeUpTimes(Section):
@@ -63,10 +157,16 @@ class MadeUpTimes(Section):
         None, description="of the first session; null: midnight of the night"
     )
     session_seconds: float = Field(
-        0.01, gt=0, description="from one session's start to the next: 8.6 million a day. Guess"
+        0.01,
+        gt=0,
+        le=86_400,
+        description="seconds from one session's start to the next: 8.6 million a day. Guess",
     )
     event_seconds: float = Field(
-        1.0, gt=0, description="from one event of a session to the next. Guess"
+        1.0,
+        gt=0,
+        le=86_400,
+        description="seconds from one event of a session to the next. Guess",
     )
 
 
@@ -81,14 +181,20 @@ ITEM_COLUMNS = ("item_id", "item_name", "category", "price", "text", "media", "v
 class Source(Section):
     """Where raw events come from and how their columns map to the event schema."""
 
-    name: str
-    kind: Literal["online_retail", "movielens", "session_files", "mapping"]
+    name: str = Field(
+        pattern=r"^\w[\w.-]*$", description="of its file in conf/sources, without .yaml"
+    )
+    kind: Literal["online_retail", "movielens", "session_files", "mapping"] = Field(
+        description="which reader; mapping = columns as named here"
+    )
     path: str = Field(description="file, folder or URI; `{run_date}` is replaced by the night")
     archive: bool = Field(
         True, description="one file with everything; false: one landing per night at `path`"
     )
     timezone: str = Field("UTC", description="time zone of times that carry none")
-    format: Literal["csv", "jsonl", "parquet", "delta"] = "parquet"
+    format: Literal["csv", "jsonl", "parquet", "delta"] = Field(
+        "parquet", description="mapping: of the events' files"
+    )
     options: dict[str, str] = Field(default_factory=dict, description="reader options, as Spark's")
     columns: dict[str, str] = Field(
         default_factory=dict, description="mapping: event column -> raw column"
@@ -195,10 +301,14 @@ class Ingest(Section):
     max_late_days: int = Field(
         7,
         ge=0,
+        le=36_500,
         description="days; an older event goes to quarantine, but for a first landing. Guess",
     )
     min_clean_fraction: float = Field(
-        0.2, ge=0, le=1, description="below it the landing is refused before any write. Guess"
+        0.2,
+        ge=0,
+        le=1,
+        description="share of rows; below it the landing is refused before any write. Guess",
     )
 
 
@@ -206,12 +316,16 @@ class Sessions(Section):
     """When one session of a user ends and the next begins."""
 
     gap_minutes: float = Field(
-        30, gt=0, description="inactivity; exactly the gap stays in. Industry habit"
+        30,
+        gt=0,
+        le=525_600,
+        description="minutes without an act; exactly the gap stays in. Industry habit",
     )
     max_minutes: float | None = Field(
         24 * 60,
         gt=0,
-        description="longest session, null = no limit. Guess: a day ends a bot's session",
+        le=525_600,
+        description="minutes, longest session; null = no limit. Guess: a day ends a bot's session",
     )
     impression_types: tuple[str, ...] = Field(
         ("impression",),
@@ -223,27 +337,33 @@ class Sessions(Section):
 class Features(Section):
     """How events become histories, weights and features."""
 
-    event_weights: dict[str, float] = Field(
+    event_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=lambda: {"purchase": 1.0},
-        description="weight of one event by type; a type not named here weighs `other_weight`",
+        description="weight of one event by type, 0 or more; a type not named here weighs "
+        "`other_weight`. The unit of all weights",
     )
-    other_weight: float = Field(1.0, ge=0)
+    other_weight: float = Field(
+        1.0, ge=0, description="weight of one event of any other type. Guess: as a purchase"
+    )
     explicit: bool = Field(
         False,
         description="events are ratings: one weighs its `value` times the weight of its type, and "
         "the backtest has rmse and mae of models that predict ratings. Wants half_life_days null",
     )
     half_life_days: float | None = Field(
-        None, gt=0, description="decay of interaction weights, days; null = none"
+        None, gt=0, le=36_500, description="days, decay of interaction weights; null = none"
     )
     history_buckets: int = Field(
-        16, ge=1, description="slices of `histories`; fixed at its first write"
+        16,
+        ge=1,
+        le=1_000_000,
+        description="slices of `histories`; fixed at its first write. Guess: one machine",
     )
     max_training_items: int = Field(
         512,
         ge=1,
         description="newest distinct items of a user in a training set (of sequences: newest "
-        "events); thins training only",
+        "events); thins training only. Guess: few users have more",
     )
     sequence_length: int = Field(
         51,
@@ -286,20 +406,31 @@ class Features(Section):
 class Train(Section):
     """What the machine decides about training; the model's own settings are not here."""
 
-    ranks: int = Field(2, ge=1, description="Horovod ranks; 1 needs no Horovod")
-    threads: int = Field(1, ge=1, description="torch threads per rank")
-    start_timeout_s: int = Field(120, ge=1, description="seconds to find a slot for every rank")
+    ranks: int = Field(
+        2, ge=1, le=100_000, description="Horovod ranks; 1 needs no Horovod. Guess: two cores"
+    )
+    threads: int = Field(
+        1, ge=1, le=1024, description="torch threads per rank. A task owns one core"
+    )
+    start_timeout_s: int = Field(
+        120, ge=1, le=86_400, description="seconds to find a slot for every rank. Guess"
+    )
     timeout_s: int = Field(
         1800,
         ge=1,
+        le=604_800,
         description="seconds without an exchange between ranks, of which a step has one or more, "
         "until a training counts as hung and is ended. Guess",
     )
-    seed: int = Field(1, ge=1, description="of initial weights and of the order of rows")
+    seed: int = Field(
+        1, ge=1, lt=2**31, description="of initial weights and of the order of rows; any number"
+    )
     accumulate: int = Field(
         1,
         ge=1,
-        description="parts in which a rank reads its share of a step: more need less memory",
+        le=100_000,
+        description="parts in which a rank reads its share of a step: more need less memory. Source: "
+        "none is needed for the models here",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of a network's products; parameters stay float32"
@@ -311,7 +442,9 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where networks train; auto = a GPU where the rank sees one"
     )
-    checkpoint_every_s: float = Field(30, ge=0, description="seconds between two checkpoints")
+    checkpoint_every_s: float = Field(
+        30, ge=0, le=604_800, description="seconds between two checkpoints; 0 = each epoch. Guess"
+    )
 
     def arithmetic(self) -> dict[str, Any]:
         """Return the settings that change a trained weight; the others change only where and when
@@ -325,65 +458,103 @@ class Train(Section):
 class Evaluate(Section):
     """The backtest."""
 
-    horizon_days: int = Field(14, ge=1, description="truth = events in [cutoff, cutoff + horizon)")
-    ks: tuple[PositiveInt, ...] = Field(
-        (10, 20), min_length=1, description="list lengths that are scored"
+    horizon_days: int = Field(
+        14,
+        ge=1,
+        le=3650,
+        description="days; truth = events in [cutoff, cutoff + horizon). Guess: two weeks of a shop",
+    )
+    ks: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (10, 20), min_length=1, description="list lengths that are scored. Habit of the papers"
     )
     metric: str = Field(
         "ndcg", description="the metric that tune and the gate look at, at k = ks[0]"
     )
-    baseline: str = Field("popular", description="every interval is a difference to this model")
-    n_bootstrap: int = Field(1000, ge=0, description="Poisson replicates of the users")
-    max_eval_users: int = Field(
-        1_000_000, ge=1, description="above it a seeded hash sample of users"
+    baseline: str = Field(
+        "popular",
+        description="every interval is a difference to this model; where it is not among `models` and "
+        "nobody set it, the first of them",
     )
-    seed: int = Field(1, description="of the bootstrap and of the sample of users")
+    n_bootstrap: int = Field(
+        1000,
+        ge=0,
+        le=100_000,
+        description="Poisson replicates of the users; 0 = no interval. Habit",
+    )
+    max_eval_users: int = Field(
+        1_000_000, ge=1, description="users; above it a seeded hash sample of them. Guess"
+    )
+    seed: int = Field(
+        1, ge=0, lt=2**31, description="of the bootstrap and of the sample of users; any number"
+    )
 
 
 class Publish(Section):
     """Which list is published, and what refuses it."""
 
-    model: str = Field("ease", description="the champion")
+    model: str = Field(
+        "ease",
+        description="the champion; where it is not among `models` and nobody set it, the first of them "
+        "that is not evaluate.baseline. Best on the bundled data",
+    )
     ladder: tuple[str, ...] = Field(
         ("item_knn", "popular"),
-        description="models that fill what the champion leaves open, in order",
+        description="models that fill what the champion leaves open, in order; where nobody set it, "
+        "without those that are not among `models`",
     )
-    mode: Mode = "novel"
-    k: int = Field(10, ge=1)
-    active_days: int = Field(400, ge=1, description="a user with an event in them gets a list")
+    mode: Mode = Field(
+        "novel",
+        description="novel leaves out what the user acted on before, repeat leaves out nothing",
+    )
+    k: int = Field(10, ge=1, le=10_000, description="items of a list. Habit")
+    active_days: int = Field(
+        400, ge=1, le=36_500, description="days; a user with an event in them gets a list. Guess"
+    )
     rescore_days: int | None = Field(
         None,
         ge=1,
+        le=36_500,
         description="days; of the active users only those with an event in them, or whose history or "
         "list changed, are scored anew, the others keep the list of the night before; null = everyone",
     )
-    neighbours_model: str = "item_knn"
-    n_neighbours: int = Field(20, ge=1)
-    min_coverage: float = Field(
-        0.999, ge=0, le=1, description="gate: share of active users with a list"
+    neighbours_model: str | None = Field(
+        "item_knn",
+        description="whose neighbours `item_neighbours` holds; null = none. Where it is not among "
+        f"`models` and nobody set it, the first of them among {', '.join(NEIGHBOUR_MODELS)}, else null",
     )
-    min_full_lists: float = Field(0.99, ge=0, le=1, description="gate: share of lists with k items")
+    n_neighbours: int = Field(20, ge=1, le=10_000, description="of each item. Guess")
+    min_coverage: float = Field(
+        0.999, ge=0, le=1, description="gate: share of active users with a list. Guess"
+    )
+    min_full_lists: float = Field(
+        0.99, ge=0, le=1, description="gate: share of lists with k items. Guess"
+    )
 
 
 class Tune(Section):
     """How `recspark tune` searches."""
 
-    n_trials: int = Field(30, ge=1)
-    seed: int = 1
+    n_trials: int = Field(30, ge=1, le=100_000, description="trials of a search. Guess")
+    seed: int = Field(1, ge=0, lt=2**31, description="of the search; any number")
 
 
 class Config(Section):
     """Everything one night needs to know, resolved."""
 
-    env: str = "local"
+    env: str = Field("local", description="conf/env/<name>.yaml; the option --env")
     paths: Paths = Paths()  # type: ignore[call-arg]
     spark: Spark = Spark()  # type: ignore[call-arg]
     source: Source
     ingest: Ingest = Ingest()  # type: ignore[call-arg]
     sessions: Sessions = Sessions()  # type: ignore[call-arg]
     features: Features = Features()  # type: ignore[call-arg]
-    models: tuple[str, ...] = Field(description="trained and compared every night, in this order")
-    model_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    models: tuple[str, ...] = Field(
+        min_length=1, description="trained and compared every night, in this order"
+    )
+    model_settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="model to its settings, over conf/models and conf/tuned; in --set `models.<name>.`",
+    )
     train: Train = Train()  # type: ignore[call-arg]
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
     publish: Publish = Publish()  # type: ignore[call-arg]
@@ -391,47 +562,76 @@ class Config(Section):
     keep_nights: int = Field(
         30,
         ge=1,
-        description="nights whose candidates, features, training sets and artifacts are kept",
+        le=36_500,
+        description="nights whose candidates, features, training sets and artifacts are kept. Guess",
     )
-    n_candidates: int = Field(100, ge=1, description="k of the candidate lists of each model")
+    n_candidates: int = Field(
+        100, ge=1, le=100_000, description="k of the candidate lists of each model. Guess"
+    )
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Config:
-        for field, name in [
-            ("publish.model", self.publish.model),
-            ("evaluate.baseline", self.evaluate.baseline),
-            ("publish.neighbours_model", self.publish.neighbours_model),
-            *[("publish.ladder", step) for step in self.publish.ladder],
-        ]:
-            if name not in self.models:
-                raise ValueError(
-                    f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, self.models)}"
-                )
+        """Say everything at once: who corrects one name wants to know the others."""
+        # A name without settings may be misspelt itself: it is not offered as known.
+        known = [name for name in self.models if name in self.model_settings] or self.models
+        wrong = [
+            f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, known)}"
+            for field, name in [
+                ("publish.model", self.publish.model),
+                ("evaluate.baseline", self.evaluate.baseline),
+                ("publish.neighbours_model", self.publish.neighbours_model),
+                *[("publish.ladder", step) for step in self.publish.ladder],
+            ]
+            if name is not None and name not in self.models
+        ]
         weighed = sorted({*self.sessions.impression_types} & {*self.features.event_weights})
         if weighed:
-            raise ValueError(
+            wrong.append(
                 f"features.event_weights names {weighed}, which sessions.impression_types says are "
                 "impressions: they enter no history, so they have no weight"
             )
         twice = sorted({name for name in self.models if self.models.count(name) > 1})
         if twice:
-            raise ValueError(f"models names {twice} twice")
+            wrong.append(f"models names {twice} twice")
         if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
-            raise ValueError("n_candidates must be at least publish.k and every evaluate.ks")
+            wrong.append("n_candidates must be at least publish.k and every evaluate.ks")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
+    def secrets(self) -> dict[str, str]:
+        """Return the free settings whose name says that they hold a secret, name to value."""
+        free = {**self.source.options, **self.spark.conf}
+        return {name: value for name, value in free.items() if masking.is_secret(name)}
+
+    def masked(self) -> dict[str, Any]:
+        """Return the whole configuration as plain values, its secrets hidden."""
+        data = self.model_dump(mode="json")
+        data["spark"]["conf"] = masking.mask_free(data["spark"]["conf"])
+        data["source"]["options"] = masking.mask_free(data["source"]["options"])
+        for section, field in (("paths", "root"), ("source", "path"), ("source", "items_path")):
+            data[section][field] = masking.mask_value(data[section][field])
+        data["model_settings"] = masking.mask_value(data["model_settings"])
+        return data
+
     def resolved(self) -> str:
-        """Return the whole configuration as JSON with sorted keys, as stored in `runs`."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Return the whole configuration as JSON with sorted keys, as stored in `runs`: secrets are
+        hidden.
+        """
+        return json.dumps(self.masked(), sort_keys=True)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits over every setting that can change a table; paths and machine left
-        out.
+        """Return 16 hex digits over every setting that can change a table; paths, machine and secrets
+        left out: a new password is the same night, and a digest of one could be guessed.
         """
         data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
         data["train"] = self.train.arithmetic()
         for place in ("path", "items_path"):
             data["source"].pop(place)
+        data["source"]["options"] = {
+            name: masking.HIDDEN if masking.is_secret(name) else value
+            for name, value in self.source.options.items()
+        }
         return digest(data)
 
 

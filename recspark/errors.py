@@ -9,11 +9,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from recspark.masking import mask
+
 
 class RecsparkError(Exception):
-    """Base of all named errors; `exit_code` is what a job or the CLI ends with."""
+    """Base of all named errors; `exit_code` is what a job or the CLI ends with.
+
+    Its text shows no secrets, wherever it came from.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return mask(super().__str__())
 
 
 class ConfigError(RecsparkError):

@@ -1,22 +1,28 @@
-"""Settings read from `conf/`: at most four visible layers, later wins, unknown key = error.
+"""Settings read from `conf/`: a few visible layers, later wins, unknown key = error.
 
-The layers: `conf/base.yaml`, `conf/env/<env>.yaml`, the source named there
-(`conf/sources/<name>.yaml`), `--set a.b=c`. A model's settings live in `conf/models/<name>.yaml`
-and are typed by the model's own settings class (`recspark.models.registry`).
+The layers: `conf/base.yaml`; `conf/env/<env>.yaml`; a file of one's own, named by `RECSPARK_SETTINGS`;
+`RECSPARK_SOURCE` and `RECSPARK_ROOT` (`source` and `paths.root`); `--set a.b=c`. The source that they
+name is `conf/sources/<name>.yaml`, or a file where the name ends with `.yaml`. A model's settings live
+in `conf/models/<name>.yaml`, over them what was tuned for the source, `conf/tuned/<source>/<name>.yaml`;
+they are typed by the model's own settings class (`recspark.models.registry`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from recspark.config import Config
+from recspark import masking
+from recspark.config import NEIGHBOUR_MODELS, Config, Evaluate, Publish
 from recspark.errors import ConfigError, suggest
+
+OWN_FILE, OWN_SOURCE, OWN_ROOT = "RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"
+_FREE = ("spark.conf.", "source.options.")  # settings with names of any kind
 
 
 def load_config(
@@ -27,34 +33,130 @@ def load_config(
 ) -> Config:
     """Return the resolved settings for `env`, with `--set a.b=c` strings on top.
 
-    Raises ConfigError naming the key (with a suggestion), the value and where it came from.
+    What `publish.model`, `publish.ladder`, `publish.neighbours_model` and `evaluate.baseline` say in
+    `base.yaml` holds as far as `models` has them; a later layer is taken at its word. Raises
+    ConfigError naming the key (with a suggestion), the value and where it came from. From then on no
+    error or log of this process shows the secrets among the settings.
     """
     folder = folder or conf_dir()
     layers = _read_yaml(folder / "base.yaml")
-    layers["env"] = env
     envs = sorted(p.stem for p in (folder / "env").glob("*.yaml"))
     if env not in envs:
         raise ConfigError(f"unknown environment '{env}'.{suggest(env, envs)}")
-    layers = _merge(layers, _read_yaml(folder / "env" / f"{env}.yaml"))
+    chosen: dict[str, Any] = _merge(_read_yaml(folder / "env" / f"{env}.yaml"), _of_environment())
+    layers = _merge(layers, chosen)
     changes = [_parse_override(text) for text in overrides]
     for path, value in changes:
         if path == ["source"]:
             layers["source"] = value
-    source = layers.get("source")
-    if isinstance(source, str):
-        sources = sorted(p.stem for p in (folder / "sources").glob("*.yaml"))
-        if source not in sources:
-            raise ConfigError(f"unknown source '{source}'.{suggest(source, sources)}")
-        layers["source"] = {"name": source, **_read_yaml(folder / "sources" / f"{source}.yaml")}
-    settings = {p.stem: _read_yaml(p) for p in sorted((folder / "models").glob("*.yaml"))}
-    layers["model_settings"] = _merge(settings, layers.get("model_settings") or {})
+    layers["env"] = env
+    layers["source"] = _source(folder, layers.get("source"))
+    layers["model_settings"] = _model_settings(folder, layers)
     for path, value in changes:
         if path != ["source"]:
             _set(layers, path, value)
+            _set(chosen, path, value)
+    _follow_models(layers, set(_keys(chosen)))
     try:
-        return Config.model_validate(layers)
+        config = Config.model_validate(layers)
     except ValidationError as error:
         raise ConfigError(_explain(error, Config)) from None
+    for name, secret in config.secrets().items():
+        masking.learn(name, secret)
+    return config
+
+
+def tuned_file(source: str, model: str) -> Path:
+    """Return where the settings of `model` that were tuned for `source` are kept."""
+    return conf_dir() / "tuned" / source / f"{model}.yaml"
+
+
+def _of_environment() -> dict[str, Any]:
+    """Return the settings that environment variables give; an empty variable gives none."""
+    own = os.environ.get(OWN_FILE)
+    layers = _read_yaml(Path(own)) if own else {}
+    if source := os.environ.get(OWN_SOURCE):
+        layers["source"] = source
+    if root := os.environ.get(OWN_ROOT):
+        layers["paths"] = _merge(layers.get("paths") or {}, {"root": root})
+    return layers
+
+
+def _source(folder: Path, source: Any) -> Any:
+    """Return the settings of the source: of the file that its name stands for, else as they are."""
+    if not isinstance(source, str):
+        return source
+    file = Path(source)
+    if file.suffix not in (".yaml", ".yml"):
+        known = sorted(p.stem for p in (folder / "sources").glob("*.yaml"))
+        if source not in known:
+            raise ConfigError(
+                f"unknown source '{source}'.{suggest(source, known)} Or name a file that ends with .yaml"
+            )
+        file = folder / "sources" / f"{source}.yaml"
+    settings = {"name": file.stem, **_read_yaml(file)}
+    # What a checkout brings is found from any working folder.
+    path = settings.get("path")
+    if isinstance(path, str) and "://" not in path and "{run_date}" not in path:
+        beside = folder.parent / path
+        if not Path(path).exists() and beside.exists():
+            settings["path"] = str(beside)
+    return settings
+
+
+def _model_settings(folder: Path, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return model -> settings: as shipped, as tuned for the source, as a layer says."""
+    source = layers["source"]
+    name = source.get("name") if isinstance(source, Mapping) else None
+    places = [folder / "models", *([folder / "tuned" / str(name)] if name else [])]
+    out: dict[str, Any] = {}
+    for place in places:
+        out = _merge(out, {p.stem: _read_yaml(p) for p in sorted(place.glob("*.yaml"))})
+    return _merge(out, layers.get("model_settings") or {})
+
+
+def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
+    """Let what nobody chose follow from `models`: the names in it that are not among them."""
+    models = layers.get("models")
+    publish, evaluate = layers.get("publish") or {}, layers.get("evaluate") or {}
+    if not isinstance(models, list) or not models:
+        return
+    if not isinstance(publish, dict) or not isinstance(evaluate, dict):
+        return
+
+    def value(section: Mapping[str, Any], name: str, default: Any) -> Any:
+        return section.get(name, default)
+
+    baseline = value(evaluate, "baseline", _default(Evaluate, "baseline"))
+    if "evaluate.baseline" not in explicit and baseline not in models:
+        baseline = models[0]
+        evaluate = {**evaluate, "baseline": baseline}
+    model = value(publish, "model", _default(Publish, "model"))
+    if "publish.model" not in explicit and model not in models:
+        model = next((name for name in models if name != baseline), models[0])
+        publish = {**publish, "model": model}
+    if "publish.ladder" not in explicit:
+        ladder = value(publish, "ladder", _default(Publish, "ladder"))
+        kept = [step for step in ladder if step in models and step != model]
+        if kept != list(ladder):
+            publish = {**publish, "ladder": kept}
+    neighbours = value(publish, "neighbours_model", _default(Publish, "neighbours_model"))
+    if "publish.neighbours_model" not in explicit and neighbours not in models:
+        able = [name for name in models if name in NEIGHBOUR_MODELS]
+        publish = {**publish, "neighbours_model": able[0] if able else None}
+    layers["publish"], layers["evaluate"] = publish, evaluate
+
+
+def _default(section: type[BaseModel], name: str) -> Any:
+    return section.model_fields[name].default
+
+
+def _keys(layers: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Give the dotted name of every setting in `layers`."""
+    for key, value in layers.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{above}{key}.")
+        yield f"{above}{key}"
 
 
 def conf_dir() -> Path:
@@ -77,18 +179,53 @@ def explain_settings(error: ValidationError, model: type[BaseModel], where: str)
     return ConfigError(f"{where}: {_explain(error, model)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys are texts, each there once: PyYAML lets the last of two win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                said = key.value if isinstance(key, yaml.ScalarNode) else "of several values"
+                raise _KeyError(f"line {line}: key {said} is no text; put it in quotes")
+            if key.value in lines:
+                first = lines[key.value]
+                both = f"in lines {first} and {line}" if first != line else f"in line {line}"
+                raise _KeyError(f"key '{key.value}' is there twice, {both}; keep one of them")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+class _KeyError(Exception):
+    """What is wrong with a key."""
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text; raises _KeyError and yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        data = _parse_yaml(path.read_text(encoding="utf-8"))
+    except _KeyError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML in UTF-8: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {_reason(error)}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
     return data
+
+
+def _reason(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,11 +240,19 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     key, sep, value = text.partition("=")
     if not sep or not key.strip():
         raise ConfigError(f"--set '{text}': expected a.b=value")
+    key = key.strip()
+    # A free name has dots of its own, and its value is text.
+    free = next((section for section in _FREE if key.startswith(section)), "")
+    path = free.split(".")[:-1] + [key.removeprefix(free)] if free else key.split(".")
+    shown = f"{key}={masking.HIDDEN}" if masking.is_secret(key) else text
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = _parse_yaml(value) if value else ""
+    except _KeyError as error:
+        raise ConfigError(f"--set '{shown}': {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set '{text}': not YAML: {' '.join(str(error).split())}") from None
-    return key.strip().split("."), parsed
+        said = "" if masking.is_secret(key) else f": {' '.join(str(error).split())}"
+        raise ConfigError(f"--set '{shown}': not YAML{said}") from None
+    return path, parsed if isinstance(parsed, str) or not free else value
 
 
 def _set(layers: dict[str, Any], path: list[str], value: Any) -> None:
@@ -135,10 +280,16 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif item["type"] == "missing":
             lines.append(f"setting '{place}' is missing")
         elif place and not isinstance(item.get("input"), dict):
-            lines.append(f"setting '{place}' = {item.get('input')!r}: {said}")
+            lines.append(f"setting '{place}' = {_shown(place, item.get('input'))}: {said}")
         else:
             lines.append(said)
     return "; ".join(lines)
+
+
+def _shown(place: str, value: Any) -> str:
+    if place.startswith(_FREE) and masking.is_secret(place):
+        return masking.HIDDEN
+    return repr(masking.mask_value(value))
 
 
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

@@ -11,6 +11,8 @@ import pytest
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+for _name in ("RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"):  # of whoever runs the tests
+    os.environ.pop(_name, None)
 
 
 # Files whose tests share the fixture `small_night`, the costliest of all.

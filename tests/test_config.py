@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from recspark.config import Config
+from recspark.cli.nightly import DEMO_SETTINGS
+from recspark.config import NEIGHBOUR_MODELS, Config, Paths, _kinds
 from recspark.errors import ConfigError
-from recspark.layers import load_config
+from recspark.layers import load_config, tuned_file
+from recspark.models.registry import MODELS
 from recspark.pipeline.run import check_settings
+from recspark.report.settings_page import _sections, settings_page
 from tests.conftest import ROOT
 
 
@@ -114,3 +125,272 @@ def test_yaml_in_another_encoding_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"ease\.yaml: not YAML in UTF-8"):
         load_config("test", folder=tmp_path / "conf")
+
+
+# ------------------------------------------------------------------------------------------- numbers
+SIGNED = {"source.min_value", "models.item2vec.ns_exponent"}
+
+
+def fields() -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
+    """Give every setting there is: its dotted name, its class, its name there, its field."""
+    for _, prefix, section in _sections():
+        for name, field in section.model_fields.items():
+            if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+                yield f"{prefix}{name}", section, name, field
+
+
+def in_shape(field: FieldInfo, number: Any) -> Any:
+    """Return `number` as the setting takes it: alone, in a list, in a map."""
+    text = str(field.annotation)
+    return (number,) if "tuple" in text else {"x": number} if "dict" in text else number
+
+
+def refuses(section: type[BaseModel], name: str, value: Any) -> bool:
+    try:
+        section.model_validate({name: value})
+    except ValidationError as error:
+        return any(item["loc"][:1] == (name,) for item in error.errors())
+    return False
+
+
+def test_no_number_may_be_endless_negative_or_true() -> None:
+    numbers = [
+        row
+        for row in fields()
+        if _kinds(row[3].annotation) & {int, float} and not _kinds(row[3].annotation) & {bool, Any}
+    ]
+    assert len(numbers) > 100
+    passed = [
+        (dotted, bad)
+        for dotted, section, name, field in numbers
+        for bad in (math.nan, math.inf, -math.inf, "nan", "-inf", True, -1, -0.5)
+        if not (dotted in SIGNED and bad in (-1, -0.5))
+        if not refuses(section, name, in_shape(field, bad))
+    ]
+    assert passed == []
+    whole = [row for row in numbers if float not in _kinds(row[3].annotation)]
+    assert [row[0] for row in whole if not refuses(row[1], row[2], in_shape(row[3], 2**31))] == []
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "-1", "true"])
+def test_a_number_that_is_none_is_named(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"setting 'features\.other_weight' = .*: "):
+        load_config("test", [f"features.other_weight={value}"])
+    with pytest.raises(ConfigError, match="conf of Ease: setting 'reg' = "):
+        check_settings(load_config("test", [f"models.ease.reg={value}"]))
+
+
+# ---------------------------------------------------------------------------------------------- root
+@pytest.mark.parametrize(
+    "root",
+    ["", "/", "//", "file:///", "file:", "s3a://", " x", "x ", "~/x", "a[1]", "a/{b}", "x*", "x?", "a\\b",
+     "s3://b::x", "a\nb"],
+)  # fmt: skip
+def test_a_root_that_is_no_folder_is_refused(root: str) -> None:
+    with pytest.raises(ConfigError, match=r"'paths\.root' = .*: "):
+        load_config("test", [f"paths.root={json.dumps(root)}"])
+
+
+@given(st.text(min_size=1, max_size=20))
+@example("build/recspark/")
+@example("s3a://lake/recspark/")
+def test_a_root_that_passes_is_a_plain_name(root: str) -> None:
+    """No pattern of Hadoop's, no chain of fsspec's; never the root of the machine."""
+    try:
+        taken = Paths(root=root)
+    except ValidationError:
+        return
+    assert not set(taken.tables) & set("[]{}*?\\")
+    assert "::" not in taken.tables
+    assert not taken.tables.startswith(("/tables", "//tables", "~"))
+    assert "//" not in taken.tables.replace("://", "").removesuffix("/tables")[-1:]
+
+
+def test_no_root_given_on_the_command_line_is_not_the_machines() -> None:
+    with pytest.raises(ConfigError, match="paths.root.*name a folder"):
+        load_config("test", ["paths.root="])
+
+
+# ---------------------------------------------------------------------------------------------- keys
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("reg: 3\nreg: 4\n", "key 'reg' is there twice, in lines 1 and 2"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "key 'b' is there twice, in lines 2 and 4"),
+        ("a: {b: 1, b: 2}\n", "key 'b' is there twice, in line 1"),
+        ("l:\n- {x: 1}\n- {y: 1, 'y': 2}\n", "key 'y' is there twice, in line 3"),
+        ("on: 1\n", "line 1: key on is no text; put it in quotes"),
+        ("a: {1: 2}\n", "line 1: key 1 is no text; put it in quotes"),
+        ("? [a, b]\n: 1\n", "line 1: key of several values is no text"),
+    ],
+)
+def test_a_key_is_a_text_and_there_once(tmp_path: Path, text: str, says: str) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    (conf / "models" / "ease.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"ease\.yaml: {says}"):
+        load_config("test", folder=conf)
+
+
+def test_keys_of_an_override_are_looked_at_too() -> None:
+    with pytest.raises(ConfigError, match="--set .*: key 'k' is there twice, in line 1"):
+        load_config("test", ["publish={k: 10, k: 20}"])
+
+
+def test_merge_keys_of_yaml_still_work(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("features:\n  event_weights: &w {a: 1}\n  <<: {other_weight: 0.5}\n")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf" / "env" / "mine.yaml").write_text(own.read_text())
+    assert load_config("mine", folder=tmp_path / "conf").features.other_weight == 0.5
+
+
+# ------------------------------------------------------------------------- what follows from `models`
+@pytest.mark.parametrize(
+    ("overrides", "champion", "ladder", "neighbours", "baseline"),
+    [
+        ([], "ease", ("item_knn", "popular"), "item_knn", "popular"),
+        (["models=[popular]"], "popular", (), None, "popular"),
+        (["models=[popular, als]"], "als", ("popular",), None, "popular"),
+        (["models=[als, ease]"], "ease", (), "ease", "als"),
+        (["models=[multvae]"], "multvae", (), None, "multvae"),
+        (["models=[popular, item_knn]"], "item_knn", ("popular",), "item_knn", "popular"),
+        (["models=[popular, als]", "publish.model=popular"], "popular", (), None, "popular"),
+        (["models=[popular, ease]", "publish={ladder: [popular], neighbours_model: ease}"],
+         "ease", ("popular",), "ease", "popular"),
+        (["publish.neighbours_model=null"], "ease", ("item_knn", "popular"), None, "popular"),
+    ],
+)  # fmt: skip
+def test_what_nobody_chose_follows_from_the_models(
+    overrides: list[str],
+    champion: str,
+    ladder: tuple[str, ...],
+    neighbours: str | None,
+    baseline: str,
+) -> None:
+    config = load_config("test", overrides)
+    check_settings(config)
+    publish = config.publish
+    assert (publish.model, publish.ladder, publish.neighbours_model, config.evaluate.baseline) == (
+        champion,
+        ladder,
+        neighbours,
+        baseline,
+    )
+
+
+@given(st.lists(st.sampled_from(sorted(MODELS)), min_size=1, unique=True))
+def test_any_choice_of_models_is_enough(models: list[str]) -> None:
+    config = load_config("test", [f"models=[{', '.join(models)}]"])
+    check_settings(config)
+    assert {config.publish.model, *config.publish.ladder, config.evaluate.baseline} <= set(models)
+
+
+def test_what_is_chosen_and_not_there_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            "test",
+            ["models=[popular, als]", "publish.model=ease", "publish.ladder=[item_knn, sasrec]",
+             "publish.neighbours_model=item_knn", "evaluate.baseline=mf", "n_candidates=1"],
+        )  # fmt: skip
+    for name in ("publish.model", "ladder' = 'x", "neighbours_model", "baseline", "n_candidates"):
+        assert name.partition("'")[0] in str(caught.value)
+    assert str(caught.value).count("publish.ladder") == 2
+
+
+def test_a_misspelt_model_is_not_offered_as_known() -> None:
+    with pytest.raises(ConfigError, match="no model is called 'eaze'. Did you mean 'ease'") as one:
+        check_settings(load_config("test", ["models=[popular, eaze]"]))
+    assert "mean 'eaze'" not in str(one.value)
+    with pytest.raises(ConfigError) as other:
+        load_config("test", ["models=[popular, eaze]", "publish.model=ease"])
+    assert "mean 'eaze'" not in str(other.value)
+    assert "Known: popular" in str(other.value)
+
+
+def test_models_with_neighbours_are_those_of_the_registry() -> None:
+    tagged = {name for name, spec in MODELS.items() if "neighbours" in spec.tags}
+    assert set(NEIGHBOUR_MODELS) == tagged
+
+
+# ---------------------------------------------------------------------------------------- one's own
+def test_a_file_and_variables_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "source: movielens_small\npaths: {root: /own}\npublish: {k: 5}\nmodels: [popular]\n"
+    )
+    monkeypatch.setenv("RECSPARK_SETTINGS", str(own))
+    config = load_config("local")
+    assert (config.source.name, config.paths.root, config.publish.k) == (
+        "movielens_small",
+        "/own",
+        5,
+    )
+    assert config.publish.mode == "novel"  # what the file does not say is as below it
+    assert config.publish.model == "popular"
+    monkeypatch.setenv("RECSPARK_SOURCE", "movielens_1m")
+    monkeypatch.setenv("RECSPARK_ROOT", "/root/of/the/shell")
+    config = load_config("local")
+    assert (config.source.name, config.paths.root) == ("movielens_1m", "/root/of/the/shell")
+    config = load_config("local", ["source=online_retail", "paths.root=/said", "publish.k=6"])
+    assert (config.source.name, config.paths.root, config.publish.k) == (
+        "online_retail",
+        "/said",
+        6,
+    )
+    assert load_config("local", DEMO_SETTINGS).source.name == "online_retail"
+    monkeypatch.setenv("RECSPARK_SETTINGS", str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="none.yaml: no such file"):
+        load_config("local")
+
+
+def test_a_source_of_ones_own_is_any_file(tmp_path: Path) -> None:
+    mine = tmp_path / "corner_shop.yaml"
+    shutil.copy(ROOT / "conf" / "sources" / "online_retail.yaml", mine)
+    assert load_config("test", [f"source={mine}"]).source.name == "corner_shop"
+    with pytest.raises(ConfigError, match="other.yaml: no such file"):
+        load_config("test", [f"source={tmp_path / 'other.yaml'}"])
+
+
+def test_the_bundled_data_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Path(load_config("local", ["source=online_retail"]).source.path).is_file()
+
+
+def test_what_was_tuned_for_one_source_is_not_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.setenv("RECSPARK_CONF", str(tmp_path / "conf"))
+    shipped = load_config("test").model_settings["ease"]
+    for source, reg in (("online_retail", 5), ("movielens_small", 7)):
+        file = tuned_file(source, "ease")
+        file.parent.mkdir(parents=True)
+        file.write_text(f"reg: {reg}\n")
+    for source, reg in (("online_retail", 5), ("movielens_small", 7), ("movielens_1m", None)):
+        found = load_config("test", [f"source={source}"]).model_settings["ease"]
+        assert found == ({**shipped, "reg": reg} if reg else shipped)
+    assert load_config("test", ["models.ease.reg=9"]).model_settings["ease"]["reg"] == 9
+
+
+def test_settings_of_spark_have_names_with_dots_and_texts() -> None:
+    conf = load_config(
+        "test", ["spark.conf.spark.ui.enabled=true", "spark.conf.spark.x=1", "spark.conf.a.b=c d"]
+    ).spark.conf
+    assert conf["spark.ui.enabled"] == "true"
+    assert conf["spark.x"] == "1"
+    assert conf["a.b"] == "c d"
+
+
+# ---------------------------------------------------------------------------------------------- page
+def test_the_reference_page_is_that_of_the_classes() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "run: recspark settings --markdown > docs/settings.md"
+    for dotted, *_ in fields():
+        assert f"| `{dotted}` |" in page
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert [dotted for dotted, _, _, field in fields() if not field.description] == []

@@ -9,8 +9,19 @@ from typing import Annotated
 
 import typer
 
-from recspark import __version__
-from recspark.cli import doctor, export, nightly, runs, show, similar, stage, tables, tune
+from recspark import __version__, masking
+from recspark.cli import (
+    doctor,
+    export,
+    nightly,
+    runs,
+    settings,
+    show,
+    similar,
+    stage,
+    tables,
+    tune,
+)
 from recspark.errors import RecsparkError
 
 app = typer.Typer(
@@ -48,12 +59,14 @@ app.command("similar")(similar.similar)
 app.command("runs")(runs.runs)
 app.command("tables")(tables.tables)
 app.command("export")(export.export)
+app.command("settings")(settings.settings)
 app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
     """Run the command line; a named error ends with its message and its own exit code."""
     logging.basicConfig(level=os.environ.get("RECSPARK_LOG", "WARNING"), format="%(message)s")
+    masking.guard_output()
     try:
         app()
     except RecsparkError as error:

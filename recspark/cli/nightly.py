@@ -10,7 +10,8 @@ import typer
 from recspark.cli.common import Env, RunDate, Set, console, parse_date, reporter
 
 DEMO_NIGHT = "2010-12-09"
-DEMO_SETTINGS = ["paths.root=build/demo"]
+# Whatever the environment names: the demo is of the bundled data.
+DEMO_SETTINGS = ["source=online_retail", "paths.root=build/demo"]
 
 Force = Annotated[bool, typer.Option("--force", help="run every stage again and train again")]
 Repin = Annotated[
@@ -31,17 +32,18 @@ def nightly(
 
     A second run of the same night takes what is recorded; nothing changes.
     """
-    from recspark.pipeline.run import night, open_night
+    from recspark.pipeline.run import check_landing, night, open_night
     from recspark.report.night import print_night
 
-    started = time.monotonic()
+    started, day = time.monotonic(), parse_date(run_date)
     context = open_night(
         env,
-        parse_date(run_date),
+        day,
         set_ or [],
         force=force,
         repin=repin,
         trains=True,
+        check=lambda config: check_landing(config, day),
         progress=reporter(started),
     )
     try:

@@ -23,24 +23,25 @@ def stage(
     repin: Repin = False,
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
-    from recspark.pipeline.run import STAGES, execute, open_night
+    from recspark.pipeline.run import STAGES, check_stage, execute, open_night
 
     found = {s.name: s for s in STAGES}
     if name not in found:
         raise ConfigError(f"no stage is called '{name}'.{suggest(name, found)}")
-    chosen = found[name]
+    chosen, night, asked = found[name], parse_date(run_date), (model,) if model else ()
     context = open_night(
         env,
-        parse_date(run_date),
+        night,
         set_ or [],
         force=force,
         repin=repin,
         trains=chosen.trains,
+        check=lambda config: check_stage(config, night, chosen, asked),
         app=f"recspark {name}",
         progress=reporter(),
     )
     try:
-        for each in chosen.models(context.config.models, (model,) if model else ()):
+        for each in chosen.models(context.config.models, asked):
             execute(context, chosen, each)
     finally:
         context.spark.stop()

@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from recspark.cli.common import Env, Json, RunDate, Set, console, parse_date, reporter
-from recspark.layers import conf_dir
+from recspark.layers import tuned_file
 
 
 def tune(
@@ -17,18 +17,19 @@ def tune(
     run_date: RunDate,
     env: Env = "local",
     set_: Set = None,
-    trials: Annotated[int | None, typer.Option(help="default: tune.n_trials")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="default: tune.n_trials")] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="write the best to conf/models/MODEL.yaml")
+        bool, typer.Option("--write", help="write the best to conf/tuned/SOURCE/MODEL.yaml")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Search a model's settings; every trial is recorded in table `tuning`.
 
     The night's tables must be there: run `recspark nightly` first. The backtest's own horizon is
-    never looked at.
+    never looked at. What is written holds for nights of the same source.
     """
     from recspark.pipeline.run import open_night
+    from recspark.pipeline.tune import search_space
     from recspark.pipeline.tune import tune as search
 
     report = (lambda _text: None) if as_json else reporter()
@@ -38,6 +39,7 @@ def tune(
         set_ or [],
         app=f"recspark tune {model}",
         trains=True,
+        check=lambda _config: search_space(model),
         progress=report,
     )
 
@@ -52,11 +54,12 @@ def tune(
     finally:
         context.spark.stop()
     if write:
-        path = conf_dir() / "models" / f"{model}.yaml"
+        path = tuned_file(context.config.source.name, model)
         head = (
             f"# Chosen by `recspark tune {model} --run-date {run_date}` at cutoff {best.cutoff:%Y-%m-%d} "
             f"of source {context.config.source.name}: {best.metric} {best.value:.4f}.\n"
         )
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head + yaml.safe_dump(best.settings, sort_keys=True), encoding="utf-8")
         report(f"written to {path}")
     if as_json:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
-from recspark.config import Train
+from recspark.config import Section, Train
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ModelError
@@ -21,15 +21,13 @@ from recspark.models import topk
 from recspark.train.curve import Curve
 
 
-class Settings(BaseModel):
-    """Base of a model's hyper-parameters: frozen, unknown key = error.
+class Settings(Section):
+    """Base of a model's hyper-parameters: frozen, unknown key = error, numbers are finite.
 
     A field that `recspark tune` may search carries its range in
     `json_schema_extra={"tune": {...}}`: `{"low": 1, "high": 1000, "log": True}` or
     `{"choices": [...]}`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from recspark import storage
 from recspark.data.blocks import Array
@@ -49,7 +49,7 @@ _ROWS = 1024  # items encoded at once
 class CdlSettings(NeuralSettings):
     """Settings of `Cdl`. Paper: the figures of its section 5.4 or of its released code."""
 
-    hidden_sizes: tuple[int, ...] = Field(
+    hidden_sizes: tuple[PositiveInt, ...] = Field(
         (200, 50),
         min_length=1,
         description="units of the layers from the words to the middle; the last is the length of a "

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from recspark.data.dataset import Dataset
@@ -37,7 +37,7 @@ _COLUMNS = ("items", "weights")
 class SdaeSettings(NeuralSettings):
     """Settings of `Sdae`."""
 
-    hidden_sizes: tuple[int, ...] = Field(
+    hidden_sizes: tuple[PositiveInt, ...] = Field(
         (200, 64),
         min_length=1,
         description="units of the layers from the items to the code. Guess: as multvae's",

@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from datetime import date
 
+from recspark import masking
 from recspark.errors import RecsparkError
-from recspark.pipeline.run import STAGES, execute, open_night
+from recspark.pipeline.run import STAGES, check_stage, execute, open_night
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
@@ -37,7 +38,9 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
     logging.basicConfig(level=os.environ.get("RECSPARK_LOG", "INFO"), format="%(message)s")
     for noisy in ("py4j", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    masking.guard_output()
     chosen = next(s for s in STAGES if s.name == stage)
+    asked = getattr(arguments, "model", None) or ()
     started = time.monotonic()
     try:
         context = open_night(
@@ -48,10 +51,10 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             repin=getattr(arguments, "repin", False),
             app=f"recspark {stage}",
             trains=chosen.trains,
+            check=lambda config: check_stage(config, arguments.run_date, chosen, asked),
             progress=lambda text: print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True),
         )
         try:
-            asked = getattr(arguments, "model", None) or ()
             for model in chosen.models(context.config.models, asked):
                 execute(context, chosen, model)
         finally:

@@ -167,15 +167,14 @@ def default_lists(context: RunContext, mine: DataFrame, items: DataFrame) -> Dat
 
 
 def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
-    """Return `schema.ITEM_NEIGHBOURS` of the neighbours' model."""
+    """Return `schema.ITEM_NEIGHBOURS` of the neighbours' model; no rows where there is none."""
     settings = context.config.publish
-    if "neighbours" not in model_spec(settings.neighbours_model).tags:
-        raise ModelError(
-            f"publish.neighbours_model = '{settings.neighbours_model}' gives no neighbours"
-        )
-    found = load_model(context, settings.neighbours_model, context.cutoff).neighbours(
-        settings.n_neighbours
-    )
+    model = settings.neighbours_model
+    if model is None:
+        return context.spark.createDataFrame([], schema.ITEM_NEIGHBOURS)
+    if "neighbours" not in model_spec(model).tags:
+        raise ModelError(f"publish.neighbours_model = '{model}' gives no neighbours")
+    found = load_model(context, model, context.cutoff).neighbours(settings.n_neighbours)
     names = items.select("item_idx", "item_id", "item_name")
     theirs = names.select(
         F.col("item_idx").alias("neighbour_idx"),
@@ -192,6 +191,6 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
             "neighbour_id",
             "neighbour_name",
             "score",
-            F.lit(settings.neighbours_model).alias("model"),
+            F.lit(model).alias("model"),
         )
     )

@@ -248,25 +248,48 @@ def _own_processes() -> list[int]:
 
 def check_settings(config: Config) -> None:
     """Raise ConfigError where settings name a model or metric that there is not, or that cannot do
-    what it is named for.
+    what it is named for. It says everything at once.
     """
     from recspark.errors import ConfigError, suggest
     from recspark.eval.kernel import METRICS
-    from recspark.models.registry import MODELS, make, model_spec
+    from recspark.models.registry import MODELS, make
 
-    for model in config.models:
-        make(model, config.model_settings.get(model, {}))
-    for model in config.model_settings:
-        model_spec(model)
+    wrong = []
+    for model in dict.fromkeys([*config.models, *config.model_settings]):
+        try:
+            make(model, config.model_settings.get(model, {}))
+        except ConfigError as error:
+            wrong.append(str(error))
     metric = config.evaluate.metric
     if metric not in METRICS:
-        raise ConfigError(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
+        wrong.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
+    able = [name for name, spec in MODELS.items() if "neighbours" in spec.tags]
     neighbours = config.publish.neighbours_model
-    if "neighbours" not in model_spec(neighbours).tags:
-        able = [name for name, spec in MODELS.items() if "neighbours" in spec.tags]
-        raise ConfigError(
+    if neighbours in MODELS and neighbours not in able:
+        wrong.append(
             f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
         )
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def check_landing(config: Config, run_date: date) -> None:
+    """Raise MissingLandingError, or SourceError, where the landing of a night that has not begun is
+    not there; a night that has begun may have taken it in, and nobody needs it again.
+    """
+    from recspark import storage
+    from recspark.sources import check_places
+
+    begun = storage.join(config.paths.tables, "runs", f"run_date={run_date}")
+    if not storage.exists(storage.absolute(begun)):
+        check_places(config.source, run_date)
+
+
+def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[str] = ()) -> None:
+    """Raise what is wrong with a stage that is asked for, as far as it is known without Spark."""
+    stage.models(config.models, asked)
+    if stage is STAGES[0]:
+        check_landing(config, run_date)
 
 
 def open_night(
@@ -278,18 +301,21 @@ def open_night(
     repin: bool = False,
     app: str = "recspark",
     trains: bool = False,
+    check: Callable[[Config], object] = lambda _config: None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> RunContext:
     """Return the context of one night: settings checked, session started, run begun or found again.
 
-    `trains` starts the session with the training profile. Raises ConfigError, or SetupError where
-    `paths.root` cannot be written, before Spark starts.
+    `trains` starts the session with the training profile; `check` looks at what the command needs
+    besides. Raises ConfigError, SetupError where there is no Java or `paths.root` cannot be written,
+    and what `check` raises, before Spark starts.
     """
     from recspark import storage
     from recspark.layers import load_config
 
     config = load_config(env, overrides)
     check_settings(config)  # a wrong setting is an error now, not at 3 am
+    check(config)
     storage.check_writable(storage.absolute(config.paths.root))
 
     from recspark.pipeline.runlog import open_run

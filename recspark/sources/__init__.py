@@ -16,7 +16,7 @@ from recspark.sources import mapping, movielens, online_retail, session_files
 from recspark.sources.files import Place
 from recspark.sources.landing import Landing, Night
 
-__all__ = ["Landing", "landing_digest", "read_landing"]
+__all__ = ["Landing", "check_places", "landing_digest", "read_landing"]
 
 # A module of a source has: places(source, run_date), and read(spark, source, places, night).
 KINDS: dict[str, ModuleType] = {
@@ -50,6 +50,14 @@ def read_landing(spark: SparkSession, source: Source, run_date: date, *, initial
         events = spark.createDataFrame([], schema.RAW_EVENTS)
     made_ids = "event_id" not in {*source.columns, *source.constants}
     return Landing(run_date, events, items, _digest(places), initial, made_ids)
+
+
+def check_places(source: Source, run_date: date) -> None:
+    """Raise MissingLandingError or SourceError where what the night reads is not there.
+
+    Needs no Spark; lists the files.
+    """
+    KINDS[source.kind].places(source, run_date)
 
 
 def landing_digest(source: Source, run_date: date) -> str | None:
