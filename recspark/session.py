@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import pyspark
-from pyspark import inheritable_thread_target
+from pyspark import SparkConf, SparkContext, inheritable_thread_target
 from pyspark.sql import SparkSession
 
+from recspark import masking
 from recspark.config import Spark
 from recspark.errors import SetupError
 
@@ -35,6 +39,11 @@ TRAINING = {
     "spark.dynamicAllocation.enabled": "false",
     "spark.task.maxFailures": "1",
 }
+# Python puts the working folder first on its path when it starts a module by name, as Spark and Horovod
+# do: a `numpy.py` that lies there would be run, and a folder `recspark` found instead of the package.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+LOOPBACK = "127.0.0.1"
+JAVA_VERSIONS = (17, 21)
 _AT_ONCE = 4  # pieces of work that one driver plans at a time
 _T = TypeVar("_T")
 # Python workers compute with one thread each: a task owns one core.
@@ -46,17 +55,21 @@ def build_session(
 ) -> SparkSession:
     """Return the Spark session of this process, started with recspark's own settings.
 
-    `settings.master` null leaves master, memory and executors to spark-submit. Raises SetupError
-    when Java or the Delta jars are missing.
+    `settings.master` null leaves master, memory and executors to spark-submit. With a local master
+    Spark listens on the loopback address only, unless `spark.driver.host` or
+    `spark.driver.bindAddress` says otherwise. Secrets of `settings.conf` are given to Spark when its
+    JVM runs, so that they stand in no command line. Raises SetupError when Java or the Delta jars are
+    missing.
     """
     # Executors otherwise start whatever `python3` is first on their PATH.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(app)
-    if settings.master and "PYSPARK_GATEWAY_PORT" not in os.environ:
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # by spark-submit, whose JVM runs already
+    if settings.master and not submitted:
         builder = builder.master(settings.master).config(
             "spark.driver.memory", settings.driver_memory
         )
-        _check_java()
+        check_java()
     conf = {
         "spark.sql.shuffle.partitions": str(settings.shuffle_partitions),
         "spark.sql.adaptive.coalescePartitions.initialPartitionNum": str(
@@ -64,19 +77,91 @@ def build_session(
         ),
         **{f"spark.executorEnv.{name}": "1" for name in WORKER_THREADS},
         "spark.executorEnv.PYTHONHASHSEED": "0",
+        # What Spark itself shows of settings and plans hides what recspark hides.
+        "spark.redaction.regex": masking.SECRET_KEYS,
         # Else PySpark tells the JVM, before each call on a column or frame, the line that makes it:
         # an eighth of a small night. Python's traceback says the same.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         **settings.conf,
+        **{f"spark.executorEnv.{name}": value for name, value in SAFE_PATH.items()},
         **ALWAYS,
         **(extra or {}),
     }
-    for key, value in conf.items():
-        builder = builder.config(key, value)
-    spark: SparkSession = builder.getOrCreate()
+    with _on_loopback(_master(settings, submitted), conf) as added:
+        conf = {**conf, **added}
+        for key, value in conf.items():
+            builder = builder.config(key, value)
+        if settings.master and not submitted:
+            _start_java(settings, conf)
+        spark: SparkSession = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     _check_delta(spark)
     return spark
+
+
+def listening_address(spark: SparkSession) -> tuple[str, str]:
+    """Return what this driver's own listeners bind to, and the address that executors call.
+
+    As Spark does: `spark.driver.bindAddress`, else the announced `spark.driver.host`.
+    """
+    conf = spark.sparkContext.getConf()
+    announced = str(conf.get("spark.driver.host", LOOPBACK))
+    return str(conf.get("spark.driver.bindAddress", announced)), announced
+
+
+def is_on_loopback(spark: SparkSession) -> bool:
+    """Return whether the driver listens to this machine only: then the executors are on it too."""
+    bound, _ = listening_address(spark)
+    return _is_loopback(bound)
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Return whether the executors are the driver itself: they share its working folder."""
+    return bool(spark.sparkContext._jsc.sc().isLocal())
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _master(settings: Spark, submitted: bool) -> str:
+    if not submitted:
+        return settings.master or ""
+    SparkContext._ensure_initialized()
+    return str(SparkConf().get("spark.master", ""))
+
+
+@contextmanager
+def _on_loopback(master: str, conf: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Give the settings that keep a session of one machine to itself; within the block, the JVM that
+    starts does the same with what has no setting (the UI, a `local-cluster`).
+    """
+    given = {"spark.driver.host", "spark.driver.bindAddress"} & {
+        *conf,
+        *(key for key, _ in SparkConf().getAll()),
+    }
+    if not master.startswith("local") or given or "SPARK_LOCAL_IP" in os.environ:
+        yield {}
+        return
+    os.environ["SPARK_LOCAL_IP"] = LOOPBACK
+    try:
+        yield {"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK}
+    finally:
+        del os.environ["SPARK_LOCAL_IP"]
+
+
+def _start_java(settings: Spark, conf: Mapping[str, str]) -> None:
+    """Start the JVM with all settings but the secrets: its command line is everybody's to read."""
+    if SparkContext._gateway is not None:
+        return
+    public = SparkConf(loadDefaults=False)
+    for key, value in {**conf, "spark.driver.memory": settings.driver_memory}.items():
+        if not masking.is_secret(key) and masking.mask(value) == value:
+            public.set(key, value)
+    SparkContext._ensure_initialized(conf=public)
 
 
 def executor_slots(spark: SparkSession) -> int:
@@ -97,22 +182,58 @@ def together(spark: SparkSession, *work: Callable[[], _T]) -> Sequence[_T]:
 
 
 def find_java() -> str | None:
-    """Return the Java that Spark will start: of JAVA_HOME, of `make setup`, or on PATH."""
+    """Return the Java that Spark will start: of JAVA_HOME, of `make setup`, or on PATH.
+
+    Raises SetupError where JAVA_HOME leads nowhere: Spark would look nowhere else.
+    """
     # `make setup` notes a Java that is not on PATH where Spark's own scripts look for it.
     notes = Path(pyspark.__file__).parent / "conf" / "spark-env.sh"
     noted = re.findall(r"JAVA_HOME=[\"']?([^\"'\n]+)", notes.read_text()) if notes.exists() else []
-    for home in (*noted, os.environ.get("JAVA_HOME")):
-        if home and (Path(home) / "bin" / "java").exists():
-            return str(Path(home) / "bin" / "java")
+    for name, home in (
+        *((str(notes), home) for home in noted),
+        ("JAVA_HOME", os.environ.get("JAVA_HOME")),
+    ):
+        if home:
+            java = Path(home) / "bin" / "java"
+            if not os.access(java, os.X_OK) or not java.is_file():
+                raise SetupError(
+                    f"{name} says {home}, where no bin/java can be run: correct it, or unset it to take "
+                    "the `java` on PATH"
+                )
+            return str(java)
     return shutil.which("java")
 
 
-def _check_java() -> None:
-    if find_java() is None:
+def java_version(java: str) -> str:
+    """Return the version that `java` says it is, such as 17.0.15; "" where it says none.
+
+    The file `release` of its home tells without a process.
+    """
+    release = Path(java).resolve().parents[1] / "release"
+    if release.is_file():
+        found = re.findall(r'^JAVA_VERSION="([^"]+)"', release.read_text(errors="replace"), re.M)
+        if found:
+            return str(found[0])
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    quoted = re.findall(r'version "([^"]+)"', said)
+    return str(quoted[0]) if quoted else ""
+
+
+def check_java() -> str:
+    """Return Java's place and version; SetupError where there is none that Spark runs on."""
+    java = find_java()
+    if java is None:
         raise SetupError(
             "no `java` on PATH and no JAVA_HOME: install Java 17 or 21 "
             "(Debian 12: apt-get install -y openjdk-17-jre-headless)"
         )
+    version = java_version(java)
+    if not any(version.split(".")[0] == str(major) for major in JAVA_VERSIONS):
+        raise SetupError(
+            f"{java} is Java {version or 'that does not run'}; Spark runs on 17 and 21: install one of "
+            "them, and point JAVA_HOME at it"
+        )
+    return f"{java} ({version})"
 
 
 def _check_delta(spark: SparkSession) -> None:

@@ -156,6 +156,14 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def nearest_folder(uri: str) -> str:
+    """Return `uri`, or the nearest above it that exists, where a local folder is not there yet."""
+    if not is_local(uri):
+        return uri
+    path = Path(absolute(uri))
+    return str(next(place for place in (path, *path.parents) if place.exists()))
+
+
 def check_writable(folder: str) -> None:
     """Raise SetupError where nothing can be written below `folder`."""
     probe = join(folder, "_writable")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
+from collections.abc import Callable
+from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
-from recspark.cli.common import Env, Json, Set, console
+from recspark.cli.common import Env, Json, Set, console, parse_date
+from recspark.config import Config
 from recspark.errors import RecsparkError, SetupError
 
 _PACKAGES = (
@@ -26,9 +30,24 @@ _PACKAGES = (
 )
 
 
-def doctor(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:
-    """Check Java, packages, Delta jars and settings; the exit code says whether all is well."""
-    checks = [*_packages(), _java(), _jars(), _settings(env, set_)]
+Check = tuple[str, bool, str]  # what is looked at, whether it is well, what was found
+
+
+def doctor(
+    env: Env = "local",
+    set_: Set = None,
+    run_date: Annotated[
+        str | None,
+        typer.Option(
+            "--run-date", help="whose landing to look for; only a source by night needs it"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check Java, packages, Delta jars, settings, root and source; the exit code says whether all is
+    well. Nothing is started or written.
+    """
+    checks = [*_packages(), _java(), _jars(), *_settings(env, set_, run_date)]
     if as_json:
         print(json.dumps([{"check": n, "ok": ok, "found": text} for n, ok, text in checks]))
     else:
@@ -43,7 +62,7 @@ def doctor(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:
         raise SetupError(f"not ready: {', '.join(bad)}")
 
 
-def _packages() -> list[tuple[str, bool, str]]:
+def _packages() -> list[Check]:
     out = [("python", platform.python_version().startswith("3.11."), platform.python_version())]
     for name in _PACKAGES:
         try:
@@ -53,25 +72,21 @@ def _packages() -> list[tuple[str, bool, str]]:
     return out
 
 
-def _java() -> tuple[str, bool, str]:
-    from recspark.session import find_java
+def _java() -> Check:
+    from recspark.session import check_java
 
-    java = find_java()
-    if java is None:
-        return "java", False, "missing: apt-get install -y openjdk-17-jre-headless"
-    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    first = text.splitlines()[0] if text else "?"
-    return "java", any(f'"{v}' in first for v in ("17", "21")), first
+    return _tried("java", check_java)
 
 
-def _jars() -> tuple[str, bool, str]:
+def _jars() -> Check:
     import pyspark
 
     found = sorted(p.name for p in (Path(pyspark.__file__).parent / "jars").glob("delta-*.jar"))
     return "delta jars", len(found) >= 2, ", ".join(found) or "missing: make setup"
 
 
-def _settings(env: str, overrides: list[str] | None) -> tuple[str, bool, str]:
+def _settings(env: str, overrides: list[str] | None, run_date: str | None) -> list[Check]:
+    """Look at the settings, and at what they point to."""
     from recspark.layers import load_config
     from recspark.pipeline.run import check_settings
 
@@ -79,9 +94,36 @@ def _settings(env: str, overrides: list[str] | None) -> tuple[str, bool, str]:
         config = load_config(env, overrides or [])
         check_settings(config)
     except RecsparkError as error:
-        return "settings", False, str(error)
-    return (
-        "settings",
-        True,
-        f"env {env}, source {config.source.name}, models {', '.join(config.models)}",
-    )
+        return [("settings", False, str(error))]
+    said = f"env {env}, source {config.source.name}, models {', '.join(config.models)}"
+    return [
+        ("settings", True, said),
+        _tried("root", lambda: _root(config)),
+        _tried("source", lambda: _source(config, run_date)),
+    ]
+
+
+def _root(config: Config) -> str:
+    from recspark import storage
+
+    root = storage.absolute(config.paths.root)
+    storage.check_writable(storage.nearest_folder(root))
+    return root
+
+
+def _source(config: Config, run_date: str | None) -> str:
+    from recspark.sources import check_places
+
+    if run_date is None and not config.source.archive:
+        return f"{config.source.path}: one landing a night; --run-date looks for one"
+    check_places(config.source, parse_date(run_date) if run_date else date.today())
+    return config.source.path
+
+
+def _tried(name: str, look: Callable[[], str]) -> Check:
+    from recspark.masking import mask
+
+    try:
+        return name, True, mask(look())
+    except RecsparkError as error:
+        return name, False, str(error)

@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,12 +24,20 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import cloudpickle
+import psutil
 import torch
 from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
 from recspark.config import Train
 from recspark.errors import NoSlotsError, RankFailedError
+from recspark.session import (
+    LOOPBACK,
+    SAFE_PATH,
+    WORKER_THREADS,
+    is_local,
+    is_on_loopback,
+)
 from recspark.train.comm import HorovodComm, Meeting, Tell, ThreadComm
 from recspark.train.rank import (
     Listener,
@@ -97,10 +106,15 @@ class HorovodLauncher:
 
         train = self._train
         _await_slots(self._spark, train)
-        roots, timeout_s = [SparkFiles.getRootDirectory()], train.timeout_s
+        timeout_s = train.timeout_s
+        shipped, own_folder = [SparkFiles.getRootDirectory()], not is_local(self._spark)
         output = _Output()
         try:
-            with Listener(self._spark, self._tell) as listener, _side_effects_undone():
+            with (
+                Listener(self._spark, self._tell) as listener,
+                _side_effects_undone(),
+                _services_bound(self._spark) as nics,
+            ):
                 payload = cloudpickle.dumps((fn, args, train.threads, listener.address))
 
                 def boot() -> dict[str, Any]:
@@ -110,7 +124,10 @@ class HorovodLauncher:
                     import sys
                     from glob import glob
 
-                    for root in [*roots, os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")]:
+                    # An executor's own folder holds what Spark brought there; a local session's is
+                    # whatever folder the night was started in.
+                    work = [os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")] if own_folder else []
+                    for root in [*shipped, *work]:
                         sys.path[:0] = [root, *glob(f"{root}/*.zip"), *glob(f"{root}/*.whl")]
                     from recspark.train.launch import horovod_rank
 
@@ -121,7 +138,8 @@ class HorovodLauncher:
                     num_proc=train.ranks,
                     start_timeout=train.start_timeout_s,
                     use_gloo=True,
-                    env=_thread_env(train.threads),
+                    env={**_thread_env(train.threads), **SAFE_PATH},
+                    nics=nics,
                     stdout=output,
                     stderr=output,
                     verbose=0,
@@ -281,6 +299,63 @@ def _side_effects_undone() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _services_bound(spark: SparkSession) -> Iterator[set[str] | None]:
+    """Give the network interfaces that Horovod uses, None = all; on a machine that keeps to itself
+    the loopback one, and Horovod's services, the driver's and those of its tasks, bind to it.
+
+    Horovod has no setting for it: they listen on every address. Each worker changes itself, before
+    its first task, and the driver for the length of the block.
+    """
+    if not is_on_loopback(spark):
+        yield None
+        return
+    import horovod.spark.runner as horovod_runner
+
+    make_mapper = horovod_runner._make_mapper
+
+    def make_bound_mapper(*args: Any) -> Callable[[int, Any], Any]:
+        mapper = make_mapper(*args)
+
+        def bound(index: int, rows: Any) -> Any:
+            from recspark.train.launch import bind_services
+
+            bind_services(LOOPBACK)
+            return mapper(index, rows)
+
+        return bound
+
+    horovod_runner._make_mapper = make_bound_mapper
+    undo = bind_services(LOOPBACK)
+    try:
+        yield {
+            name
+            for name, addresses in psutil.net_if_addrs().items()
+            if any(a.family == socket.AF_INET and a.address == LOOPBACK for a in addresses)
+        }
+    finally:
+        undo()
+        horovod_runner._make_mapper = make_mapper
+
+
+def bind_services(host: str) -> Callable[[], None]:
+    """Let Horovod's services that this process starts from now on bind to `host`; return what undoes
+    it.
+    """
+    from horovod.runner.common.util import network
+    from horovod.runner.http import http_server
+    from horovod.runner.util.network import find_port
+
+    def find_port_of_host(factory: Callable[[tuple[str, int]], Any]) -> Any:
+        return find_port(lambda address: factory((host, address[1])))
+
+    def put(function: Callable[..., Any]) -> None:
+        network.find_port = http_server.find_port = function
+
+    put(find_port_of_host)
+    return partial(put, find_port)
+
+
 class _Output:
     """Takes what the ranks print, which Horovod hands on only when they end; keeps the last lines."""
 
@@ -317,8 +392,7 @@ def _await_slots(spark: SparkSession, train: Train) -> None:
 
 
 def _thread_env(threads: int) -> dict[str, str]:
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {name: str(threads) for name in names}
+    return {name: str(threads) for name in WORKER_THREADS}
 
 
 def _stack(thread: threading.Thread) -> str:

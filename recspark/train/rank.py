@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import os
 import socket
@@ -20,9 +21,14 @@ from pyspark.sql import SparkSession
 
 from recspark import errors
 from recspark.errors import RankFailedError, RecsparkError
+from recspark.session import listening_address
 from recspark.train.comm import Comm, Tell
 
 T = TypeVar("T")
+
+_TOKEN_WITHIN_S = 10.0  # from the connection on
+_STRANGERS = 32  # connections that have not given the token yet
+_LINE_BYTES = 1 << 16
 
 # What a rank sees when another one failed: never the cause.
 _SECONDARY = ("HorovodInternalError", "BrokenBarrierError")
@@ -100,18 +106,22 @@ class Pulse:
 class Listener:
     """Passes on what ranks tell while they run, a line at a time, over TCP.
 
-    `address` is (host, port, token); who does not begin with the token is not listened to. Every
-    line beats `pulse`, an empty one does nothing else.
+    `address` is (host, port, token); it binds where Spark's driver does, the loopback address in a
+    local session. Who does not begin with the token, soon, is not listened to: of strangers the
+    newest `_STRANGERS` are kept, for `_TOKEN_WITHIN_S` at most, and nobody waits for them. Every line
+    beats `pulse`, an empty one does nothing else; one above `_LINE_BYTES` ends the connection.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
-        host = str(spark.sparkContext._jsc.sc().env().rpcEnv().address().host())
+        bound, announced = listening_address(spark)
         self.pulse = Pulse()
         self._tell = tell
         self._one_at_a_time = threading.Lock()
-        self._readers: list[threading.Thread] = []
-        self._server = socket.create_server(("", 0))
-        self.address = (host, int(self._server.getsockname()[1]), uuid.uuid4().hex)
+        # By connection, in the order they came: who has not given the token yet, and who has.
+        self._strangers: dict[socket.socket, threading.Thread] = {}
+        self._ranks: dict[socket.socket, threading.Thread] = {}
+        self._server = socket.create_server((bound, 0), family=_family(bound))
+        self.address = (announced, int(self._server.getsockname()[1]), uuid.uuid4().hex)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -121,25 +131,58 @@ class Listener:
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # ends `accept`
         self._server.close()
-        for reader in self._readers:
+        for reader in list(self._ranks.values()):
             reader.join(5)  # the ranks have ended: what they told last is on its way
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = self._server.accept()
-                reader = threading.Thread(target=self._pass_on, args=(connection,), daemon=True)
-                self._readers.append(reader)
+                reader = threading.Thread(target=self._welcome, args=(connection,), daemon=True)
+                self._strangers[connection] = reader
+                if len(waiting := list(self._strangers)) > _STRANGERS:
+                    with suppress(OSError):
+                        waiting[0].shutdown(socket.SHUT_RDWR)  # ends its reader
                 reader.start()
 
+    def _welcome(self, connection: socket.socket) -> None:
+        """Read the token, then, from a rank, its lines."""
+        with suppress(OSError), connection:
+            try:
+                if known := _gives(connection, self.address[2]):
+                    self._ranks[connection] = threading.current_thread()
+            finally:
+                del self._strangers[connection]
+            if known:
+                self._pass_on(connection)
+
     def _pass_on(self, connection: socket.socket) -> None:
-        with suppress(OSError), connection, connection.makefile(encoding="utf-8") as lines:
-            if lines.readline().strip() == self.address[2]:
-                for line in lines:
-                    self.pulse.beat()
-                    if text := line.rstrip("\n"):
-                        with self._one_at_a_time:
-                            self._tell(text)
+        connection.settimeout(None)
+        with connection.makefile("rb") as lines:
+            while line := lines.readline(_LINE_BYTES):
+                if not line.endswith(b"\n"):
+                    return
+                self.pulse.beat()
+                if text := line.decode(errors="replace").rstrip("\n"):
+                    with self._one_at_a_time:
+                        self._tell(text)
+
+
+def _gives(connection: socket.socket, token: str) -> bool:
+    """Return whether the first line is the token; reads no more than that, and not for long."""
+    wanted, given = f"{token}\n".encode(), b""
+    until = time.monotonic() + _TOKEN_WITHIN_S
+    while len(given) < len(wanted) and (left := until - time.monotonic()) > 0:
+        connection.settimeout(left)
+        block = connection.recv(len(wanted) - len(given))
+        if not block:
+            return False
+        given += block
+    return hmac.compare_digest(given, wanted)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][0]
 
 
 class Teller:
@@ -156,8 +199,9 @@ class Teller:
 
     def __call__(self, text: str) -> None:
         if self._socket is not None:
+            line = text.replace("\n", " ").encode(errors="replace")[: _LINE_BYTES - 1]
             with suppress(OSError):
-                self._socket.sendall(text.replace("\n", " ").encode() + b"\n")
+                self._socket.sendall(line + b"\n")
 
 
 def once_a_second(do: Callable[[], None]) -> Callable[[], None]:
