@@ -90,9 +90,11 @@ def results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
 
 
 class Pulse:
-    """When there was last a sign of life."""
+    """When there was last a sign of life; `of` says whose, `ended` that none is to come."""
 
     def __init__(self) -> None:
+        self.of = ""
+        self.ended = False
         self._at = time.monotonic()
 
     def beat(self) -> None:
@@ -109,17 +111,19 @@ class Listener:
     `address` is (host, port, token); it binds where Spark's driver does, the loopback address in a
     local session. Who does not begin with the token, soon, is not listened to: of strangers the
     newest `_STRANGERS` are kept, for `_TOKEN_WITHIN_S` at most, and nobody waits for them. Every line
-    beats `pulse`, an empty one does nothing else; one above `_LINE_BYTES` ends the connection.
+    beats `pulse` and the pulse of its rank, an empty one does nothing else; one above `_LINE_BYTES`
+    ends the connection.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
         bound, announced = listening_address(spark)
         self.pulse = Pulse()
+        self._begun = Pulse()
+        self._ranks: list[Pulse] = []  # those that were heard of
         self._tell = tell
         self._one_at_a_time = threading.Lock()
-        # By connection, in the order they came: who has not given the token yet, and who has.
-        self._strangers: dict[socket.socket, threading.Thread] = {}
-        self._ranks: dict[socket.socket, threading.Thread] = {}
+        self._strangers: list[socket.socket] = []  # that have not given the token yet, oldest first
+        self._readers: list[threading.Thread] = []  # of those that have
         self._server = socket.create_server((bound, 0), family=_family(bound))
         self.address = (announced, int(self._server.getsockname()[1]), uuid.uuid4().hex)
 
@@ -131,39 +135,63 @@ class Listener:
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # ends `accept`
         self._server.close()
-        for reader in list(self._ranks.values()):
+        for reader in list(self._readers):
             reader.join(5)  # the ranks have ended: what they told last is on its way
+
+    def left(self, ranks: int, start_s: float, timeout_s: float) -> float:
+        """Return the seconds until one of `ranks` was silent for `timeout_s`, 0 or less once one was.
+
+        A rank has `start_s` more to be heard of at all. One whose connection has ended has ended
+        itself, which is for others to see.
+        """
+        heard = list(self._ranks)
+        left = [pulse.left(timeout_s) for pulse in heard if not pulse.ended]
+        if len(heard) < ranks:
+            left.append(self._begun.left(start_s + timeout_s))
+        return min(left, default=timeout_s)
+
+    def silent(self, timeout_s: float) -> list[str]:
+        """Return which ranks were silent for `timeout_s`."""
+        heard = list(self._ranks)
+        quiet = [pulse for pulse in heard if not pulse.ended and pulse.left(timeout_s) <= 0]
+        return [pulse.of or "a rank that has not begun" for pulse in quiet]
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = self._server.accept()
-                reader = threading.Thread(target=self._welcome, args=(connection,), daemon=True)
-                self._strangers[connection] = reader
-                if len(waiting := list(self._strangers)) > _STRANGERS:
+                self._strangers.append(connection)
+                if len(self._strangers) > _STRANGERS:
                     with suppress(OSError):
-                        waiting[0].shutdown(socket.SHUT_RDWR)  # ends its reader
-                reader.start()
+                        self._strangers[0].shutdown(socket.SHUT_RDWR)  # ends its reader
+                threading.Thread(target=self._welcome, args=(connection,), daemon=True).start()
 
     def _welcome(self, connection: socket.socket) -> None:
         """Read the token, then, from a rank, its lines."""
         with suppress(OSError), connection:
             try:
                 if known := _gives(connection, self.address[2]):
-                    self._ranks[connection] = threading.current_thread()
+                    self._readers.append(threading.current_thread())
             finally:
-                del self._strangers[connection]
+                self._strangers.remove(connection)
             if known:
-                self._pass_on(connection)
+                mine = Pulse()
+                self._ranks.append(mine)
+                try:
+                    self._read(connection, mine)
+                finally:
+                    mine.ended = True
 
-    def _pass_on(self, connection: socket.socket) -> None:
+    def _read(self, connection: socket.socket, mine: Pulse) -> None:
         connection.settimeout(None)
         with connection.makefile("rb") as lines:
             while line := lines.readline(_LINE_BYTES):
                 if not line.endswith(b"\n"):
                     return
                 self.pulse.beat()
+                mine.beat()
                 if text := line.decode(errors="replace").rstrip("\n"):
+                    mine.of = mine.of or text  # a rank begins with its place
                     with self._one_at_a_time:
                         self._tell(text)
 
