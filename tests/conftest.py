@@ -16,7 +16,7 @@ for _name in ("RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"):  # of wh
 
 
 # Files whose tests share the fixture `small_night`, the costliest of all.
-_OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py")
+_OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py", "test_secrets.py")
 # Files of one to three minutes, of few tests: begun last, one worker would end alone with one of them.
 _LONG = (
     "tests/e2e/test_small_night.py",
@@ -121,9 +121,19 @@ def retail_slice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# Secrets of the small nights, as settings of stores that they do not use: tests/e2e/test_secrets.py
+# looks for them in everything that a night leaves.
+PLANTED = {
+    "spark.hadoop.fs.s3a.secret.key": "planted/Secret+Key0123456789",
+    "spark.hadoop.fs.azure.sas.box.account": "sv=2024-01-01&sig=plantedSignature%3D",
+    "spark.hadoop.planted.uri": "https://me:plantedPassword@store.example/x",
+}
+
+
 def small_settings(root: Path, source: Path) -> list[str]:
     """Settings of a night that takes seconds: the slice, two models, no Horovod."""
     return [
+        *[f"spark.conf.{name}={value}" for name, value in PLANTED.items()],
         f"paths.root={root}",
         f"source.path={source}",
         "models=[popular, ease]",
