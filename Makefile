@@ -86,6 +86,10 @@ bench-smoke: setup  ## the same on tiny data, under 3 minutes: do they run at al
 freeze:  ## write what .venv holds now into constraints.txt (after a change by hand)
 	$(BIN)/python scripts/freeze.py
 
+.PHONY: hashes
+hashes:  ## write the hashes of the pinned packages (after a change of constraints*.txt)
+	$(BIN)/python scripts/hashes.py write
+
 .PHONY: clean
 clean:  ## remove what runs and tests wrote
 	rm -rf build dist spark-warehouse metastore_db derby.log *.egg-info

@@ -8,6 +8,7 @@ packaging, cmake and ninja::
 The sdist's SHA-256 is checked, three small patches are applied (see ``PATCHES``), and the wheel is
 kept in ``CACHE_DIR`` under a name that holds the torch version, the Python tag, the machine and a
 hash of everything that decides the result, so a second clone of the project finds it there.
+Its own SHA-256 is noted beside it: a wheel that is another one now is not taken, it is built again.
 The last line on standard output is the path of the wheel. With ``--cached CACHE_DIR`` any Python
 3.11 says where the wheel is (nothing when it must be built).
 """
@@ -97,9 +98,34 @@ def wheel_key() -> str:
     return f"horovod-{VERSION}-torch{torch_pin()}-{tag}-{platform.machine()}-{digest}"
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def note_of(wheel: Path) -> Path:
+    """Return where the SHA-256 of a built wheel is noted."""
+    return wheel.with_name(f"{wheel.name}.sha256")
+
+
+def cached(folder: Path) -> Path | None:
+    """Return the wheel in `folder`, None where there is none that is as it was built."""
+    for wheel in sorted(folder.glob("*.whl")):
+        note = note_of(wheel)
+        if not note.is_file():
+            why = "nobody noted its SHA-256 when it was built"
+        elif note.read_text().strip() != sha256(wheel):
+            why = "it is not what was built: its SHA-256 is another"
+        else:
+            return wheel
+        print(f"{wheel} is not taken, {why}; it is built again", file=sys.stderr)
+    return None
+
+
 def unpack(sdist: Path, into: Path) -> Path:
     """Unpack the checked sdist and return the source folder; a wrong hash is an error."""
-    found = hashlib.sha256(sdist.read_bytes()).hexdigest()
+    found = sha256(sdist)
     if found != SDIST_SHA256:
         raise SystemExit(f"{sdist}: sha256 is {found}, expected {SDIST_SHA256}; delete it, re-run")
     with tarfile.open(sdist) as archive:
@@ -165,8 +191,9 @@ def main() -> None:
         return
     cache: Path = options.paths[-1]
     folder = cache / wheel_key()
-    if options.cached or any(folder.glob("*.whl")):
-        print(*sorted(folder.glob("*.whl")))
+    found = cached(folder)
+    if options.cached or found:
+        print(found or "")
         return
     if version("torch").split("+")[0] != torch_pin():
         raise SystemExit(f"torch {version('torch')} is installed, {torch_pin()} is pinned")
@@ -179,12 +206,15 @@ def main() -> None:
         # Two clones may build at once: write beside, then rename.
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
         partial.chmod(0o755)
-        shutil.copy(wheel, partial)
+        built = Path(shutil.copy(wheel, partial))
+        note_of(built).write_text(f"{sha256(built)}\n")
+        if not cached(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             partial.rename(folder)
         except OSError:  # the other one was first; its wheel is the same
             shutil.rmtree(partial)
-    print(*sorted(folder.glob("*.whl")))
+    print(cached(folder))
 
 
 if __name__ == "__main__":

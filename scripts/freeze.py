@@ -1,7 +1,8 @@
 """Write every package of this environment, at its version, into ``constraints.txt``.
 
 Run it after changing a package by hand, then read the diff. The comment at the head of the file is
-kept; recspark itself is left out, and Horovod is written with the version of its sdist.
+kept; recspark itself is left out, and Horovod is written with the version of its sdist. The hashes of
+all files of these versions go into ``constraints-hashes.txt``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ import re
 import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
+
+if __package__:
+    from scripts import hashes
+else:
+    import hashes
 
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 
@@ -43,6 +49,7 @@ def main() -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             print(f"{name}: {before.get(name, 'new')} -> {now.get(name, 'gone')}")
+    hashes.write(CONSTRAINTS)
 
 
 if __name__ == "__main__":

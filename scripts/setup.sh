@@ -4,7 +4,7 @@
 #   scripts/setup.sh            .venv (everything but Airflow)
 #   scripts/setup.sh airflow    .venv-airflow
 #
-# Every version is pinned in constraints*.txt. What takes long is kept outside the clone, in
+# Every version is pinned in constraints*.txt, the hashes of its files in constraints*-hashes.txt. What takes long is kept outside the clone, in
 # RECSPARK_CACHE (default ~/.cache/recspark): uv, the Horovod wheel, the Delta jars; uv keeps its own
 # cache of packages. A stamp in the environment makes a second run a matter of milliseconds, until one
 # of the files it depends on changes.
@@ -105,11 +105,11 @@ end_venv() { # end_venv VENV FILES...
 }
 
 sync_venv() { # sync_venv VENV FILE: exactly the packages of FILE
-  retry "$UV" pip sync --python "$1/bin/python" --build-constraints constraints.txt "$2"
+  retry "$UV" pip sync --python "$1/bin/python" --build-constraints constraints-hashes.txt "$2"
 }
 
-requirements() { # requirements CONSTRAINTS WHEEL: its packages, Horovod from the wheel (none: left out), this clone
-  if [[ -n $2 ]]; then sed "s|^horovod==.*|horovod @ file://$2|" "$1"; else grep -v '^horovod==' "$1"; fi
+requirements() { # requirements CONSTRAINTS WHEEL: its packages with their hashes, Horovod from the wheel (none: left out), this clone
+  "$PYTHON" scripts/hashes.py requirements "$1" "$2" || return 1
   printf -- '-e file://%s\n' "$ROOT"
 }
 
@@ -143,8 +143,9 @@ bring_uv() { # two clones may do this at once
   fi
   "$PYTHON" -m venv --clear "$BOOTSTRAP"
   # setuptools only reads the name out of Horovod's sdist when pip fetches it.
+  "$PYTHON" scripts/hashes.py only uv setuptools >"$logs/uv-requirements.txt" || return 1
   retry "$BOOTSTRAP/bin/python" -m pip install --disable-pip-version-check --retries 5 --timeout 60 \
-    "uv==$(pin uv)" "setuptools==$(pin setuptools)"
+    --require-hashes -r "$logs/uv-requirements.txt"
   touch "$BOOTSTRAP/ready"
 }
 
@@ -164,7 +165,7 @@ fetch_horovod() { # the sdist, with pip's own check of the hash
 }
 
 cached_horovod() { # the path of the wheel; nothing when it must be built
-  "$1" scripts/build_horovod.py --cached "$CACHE/horovod" 2>/dev/null || true
+  "$1" scripts/build_horovod.py --cached "$CACHE/horovod" || true
 }
 
 check_horovod() {
@@ -192,7 +193,7 @@ note_java() { # Spark takes JAVA_HOME, else `java` on PATH. When neither is fit,
 
 # ----------------------------------------------------------------------------------------------- main
 main() {
-  local files=(constraints.txt setup.py scripts/setup.sh scripts/build_horovod.py scripts/delta_jars.py)
+  local files=(constraints.txt constraints-hashes.txt setup.py scripts/{setup.sh,hashes.py,build_horovod.py,delta_jars.py})
   if fresh .venv "${files[@]}" && [[ -x $(cat .venv/.recspark/java 2>/dev/null) ]]; then
     return 0
   fi
@@ -208,7 +209,7 @@ main() {
     builder=$!
     # The compiler needs torch and its own tools first; the other packages come while it works.
     step "torch: and build tools" retry "$UV" pip install --python .venv/bin/python \
-      --build-constraints constraints.txt -c constraints.txt torch numpy setuptools packaging cffi \
+      --build-constraints constraints-hashes.txt -c constraints-hashes.txt torch numpy setuptools packaging cffi \
       cloudpickle psutil pyyaml cmake ninja
     wait "$builder" || { echo "Horovod's sdist could not be fetched: the messages are above" >&2; exit 1; }
     line "horovod: building the wheel beside the other steps ..."
@@ -232,7 +233,7 @@ main() {
 }
 
 airflow() {
-  local files=(constraints-airflow.txt setup.py scripts/setup.sh)
+  local files=(constraints-airflow.txt constraints-airflow-hashes.txt setup.py scripts/{setup.sh,hashes.py})
   fresh .venv-airflow "${files[@]}" && return 0
   echo "Setting up $ROOT/.venv-airflow"
   begin --no-compiler
