@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import build_horovod, delta_jars, freeze
+from scripts import build_horovod, delta_jars, freeze, hashes
 
 ROOT = Path(__file__).parent.parent
 PYTHON = 'case "$1" in -c) echo "{version}" ;; -) echo "{lacks}" ;; esac'
@@ -265,6 +266,58 @@ def test_the_wheel_is_keyed_by_torch_python_and_recipe(monkeypatch: pytest.Monke
     assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in key
     monkeypatch.setitem(build_horovod.FLAGS, "HOROVOD_WITH_MPI", "1")
     assert build_horovod.wheel_key() != key
+
+
+# ------------------------------------------------------------------------------------------- hashes
+@pytest.mark.parametrize("constraints", hashes.ALL, ids=lambda path: path.name)
+def test_every_pin_has_its_hashes(constraints: Path) -> None:
+    found = hashes.hashed(constraints)
+    wanted = freeze.pinned(constraints)
+    assert len(found) == len(wanted) > 100
+    for line in hashes.requirements(constraints, None):
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}$", line), line
+    text = hashes.file_of(constraints).read_text()
+    assert "://" not in text  # files by their content, wherever they come from
+    assert len(hashes.pins(text)) == len(wanted)
+
+
+def test_a_pin_without_hashes_is_named(tmp_path: Path) -> None:
+    pins = tmp_path / "constraints.txt"
+    pins.write_text("# pins\na==1\nb==2\nc==3\n")
+    one = f"--hash=sha256:{'0' * 64}"
+    hashes.file_of(pins).write_text(f"# head\na==1 \\\n    {one}\nb==1 \\\n    {one}\nc==3\n")
+    with pytest.raises(SystemExit, match="has no hashes of b==2, c==3: run `make hashes`"):
+        hashes.hashed(pins)
+
+
+def test_the_wheel_of_the_cache_is_installed_by_its_hash(tmp_path: Path) -> None:
+    wheel = tmp_path / "horovod-0.28.1-x.whl"
+    wheel.write_bytes(b"compiled")
+    lines = [line for line in hashes.requirements(hashes.MAIN, wheel) if "horovod" in line]
+    assert lines == [f"horovod @ file://{wheel} --hash=sha256:{build_horovod.sha256(wheel)}"]
+    assert not [line for line in hashes.requirements(hashes.MAIN, None) if "horovod" in line]
+
+
+def test_a_wheel_that_is_not_what_was_built_is_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = tmp_path / "horovod-0.28.1-x.whl"
+    assert build_horovod.cached(tmp_path) is None
+    wheel.write_bytes(b"compiled")
+    assert build_horovod.cached(tmp_path) is None
+    assert "nobody noted its SHA-256" in capsys.readouterr().err
+    build_horovod.note_of(wheel).write_text(build_horovod.sha256(wheel))
+    assert build_horovod.cached(tmp_path) == wheel
+    wheel.write_bytes(b"compiled by somebody else")
+    assert build_horovod.cached(tmp_path) is None
+    assert "its SHA-256 is another" in capsys.readouterr().err
+
+
+def test_setup_installs_nothing_without_a_hash() -> None:
+    text = (ROOT / "scripts" / "setup.sh").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if re.search(r"pip (install|sync|download) ", line)]
+    assert len(lines) == 4
+    assert [line for line in lines if "hashes" not in line] == []
 
 
 def test_a_wrong_jar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
