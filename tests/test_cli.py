@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.table import Table
 from typer.testing import CliRunner
 
@@ -136,10 +137,15 @@ def test_tune_writes_the_best_of_its_trials(
     assert best.is_best
     assert best.value > 0
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(best.settings)
-    written = (tmp_path / "conf" / "models" / "popular.yaml").read_text()
+    assert (tmp_path / "conf" / "models" / "popular.yaml").read_bytes() == (
+        ROOT / "conf" / "models" / "popular.yaml"
+    ).read_bytes()
+    written = (tmp_path / "conf" / "tuned" / "online_retail" / "popular.yaml").read_text()
     assert written.count("#") == 1
     assert f"ndcg@10 {best.value:.4f}" in written
     assert load_config("test").model_settings["popular"] == json.loads(best.settings)
+    elsewhere = load_config("test", ["source=movielens_small"]).model_settings["popular"]
+    assert elsewhere == yaml.safe_load((ROOT / "conf" / "models" / "popular.yaml").read_text())
 
 
 @pytest.mark.parametrize(

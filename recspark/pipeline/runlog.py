@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Config, digest
+from recspark.masking import mask_value
 from recspark.pipeline.run import StageResult
 from recspark.tables.catalog import TableCatalog, retried
 
@@ -111,7 +112,7 @@ class RunLog:
             dict(result.outputs),
             config,
             code,
-            json.dumps(result.detail, sort_keys=True, default=str),
+            json.dumps(mask_value(result.detail), sort_keys=True, default=str),
             result.rows_in,
             result.rows_out,
             round(seconds, 3),

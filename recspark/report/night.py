@@ -16,6 +16,7 @@ from rich.table import Table
 from recspark.config import Sessions, cutoff_of
 from recspark.data.sessions import is_act
 from recspark.errors import TableNotFoundError
+from recspark.masking import mask
 from recspark.pipeline.run import STAGES, RunContext
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
@@ -42,7 +43,13 @@ def tables_of(catalog: TableCatalog) -> list[dict[str, Any]]:
         size = catalog.size(name)
         rows = catalog.count(name, version)
         out.append(
-            {"table": name, "version": version, "rows": rows, **size, "path": catalog.path(name)}
+            {
+                "table": name,
+                "version": version,
+                "rows": rows,
+                **size,
+                "path": mask(catalog.path(name)),
+            }
         )
     return out
 
