@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +87,8 @@ def build_session(
         **ALWAYS,
         **(extra or {}),
     }
-    with _on_loopback(_master(settings, submitted), conf) as added:
+    given = {*conf, *(name for name, _ in SparkConf().getAll())}
+    with _on_loopback(_master(settings, submitted), given) as added:
         conf = {**conf, **added}
         for key, value in conf.items():
             builder = builder.config(key, value)
@@ -135,20 +136,18 @@ def _master(settings: Spark, submitted: bool) -> str:
 
 
 @contextmanager
-def _on_loopback(master: str, conf: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Give the settings that keep a session of one machine to itself; within the block, the JVM that
-    starts does the same with what has no setting (the UI, a `local-cluster`).
+def _on_loopback(master: str, given: Collection[str]) -> Iterator[dict[str, str]]:
+    """Give the settings that keep a session of one machine to itself, unless they are among the names
+    `given`; within the block, the JVM that starts does the same with what has no setting (the UI, a
+    `local-cluster`).
     """
-    given = {"spark.driver.host", "spark.driver.bindAddress"} & {
-        *conf,
-        *(key for key, _ in SparkConf().getAll()),
-    }
-    if not master.startswith("local") or given or "SPARK_LOCAL_IP" in os.environ:
+    wanted = {"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK}
+    if not master.startswith("local") or {*wanted} & {*given} or "SPARK_LOCAL_IP" in os.environ:
         yield {}
         return
     os.environ["SPARK_LOCAL_IP"] = LOOPBACK
     try:
-        yield {"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK}
+        yield wanted
     finally:
         del os.environ["SPARK_LOCAL_IP"]
 

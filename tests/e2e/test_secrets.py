@@ -55,7 +55,7 @@ def test_a_night_stores_no_secret(small_night: RunContext) -> None:
     assert {"tables/runs", "artifacts/popular"} <= {place.split(".")[0] for place in found}
     config = json.loads(next(iter(_configs(small_night))))
     assert config["spark"]["conf"]["spark.hadoop.fs.s3a.secret.key"] == "***"
-    assert config["spark"]["conf"]["spark.hadoop.planted.uri"] == "https://***@store.example/x"
+    assert config["spark"]["conf"]["spark.hadoop.planted.uri"] == "https://me:***@store.example/x"
 
 
 def _configs(night: RunContext) -> set[str]:
