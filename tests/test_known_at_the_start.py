@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from recspark import session
@@ -139,6 +140,20 @@ def test_the_doctor_reports_each(
         assert (found["java"][0], code) == (False, SetupError.exit_code)
         assert "JAVA_HOME says" in found["java"][1]
     assert not root.exists()
+
+
+def test_the_settings_that_hold_are_printed_without_secrets(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECSPARK_ROOT", str(root))
+    overrides = settings("spark.conf.fs.secret.key=planted-here", "publish.k=7")
+    run = CliRunner().invoke(app, ["settings", "--env", "test", *overrides])
+    found = yaml.safe_load(run.stdout)
+    assert (found["paths"]["root"], found["publish"]["k"]) == (str(root), 7)
+    assert found["spark"]["conf"]["fs.secret.key"] == "***"
+    assert "planted-here" not in run.output
+    page = CliRunner().invoke(app, ["settings", "--markdown"])
+    assert page.stdout == (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def test_a_broken_conf_is_a_finding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
