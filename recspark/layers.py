@@ -22,6 +22,7 @@ from recspark.config import NEIGHBOUR_MODELS, Config, Evaluate, Publish
 from recspark.errors import ConfigError, suggest
 
 OWN_FILE, OWN_SOURCE, OWN_ROOT = "RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"
+_MAX_DEPTH, _MAX_VALUES = 20, 100_000  # of a YAML text; settings have five levels
 _FREE = ("spark.conf.", "source.options.")  # settings with names of any kind
 
 
@@ -190,28 +191,48 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.tag != "tag:yaml.org,2002:str":
                 said = key.value if isinstance(key, yaml.ScalarNode) else "of several values"
-                raise _KeyError(f"line {line}: key {said} is no text; put it in quotes")
+                raise _BadYaml(f"line {line}: key {said} is no text; put it in quotes")
             if key.value in lines:
                 first = lines[key.value]
                 both = f"in lines {first} and {line}" if first != line else f"in line {line}"
-                raise _KeyError(f"key '{key.value}' is there twice, {both}; keep one of them")
+                raise _BadYaml(f"key '{key.value}' is there twice, {both}; keep one of them")
             lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 
-class _KeyError(Exception):
-    """What is wrong with a key."""
+class _BadYaml(Exception):
+    """What is wrong with a key or a value, in words."""
 
 
 def _parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text; raises _KeyError and yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    """Return the value of a YAML text; raises _BadYaml and yaml.YAMLError."""
+    try:
+        data = yaml.load(text, _Loader)  # a SafeLoader
+    except ValueError as error:  # a date that there is not, a number of thousands of digits
+        raise _BadYaml(f"a value is none: {error}") from None
+    except RecursionError:
+        raise _BadYaml("nested too deeply") from None
+    _check_size(data)
+    return data
+
+
+def _check_size(data: Any) -> None:
+    """Refuse what aliases make endless: a list that holds itself, or ten times the one before."""
+    n_values, waiting = 0, [(data, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        n_values += 1
+        if depth > _MAX_DEPTH or n_values > _MAX_VALUES:
+            raise _BadYaml("nested too deeply" if depth > _MAX_DEPTH else "too many values")
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(value, dict | list):
+            waiting += [(each, depth + 1) for each in inner]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = _parse_yaml(path.read_text(encoding="utf-8"))
-    except _KeyError as error:
+    except _BadYaml as error:
         raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML in UTF-8: {error}") from None
@@ -247,7 +268,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     shown = f"{key}={masking.HIDDEN}" if masking.is_secret(key) else text
     try:
         parsed = _parse_yaml(value) if value else ""
-    except _KeyError as error:
+    except _BadYaml as error:
         raise ConfigError(f"--set '{shown}': {error}") from None
     except yaml.YAMLError as error:
         said = "" if masking.is_secret(key) else f": {' '.join(str(error).split())}"

@@ -6,18 +6,20 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from recspark.cli.nightly import DEMO_SETTINGS
 from recspark.config import NEIGHBOUR_MODELS, Config, Paths, _kinds
-from recspark.errors import ConfigError
+from recspark.errors import ConfigError, RecsparkError
 from recspark.layers import load_config, tuned_file
 from recspark.models.registry import MODELS
 from recspark.pipeline.run import check_settings
@@ -212,6 +214,64 @@ def test_no_root_given_on_the_command_line_is_not_the_machines() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- keys
+TENFOLD = ", ".join(f"&{b} [" + f"*{a}, " * 10 + "]" for a, b in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("&a [*a]", "nested too deeply"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        (f"[&a [x], {TENFOLD}]", "too many values"),
+        ("2020-13-45", "a value is none: month must be in"),
+        ("9" * 5000, "a value is none"),
+    ],
+    ids=["itself", "deep", "tenfold", "date", "digits"],
+)  # fmt: skip
+def test_a_value_that_is_none_is_named(value: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config("test", [f"publish.ladder={value}"])
+
+
+VALUES = (
+    "", "null", "[]", "{}", "[1, 2]", "[[a]]", "{a: 1}", "x", "5", "-1", "1e400", ".nan", "true", "[null]",
+    "[popular, popular]", "[popular, {}]", "!!python/object/apply:os.getcwd []", "'\\0'", "{1: 2}", "? ", "a: b: c",
+    "%", "`", "!!binary aGk=", "!!set {a, b}", "12:30:45", "{ladder: null}", "{model: {}}", "{baseline: []}",
+    "{<<: 5}", "2020-01-01",
+)  # fmt: skip
+ODD_KEYS = (
+    "source",
+    "publish",
+    "spark",
+    "a",
+    ".",
+    "models.x",
+    "models..x",
+    "publish.k.x",
+    "spark.conf.",
+    "",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(sorted({dotted for dotted, *_ in fields()} | {*ODD_KEYS})),
+            st.sampled_from(VALUES) | st.text(max_size=20),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_whatever_is_set_is_taken_or_refused_by_name(changes: list[tuple[str, str]]) -> None:
+    with suppress(RecsparkError):  # any other error fails the test
+        config = load_config("test", [f"{key}={value}" for key, value in changes])
+        check_settings(config)
+        assert json.loads(config.resolved())
+        assert len(config.fingerprint()) == 16
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
