@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -43,6 +43,8 @@ from recspark.train.rank import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_HEAD_START_S = 5  # of a rank that hangs over the driver, to end itself and say where it hung
+_ENDING_S = 20  # for a rank to be ended: Horovod waits 5 s twice before it kills
 _SETTLED_S = 10  # executors are still arriving while the number of slots changed this recently
 
 
@@ -76,9 +78,10 @@ def launcher(
 class HorovodLauncher:
     """Ranks are processes beside Spark's Python workers, one per task; gloo connects them.
 
-    Must be called from the main thread (Horovod sets signal handlers). A rank that exchanged
-    nothing for `train.timeout_s` prints the stacks of its threads and ends itself, so that a hung
-    collective ends too. Cost: about 10 s to start, most of it imports.
+    A rank that exchanged nothing for `train.timeout_s` prints the stacks of its threads and ends
+    itself, so that a hung collective ends too. A rank that cannot do that (its process is stopped,
+    its machine paused) is ended by the driver, which hears of every rank once a second; where even
+    that does not help, the driver goes on without it. Cost: about 10 s to start, most of it imports.
     """
 
     def __init__(self, spark: SparkSession, train: Train, tell: Tell = log.info) -> None:
@@ -99,8 +102,12 @@ class HorovodLauncher:
         _await_slots(self._spark, train)
         roots, timeout_s = [SparkFiles.getRootDirectory()], train.timeout_s
         output = _Output()
+        silent: list[str] = []
         try:
-            with Listener(self._spark, self._tell) as listener, _side_effects_undone():
+            with (
+                Listener(self._spark, self._tell) as listener,
+                _without_side_effects() as stop,
+            ):
                 payload = cloudpickle.dumps((fn, args, train.threads, listener.address))
 
                 def boot() -> dict[str, Any]:
@@ -116,28 +123,47 @@ class HorovodLauncher:
 
                     return horovod_rank(payload, timeout_s)
 
-                outcomes = horovod.spark.run(
-                    boot,
-                    num_proc=train.ranks,
-                    start_timeout=train.start_timeout_s,
-                    use_gloo=True,
-                    env=_thread_env(train.threads),
-                    stdout=output,
-                    stderr=output,
-                    verbose=0,
-                    executable=os.environ.get("PYSPARK_PYTHON", sys.executable),
+                training = _in_background(
+                    partial(
+                        horovod.spark.run,
+                        boot,
+                        num_proc=train.ranks,
+                        start_timeout=train.start_timeout_s,
+                        use_gloo=True,
+                        env=_thread_env(train.threads),
+                        stdout=output,
+                        stderr=output,
+                        verbose=0,
+                        executable=os.environ.get("PYSPARK_PYTHON", sys.executable),
+                    )
                 )
+                try:
+                    silent = _watch(training, listener, train)
+                finally:
+                    if not training.done():
+                        self._end(training, stop)
+                outcomes = training.result(timeout=0)
         except TimeoutException as error:
             raise NoSlotsError(
                 f"{train.ranks} ranks found no slot within {train.start_timeout_s} s "
                 f"(train.start_timeout_s): is another job using them? {error}"
             ) from None
         except Exception as error:
+            which = f": {'; '.join(silent)}" if silent else ""
             raise RankFailedError(
                 f"a rank ended without an answer: killed, or hung for {timeout_s} s "
-                f"(train.timeout_s). {error}\nlast output of the ranks:\n{output.tail()}"
+                f"(train.timeout_s){which}. {error}\nlast output of the ranks:\n{output.tail()}"
             ) from error
         return results(outcomes)
+
+    def _end(self, training: Future[Any], stop: threading.Event) -> None:
+        """End ranks and Spark job of a training that does not end itself."""
+        from horovod.spark.driver import job_id
+
+        stop.set()  # Horovod asks each task to end its rank, by SIGKILL where SIGTERM does nothing
+        if not wait([training], _ENDING_S).done:
+            self._spark.sparkContext.cancelJobGroup(f"horovod.spark.run.{job_id.JOB_ID}")
+            wait([training], _ENDING_S)
 
 
 class TaskLauncher:
@@ -232,16 +258,22 @@ def horovod_rank(payload: bytes, timeout_s: int) -> dict[str, Any]:
     too. So the answers of all ranks reach the driver, and with them the first error's own
     traceback.
     """
-    # A watchdog in C: it fires even where Python hangs in a collective. Winding it up takes .4 ms.
-    alive = once_a_second(partial(faulthandler.dump_traceback_later, timeout_s, exit=True))
+    fn, args, threads, address = cloudpickle.loads(payload)
+    tell = Teller(address)
+
+    def beat() -> None:
+        # A watchdog in C: it fires even where Python hangs in a collective. Winding it up: .4 ms.
+        faulthandler.dump_traceback_later(timeout_s, exit=True)
+        tell("")
+
+    alive = once_a_second(beat)
     alive()
     import horovod.torch as hvd
 
-    fn, args, threads, address = cloudpickle.loads(payload)
     torch.set_num_threads(threads)
     hvd.init()
     try:
-        return attempt(HorovodComm(hvd, Teller(address), alive), fn, args)
+        return attempt(HorovodComm(hvd, tell, alive), fn, args)
     finally:
         hvd.shutdown()
         faulthandler.cancel_dump_traceback_later()
@@ -256,15 +288,44 @@ def task_rank(payload: bytes) -> dict[str, Any]:
     return attempt(ThreadComm(0, meeting, tell), fn, args)
 
 
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Start `work` in a thread that nobody has to wait for, not even the end of this process."""
+    future: Future[T] = Future()
+
+    def main() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=main, daemon=True, name="training").start()
+    return future
+
+
+def _watch(training: Future[Any], listener: Listener, train: Train) -> list[str]:
+    """Wait until `training` has ended, [], or ranks have been silent for too long; return which.
+
+    A rank that hangs ends itself a little earlier, and says where it hung.
+    """
+    start_s, timeout_s = train.start_timeout_s, train.timeout_s + _HEAD_START_S
+    while (left := listener.left(train.ranks, start_s, timeout_s)) > 0:
+        if wait([training], min(left, 1)).done:
+            return []
+    return listener.silent(timeout_s) or ["a rank that was never heard of"]
+
+
 @contextmanager
-def _side_effects_undone() -> Iterator[None]:
-    """Restore the signal handlers that Horovod replaces, and keep its job's own thread quiet.
+def _without_side_effects() -> Iterator[threading.Event]:
+    """Yield the event that ends Horovod's ranks, which it would otherwise tie to signals of this
+    process; and keep its job's own thread quiet.
 
     Where a rank is killed, Horovod cancels its Spark job; the thread that waits for the job then
     dies with an error that says nothing more.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = threading.excepthook
+    from horovod.runner import gloo_run
+
+    stop = threading.Event()
+    register, hook = gloo_run.register_shutdown_event, threading.excepthook
 
     def quiet(args: threading.ExceptHookArgs) -> None:
         if args.thread is not None and "run_spark" in args.thread.name:
@@ -272,13 +333,12 @@ def _side_effects_undone() -> Iterator[None]:
         else:
             hook(args)
 
+    gloo_run.register_shutdown_event = lambda: stop
     threading.excepthook = quiet
     try:
-        yield
+        yield stop
     finally:
-        threading.excepthook = hook
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        gloo_run.register_shutdown_event, threading.excepthook = register, hook
 
 
 class _Output:

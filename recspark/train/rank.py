@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -84,9 +84,11 @@ def results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
 
 
 class Pulse:
-    """When there was last a sign of life."""
+    """When there was last a sign of life; `of` says whose, `ended` that none is to come."""
 
     def __init__(self) -> None:
+        self.of = ""
+        self.ended = False
         self._at = time.monotonic()
 
     def beat(self) -> None:
@@ -101,12 +103,14 @@ class Listener:
     """Passes on what ranks tell while they run, a line at a time, over TCP.
 
     `address` is (host, port, token); who does not begin with the token is not listened to. Every
-    line beats `pulse`, an empty one does nothing else.
+    line beats `pulse` and the pulse of its rank, an empty one does nothing else.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
         host = str(spark.sparkContext._jsc.sc().env().rpcEnv().address().host())
         self.pulse = Pulse()
+        self._begun = Pulse()
+        self._ranks: list[Pulse] = []  # those that were heard of
         self._tell = tell
         self._one_at_a_time = threading.Lock()
         self._readers: list[threading.Thread] = []
@@ -124,6 +128,24 @@ class Listener:
         for reader in self._readers:
             reader.join(5)  # the ranks have ended: what they told last is on its way
 
+    def left(self, ranks: int, start_s: float, timeout_s: float) -> float:
+        """Return the seconds until one of `ranks` was silent for `timeout_s`, 0 or less once one was.
+
+        A rank has `start_s` more to be heard of at all. One whose connection has ended has ended
+        itself, which is for others to see.
+        """
+        heard = list(self._ranks)
+        left = [pulse.left(timeout_s) for pulse in heard if not pulse.ended]
+        if len(heard) < ranks:
+            left.append(self._begun.left(start_s + timeout_s))
+        return min(left, default=timeout_s)
+
+    def silent(self, timeout_s: float) -> list[str]:
+        """Return which ranks were silent for `timeout_s`."""
+        heard = list(self._ranks)
+        quiet = [pulse for pulse in heard if not pulse.ended and pulse.left(timeout_s) <= 0]
+        return [pulse.of or "a rank that has not begun" for pulse in quiet]
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
@@ -135,11 +157,21 @@ class Listener:
     def _pass_on(self, connection: socket.socket) -> None:
         with suppress(OSError), connection, connection.makefile(encoding="utf-8") as lines:
             if lines.readline().strip() == self.address[2]:
-                for line in lines:
-                    self.pulse.beat()
-                    if text := line.rstrip("\n"):
-                        with self._one_at_a_time:
-                            self._tell(text)
+                mine = Pulse()
+                self._ranks.append(mine)
+                try:
+                    self._read(lines, mine)
+                finally:
+                    mine.ended = True
+
+    def _read(self, lines: Iterable[str], mine: Pulse) -> None:
+        for line in lines:
+            self.pulse.beat()
+            mine.beat()
+            if text := line.rstrip("\n"):
+                mine.of = mine.of or text  # a rank begins with its place
+                with self._one_at_a_time:
+                    self._tell(text)
 
 
 class Teller:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -199,6 +201,35 @@ def test_a_killed_rank_raises_and_the_session_is_usable(spark: Any) -> None:
         launcher(spark, train()).run(fn)
     assert "the last words" in str(caught.value)
     assert spark.range(10).count() == 10
+
+
+def freezing() -> Callable[..., Any]:
+    def fn(comm: Any) -> None:
+        import os
+        import signal
+
+        import torch
+
+        comm.allreduce(torch.ones(1))
+        if comm.rank == comm.size - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)  # all its threads, a watchdog's among them
+        comm.allreduce(torch.ones(1))
+
+    return fn
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.horovod)])
+def test_a_frozen_rank_is_ended_by_the_driver(spark: Any, ranks: int) -> None:
+    told: list[str] = []
+    with pytest.raises(RankFailedError, match=r"hung for 3 s \(train.timeout_s\)") as caught:
+        launcher(spark, train(ranks=ranks, timeout_s=3), tell=told.append).run(freezing())
+    frozen = next(line for line in told if line.startswith(f"rank {ranks - 1} on host"))
+    if ranks > 1:
+        assert frozen in str(caught.value)
+    with suppress(psutil.NoSuchProcess):  # its killer may still be about to
+        psutil.Process(int(frozen.rpartition("pid ")[2])).wait(60)
+    assert spark.range(0, 10, 1, 2).count() == 10  # on both slots
 
 
 @pytest.mark.horovod
