@@ -364,6 +364,11 @@ class Publish(Section):
     )
     min_full_lists: float = Field(0.99, ge=0, le=1, description="gate: share of lists with k items")
 
+    @property
+    def needed_models(self) -> frozenset[str]:
+        """Return the models without which nothing is published; any other fails alone."""
+        return frozenset((self.model, *self.ladder, self.neighbours_model))
+
 
 class Tune(Section):
     """How `recspark tune` searches."""

@@ -23,7 +23,7 @@ def stage(
     repin: Repin = False,
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
-    from recspark.pipeline.run import STAGES, execute, open_night
+    from recspark.pipeline.run import STAGES, execute_models, open_night
 
     found = {s.name: s for s in STAGES}
     if name not in found:
@@ -40,7 +40,8 @@ def stage(
         progress=reporter(),
     )
     try:
-        for each in chosen.models(context.config.models, (model,) if model else ()):
-            execute(context, chosen, each)
+        models = chosen.models(context.config.models, (model,) if model else ())
+        for error in execute_models(context, chosen, models).values():
+            raise error
     finally:
         context.spark.stop()

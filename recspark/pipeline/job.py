@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import date
 
 from recspark.errors import RecsparkError
-from recspark.pipeline.run import STAGES, execute, open_night
+from recspark.pipeline.run import STAGES, execute_models, open_night
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
@@ -52,8 +52,9 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
         )
         try:
             asked = getattr(arguments, "model", None) or ()
-            for model in chosen.models(context.config.models, asked):
-                execute(context, chosen, model)
+            models = chosen.models(context.config.models, asked)
+            for error in execute_models(context, chosen, models).values():
+                raise error
         finally:
             context.spark.stop()
     except RecsparkError as error:
