@@ -36,6 +36,7 @@ def stage(
         force=force,
         repin=repin,
         trains=chosen.trains,
+        models=(model,) if model else None,
         app=f"recspark {name}",
         progress=reporter(),
     )

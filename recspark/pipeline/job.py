@@ -48,6 +48,7 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             repin=getattr(arguments, "repin", False),
             app=f"recspark {stage}",
             trains=chosen.trains,
+            models=getattr(arguments, "model", None),
             progress=lambda text: print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True),
         )
         try:

@@ -349,6 +349,21 @@ def check_settings(config: Config) -> None:
         )
 
 
+def check_slots(config: Config, models: Sequence[str]) -> None:
+    """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at once."""
+    from recspark.errors import NoSlotsError
+    from recspark.models.registry import MODELS
+    from recspark.session import most_slots
+
+    ranks, slots = config.train.ranks, most_slots(config.spark)
+    networks = [name for name in models if name in MODELS and "neural" in MODELS[name].tags]
+    if networks and slots is not None and ranks > slots:
+        raise NoSlotsError(
+            f"{', '.join(networks)}: train.ranks = {ranks} need as many task slots, spark.master = "
+            f"{config.spark.master} has {slots}: set train.ranks={max(slots, 1)}, or give Spark more"
+        )
+
+
 def open_night(
     env: str,
     run_date: date,
@@ -358,12 +373,14 @@ def open_night(
     repin: bool = False,
     app: str = "recspark",
     trains: bool = False,
+    models: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> RunContext:
     """Return the context of one night: settings checked, session started, run begun or found again.
 
-    `trains` starts the session with the training profile. Raises ConfigError, or SetupError where
-    `paths.root` cannot be written, before Spark starts.
+    `trains` starts the session with the training profile, for `models` or all of the night. Raises
+    ConfigError, SetupError where `paths.root` cannot be written, or NoSlotsError where a model wants
+    more ranks than there can be tasks at once, before Spark starts.
     """
     from recspark import storage
     from recspark.layers import load_config
@@ -371,6 +388,8 @@ def open_night(
     config = load_config(env, overrides)
     check_settings(config)  # a wrong setting is an error now, not at 3 am
     storage.check_writable(storage.absolute(config.paths.root))
+    if trains:
+        check_slots(config, config.models if models is None else models)
 
     from recspark.pipeline.runlog import open_run
     from recspark.session import TRAINING, build_session
