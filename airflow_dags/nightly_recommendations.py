@@ -1,7 +1,9 @@
 """The nightly run as an Airflow DAG, built from the stage list: one spark-submit per stage and
 model.
 
-Imports neither Spark nor torch. What the deployment decides comes from environment variables:
+A model that nothing published needs may fail: the others are evaluated and published, and the run
+of the DAG is shown as failed. Imports neither Spark nor torch. What the deployment decides comes
+from environment variables:
 
 RECSPARK_HOME      the checkout or install that holds `jobs/` and `conf/`; default: beside this file
 RECSPARK_VENV      the virtual environment that spark-submit and its Python come from;
@@ -24,19 +26,21 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import yaml
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import DAG, Param
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, BaseOperator, Param
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 HOME = Path(os.environ.get("RECSPARK_HOME") or Path(__file__).resolve().parent.parent)
 if str(HOME) not in sys.path:
     sys.path.insert(0, str(HOME))
 
+from recspark.layers import load_config  # noqa: E402
 from recspark.pipeline.run import STAGES, Stage  # noqa: E402
 
 ENV = os.environ.get("RECSPARK_ENV", "cluster")
 SETTINGS = json.loads(os.environ.get("RECSPARK_SET", "[]"))
+CONFIG = load_config(ENV, SETTINGS, folder=HOME / "conf")
 RETRIES = int(os.environ.get("RECSPARK_RETRIES", "2"))
 VENV = os.environ.get("RECSPARK_VENV", str(HOME / ".venv"))
 # The day that the interval starts with; `ds` differs from it in a manual run, and has no meaning in
@@ -45,19 +49,6 @@ VENV = os.environ.get("RECSPARK_VENV", str(HOME / ".venv"))
 RUN_DATE = "{{ params.run_date or (data_interval_start | ds) }}"
 # One rank gets one executor, and a second attempt of a rank would hang the others.
 TRAINING_CONF = {"spark.speculation": "false", "spark.dynamicAllocation.enabled": "false"}
-
-
-def models() -> list[str]:
-    """Return the models of the night: `--set models=...`, else the YAML files."""
-    for setting in SETTINGS:
-        key, _, value = setting.partition("=")
-        if key == "models":
-            return list(yaml.safe_load(value))
-    found: list[str] = []
-    own = [Path(name)] if (name := os.environ.get("RECSPARK_SETTINGS")) else []
-    for path in (HOME / "conf" / "base.yaml", HOME / "conf" / "env" / f"{ENV}.yaml", *own):
-        found = (yaml.safe_load(path.read_text()) or {}).get("models", found)
-    return found
 
 
 def worker_env() -> dict[str, str]:
@@ -93,6 +84,26 @@ def submit(stage: Stage, model: str = "") -> SparkSubmitOperator:
     )
 
 
+def ended(tasks: dict[str, SparkSubmitOperator]) -> list[BaseOperator]:
+    """Return what has to succeed before the next stage of all models, given each model's last task.
+
+    Models that something published needs, and one task that succeeds once the others have ended,
+    however they did. Beside it, at the end of the graph, is one that fails where any model did: a
+    run of the DAG is as its last tasks are.
+    """
+    needed = [task for model, task in tasks.items() if model in CONFIG.publish.needed_models]
+    others = [task for task in tasks.values() if task not in needed]
+    if not others:
+        return needed
+    all_ended = EmptyOperator(task_id="other_models_ended", trigger_rule="all_done")
+    every_model = EmptyOperator(task_id="every_model_succeeded")
+    for task in others:
+        task >> all_ended
+    for task in tasks.values():
+        task >> every_model
+    return [*needed, all_ended]
+
+
 with DAG(
     dag_id="nightly_recommendations",
     description="Raw events of one day to fresh top-N lists in Delta tables",
@@ -115,17 +126,17 @@ with DAG(
     },
     tags=["recspark"],
 ) as dag:
-    before: list[SparkSubmitOperator] = []
+    before: list[BaseOperator] = []
     per_model: dict[str, SparkSubmitOperator] = {}
     for stage in STAGES:
         if stage.per_model:
-            for model in models():
+            for model in CONFIG.models:
                 task = submit(stage, model)
                 for upstream in [per_model[model]] if model in per_model else before:
                     upstream >> task
                 per_model[model] = task
         else:
             task = submit(stage)
-            for upstream in list(per_model.values()) or before:
+            for upstream in ended(per_model) or before:
                 upstream >> task
             before, per_model = [task], {}

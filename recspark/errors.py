@@ -124,6 +124,12 @@ class DamagedFileError(RecsparkError):
     exit_code = 24
 
 
+class ModelsFailedError(RecsparkError):
+    """The night is published, but without models that nothing published needs: they failed alone."""
+
+    exit_code = 25
+
+
 class FeedError(RecsparkError):
     """Training rows read do not equal the rows planned, or a rank has nothing to read."""
 

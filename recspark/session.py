@@ -168,6 +168,28 @@ def executor_slots(spark: SparkSession) -> int:
     return int(spark.sparkContext.defaultParallelism)
 
 
+def most_slots(settings: Spark) -> int | None:
+    """Return how many tasks Spark may run at once, as far as the settings say; None = they do not.
+
+    At most: of a machine's cores a container may have fewer. Under spark-submit it says, not these.
+
+    >>> most_slots(Spark(master="local[3]")), most_slots(Spark(master="local-cluster[2,4,1024]"))
+    (3, 8)
+    >>> most_slots(Spark(master="local[6,2]", conf={"spark.task.cpus": "4"})), most_slots(Spark())
+    (1, None)
+    """
+    if settings.master is None or "PYSPARK_GATEWAY_PORT" in os.environ:
+        return None
+    form = re.fullmatch(r"local(-cluster)?(?:\[\s*(\d+|\*)\s*(?:,\s*(\d+))?.*\])?", settings.master)
+    if form is None:
+        return None
+    cluster, first, second = form.groups()
+    cores = len(os.sched_getaffinity(0)) if first == "*" else int(first or 1)
+    if cluster:
+        cores *= int(second or 1)
+    return cores // int(settings.conf.get("spark.task.cpus", "1"))
+
+
 def together(spark: SparkSession, *work: Callable[[], _T]) -> Sequence[_T]:
     """Run pieces of work in threads of their own; return their results in the order given.
 

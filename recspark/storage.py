@@ -20,6 +20,8 @@ import numpy.typing as npt
 from recspark.errors import SetupError
 
 COMPLETE = "_complete"
+_SEAL = "sha256"  # the key of a JSON file's checksum of the rest
+_CHANGED = "its bytes are not those that were written"
 
 
 def join(base: str, *parts: str) -> str:
@@ -124,23 +126,56 @@ def write_json(uri: str, data: object) -> None:
     write_bytes(uri, json.dumps(data, indent=1, sort_keys=True, default=str).encode())
 
 
-def read_array(uri: str, *, mmap: bool = False) -> npt.NDArray[Any]:
+def read_sealed(uri: str) -> dict[str, Any]:
+    """Return what `write_sealed` wrote; ValueError where the file says anything else by now."""
+    try:
+        found = read_json(uri)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    seal = found.pop(_SEAL, None) if isinstance(found, dict) else None
+    if seal is None or seal != _digest(found):
+        raise ValueError("it has changed since it was written")
+    return cast("dict[str, Any]", found)
+
+
+def write_sealed(uri: str, data: dict[str, Any]) -> None:
+    """Write `data` as JSON that holds its own checksum. Floats come back as the same bits."""
+    plain = json.loads(json.dumps(data, default=str))
+    write_json(uri, {**plain, _SEAL: _digest(plain)})
+
+
+def _digest(data: object) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def read_array(uri: str, *, mmap: bool = False, checksum: str = "") -> npt.NDArray[Any]:
     """Return the array of a `.npy` file; `mmap` shares local files between workers. Never
     unpickles.
+
+    Raises ValueError where `checksum`, of `write_array`, is not that of the file's bytes: type and
+    shape are among them. Cost of that: the file is read once more where it is mapped.
     """
     if mmap and is_local(uri):
+        if checksum and sha256(uri) != checksum:
+            raise ValueError(_CHANGED)
         return cast(
             "npt.NDArray[Any]",
             np.load(uri.removeprefix("file://"), mmap_mode="r", allow_pickle=False),
         )
-    return cast("npt.NDArray[Any]", np.load(io.BytesIO(read_bytes(uri)), allow_pickle=False))
+    data = read_bytes(uri)
+    if checksum and hashlib.sha256(data).hexdigest() != checksum:
+        raise ValueError(_CHANGED)
+    return cast("npt.NDArray[Any]", np.load(io.BytesIO(data), allow_pickle=False))
 
 
-def write_array(uri: str, array: npt.NDArray[Any]) -> None:
-    """Write `array` as a `.npy` file; object arrays raise ValueError."""
+def write_array(uri: str, array: npt.NDArray[Any]) -> str:
+    """Write `array` as a `.npy` file and return the SHA-256 of its bytes; object arrays raise
+    ValueError.
+    """
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_bytes(uri, buffer.getvalue())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def remove(uri: str) -> None:

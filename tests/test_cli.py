@@ -16,8 +16,11 @@ from typer.testing import CliRunner
 from recspark import __version__
 from recspark.cli import app
 from recspark.cli.common import console, reporter
+from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
 from recspark.layers import load_config
+from recspark.models.base import FitOptions
+from recspark.models.popular import Popular, PopularModel
 from recspark.pipeline.run import RunContext
 from recspark.pipeline.tune import holds
 from recspark.tables.catalog import TableCatalog
@@ -122,8 +125,20 @@ def test_tune_writes_the_best_of_its_trials(
         "--set",
         root,
     ]
+    scratches: list[str] = []
+    fit = Popular.fit
+
+    def seen(self: Popular, data: Dataset, options: FitOptions) -> PopularModel:
+        scratches.append(options.scratch)
+        return fit(self, data, options)
+
+    monkeypatch.setattr(Popular, "fit", seen)
     done = runner.invoke(app, ["tune", *arguments])
     assert done.exit_code == 0, done.output
+    checkpoints = tmp_path / "root" / "checkpoints" / NIGHT  # item2vec needs one on a cluster
+    assert {Path(scratch).parent for scratch in scratches} == {checkpoints}
+    assert len(set(scratches)) == 3
+    assert not list(checkpoints.glob("*"))
     catalog = TableCatalog(small_night.spark, str(tmp_path / "root" / tables.name))
     trials = sorted(
         catalog.read("tuning", catalog.version("tuning")).collect(), key=lambda r: r.trial

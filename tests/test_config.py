@@ -7,6 +7,8 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import date
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ from pydantic.fields import FieldInfo
 
 from recspark.cli.nightly import DEMO_SETTINGS
 from recspark.config import NEIGHBOUR_MODELS, Config, Paths, _kinds
-from recspark.errors import ConfigError, RecsparkError
+from recspark.errors import ConfigError, NoSlotsError, RecsparkError
 from recspark.layers import load_config, tuned_file
 from recspark.models.registry import MODELS
-from recspark.pipeline.run import check_settings
+from recspark.pipeline.run import check_settings, open_night
 from recspark.report.settings_page import _sections, settings_page
 from tests.conftest import ROOT
 
@@ -118,6 +120,44 @@ def test_what_a_typo_makes_of_a_setting_is_named(override: str, says: str) -> No
 def test_a_name_that_does_nothing_is_an_error_before_the_night(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_settings(load_config("test", [override]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "models", "refused"),
+    [
+        (["train.ranks=3", "models=[popular, item_knn, ease, multvae]"], None, True),
+        (["train.ranks=2", "models=[popular, item_knn, ease, multvae]"], None, False),
+        (["train.ranks=3", "models=[popular, item_knn, ease, multvae]"], ("ease",), False),
+        (["train.ranks=3", "models=[popular, item_knn, ease, als]"], None, False),
+    ],
+)
+def test_more_ranks_than_slots_are_known_before_spark_starts(
+    settings: list[str], models: tuple[str, ...] | None, refused: bool, tmp_path: Path
+) -> None:
+    """On local[2]; only a network trains on ranks."""
+    started: list[str] = []
+    with pytest.raises(NoSlotsError if refused else Started) as caught:
+        open_night(
+            "test",
+            date(2024, 5, 31),
+            [*settings, f"paths.root={tmp_path}"],
+            trains=True,
+            models=models,
+            progress=partial(stop, started),
+        )
+    assert bool(started) != refused
+    if refused:
+        assert "multvae: train.ranks = 3" in str(caught.value)
+        assert "set train.ranks=2" in str(caught.value)
+
+
+class Started(Exception):
+    """Spark would start now."""
+
+
+def stop(started: list[str], text: str) -> None:
+    started.append(text)
+    raise Started
 
 
 def test_yaml_in_another_encoding_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from recspark.cli.common import Env, RunDate, Set, console, parse_date, reporter
+from recspark.errors import ModelsFailedError
 
 DEMO_NIGHT = "2010-12-09"
 # Whatever the environment names: the demo is of the bundled data.
@@ -30,7 +31,8 @@ def nightly(
     """Run every stage of one night: ingest, sessionize, features, train, recommend, evaluate,
     publish.
 
-    A second run of the same night takes what is recorded; nothing changes.
+    A second run of the same night takes what is recorded; nothing changes. A model that failed
+    alone is named at the end, with an exit code of its own, and tried again by a second run.
     """
     from recspark.pipeline.run import check_landing, night, open_night
     from recspark.report.night import print_night
@@ -46,13 +48,19 @@ def nightly(
         check=lambda config: check_landing(config, day),
         progress=reporter(started),
     )
+    failed = None
     try:
-        night(context)
+        try:
+            night(context)
+        except ModelsFailedError as error:
+            failed = error  # told below what is published
         if report:
             print_night(context, console)
         console.print(f"night of {run_date} done in {time.monotonic() - started:.0f} s")
     finally:
         context.spark.stop()
+    if failed:
+        raise failed
 
 
 def demo(set_: Set = None, force: Force = False) -> None:

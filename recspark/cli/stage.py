@@ -23,7 +23,7 @@ def stage(
     repin: Repin = False,
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
-    from recspark.pipeline.run import STAGES, check_stage, execute, open_night
+    from recspark.pipeline.run import STAGES, check_stage, execute_models, open_night
 
     found = {s.name: s for s in STAGES}
     if name not in found:
@@ -37,11 +37,13 @@ def stage(
         repin=repin,
         trains=chosen.trains,
         check=lambda config: check_stage(config, night, chosen, asked),
+        models=asked or None,
         app=f"recspark {name}",
         progress=reporter(),
     )
     try:
-        for each in chosen.models(context.config.models, asked):
-            execute(context, chosen, each)
+        models = chosen.models(context.config.models, asked)
+        for error in execute_models(context, chosen, models).values():
+            raise error
     finally:
         context.spark.stop()

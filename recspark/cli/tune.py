@@ -40,6 +40,7 @@ def tune(
         app=f"recspark tune {model}",
         trains=True,
         check=lambda _config: search_space(model),
+        models=(model,),
         progress=report,
     )
 

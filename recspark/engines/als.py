@@ -340,8 +340,9 @@ class BlockedAls:
 
     def _resume(self) -> bool:
         """Take the newest checkpoint of the same factorisation; False where there is none."""
+        plan = self._plan
         place, self.losses = als_checkpoint.latest(
-            self._plan.scratch, self._plan.iterations, self._identity
+            self._context, plan.scratch, plan.iterations, self._identity, plan.progress
         )
         if not place:
             return False
@@ -359,7 +360,7 @@ class BlockedAls:
             files = als_checkpoint.files(place, side.name)
 
             def read(
-                records: Iterable[tuple[int, Any]], files: dict[int, str] = files
+                records: Iterable[tuple[int, Any]], files: dict[int, als_checkpoint.File] = files
             ) -> Iterator[tuple[int, Solved]]:
                 for key, _ in records:
                     x = als_checkpoint.read(files[key])

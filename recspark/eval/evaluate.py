@@ -228,6 +228,29 @@ def evaluate(
     ]
 
 
+def nobody_known(
+    users: DataFrame, settings: Evaluate, *, run_date: date, kind: str, cutoff: datetime
+) -> list[MetricRow]:
+    """Return the rows of table `metrics` where no item has an event before the cutoff.
+
+    Nothing can be compared: of `evaluate`'s rows only those of model `population`, in which
+    everyone and everything is new. Two jobs, which count.
+    """
+    asked = users.where(in_sample(users, settings))
+    n_users, n_items = asked.agg(F.count(F.lit(1)), F.sum(F.size("items"))).collect()[0]
+    counts = {
+        "n_users": n_users,
+        "n_cold_users": n_users,
+        "n_cold_items_in_truth": n_items or 0,
+    }
+    head = (run_date, kind, cutoff, settings.horizon_days, POPULATION)
+    return [
+        MetricRow(*head, mode, "all", metric, 0, float(n), n_users)
+        for mode in schema.MODES
+        for metric, n in counts.items()
+    ]
+
+
 # --- all that is known of a user, as rows (kernel.py says which) --------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from pyspark.sql import DataFrame
@@ -10,6 +11,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Config
 from recspark.data.interactions import before, queries
+from recspark.errors import EmptyDataError
 from recspark.eval import evaluate as scoring
 from recspark.eval import ratings
 from recspark.eval.evaluate import MetricRow
@@ -17,15 +19,22 @@ from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
 from recspark.models.ratings import predicted
 from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.train import load_model
+from recspark.pipeline.runlog import OK
+from recspark.pipeline.train import NOT_FITTED, load_model
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 
+NOT_COMPARED = "not_compared"  # in the detail of the `runs` row: model -> why
 PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
 
 def evaluate(context: RunContext) -> StageResult:
-    """Write the ladder's backtest lists to `candidates`, and tonight's rows of `metrics`."""
+    """Write the ladder's backtest lists to `candidates`, and tonight's rows of `metrics`.
+
+    A model that failed, or that had too little before the cutoff, is not compared: `detail` says
+    why. Before a shop's first horizon is over there is nothing to compare, and `metrics` holds the
+    users and what they bought alone.
+    """
     config, catalog = context.config, context.catalog
     cutoff, settings = context.backtest_cutoff, context.config.evaluate
     everyone = context.read("histories")
@@ -55,12 +64,12 @@ def evaluate(context: RunContext) -> StageResult:
             ladder[0].unionByName(ladder[1]),
             {"run_date": context.run_date, "model": PUBLISHED},
         ),
-        lambda: scoring.catalogue(
+        lambda: known_items(
             context.read("item_features").where(at), context.read("interactions").where(at)
         ),
     )
     assert isinstance(written, TableVersion)
-    assert isinstance(items, Catalogue)
+    assert isinstance(items, Catalogue | None)
     lists = catalog.read("candidates", written.version).where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
     )
@@ -71,20 +80,31 @@ def evaluate(context: RunContext) -> StageResult:
         .join(activity, on="user_idx", how="inner")
     )
     users = scoring.population(truths, known)
-    rows = scoring.evaluate(
-        lists,
-        users,
-        items,
-        settings,
-        run_date=context.run_date,
-        kind="backtest",
-        cutoff=cutoff,
-        models=(*config.models, PUBLISHED),
-    )
+    left_out = not_compared(context)
+    for model, why in left_out.items():
+        context.progress(f"  {model} is not compared: {why}")
+    compared = [model for model in config.models if model not in left_out]
+    steps = {config.publish.model, *config.publish.ladder}
+    if items is None:
+        context.progress(f"  nothing to compare yet: no event before {cutoff:%Y-%m-%d}")
+        rows = scoring.nobody_known(
+            users, settings, run_date=context.run_date, kind="backtest", cutoff=cutoff
+        )
+    else:
+        rows = scoring.evaluate(
+            lists,
+            users,
+            items,
+            settings,
+            run_date=context.run_date,
+            kind="backtest",
+            cutoff=cutoff,
+            models=(*compared, PUBLISHED) if steps & set(compared) else compared,
+        )
     if config.features.explicit:
-        rows += rating_rows(context, everyone)
+        rows += rating_rows(context, everyone, compared)
     past = published_lists(context)
-    if past is not None:
+    if past is not None and items is not None:
         rows += scoring.evaluate(
             past,
             users,
@@ -99,11 +119,37 @@ def evaluate(context: RunContext) -> StageResult:
     frame = context.spark.createDataFrame(rows, schema.METRICS)
     metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
     outputs = {"candidates": written.version, "metrics": metrics.version}
-    return StageResult(outputs, context.count("histories"), metrics.rows)
+    detail = {NOT_COMPARED: left_out} if left_out else {}
+    return StageResult(outputs, context.count("histories"), metrics.rows, detail)
 
 
-def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:
-    """Return rmse and mae of each model that predicts ratings, of items new to the user; k is 0.
+def known_items(items: DataFrame, interactions: DataFrame) -> Catalogue | None:
+    """Return the catalogue of the backtest; None where no item has an event before its cutoff."""
+    try:
+        return scoring.catalogue(items, interactions)
+    except EmptyDataError:
+        return None
+
+
+def not_compared(context: RunContext) -> dict[str, str]:
+    """Return model -> why it has no lists of the backtest, of this night's models without."""
+    day = f"{context.backtest_cutoff:%Y-%m-%d}"
+    out = {}
+    for model in context.config.models:
+        rows = [context.runlog.find(stage, model) for stage in ("train", "recommend")]
+        failed = [row for row in rows if row is not None and row.status != OK]
+        if failed:
+            out[model] = f"{failed[0].stage} failed, {failed[0].detail.get('error')}"
+        elif None in rows:
+            out[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
+        elif why := rows[0].detail.get(NOT_FITTED, {}).get(day):  # type: ignore[union-attr]
+            out[model] = why
+    return out
+
+
+def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str]) -> list[MetricRow]:
+    """Return rmse and mae of each of `models` that predicts ratings, of items new to the user; k is
+    0.
 
     `n_unknown_ratings` counts the pairs that a model knew nothing of: the mean rating stood for them.
     """
@@ -112,12 +158,14 @@ def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:
     asked = queries(before(everyone, cutoff, keep_empty=True), "repeat").join(
         wanted, on="user_idx", how="inner"
     )
-    known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))
     guesses = {
         name: predicted(model, asked)
-        for name in context.config.models
+        for name in models
         if (model := load_model(context, name, cutoff)).rates
     }
+    if not guesses:
+        return []
+    known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))
     found = ratings.errors(guesses, known)
     head = (context.run_date, "backtest", cutoff, horizon)
     return [

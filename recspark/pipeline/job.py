@@ -12,7 +12,7 @@ from datetime import date
 
 from recspark import masking
 from recspark.errors import RecsparkError
-from recspark.pipeline.run import STAGES, check_stage, execute, open_night
+from recspark.pipeline.run import STAGES, check_stage, execute_models, open_night
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
@@ -52,11 +52,13 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             app=f"recspark {stage}",
             trains=chosen.trains,
             check=lambda config: check_stage(config, arguments.run_date, chosen, asked),
+            models=asked or None,
             progress=lambda text: print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True),
         )
         try:
-            for model in chosen.models(context.config.models, asked):
-                execute(context, chosen, model)
+            models = chosen.models(context.config.models, asked)
+            for error in execute_models(context, chosen, models).values():
+                raise error
         finally:
             context.spark.stop()
     except RecsparkError as error:

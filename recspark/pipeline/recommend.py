@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import reduce
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -10,27 +11,28 @@ from pyspark.sql import functions as F
 from recspark.config import Mode
 from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_horizon, in_sample
+from recspark.models.base import RecommenderModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.train import load_model
+from recspark.pipeline.train import backtest_model, load_model
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
     """One model's lists: as of tonight of every active user that is scored (`activity.to_score`), and
-    of the backtest's users in both modes.
+    of the backtest's users in both modes, where there is a model of the backtest.
     """
     config, catalog = context.config, context.catalog
     everyone = context.read("histories")
     k = config.n_candidates
     tonight, earlier = context.cutoff, context.backtest_cutoff
-    parts: list[tuple[datetime, Mode, DataFrame]] = [
-        (tonight, config.publish.mode, to_score(context)),
+    parts: list[tuple[datetime, Mode, RecommenderModel, DataFrame]] = [
+        (tonight, config.publish.mode, load_model(context, model, tonight), to_score(context)),
     ]
-    tested = backtest_users(context, everyone)
-    parts += [(earlier, "novel", tested), (earlier, "repeat", tested)]
+    if (past := backtest_model(context, model)) is not None:
+        tested = backtest_users(context, everyone)
+        parts += [(earlier, "novel", past, tested), (earlier, "repeat", past, tested)]
     frames = []
-    for cutoff, mode, users in parts:
-        fitted = load_model(context, model, cutoff)
+    for cutoff, mode, fitted, users in parts:
         lists = fitted.recommend(queries(users, mode), k)
         frames.append(
             lists.select(
@@ -44,7 +46,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
                 "score",
             )
         )
-    rows = frames[0].unionByName(frames[1]).unionByName(frames[2])
+    rows = reduce(DataFrame.unionByName, frames)
     written = catalog.replace_slice(
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )

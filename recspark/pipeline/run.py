@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -15,6 +16,8 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from recspark.errors import ModelsFailedError, RecsparkError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from recspark.tables.catalog import TableCatalog
 
 log = logging.getLogger("recspark")
+
+_SAID = 600  # characters of an error that are shown
+_TRACED = 4000  # characters of a traceback that `runs` keeps
 
 
 @dataclass(frozen=True)
@@ -185,8 +191,11 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     try:
         result = function(context, model) if stage.per_model else function(context)
     except Exception as error:
-        named = damage.named(error, context.catalog.root)
-        if named is None:
+        named = damage.named(error, context.catalog.root) or error
+        if stage.per_model:
+            seconds = time.monotonic() - clock
+            _record_failure(context, stage, model, inputs, named, started, seconds)
+        if named is error:
             raise
         raise named from error
     seconds = time.monotonic() - clock
@@ -213,11 +222,82 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     return result
 
 
-def night(context: RunContext) -> None:
-    """Run every stage of the night in order."""
-    for stage in STAGES:
-        for model in stage.models(context.config.models):
+def execute_models(
+    context: RunContext, stage: Stage, models: Sequence[str]
+) -> dict[str, Exception]:
+    """Run one stage for each of `models`, ("",) once; return the errors of those that failed alone.
+
+    A model that nothing published needs (`Publish.needed_models`) fails alone; any other error is
+    raised.
+    """
+    alone: dict[str, Exception] = {}
+    for model in models:
+        try:
             execute(context, stage, model)
+        except Exception as error:
+            if not model or model in context.config.publish.needed_models:
+                raise
+            alone[model] = error
+            context.progress(
+                f"{stage.name} {model}: failed, {said(error)}; the others go on without it"
+            )
+    return alone
+
+
+def night(context: RunContext) -> None:
+    """Run every stage of the night in order.
+
+    Raises ModelsFailedError once all is published where a model failed that nothing published
+    needs.
+    """
+    failed: dict[str, str] = {}
+    for stage in STAGES:
+        models = [m for m in stage.models(context.config.models) if m not in failed]
+        for model, error in execute_models(context, stage, models).items():
+            failed[model] = f"{model} in stage {stage.name}, {said(error)}"
+    if failed:
+        raise ModelsFailedError(
+            f"night {context.run_date}, run {context.run_id} is published without "
+            f"{'; '.join(failed.values())}. Nothing that is published needs them; run the night "
+            "again to try only what failed"
+        )
+
+
+def said(error: Exception) -> str:
+    """Return an error on one line of a length that a person reads."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _SAID else f"{text[:_SAID]} …"
+
+
+def _record_failure(
+    context: RunContext,
+    stage: Stage,
+    model: str,
+    inputs: dict[str, int],
+    error: Exception,
+    started_at: datetime,
+    seconds: float,
+) -> None:
+    """Write the row of a model that failed; where even that fails, the model's error is the one."""
+    from recspark.pipeline.runlog import FAILED
+
+    trace = "" if isinstance(error, RecsparkError) else "".join(traceback.format_exception(error))
+    detail = {"error": said(error), "traceback": trace[-_TRACED:]}
+    try:
+        context.runlog.record(
+            stage=stage.name,
+            model=model,
+            inputs=inputs,
+            result=StageResult({}, 0, 0, detail),
+            config=context.config.resolved(),
+            code=context.code,
+            seconds=seconds,
+            peak_memory_mb=peak_memory_mb(),
+            started_at=started_at,
+            status=FAILED,
+        )
+    except Exception as second:
+        log.warning("the failure of %s %s is not in `runs`: %s", stage.name, model, said(second))
 
 
 def peak_memory_mb() -> float:
@@ -292,6 +372,21 @@ def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[st
         check_landing(config, run_date)
 
 
+def check_slots(config: Config, models: Sequence[str]) -> None:
+    """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at once."""
+    from recspark.errors import NoSlotsError
+    from recspark.models.registry import MODELS
+    from recspark.session import most_slots
+
+    ranks, slots = config.train.ranks, most_slots(config.spark)
+    networks = [name for name in models if name in MODELS and "neural" in MODELS[name].tags]
+    if networks and slots is not None and ranks > slots:
+        raise NoSlotsError(
+            f"{', '.join(networks)}: train.ranks = {ranks} need as many task slots, spark.master = "
+            f"{config.spark.master} has {slots}: set train.ranks={max(slots, 1)}, or give Spark more"
+        )
+
+
 def open_night(
     env: str,
     run_date: date,
@@ -302,13 +397,15 @@ def open_night(
     app: str = "recspark",
     trains: bool = False,
     check: Callable[[Config], object] = lambda _config: None,
+    models: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> RunContext:
     """Return the context of one night: settings checked, session started, run begun or found again.
 
-    `trains` starts the session with the training profile; `check` looks at what the command needs
-    besides. Raises ConfigError, SetupError where there is no Java or `paths.root` cannot be written,
-    and what `check` raises, before Spark starts.
+    `trains` starts the session with the training profile, for `models` or all of the night; `check`
+    looks at what the command needs besides. Raises ConfigError, SetupError where there is no Java or
+    `paths.root` cannot be written, NoSlotsError where a model wants more ranks than there can be
+    tasks at once, and what `check` raises, before Spark starts.
     """
     from recspark import storage
     from recspark.layers import load_config
@@ -317,6 +414,8 @@ def open_night(
     check_settings(config)  # a wrong setting is an error now, not at 3 am
     check(config)
     storage.check_writable(storage.absolute(config.paths.root))
+    if trains:
+        check_slots(config, config.models if models is None else models)
 
     from recspark.pipeline.runlog import open_run
     from recspark.session import TRAINING, build_session

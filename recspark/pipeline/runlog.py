@@ -20,6 +20,7 @@ from recspark.tables.catalog import TableCatalog, retried
 # Tables that a run reads from earlier nights; their versions are pinned when the run begins.
 PINNED = ("events", "sessions", "user_ids", "item_ids", "items", "histories", "recommendations")
 OK = "ok"
+FAILED = "failed"  # of a model's stage: what `detail` says
 BEGIN = "begin"  # the stage name of the row that holds a run's pins
 
 
@@ -75,6 +76,11 @@ class RunLog:
         """Return the row of one stage, None where it has not ended yet."""
         return self.rows().get((stage, model))
 
+    def ended_well(self, stage: str, model: str = "") -> bool:
+        """Return whether one stage has left its result in this run."""
+        row = self.find(stage, model)
+        return row is not None and row.status == OK
+
     def outputs(self, stages: Collection[str]) -> dict[str, int]:
         """Return table -> version as these stages of the run left it; of several the newest."""
         out: dict[str, int] = {}
@@ -96,8 +102,9 @@ class RunLog:
         seconds: float,
         peak_memory_mb: float,
         started_at: datetime,
+        status: str = OK,
     ) -> None:
-        """Write the row of a stage that has ended well; replaces an older one.
+        """Write the row of a stage that has ended; replaces an older one.
 
         A first row is appended, which conflicts with nobody, so models of a night may end at the
         same moment. `compact` makes one file of a night's rows.
@@ -117,7 +124,7 @@ class RunLog:
             result.rows_out,
             round(seconds, 3),
             peak_memory_mb,
-            OK,
+            status,
             started_at,
             datetime.now(UTC),
         )
@@ -137,7 +144,7 @@ class RunLog:
             json.loads(json.dumps(result.detail, default=str)),
             result.rows_in,
             result.rows_out,
-            OK,
+            status,
         )
 
     def _replace(self, row: DataFrame) -> None:

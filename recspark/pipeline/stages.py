@@ -14,22 +14,29 @@ from recspark.pipeline.recommend import recommend
 from recspark.pipeline.run import STAGES, RunContext, Stage, StageResult
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.sessionize import sessionize
-from recspark.pipeline.train import artifact_folder, train
+from recspark.pipeline.train import NOT_FITTED, artifact_folder, train
 from recspark.sources import landing_digest
 
 
 def check_order(context: RunContext, stage: Stage) -> None:
-    """Raise StageOrderError where a stage before `stage` has left no row in this run."""
+    """Raise StageOrderError where a stage before `stage` has left no result in this run.
+
+    A model that nothing published needs may be without: `evaluate` leaves it out, and says so.
+    """
     for earlier in STAGES:
         if earlier.name == stage.name:
             return
         for model in earlier.models(context.config.models):
             if stage.per_model and earlier.per_model:
                 continue  # a model's own stages are checked by its artifact
-            if context.runlog.find(earlier.name, model) is None:
+            if model and model not in context.config.publish.needed_models:
+                continue
+            if not context.runlog.ended_well(earlier.name, model):
+                row = context.runlog.find(earlier.name, model)
+                state = "has not ended yet" if row is None else f"failed: {row.detail.get('error')}"
                 raise StageOrderError(
                     f"stage '{stage.name}' of {context.run_date}, run {context.run_id}: stage "
-                    f"'{earlier.name}' {model} has not ended yet; run it first, with the same settings"
+                    f"'{earlier.name}' {model} {state}; run it first, with the same settings"
                 )
 
 
@@ -46,6 +53,7 @@ def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> 
         return all(
             storage.is_complete(artifact_folder(context, model, cutoff))
             for cutoff in (context.backtest_cutoff, context.cutoff)
+            if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
         )
     return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from pyspark.sql import functions as F
 
@@ -12,7 +11,7 @@ from recspark.config import digest
 from recspark.data import features, windows
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before
-from recspark.errors import StageOrderError
+from recspark.errors import EmptyDataError, FeedError, ModelError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, model_spec
@@ -20,37 +19,57 @@ from recspark.pipeline.run import RunContext, StageResult
 from recspark.report.curves import draw
 from recspark.train.curve import Curve
 
+NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there is no model of it
+_TOO_LITTLE = (EmptyDataError, FeedError, ModelError)  # what a fit says where data are too few
+
 
 def train(context: RunContext, model: str) -> StageResult:
     """Fit one model twice: on everything before the backtest's cutoff, and before the published
     one.
+
+    A shop may have nothing, or not enough for this model, before the backtest's cutoff: then there
+    is no backtest of it, which `detail` says, and the published lists are made all the same.
     """
-    recommender = make(model, context.config.model_settings.get(model, {}))
-    detail: dict[str, Any] = {}
+    kept: dict[str, str] = {}
+    not_fitted: dict[str, str] = {}
     curves: dict[datetime, Curve] = {}
     for cutoff in (context.backtest_cutoff, context.cutoff):
-        folder = artifact_folder(context, model, cutoff)
-        if not context.force and storage.is_complete(folder):
-            context.progress(
-                f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code"
-            )
-        else:
-            data = dataset(context, cutoff, recommender.training_table)
-            told: list[Curve] = []
-            options = FitOptions(
-                train=context.config.train,
-                scratch=checkpoint_folder(context, model, cutoff),
-                progress=context.progress,
-                record=told.append,
-            )
-            fitted = recommender.fit(data, options)
-            artifacts.save(fitted, folder, told[0].to_dict() if told else None)
-            storage.remove(options.scratch)
+        day = f"{cutoff:%Y-%m-%d}"
+        try:
+            folder = fit(context, model, cutoff)
+        except _TOO_LITTLE as error:
+            if cutoff == context.cutoff:
+                raise
+            not_fitted[day] = str(error)
+            context.progress(f"  {model} as of {day}: no backtest of it, {error}")
+            continue
         if about := artifacts.training(folder):
             curves[cutoff] = Curve.from_dict(about)
-        detail[f"{cutoff:%Y-%m-%d}"] = storage.join(model, *folder.rsplit("/", 2)[1:])
+        kept[day] = storage.join(model, *folder.rsplit("/", 2)[1:])
     outputs = write_curves(context, model, curves) if curves else {}
-    return StageResult(outputs, context.count("histories"), len(detail), detail)
+    detail = {**kept, NOT_FITTED: not_fitted} if not_fitted else dict(kept)
+    return StageResult(outputs, context.count("histories"), len(kept), detail)
+
+
+def fit(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Fit one model on everything before `cutoff`, or find it fitted; return its artifact's folder."""
+    recommender = make(model, context.config.model_settings.get(model, {}))
+    folder = artifact_folder(context, model, cutoff)
+    if not context.force and storage.is_complete(folder):
+        context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code")
+        return folder
+    data = dataset(context, cutoff, recommender.training_table)
+    told: list[Curve] = []
+    options = FitOptions(
+        train=context.config.train,
+        scratch=checkpoint_folder(context, model, cutoff),
+        progress=context.progress,
+        record=told.append,
+    )
+    fitted = recommender.fit(data, options)
+    artifacts.save(fitted, folder, told[0].to_dict() if told else None)
+    storage.remove(options.scratch)
+    return folder
 
 
 def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve]) -> dict[str, int]:
@@ -127,6 +146,15 @@ def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     run = f"{context.run_date}/{context.run_id}/{context.code}"
     root = storage.absolute(context.config.paths.checkpoints)
     return storage.join(root, run, model, f"{cutoff:%Y-%m-%d}")
+
+
+def backtest_model(context: RunContext, model: str) -> RecommenderModel | None:
+    """Return the model fitted for the backtest; None where `train` found too little to fit it on."""
+    row = context.runlog.find("train", model)
+    cutoff = context.backtest_cutoff
+    if row is not None and f"{cutoff:%Y-%m-%d}" in row.detail.get(NOT_FITTED, {}):
+        return None
+    return load_model(context, model, cutoff)
 
 
 def load_model(context: RunContext, model: str, cutoff: datetime) -> RecommenderModel:

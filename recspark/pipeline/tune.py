@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +16,7 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark import schema
+from recspark import schema, storage
 from recspark.data import features, windows
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before, interactions, queries
@@ -65,27 +67,31 @@ def tune(
         mode,
     ).persist(StorageLevel.MEMORY_AND_DISK)
     settings = config.evaluate.model_copy(update={"n_bootstrap": 0})
-    options = FitOptions(train=config.train, progress=context.progress)
     rows: list[tuple[Any, ...]] = []
 
     def value_of(trial: optuna.Trial) -> float:
         started = time.monotonic()
         values = {**configured, **{name: _suggest(trial, name, how) for name, how in space.items()}}
-        fitted = make(model, values).fit(data, options)
-        lists = fitted.recommend(asked, max(settings.ks)).select(
-            F.lit(model).alias("model"), F.lit(mode).alias("mode"), "user_idx", "item_idx", "rank"
-        )
-        found = scoring.evaluate(
-            lists,
-            users,
-            items,
-            settings,
-            run_date=context.run_date,
-            kind="tuning",
-            cutoff=cutoff,
-            models=(model,),
-            modes=(mode,),
-        )
+        with fit_options(context, model) as options:
+            fitted = make(model, values).fit(data, options)
+            lists = fitted.recommend(asked, max(settings.ks)).select(
+                F.lit(model).alias("model"),
+                F.lit(mode).alias("mode"),
+                "user_idx",
+                "item_idx",
+                "rank",
+            )
+            found = scoring.evaluate(
+                lists,
+                users,
+                items,
+                settings,
+                run_date=context.run_date,
+                kind="tuning",
+                cutoff=cutoff,
+                models=(model,),
+                modes=(mode,),
+            )
         value = next(
             row.value or 0.0
             for row in found
@@ -112,6 +118,19 @@ def tune(
     best, value = next((row[1], row[2]) for row in rows if row[0] == study.best_trial.number)
     metric = f"{settings.metric}@{settings.ks[0]}"
     return Chosen(json.loads(best), metric, value, cutoff)
+
+
+@contextmanager
+def fit_options(context: RunContext, model: str) -> Iterator[FitOptions]:
+    """Give the options of one trial's fit, with a folder of its own that all workers reach; it is
+    removed afterwards, or with the night's checkpoints where this process is killed.
+    """
+    root = storage.absolute(context.config.paths.checkpoints)
+    scratch = storage.join(root, f"{context.run_date}", f"tune-{model}-{uuid.uuid4().hex}")
+    try:
+        yield FitOptions(train=context.config.train, scratch=scratch, progress=context.progress)
+    finally:
+        storage.remove(scratch)
 
 
 def search_space(model: str) -> dict[str, dict[str, Any]]:

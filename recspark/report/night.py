@@ -17,7 +17,9 @@ from recspark.config import Sessions, cutoff_of
 from recspark.data.sessions import is_act
 from recspark.errors import TableNotFoundError
 from recspark.masking import mask
+from recspark.pipeline.evaluate import not_compared
 from recspark.pipeline.run import STAGES, RunContext
+from recspark.pipeline.runlog import OK
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
 
@@ -29,6 +31,8 @@ def print_night(context: RunContext, console: Console) -> None:
     console.print(table_of_tables(tables_of(context.catalog)))
     for mode in ("novel", "repeat"):
         console.print(evaluation_table(context, mode))
+    for model, why in not_compared(context).items():
+        console.print(f"{model} is not compared: {why}", markup=False)
     console.print(seconds_table(context))
     for user in example_users(context):
         console.print(user_panel(context, user))
@@ -89,9 +93,9 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
         by_model.setdefault(row["model"], {})[row["metric"]] = row
     n_users = max((r["n_users"] or 0 for r in rows), default=0)
     until = context.backtest_cutoff.date()
+    about = f"{settings.horizon_days} days, {n_users:,} users, lists of {k}"
     table = Table(
-        title=f"backtest, {mode}: cutoff {until}, {settings.horizon_days} days, "
-        f"{n_users:,} users, lists of {k}",
+        title=f"backtest, {mode}: cutoff {until}, {about if by_model else 'nothing to compare yet'}",
         caption=f"all at k = {k}; interval: paired bootstrap of the users",
     )
     table.add_column("model")
@@ -127,7 +131,7 @@ def seconds_table(context: RunContext) -> Table:
             row["stage"],
             row["model"],
             f"{row['rows_in']:,}",
-            f"{row['rows_out']:,}",
+            f"{row['rows_out']:,}" if row["status"] == OK else row["status"],
             f"{row['seconds']:.1f}",
             f"{row['peak_memory_mb']:.0f}",
         )

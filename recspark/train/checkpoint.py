@@ -1,13 +1,14 @@
 """Checkpoints of a training: its tensors, its position and what it is a training of. No pickle.
 
-A checkpoint is a folder whose marker is written last, so it is whole or it is none. The newest two
-are kept, and the best by validation.
+A checkpoint is a folder whose marker is written last, so it is whole or it is none. `state.json` has
+the checksum of each tensor's file, and one of itself: one that has changed since is passed over for
+the one before it. The newest two are kept, and the best by validation.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -15,13 +16,13 @@ import torch
 
 from recspark import storage
 from recspark.config import digest
+from recspark.errors import ArtifactError
+from recspark.train.comm import Tell
 from recspark.train.curve import Epoch
 
-log = logging.getLogger(__name__)
-
 _STATE = "state.json"
-_POSITION = "position.json"
 _KEPT = 2
+_AGAIN = "train again: the checkpoint before it is taken, or the training begins anew"
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,17 @@ def save(folder: str, position: Position, tensors: Tensors, identity: dict[str, 
     """
     place = storage.join(folder, _name(position.epoch, position.batch))
     storage.remove(place)
-    for name, tensor in tensors.items():
-        storage.write_array(storage.join(place, f"{name}.npy"), tensor.cpu().numpy())
-    storage.write_bytes(storage.join(place, _POSITION), position.to_json())
-    storage.write_json(
-        storage.join(place, _STATE), {"tensors": sorted(tensors), "identity": identity}
+    described = {
+        name: {
+            "dtype": str(tensor.dtype),
+            "shape": list(tensor.shape),
+            "sha256": storage.write_array(_file(place, name), tensor.cpu().numpy()),
+        }
+        for name, tensor in tensors.items()
+    }
+    storage.write_sealed(
+        storage.join(place, _STATE),
+        {"tensors": described, "identity": identity, "position": asdict(position)},
     )
     storage.mark_complete(place)
     best = storage.join(folder, _name(position.best, 0))
@@ -81,24 +88,25 @@ def save(folder: str, position: Position, tensors: Tensors, identity: dict[str, 
     return place
 
 
-def latest(folder: str, identity: dict[str, Any]) -> tuple[Position, str] | None:
+def latest(
+    folder: str, identity: dict[str, Any], like: Tensors, tell: Tell
+) -> tuple[Position, str] | None:
     """Return position and place of this training's newest whole checkpoint; None without one.
 
-    One whose files cannot be read is passed over for the one before it. Reads a tensor at a time.
+    One that is not as it was written, or whose tensors have not the names, types and shapes of
+    `like`, is passed over for the one before it; `tell` hears why. Reads a tensor at a time.
     """
-    for place in reversed(storage.complete_folders(folder)):
+    for place in reversed(storage.folders(folder) if folder else []):
         try:
-            state = storage.read_json(storage.join(place, _STATE))
+            state = _state(place)
             if digest(state["identity"]) != digest(identity):
                 continue
-            position = Position.from_json(storage.read_bytes(storage.join(place, _POSITION)))
+            _check_fit(place, state["tensors"], like)
             for name in state["tensors"]:
                 load(place, [name])
-            return position, place
-        except (OSError, ValueError, EOFError) as error:
-            log.warning(
-                "checkpoint %s cannot be read, the one before it is taken: %s", place, error
-            )
+            return Position.from_json(json.dumps(state["position"]).encode()), place
+        except ArtifactError as error:
+            tell(f"passed over for the checkpoint before it: {error}")
     return None
 
 
@@ -112,13 +120,42 @@ def at_epoch(folder: str, epoch: int) -> str:
     return storage.join(folder, _name(epoch, 0))
 
 
-def load(place: str, names: list[str] | None = None) -> Tensors:
-    """Return the tensors that `save` wrote to `place`, or those named."""
-    names = names or storage.read_json(storage.join(place, _STATE))["tensors"]
-    return {
-        name: torch.from_numpy(storage.read_array(storage.join(place, f"{name}.npy")))
-        for name in names
-    }
+def load(place: str, names: Sequence[str] = ()) -> Tensors:
+    """Return the tensors that `save` wrote to `place`, or those named.
+
+    Raises ArtifactError where a file is missing or is not as it was written.
+    """
+    described = _state(place)["tensors"]
+    out = {}
+    for name in names or described:
+        checksum = described[name]["sha256"]
+        try:
+            out[name] = torch.from_numpy(storage.read_array(_file(place, name), checksum=checksum))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{_file(place, name)}: {error}; {_AGAIN}") from None
+    return out
+
+
+def _state(place: str) -> dict[str, Any]:
+    if not storage.is_complete(place):
+        raise ArtifactError(f"{place} was not written to its end; {_AGAIN}")
+    uri = storage.join(place, _STATE)
+    try:
+        return storage.read_sealed(uri)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{uri}: {error}; {_AGAIN}") from None
+
+
+def _check_fit(place: str, described: dict[str, dict[str, Any]], like: Tensors) -> None:
+    """Raise ArtifactError where the tensors of a checkpoint could not be put into those of `like`."""
+    found = {name: (about["dtype"], about["shape"]) for name, about in described.items()}
+    want = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in like.items()}
+    if found != want:
+        raise ArtifactError(f"{place} has tensors {found}, the network has {want}")
+
+
+def _file(place: str, name: str) -> str:
+    return storage.join(place, f"{name}.npy")
 
 
 def _name(epoch: int, batch: int) -> str:

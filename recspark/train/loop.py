@@ -229,7 +229,7 @@ def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
     """
     position = Position()
     if comm.rank == 0:
-        found = checkpoint.latest(options.checkpoints, options.identity)
+        found = checkpoint.latest(options.checkpoints, options.identity, optimiser.state, comm.tell)
         if found:
             position, place = found
             for name, tensor in optimiser.state.items():  # one at a time: they may fill the memory

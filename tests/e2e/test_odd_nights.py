@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ import pytest
 from pyspark.sql import functions as F
 
 from recspark import storage
-from recspark.errors import MissingLandingError, SourceError
+from recspark.errors import MissingLandingError, ModelsFailedError, SourceError
 from recspark.eval import evaluate as scoring
 from recspark.pipeline.recommend import backtest_users
 from recspark.pipeline.retention import forget
-from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
+from recspark.report.night import evaluation_table
 from recspark.tables.catalog import TableCatalog
 
 pytestmark = pytest.mark.spark
@@ -209,6 +211,62 @@ def test_what_is_old_is_forgotten(grown: Open) -> None:
         versions = later.catalog.versions()
     forget(later)
     assert later.catalog.versions() == versions
+
+
+def test_a_young_shop_gets_lists_without_a_model_that_fails(opened: Open) -> None:
+    """Three days old, the horizon is fourteen; no item is frequent enough for one challenger."""
+    settings = [
+        "models=[popular, item2vec, item_knn]",
+        "models.item2vec.min_count=1000000",
+        "evaluate.horizon_days=14",
+    ]
+    told: list[str] = []
+    context = replace(opened(LAST, *settings), progress=told.append)
+    with pytest.raises(ModelsFailedError, match="item2vec in stage train, EmptyDataError"):
+        night(context)
+
+    def rows_of(table: str) -> list[Any]:
+        return list(context.catalog.read(table, context.catalog.version(table)).collect())
+
+    lists = rows_of("recommendations")
+    assert len({row["user_id"] for row in lists}) == 40
+    assert {row["model"] for row in lists} == {"popular"}
+    assert rows_of("item_neighbours")
+    metrics = {(row["model"], row["metric"]): row["value"] for row in rows_of("metrics")}
+    n_bought = sum(items.nunique() for _, items in rows().groupby("user")["item"])
+    assert metrics == {
+        ("population", "n_users"): 40,
+        ("population", "n_cold_users"): 40,
+        ("population", "n_cold_items_in_truth"): n_bought,
+    }
+    assert any("nothing to compare yet: no event before 2024-05-18" in line for line in told)
+    backtest = next(row for row in rows_of("gates") if row["gate"].startswith("backtest"))
+    assert (backtest["passed"], backtest["value"]) == (True, None)
+    assert "not compared" in backtest["detail"]
+    failed = [row for row in rows_of("runs") if row["status"] != "ok"]
+    assert [(row["stage"], row["model"]) for row in failed] == [("train", "item2vec")]
+    assert "no sentence has two items" in json.loads(failed[0]["detail"])["error"]
+
+    assert "nothing to compare yet" in str(evaluation_table(context, "novel").title)
+
+
+def test_a_model_with_too_little_before_the_backtest_has_none(grown: Open) -> None:
+    """Item2vec wants 28 uses of an item: there are more by tonight, but not two days before."""
+    settings = [
+        "models=[popular, item2vec, item_knn]",
+        "models.item2vec={sentence: history, window: 3, min_count: 28, epochs: 1, n_blocks: 1}",
+    ]
+    used = rows()["item"].value_counts()
+    day_before = rows()[lambda r: r["at"] < datetime(2024, 5, 30)]["item"].value_counts()
+    assert used.min() > 28 > day_before.max()
+    context = grown(LAST, *settings, "evaluate.horizon_days=2")
+    night(context)
+    metrics = context.catalog.read("metrics", context.catalog.version("metrics"))
+    compared = {row["model"] for row in metrics.select("model").distinct().collect()}
+    assert compared == {"popular", "item_knn", "published", "population"}
+    candidates = context.catalog.read("candidates", context.catalog.version("candidates"))
+    mine = candidates.where("model = 'item2vec'").select("cutoff").distinct().collect()
+    assert [row["cutoff"] for row in mine] == [datetime(2024, 6, 1)]
 
 
 def test_a_stage_run_again_has_one_row(grown: Open) -> None:

@@ -17,6 +17,7 @@ from recspark.models import artifacts
 from recspark.models.ease import EaseModel, EaseSettings
 from recspark.models.popular import PopularModel, PopularSettings
 from recspark.models.registry import model_spec
+from tests.damage import damages, put
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
 ITEMS = np.array([2, 5, 9], np.int32)
@@ -71,6 +72,16 @@ def change(key: str, value: object) -> Callable[[Path], None]:
     return apply
 
 
+def sealed(key: str, value: object) -> Callable[[Path], None]:
+    """Another version of recspark wrote it."""
+
+    def apply(folder: Path) -> None:
+        uri = str(folder / "metadata.json")
+        storage.write_sealed(uri, {**storage.read_sealed(uri), key: value})
+
+    return apply
+
+
 def tear(name: str, size: int) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
@@ -79,6 +90,34 @@ def flip(folder: Path) -> None:
     data = bytearray((folder / "matrix.npy").read_bytes())
     data[-1] ^= 1
     (folder / "matrix.npy").write_bytes(data)
+
+
+def test_every_damage_is_refused_by_name_or_changes_nothing(tmp_path: Path) -> None:
+    """Each file of an artifact, damaged in each way."""
+    folder = tmp_path / "ease"
+    saved, curve = ease_model(), {"best": 1, "epochs": [{"loss": 0.1}]}
+    artifacts.save(saved, str(folder), curve)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert {file.name for file in files} >= {"items.npy", "matrix.npy", "metadata.json"}
+    n_refused = 0
+    for file in files:
+        whole = file.read_bytes()
+        for how, content in damages(file, [other for other in files if other != file]):
+            put(file, content)
+            try:
+                found = artifacts.load(str(folder), model_spec("ease"))
+                training = artifacts.training(str(folder))
+            except ArtifactError:
+                n_refused += 1
+            else:
+                assert file.name == "_complete", (file.name, how)
+                assert (found.settings, found.cutoff) == (saved.settings, saved.cutoff)
+                assert found.items.tobytes() == saved.items.tobytes()
+                assert found.arrays()["matrix"].tobytes() == saved.matrix.tobytes()
+                assert training == curve
+            put(file, whole)
+    assert n_refused > 150
+    assert artifacts.training(str(folder)) == curve
 
 
 @pytest.mark.parametrize(
@@ -90,10 +129,11 @@ def flip(folder: Path) -> None:
         (lambda folder: (folder / "matrix.npy").unlink(), "array 'matrix' cannot be read"),
         (tear("matrix.npy", 140), "array 'matrix' cannot be read"),
         (tear("matrix.npy", 30), "array 'matrix' cannot be read"),
-        (flip, "array 'matrix' is not the one that was saved"),
-        (change("format", 0), "format 0, written by recspark"),
-        (change("class", "x:Y"), "holds x:Y, expected recspark.models.ease:EaseModel"),
-        (change("settings", {"regularisation": 1}), "does not fit"),
+        (flip, "array 'matrix' cannot be read: its bytes are not those that were written"),
+        (change("settings", {"reg": 1}), "metadata.json cannot be read: it has changed"),
+        (sealed("format", 0), "format 0, written by recspark"),
+        (sealed("class", "x:Y"), "holds x:Y, expected recspark.models.ease:EaseModel"),
+        (sealed("settings", {"regularisation": 1}), "does not fit"),
     ],
 )
 def test_damage_is_refused_by_name(
@@ -105,7 +145,7 @@ def test_damage_is_refused_by_name(
 
 
 def test_missing_folder_and_other_model(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="train ease first"):
+    with pytest.raises(ArtifactError, match="train it first"):
         artifacts.load(str(tmp_path / "nowhere"), model_spec("ease"))
     with pytest.raises(ArtifactError, match="holds recspark"):
         artifacts.load(folder, model_spec("popular"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from recspark import storage
-from recspark.errors import DeviceError, DivergedError, FeedError
+from recspark.errors import ArtifactError, DeviceError, DivergedError, FeedError
 from recspark.train import checkpoint
 from recspark.train.checkpoint import Position
 from recspark.train.comm import Comm
@@ -22,6 +23,7 @@ from recspark.train.curve import Epoch
 from recspark.train.feed import Batch
 from recspark.train.launch import LocalLauncher
 from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
+from tests.damage import damages, put
 
 pytestmark = pytest.mark.torch
 OPTIONS = LoopOptions(epochs=5, learning_rate=0.1, weight_decay=0.01)
@@ -227,6 +229,49 @@ def test_only_whole_checkpoints_of_the_same_training_count(folder: str) -> None:
     assert kept == {"epoch-000004-batch-000000001", "epoch-000005-batch-000000000"}
 
 
+def test_every_damage_of_a_checkpoint_is_told_and_the_one_before_it_taken(tmp_path: Path) -> None:
+    """Each file of the newest, damaged in each way."""
+    folder = str(tmp_path)
+    tensors = {
+        "vector": torch.arange(6, dtype=torch.float64),
+        "table": torch.ones(3, 2, requires_grad=False),
+    }
+    older, newer = Position(epoch=1, batch=1, loss=0.1), Position(epoch=2, loss=1 / 3)
+    before = checkpoint.save(folder, older, {n: t / 3 for n, t in tensors.items()}, {"a": 1})
+    place = checkpoint.save(folder, newer, tensors, {"a": 1})
+    files = [path for path in sorted(Path(place).rglob("*")) if path.is_file()]
+    n_told = 0
+    for file in files:
+        whole = file.read_bytes()
+        for how, content in damages(file, [other for other in files if other != file]):
+            put(file, content)
+            told: list[str] = []
+            found = checkpoint.latest(folder, {"a": 1}, tensors, told.append)
+            if found == (older, before):
+                assert any(place in line for line in told), (file.name, how)
+                with pytest.raises(ArtifactError):
+                    checkpoint.load(place)
+                n_told += 1
+            else:
+                assert (found, file.name) == ((newer, place), storage.COMPLETE), how
+                for name, tensor in checkpoint.load(place).items():
+                    assert tensor.equal(tensors[name])
+            put(file, whole)
+    assert n_told > 150
+
+
+@pytest.mark.parametrize(
+    "like",
+    [{"w": torch.zeros(1)}, {"w": torch.zeros(2, dtype=torch.float64)}, {"v": torch.zeros(2)}],
+    ids=["shape", "type", "name"],
+)
+def test_a_checkpoint_of_another_network_is_not_taken(folder: str, like: Any) -> None:
+    checkpoint.save(folder, Position(epoch=1), {"w": torch.zeros(2)}, {})
+    told: list[str] = []
+    assert checkpoint.latest(folder, {}, like, told.append) is None
+    assert "the network has" in told[0]
+
+
 def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(folder: str) -> None:
     whole = trained(ONE, saving(folder))[0]
     want = checkpoint.load(whole.place)["vector"].tolist()
@@ -370,7 +415,8 @@ def test_another_trainings_checkpoints_do_not_cost_a_training_its_own(tmp_path: 
     for epoch in (4, 5):
         checkpoint.save(folder, Position(epoch=epoch), tensors, {"model": "other"})
     place = checkpoint.save(folder, Position(epoch=1, batch=7), tensors, {"model": "mine"})
-    assert checkpoint.latest(folder, {"model": "mine"}) == (Position(epoch=1, batch=7), place)
+    found = checkpoint.latest(folder, {"model": "mine"}, tensors, print)
+    assert found == (Position(epoch=1, batch=7), place)
 
 
 class Table(nn.Module):
