@@ -37,7 +37,7 @@ help:  ## list the targets
 	@echo '  SYSTEM=no              no system packages      RECSPARK_PYTHON=PATH  the Python 3.11 to use'
 
 .PHONY: setup
-setup:  ## build .venv and .venv-readers (done by the others when needed)
+setup:  ## build .venv (done by the others when needed)
 	@bash scripts/setup.sh
 
 .PHONY: demo
@@ -94,4 +94,4 @@ clean:  ## remove what runs and tests wrote
 
 .PHONY: distclean
 distclean: clean  ## remove the environments too (the cache outside the clone stays)
-	rm -rf .venv .venv-readers .venv-airflow
+	rm -rf .venv .venv-airflow

@@ -13,10 +13,12 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', INIT, re.M)[0]
 
 RUNTIME = [
     "delta-spark>=4.0.1,<4.1",
+    "deltalake>=1.6,<2",  # `recspark show` and the like read the tables without Spark; no pyarrow
     "fsspec>=2024.2",
     "numba>=0.60",  # the inner loops of als and item2vec
     "numpy>=1.26,<2",  # petastorm 0.12 and its pyarrow
     "pandas>=2.2,<3",
+    "polars>=2,<3",
     "psutil>=5.9",
     "pyarrow>=14,<15",  # petastorm uses the dataset interface removed in 15
     "pydantic>=2.6,<3",

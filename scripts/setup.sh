@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the environments of this clone.
 #
-#   scripts/setup.sh            .venv (everything but Airflow) and .venv-readers
+#   scripts/setup.sh            .venv (everything but Airflow)
 #   scripts/setup.sh airflow    .venv-airflow
 #
 # Every version is pinned in constraints*.txt. What takes long is kept outside the clone, in
@@ -192,8 +192,8 @@ note_java() { # Spark takes JAVA_HOME, else `java` on PATH. When neither is fit,
 
 # ----------------------------------------------------------------------------------------------- main
 main() {
-  local files=(constraints.txt constraints-readers.txt setup.py scripts/setup.sh scripts/build_horovod.py scripts/delta_jars.py)
-  if fresh .venv "${files[@]}" && [[ -x .venv-readers/bin/python && -x $(cat .venv/.recspark/java 2>/dev/null) ]]; then
+  local files=(constraints.txt setup.py scripts/setup.sh scripts/build_horovod.py scripts/delta_jars.py)
+  if fresh .venv "${files[@]}" && [[ -x $(cat .venv/.recspark/java 2>/dev/null) ]]; then
     return 0
   fi
   echo "Setting up $ROOT/.venv (the first time some minutes: 3 GB of packages, one compilation)"
@@ -218,7 +218,6 @@ main() {
   step "packages: $(grep -c == constraints.txt) as pinned" sync_venv .venv .venv/.recspark/packages.txt
   step "delta: jars into pyspark" .venv/bin/python scripts/delta_jars.py "$CACHE/jars"
   note_java
-  readers
   if [[ -n $builder ]]; then
     wait "$builder" || { builder=''; exit 1; }
     builder=''
@@ -230,15 +229,6 @@ main() {
   step "check: horovod with torch" check_horovod
   end_venv .venv "${files[@]}"
   line "ready"
-}
-
-readers() { # other teams' readers of the tables, without Spark
-  fresh .venv-readers constraints-readers.txt && return 0
-  local keep=$logs
-  begin_venv .venv-readers
-  step "readers: deltalake and polars" sync_venv .venv-readers constraints-readers.txt
-  end_venv .venv-readers constraints-readers.txt
-  logs=$keep
 }
 
 airflow() {

@@ -49,15 +49,14 @@ def test_pins_lie_inside_the_ranges_of_setup_py() -> None:
     assert not outside
 
 
-@pytest.mark.parametrize("name", ["readers", "airflow"])
-def test_other_environments_are_the_pinned_ones(name: str) -> None:
-    python = ROOT / f".venv-{name}" / "bin" / "python"
-    if name == "airflow" and not python.exists():
+def test_the_environment_of_airflow_is_the_pinned_one() -> None:
+    python = ROOT / ".venv-airflow" / "bin" / "python"
+    if not python.exists():
         pytest.skip(".venv-airflow is built by `make airflow`")
     lines = subprocess.run([python, "-c", LIST], capture_output=True, text=True, check=True).stdout
     found = {freeze.normal(name): version for name, version in map(str.split, lines.splitlines())}
     found.pop("recspark", None)
-    assert not differences(freeze.pinned(ROOT / f"constraints-{name}.txt"), found)
+    assert not differences(freeze.pinned(ROOT / "constraints-airflow.txt"), found)
 
 
 def test_spark_runs_on_java_17_or_21() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -134,10 +135,9 @@ def test_a_forced_run_changes_nothing_either(
 
 
 def test_tables_open_without_spark(small_night: RunContext) -> None:
-    python = ROOT / ".venv-readers" / "bin" / "python"
     script = ROOT / "tests" / "readers" / "read_tables.py"
     done = subprocess.run(
-        [python, script, small_night.catalog.root],
+        [sys.executable, script, small_night.catalog.root],
         capture_output=True,
         text=True,
         timeout=300,
