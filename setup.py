@@ -13,12 +13,11 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', INIT, re.M)[0]
 
 RUNTIME = [
     "delta-spark>=4.0.1,<4.1",
-    "deltalake>=1.6,<2",  # `recspark show` and the like read the tables without Spark; no pyarrow
+    "deltalake>=1.6,<2",  # `recspark show` and the like read the tables without Spark
     "fsspec>=2024.2",
     "numba>=0.60",  # the inner loops of als and item2vec
     "numpy>=1.26,<2",  # petastorm 0.12 and its pyarrow
     "pandas>=2.2,<3",
-    "polars>=2,<3",
     "psutil>=5.9",
     "pyarrow>=14,<15",  # petastorm uses the dataset interface removed in 15
     "pydantic>=2.6,<3",
@@ -46,6 +45,7 @@ EXTRAS = {
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pandas-stubs>=2.2,<2.3",
+        "polars>=2,<3",  # another team's reader of the tables
         "pre-commit>=4",
         "pytest>=8",
         "pytest-timeout>=2.3",

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recspark.cli.common import Env, RunDate, Set, console, parse_date, reporter
+from recspark.cli.common import (
+    Env,
+    RunDate,
+    Set,
+    console,
+    is_verbose,
+    parse_date,
+    quiet_spark,
+    reporter,
+)
+from recspark.errors import Interrupted
+from recspark.layers import load_config
+from recspark.terminal import printable
+
+if TYPE_CHECKING:
+    from recspark.pipeline.run import RunContext
+    from recspark.report.night_log import NightLog
 
 DEMO_NIGHT = "2010-12-09"
 DEMO_SETTINGS = ["paths.root=build/demo"]
@@ -31,26 +53,122 @@ def nightly(
 
     A second run of the same night takes what is recorded; nothing changes.
     """
-    from recspark.pipeline.run import night, open_night
+    from recspark.pipeline.run import night
     from recspark.report.night import print_night
 
     started = time.monotonic()
-    context = open_night(
-        env,
-        parse_date(run_date),
-        set_ or [],
-        force=force,
-        repin=repin,
-        trains=True,
-        progress=reporter(started),
-    )
-    try:
+    with night_context(env, run_date, set_, force=force, repin=repin) as (context, log):
         night(context)
-        if report:
-            print_night(context, console)
+        users = print_night(context, console) if report else []
         console.print(f"night of {run_date} done in {time.monotonic() - started:.0f} s")
+        _say_what_next(context, log, users, set_ or [])
+
+
+@contextmanager
+def night_context(
+    env: str,
+    run_date: str,
+    overrides: list[str] | None,
+    *,
+    force: bool = False,
+    repin: bool = False,
+    trains: bool = True,
+    app: str = "recspark",
+    what: str = "the night",
+) -> Iterator[tuple[RunContext, NightLog]]:
+    """Give the context of a night and its log. What Spark says goes to the log, warnings are printed
+    at the end, and so is the place of the log where something went wrong.
+    """
+    from recspark.pipeline.interrupt import Progress, opened
+    from recspark.pipeline.run import open_night
+    from recspark.report.night_log import NightLog
+
+    day = parse_date(run_date)
+    config = load_config(env, overrides or [])
+    say = reporter()
+    log = NightLog(config.paths.root, day, config.keep_nights, alone=not is_verbose())
+
+    def both(text: str) -> None:
+        log.line(text)
+        say(text)
+
+    progress = Progress(both)
+
+    def begin() -> RunContext:
+        with quiet_spark(log.spark):
+            return open_night(
+                env,
+                day,
+                overrides or [],
+                force=force,
+                repin=repin,
+                trains=trains,
+                app=app,
+                progress=progress,
+            )
+
+    ended = False
+    try:
+        with log, opened(begin, progress, f"{what} of {day}") as context:
+            yield context, log
+        ended = True
+    except Interrupted:
+        ended = True  # by a person, who knows why
+        raise
     finally:
-        context.spark.stop()
+        _print_warnings(log)
+        if log.path and not ended:
+            print(f"log: {printable(log.path)}", file=sys.stderr)
+
+
+def _print_warnings(log: NightLog) -> None:
+    if log.warnings:
+        console.print(f"{len(log.warnings)} warnings:", style="bold")
+    for text, times in log.warnings.items():
+        again = f" ({times} times)" if times > 1 else ""
+        console.print(f"  {printable(text)}{again}", highlight=False, soft_wrap=True)
+
+
+def _say_what_next(
+    context: RunContext, log: NightLog, users: Sequence[str], overrides: Sequence[str]
+) -> None:
+    """Print commands that look at this night, to be copied, and where things are."""
+    config = context.config
+    options = _reading_options(config.env, overrides)
+    user = users[0] if users and users[0] == printable(users[0]) else "USER"
+    # An id that begins with `-` would be taken for an option.
+    shown = ["--", user] if user.startswith("-") else [user]
+    console.print("what next", style="bold")
+    for words, says in (
+        (["show", *options, *shown], "one user's list"),
+        (["runs", *options], "what each stage did"),
+        (["tables", *options], "all tables"),
+    ):
+        line = shlex.join([_called(), *words])
+        console.print(f"  {line}   # {says}", highlight=False, soft_wrap=True)
+    for name, place in (("tables", config.paths.tables), ("log", log.path)):
+        if place:
+            console.print(f"{name}: {place}", highlight=False, soft_wrap=True)
+
+
+def _reading_options(env: str, overrides: Sequence[str]) -> list[str]:
+    """Return the options with which the other commands find this night."""
+    options = [] if env == "local" else ["--env", env]
+    for text in overrides:
+        if text.split("=")[0].split(".")[0].strip() in ("paths", "sessions"):
+            options += ["--set", text]
+    return options
+
+
+def _called() -> str:
+    """Return how this command was called, as it works from the same folder."""
+    called = Path(sys.argv[0])
+    on_path = shutil.which("recspark")
+    if called.name != "recspark" or (on_path and Path(on_path) == called.absolute()):
+        return "recspark"
+    here = Path.cwd()
+    near = called.relative_to(here) if called.is_relative_to(here) else called
+    return str(near)
 
 
 def demo(set_: Set = None, force: Force = False) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from recspark.cli.common import Env, RunDate, Set, parse_date, reporter
-from recspark.cli.nightly import Force, Repin
+from recspark.cli.common import Env, RunDate, Set
+from recspark.cli.nightly import Force, Repin, night_context
 from recspark.errors import ConfigError, suggest
 
 
@@ -23,24 +23,21 @@ def stage(
     repin: Repin = False,
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
-    from recspark.pipeline.run import STAGES, execute, open_night
+    from recspark.pipeline.run import STAGES, execute
 
     found = {s.name: s for s in STAGES}
     if name not in found:
         raise ConfigError(f"no stage is called '{name}'.{suggest(name, found)}")
     chosen = found[name]
-    context = open_night(
+    with night_context(
         env,
-        parse_date(run_date),
-        set_ or [],
+        run_date,
+        set_,
         force=force,
         repin=repin,
         trains=chosen.trains,
         app=f"recspark {name}",
-        progress=reporter(),
-    )
-    try:
+        what=f"stage {name} of the night",
+    ) as (context, _):
         for each in chosen.models(context.config.models, (model,) if model else ()):
             execute(context, chosen, each)
-    finally:
-        context.spark.stop()
