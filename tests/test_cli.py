@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pyspark.sql import functions as F
 from rich.table import Table
 from typer.testing import CliRunner
@@ -25,7 +27,8 @@ from recspark.cli import app
 from recspark.cli.common import console, reporter
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
 from recspark.layers import load_config
-from recspark.pipeline.run import RunContext
+from recspark.pipeline import job
+from recspark.pipeline.run import RunContext, check_settings
 from recspark.pipeline.tune import holds
 from recspark.tables.catalog import TableCatalog
 from tests.conftest import NIGHT, ROOT, small_settings
@@ -419,7 +422,7 @@ def test_a_night_says_what_next_and_keeps_its_log(
     kept = log.read_text()
     assert f"log: {log}" in text
     assert "publish: as recorded" in kept
-    assert "1 warnings:\n  item \\x1b[2J is odd (2 times)" in text
+    assert "a warning\n  item \\x1b[2J is odd (2 times)" in text
     assert kept.count("WARNING: item \\x1b[2J is odd") == 2
     assert "odd" not in capfd.readouterr().err  # in one place
 
@@ -431,3 +434,82 @@ def warned(users: list[str]) -> Any:
         return users
 
     return find
+
+
+# What takes minutes is noted, to be checked; everything else of README.md runs as it stands.
+STUBS = """
+set -euo pipefail
+note() { printf '%s\\0' "$@" "" >> "$NOTES"; }
+git() { :; }
+make() { command make -n -C "$ROOT" "$@" > /dev/null; }
+uvx() { note uvx "$@"; }
+spark-submit() { note spark-submit "$@"; }
+recspark() { case $1 in nightly|tune) note recspark "$@" ;; *) command recspark "$@" ;; esac; }
+"""
+
+
+def test_every_command_of_the_readme_works(small_night: RunContext, tmp_path: Path) -> None:
+    """Copied in order into one shell, in a clone whose nights have run already."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) >= 7
+    clone, notes = tmp_path / "recspark", tmp_path / "notes"
+    clone.mkdir()
+    for name in (".venv", "data", "jobs", "recspark"):
+        (clone / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "conf", clone / "conf")
+    (clone / "build" / "my_shop").mkdir(parents=True)
+    for night in ("build/demo", "build/my_shop/recspark"):
+        (clone / night).symlink_to(Path(small_night.catalog.root).parent)
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    kept["PATH"] = os.pathsep.join(
+        p for p in kept["PATH"].split(os.pathsep) if "venv" not in p
+    )  # nothing is activated yet
+    done = subprocess.run(
+        ["bash", "-c", STUBS + "\n".join(blocks)],
+        cwd=tmp_path,
+        env={
+            **kept,
+            "ROOT": str(ROOT),
+            "NOTES": str(notes),
+            "RECSPARK_URL": "x",
+            "RECSPARK_CONF": str(clone / "conf"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "user 12360, night of" in done.stdout
+    assert list((clone / "build" / "lists").glob("*.csv"))
+    commands = [text.split("\0") for text in notes.read_text().strip("\0").split("\0\0")]
+    assert {words[0] for words in commands} == {"uvx", "spark-submit", "recspark"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECSPARK_CONF", str(clone / "conf"))
+        for words in commands:
+            check_slow(words, clone)
+
+
+def check_slow(words: list[str], clone: Path) -> None:
+    """Assert that a command of minutes is understood: its options, and its settings."""
+    if words[0] == "uvx":
+        assert (ROOT / words[-1]).exists()
+        return
+    if words[0] == "recspark":
+        group = typer.main.get_command(app)
+        command = group.get_command(None, words[1])  # type: ignore[attr-defined]
+        given = command.make_context(words[1], words[2:]).params
+        env, overrides = given["env"], given["set_"]
+    else:
+        (script,) = [word for word in words if word.startswith("jobs/")]
+        assert Path(script).name in {path.name for path in (ROOT / "jobs").iterdir()}
+        arguments = job.parser(Path(script).stem).parse_args(words[words.index(script) + 1 :])
+        env, overrides = arguments.env, arguments.set
+        jars = words[words.index("--jars") + 1].split(",")
+        assert len(jars) == 2
+        assert all(map(os.path.exists, [*jars, clone / words[words.index("--py-files") + 1]]))
+    config = load_config(env, overrides)
+    check_settings(config)
+    (landing,) = (clone / config.source.path.replace("{run_date}", NIGHT)).iterdir()
+    first = json.loads(landing.read_text().splitlines()[0])
+    assert {*config.source.columns.values()} <= {*first}

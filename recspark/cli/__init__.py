@@ -46,7 +46,7 @@ class OfAnId(TyperCommand):
             option = getattr(error, "option_name", None)
             if option and "message" in vars(error):
                 error.message += (  # type: ignore[attr-defined]
-                    f" An id that begins with '-' goes after --, behind all options: "
+                    f". An id that begins with '-' goes after --, behind all options: "
                     f"{ctx.command_path} -- {_whole(option, args)}"
                 )
             raise

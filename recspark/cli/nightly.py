@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,9 +57,11 @@ def nightly(
     from recspark.report.night import print_night
 
     started = time.monotonic()
-    with night_context(env, run_date, set_, force=force, repin=repin) as (context, log):
+    with night_context(env, run_date, set_, force=force, repin=repin, trains=True) as opened:
+        context, log = opened
         night(context)
         users = print_night(context, console) if report else []
+        _print_warnings(log)
         console.print(f"night of {run_date} done in {time.monotonic() - started:.0f} s")
         _say_what_next(context, log, users, set_ or [])
 
@@ -70,14 +72,13 @@ def night_context(
     run_date: str,
     overrides: list[str] | None,
     *,
-    force: bool = False,
-    repin: bool = False,
-    trains: bool = True,
-    app: str = "recspark",
     what: str = "the night",
+    **options: Any,
 ) -> Iterator[tuple[RunContext, NightLog]]:
-    """Give the context of a night and its log. What Spark says goes to the log, warnings are printed
-    at the end, and so is the place of the log where something went wrong.
+    """Give the context of a night and its log; `options` are those of `open_night`.
+
+    What Spark says goes to the log, warnings are printed at the end, and so is the place of the log
+    where something went wrong.
     """
     from recspark.pipeline.interrupt import Progress, opened
     from recspark.pipeline.run import open_night
@@ -96,16 +97,7 @@ def night_context(
 
     def begin() -> RunContext:
         with quiet_spark(log.spark):
-            return open_night(
-                env,
-                day,
-                overrides or [],
-                force=force,
-                repin=repin,
-                trains=trains,
-                app=app,
-                progress=progress,
-            )
+            return open_night(env, day, overrides or [], progress=progress, **options)
 
     ended = False
     try:
@@ -122,9 +114,13 @@ def night_context(
 
 
 def _print_warnings(log: NightLog) -> None:
-    if log.warnings:
-        console.print(f"{len(log.warnings)} warnings:", style="bold")
-    for text, times in log.warnings.items():
+    """Print the warnings that were not printed yet."""
+    warnings, log.warnings = log.warnings, {}
+    if warnings:
+        console.print(
+            f"{len(warnings)} warnings" if len(warnings) > 1 else "a warning", style="bold"
+        )
+    for text, times in warnings.items():
         again = f" ({times} times)" if times > 1 else ""
         console.print(f"  {printable(text)}{again}", highlight=False, soft_wrap=True)
 
@@ -161,14 +157,15 @@ def _reading_options(env: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _called() -> str:
-    """Return how this command was called, as it works from the same folder."""
+    """Return how recspark is called from this folder: by name only where every shell finds it."""
     called = Path(sys.argv[0])
-    on_path = shutil.which("recspark")
-    if called.name != "recspark" or (on_path and Path(on_path) == called.absolute()):
+    if called.name != "recspark":
         return "recspark"
-    here = Path.cwd()
-    near = called.relative_to(here) if called.is_relative_to(here) else called
-    return str(near)
+    in_venv = sys.prefix != sys.base_prefix
+    if not in_venv or os.environ.get("VIRTUAL_ENV") == sys.prefix:
+        return "recspark"
+    here, place = Path.cwd(), called.absolute()
+    return str(place.relative_to(here) if place.is_relative_to(here) else place)
 
 
 def demo(set_: Set = None, force: Force = False) -> None:
