@@ -46,6 +46,7 @@ EXTRAS = {
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pandas-stubs>=2.2,<2.3",
+        "polars>=2,<3",  # another team's reader of the tables
         "pre-commit>=4",
         "pytest>=8",
         "pytest-timeout>=2.3",

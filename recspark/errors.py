@@ -178,6 +178,12 @@ class SetupError(RecsparkError):
     exit_code = 60
 
 
+class Interrupted(RecsparkError):
+    """A person ended a command by Ctrl-C; what had ended before is recorded."""
+
+    exit_code = 130
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, else the list of known names.
 

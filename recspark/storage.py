@@ -97,6 +97,13 @@ def open_read(uri: str, *, decompress: bool = False) -> Any:
     return fsspec.open(uri, "rb", compression="infer" if decompress else None)
 
 
+def open_write(uri: str) -> Any:
+    """Return a context manager of one file opened for writing bytes; makes its folders."""
+    fs, path = _open_fs(uri)
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    return fsspec.open(uri, "wb")
+
+
 def sha256(uri: str) -> str:
     """Return the SHA-256 of one file's bytes."""
     with open_read(uri) as stream:

@@ -4,60 +4,110 @@ reader.
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import date
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from pyspark.errors.exceptions.captured import CapturedException
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
-from recspark import storage
-from recspark.cli.common import Env, Set, console, parse_date, reading
+from recspark.cli.common import Env, Set, console, parse_date, reading_by_spark
 from recspark.errors import ConfigError, suggest
+from recspark.layers import load_config
+from recspark.tables.reader import TableReader, opens
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from recspark.config import Config
+    from recspark.report.export import Export
 
 _FORMATS = ("parquet", "csv", "json")
 
 
 def export(
     table: Annotated[str, typer.Argument(help="such as recommendations")],
-    to: Annotated[str, typer.Argument(help="new folder or URI; an export of before is replaced")],
+    to: Annotated[
+        str, typer.Argument(help="new folder or URI; an export of recspark there is replaced")
+    ],
     env: Env = "local",
     set_: Set = None,
     run_date: Annotated[str | None, typer.Option("--run-date", help="one night only")] = None,
     format_: Annotated[str, typer.Option("--format", help="parquet, csv or json")] = "parquet",
-    where: Annotated[str | None, typer.Option(help="SQL condition on the table's columns")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Spark SQL condition on the table's columns; starts Spark")
+    ] = None,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option(
+            "--spreadsheet",
+            help="csv: an apostrophe before text that a spreadsheet would run (= + - @ tab CR first)",
+        ),
+    ] = False,
 ) -> None:
     """Write a table, or one night of it, to files."""
+    from recspark.report.export import Export
+
     if format_ not in _FORMATS:
         raise ConfigError(f"--format {format_}.{suggest(format_, _FORMATS)}")
-    with reading(env, set_) as (_, catalog):
-        rows = catalog.read(
-            table, catalog.version(table) if catalog.version(table) is not None else -1
-        )
-        if run_date is not None:
-            if "run_date" not in rows.columns:
-                raise ConfigError(
-                    f"--run-date {run_date}: table '{table}' has no run_date; say which rows with "
-                    f"--where, its columns are {', '.join(rows.columns)}"
-                )
-            rows = rows.where(F.col("run_date") == F.lit(parse_date(run_date)))
+    if spreadsheet and format_ != "csv":
+        raise ConfigError("--spreadsheet is for --format csv: only there a cell is text alone")
+    night = parse_date(run_date) if run_date is not None else None
+    config = load_config(env, set_ or [])
+    target = Export(to, cast("Any", format_), neutral=spreadsheet)
+    # What a condition means is Spark's to say, whoever reads.
+    if where is None and opens(config.paths.root):
+        n_rows = _from_files(target, config, table, night)
+    else:
+        n_rows = _by_spark(target, config, table, night, where)
+    target.end()
+    console.print(f"{table}: {n_rows:,} rows to {to}")
+
+
+def _from_files(target: Export, config: Config, table: str, night: date | None) -> int:
+    tables = TableReader(config.paths.tables)
+    schema, batches = tables.batches(table)
+    _check(target, table, schema, night)
+    if night is not None:
+        schema, batches = tables.batches(table, night)
+    target.begin({"table": table, "version": tables.version(table)})
+    return target.write(schema, batches, "00000")
+
+
+def _by_spark(
+    target: Export, config: Config, table: str, night: date | None, where: str | None
+) -> int:
+    from pyspark.sql import functions as F
+
+    from recspark.report.export import arrow_schema
+
+    with reading_by_spark(config) as tables:
+        version, rows = tables.newest(table)
+        _check(target, table, arrow_schema(rows), night)
+        if night is not None:
+            rows = rows.where(F.col("run_date") == F.lit(night))
         if where is not None:
-            try:
-                rows = rows.where(where)
-            except CapturedException as error:
-                raise ConfigError(f'--where "{where}": {str(error).splitlines()[0]}') from None
-        if format_ == "csv" and (nested := _nested(rows)):
-            raise ConfigError(
-                f"CSV has no lists: {', '.join(nested)}; use --format json or parquet"
-            )
-        ours = storage.exists(storage.join(to, "_SUCCESS"))
-        if storage.exists(to) and not ours and storage.list_files(to):
-            raise ConfigError(f"{to} holds files that no export wrote; name another folder")
-        writer = rows.write.mode("overwrite")
-        (writer.option("header", "true") if format_ == "csv" else writer).format(format_).save(to)
-        console.print(f"{table}: {rows.count():,} rows to {to}")
+            rows = _meeting(rows, where)
+        target.begin({"table": table, "version": version})
+        return target.write_spark(rows)
 
 
-def _nested(rows: DataFrame) -> list[str]:
-    kinds = ("array", "map", "struct")
-    return [name for name, kind in rows.dtypes if kind.startswith(kinds)]
+def _meeting(rows: DataFrame, where: str) -> DataFrame:
+    from pyspark.errors.exceptions.captured import CapturedException
+
+    try:
+        return rows.where(where)
+    except CapturedException as error:
+        raise ConfigError(f'--where "{where}": {str(error).splitlines()[0]}') from None
+
+
+def _check(target: Export, table: str, schema: Any, night: date | None) -> None:
+    """Raise ConfigError for what cannot or must not be written, before anything is."""
+    from recspark.report.export import nested
+
+    if night is not None and "run_date" not in schema.names:
+        raise ConfigError(
+            f"--run-date {night}: table '{table}' has no run_date; say which rows with "
+            f"--where, its columns are {', '.join(schema.names)}"
+        )
+    if target.form == "csv" and (lists := nested(schema)):
+        raise ConfigError(f"CSV has no lists: {', '.join(lists)}; use --format json or parquet")
+    target.check_target()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from pyspark.sql import functions as F
 from rich.table import Table
 
-from recspark.cli.common import Env, Json, Set, console, reading
+from recspark.cli.common import Env, Json, Set, console, print_json, reading
+from recspark.report.answers import cell, stages
 
 
 def runs(
@@ -19,25 +18,12 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """List the stages of the newest nights: rows, seconds, memory, versions."""
-    with reading(env, set_) as (_, catalog):
-        rows = catalog.read("runs", catalog.version("runs"))
-        dates = [
-            r[0]
-            for r in rows.select("run_date")
-            .distinct()
-            .orderBy(F.desc("run_date"))
-            .limit(nights)
-            .collect()
-        ]
-        found = (
-            rows.where(F.col("run_date").isin(dates))
-            .drop("config")
-            .orderBy("run_date", "started_at")
-            .collect()
-        )
+    with reading(env, set_) as (_, tables):
+        found = stages(tables, nights)
     if as_json:
-        print(json.dumps([r.asDict() for r in found], default=str))
+        print_json(found)
         return
+    dates = sorted({row["run_date"] for row in found}, reverse=True)
     table = Table(title=f"runs of {', '.join(map(str, dates))}")
     for column in (
         "night",
@@ -57,13 +43,13 @@ def runs(
     for row in found:
         table.add_row(
             str(row["run_date"]),
-            row["run_id"][:8],
-            row["stage"],
-            row["model"],
+            cell(row["run_id"][:8]),
+            cell(row["stage"]),
+            cell(row["model"]),
             f"{row['rows_in']:,}",
             f"{row['rows_out']:,}",
             f"{row['seconds']:.1f}",
             f"{row['peak_memory_mb']:.0f}",
-            row["status"],
+            cell(row["status"]),
         )
     console.print(table)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from pyspark.sql import functions as F
 from rich.table import Table
 
-from recspark.cli.common import Env, Json, Set, console, parse_date, reading
+from recspark.cli.common import Env, Json, Set, console, parse_date, print_json, reading
 from recspark.errors import UnknownUserError
+from recspark.report.answers import bought, cell, check_night, latest_night, scores, user_list
+from recspark.terminal import printable
 
 
 def show(
@@ -23,47 +23,34 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one user's published list of a night."""
-    from recspark.report.night import bought, latest_night, user_list
-
-    with reading(env, set_) as (config, catalog):
-        recommendations = catalog.read("recommendations", catalog.version("recommendations"))
-        night = parse_date(run_date) if run_date else latest_night(recommendations)
-        rows = user_list(
-            recommendations.where(F.col("run_date") == F.lit(night).cast("date")), user
+    asked = parse_date(run_date) if run_date else None
+    with reading(env, set_) as (config, tables):
+        if asked:
+            check_night(tables, asked)
+        night = asked or latest_night(tables, "recommendations")
+        rows = user_list(tables, user, night)
+        recent = bought(tables, user, night, 10, config.sessions)
+    if not rows and not recent:
+        raise UnknownUserError(
+            f"user '{user}' has neither events nor a list on the night of {night}; "
+            "everyone else gets default_recommendations"
         )
-        recent = bought(catalog, user, str(night), 10, config.sessions)
-        if not rows and not recent:
-            raise UnknownUserError(
-                f"user '{user}' has neither events nor a list on the night of {night}; "
-                "everyone else gets default_recommendations"
-            )
-        if as_json:
-            print(
-                json.dumps(
-                    {
-                        "user_id": user,
-                        "run_date": str(night),
-                        "recommendations": rows,
-                        "bought": recent,
-                    }
-                )
-            )
-            return
-        table = Table(title=f"user {user}, night of {night}")
-        for column in ("rank", "item", "name", "score", "source"):
-            table.add_column(column, justify="right" if column in ("rank", "score") else "left")
-        for row in rows:
-            table.add_row(
-                str(row["rank"]),
-                row["item_id"],
-                row["item_name"],
-                f"{row['score']:.4g}",
-                row["source"],
-            )
-        console.print(table)
-        console.print("newest events", style="bold")
-        for event in recent:
-            console.print(
-                f"  {event['event_at'][:10]}  {event['item_id']:<8} {event['item_name']}",
-                highlight=False,
-            )
+    if as_json:
+        print_json({"user_id": user, "run_date": night, "recommendations": rows, "bought": recent})
+        return
+    table = Table(title=f"user {printable(user)}, night of {night}")
+    for column in ("rank", "item", "name", "score", "source"):
+        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
+    for row, score in zip(rows, scores([row["score"] for row in rows])):
+        table.add_row(
+            str(row["rank"]),
+            cell(row["item_id"]),
+            cell(row["item_name"]),
+            score,
+            cell(row["source"]),
+        )
+    console.print(table)
+    console.print("newest events", style="bold")
+    for event in recent:
+        item, name = cell(event["item_id"]), cell(event["item_name"])
+        console.print(f"  {event['event_at'][:10]}  {item:<8} {name}", highlight=False)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from pyspark.sql import functions as F
 from rich.table import Table
 
-from recspark.cli.common import Env, Json, Set, console, reading
+from recspark.cli.common import Env, Json, Set, console, print_json, reading
 from recspark.errors import UnknownUserError
+from recspark.report.answers import cell, latest_night, neighbours, scores
+from recspark.terminal import printable
 
 
 def similar(
@@ -20,25 +20,21 @@ def similar(
     as_json: Json = False,
 ) -> None:
     """Show the items most like one item, of the newest night."""
-    from recspark.report.night import latest_night
-
-    with reading(env, set_) as (_, catalog):
-        neighbours = catalog.read("item_neighbours", catalog.version("item_neighbours"))
-        night = latest_night(neighbours)
-        mine = neighbours.where((F.col("run_date") == F.lit(night)) & (F.col("item_id") == item))
-        rows = [r.asDict() for r in mine.orderBy("rank").collect()]
+    with reading(env, set_) as (_, tables):
+        night = latest_night(tables, "item_neighbours")
+        rows = neighbours(tables, item, night)
     if not rows:
         raise UnknownUserError(
             f"item '{item}' has no neighbours on the night of {night}: is the id right?"
         )
     if as_json:
-        print(json.dumps(rows, default=str))
+        print_json(rows)
         return
-    table = Table(title=f"items like {item}, night of {night}")
+    table = Table(title=f"items like {printable(item)}, night of {night}")
     for column in ("rank", "item", "name", "score"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")
-    for row in rows:
+    for row, score in zip(rows, scores([row["score"] for row in rows])):
         table.add_row(
-            str(row["rank"]), row["neighbour_id"], row["neighbour_name"], f"{row['score']:.4g}"
+            str(row["rank"]), cell(row["neighbour_id"]), cell(row["neighbour_name"]), score
         )
     console.print(table)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from recspark.cli.common import Env, RunDate, Set, parse_date, reporter
-from recspark.cli.nightly import Force, Repin
+from recspark.cli.common import Env, RunDate, Set, parse_date
+from recspark.cli.nightly import Force, Repin, night_context
 from recspark.errors import ConfigError, suggest
 
 
@@ -23,27 +23,24 @@ def stage(
     repin: Repin = False,
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
-    from recspark.pipeline.run import STAGES, check_stage, execute_models, open_night
+    from recspark.pipeline.run import STAGES, check_stage, execute_models
 
     found = {s.name: s for s in STAGES}
     if name not in found:
         raise ConfigError(f"no stage is called '{name}'.{suggest(name, found)}")
     chosen, night, asked = found[name], parse_date(run_date), (model,) if model else ()
-    context = open_night(
+    with night_context(
         env,
-        night,
-        set_ or [],
+        run_date,
+        set_,
         force=force,
         repin=repin,
         trains=chosen.trains,
         check=lambda config: check_stage(config, night, chosen, asked),
         models=asked or None,
         app=f"recspark {name}",
-        progress=reporter(),
-    )
-    try:
+        what=f"stage {name} of the night",
+    ) as (context, _):
         models = chosen.models(context.config.models, asked)
         for error in execute_models(context, chosen, models).values():
             raise error
-    finally:
-        context.spark.stop()

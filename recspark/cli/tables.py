@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-
-from recspark.cli.common import Env, Json, Set, console, reading
+from recspark.cli.common import Env, Json, Set, console, print_json, reading
 from recspark.errors import TableNotFoundError
+from recspark.report.answers import sizes, table_of_tables
 
 
 def tables(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:
     """List the tables with version, rows, files and place; TableNotFoundError without any."""
-    from recspark.report.night import table_of_tables, tables_of
-
-    with reading(env, set_) as (config, catalog):
-        rows = tables_of(catalog)
+    with reading(env, set_) as (config, reader):
+        rows = sizes(reader)
     if not rows:
         raise TableNotFoundError(
             f"no tables in {config.paths.tables}: is paths.root right? `recspark nightly` makes them"
         )
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
     else:
         console.print(table_of_tables(rows))
+        console.print(f"below {config.paths.tables}", highlight=False)

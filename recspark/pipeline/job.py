@@ -12,7 +12,9 @@ from datetime import date
 
 from recspark import masking
 from recspark.errors import RecsparkError
-from recspark.pipeline.run import STAGES, check_stage, execute_models, open_night
+from recspark.pipeline.interrupt import Progress, opened
+from recspark.pipeline.run import STAGES, RunContext, check_stage, execute_models, open_night
+from recspark.terminal import log_to_terminal, printable
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
@@ -35,15 +37,18 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
     message.
     """
     arguments = parser(stage).parse_args(argv)
-    logging.basicConfig(level=os.environ.get("RECSPARK_LOG", "INFO"), format="%(message)s")
-    for noisy in ("py4j", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to_terminal(os.environ.get("RECSPARK_LOG", "INFO"))
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     masking.guard_output()
     chosen = next(s for s in STAGES if s.name == stage)
     asked = getattr(arguments, "model", None) or ()
     started = time.monotonic()
-    try:
-        context = open_night(
+    progress = Progress(
+        lambda text: print(f"{time.monotonic() - started:6.1f} s  {printable(text)}", flush=True)
+    )
+
+    def begin() -> RunContext:
+        return open_night(
             arguments.env,
             arguments.run_date,
             arguments.set,
@@ -53,15 +58,17 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             trains=chosen.trains,
             check=lambda config: check_stage(config, arguments.run_date, chosen, asked),
             models=asked or None,
-            progress=lambda text: print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True),
+            progress=progress,
         )
-        try:
+
+    try:
+        with opened(
+            begin, progress, f"stage {stage} of the night of {arguments.run_date}"
+        ) as context:
             models = chosen.models(context.config.models, asked)
             for error in execute_models(context, chosen, models).values():
                 raise error
-        finally:
-            context.spark.stop()
     except RecsparkError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}", keep="\n"), file=sys.stderr)
         return error.exit_code
     return 0

@@ -4,74 +4,40 @@ bought.
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Any
 
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from recspark.config import Sessions, cutoff_of
-from recspark.data.sessions import is_act
-from recspark.errors import TableNotFoundError
-from recspark.masking import mask
 from recspark.pipeline.evaluate import not_compared
 from recspark.pipeline.run import STAGES, RunContext
 from recspark.pipeline.runlog import OK
-from recspark.tables.catalog import TableCatalog
-from recspark.tables.specs import SPECS
+from recspark.report.answers import bought, cell, sizes, table_of_tables, user_list
+from recspark.tables.reader import Reader
+from recspark.tables.spark_reader import reader_of
+from recspark.terminal import printable
 
 _SHOWN = ("ndcg", "recall", "recall_capped", "precision", "map", "mrr", "hit_rate", "coverage")
 
 
-def print_night(context: RunContext, console: Console) -> None:
-    """Print what the night of `context` made. Runs small jobs; collects only what is shown."""
-    console.print(table_of_tables(tables_of(context.catalog)))
+def print_night(context: RunContext, console: Console) -> list[str]:
+    """Print what the night of `context` made; return the users whose lists are shown.
+
+    Runs small jobs; collects only what is shown.
+    """
+    tables = reader_of(context.catalog)
+    console.print(table_of_tables(sizes(tables)))
     for mode in ("novel", "repeat"):
         console.print(evaluation_table(context, mode))
     for model, why in not_compared(context).items():
         console.print(f"{model} is not compared: {why}", markup=False)
     console.print(seconds_table(context))
-    for user in example_users(context):
-        console.print(user_panel(context, user))
-
-
-def tables_of(catalog: TableCatalog) -> list[dict[str, Any]]:
-    """Return name, version, rows, files, MB and place of every table that exists."""
-    out = []
-    for name, version in catalog.versions().items():
-        if SPECS[name].name.startswith("staged_"):
-            continue
-        size = catalog.size(name)
-        rows = catalog.count(name, version)
-        out.append(
-            {
-                "table": name,
-                "version": version,
-                "rows": rows,
-                **size,
-                "path": mask(catalog.path(name)),
-            }
-        )
-    return out
-
-
-def table_of_tables(rows: list[dict[str, Any]]) -> Table:
-    """Return the tables as a rich table."""
-    table = Table(title="tables")
-    for column in ("table", "version", "rows", "files", "MB"):
-        table.add_column(column, justify="left" if column == "table" else "right")
-    for row in rows:
-        table.add_row(
-            row["table"],
-            str(row["version"]),
-            f"{row['rows']:,}",
-            str(row["files"]),
-            f"{row['bytes'] / 1e6:.1f}",
-        )
-    return table
+    users = example_users(context)
+    for user in users:
+        console.print(user_panel(context, tables, user))
+    return users
 
 
 def evaluation_table(context: RunContext, mode: str) -> Table:
@@ -110,7 +76,7 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
         if ndcg is not None and ndcg["ci_low"] is not None and model != settings.baseline:
             interval = f"{ndcg['diff']:+.4f} [{ndcg['ci_low']:+.4f}, {ndcg['ci_high']:+.4f}]"
         cells = [f"{found[m]['value']:.4f}" if m in found else "" for m in _SHOWN]
-        table.add_row(model, *cells, interval)
+        table.add_row(cell(model), *cells, interval)
     return table
 
 
@@ -129,7 +95,7 @@ def seconds_table(context: RunContext) -> Table:
         total += row["seconds"]
         table.add_row(
             row["stage"],
-            row["model"],
+            cell(row["model"]),
             f"{row['rows_in']:,}",
             f"{row['rows_out']:,}" if row["status"] == OK else row["status"],
             f"{row['seconds']:.1f}",
@@ -161,56 +127,16 @@ def example_users(context: RunContext, n: int = 3) -> list[str]:
     return [row["user_id"] for row in picked.limit(n).collect()]
 
 
-def user_panel(context: RunContext, user: str) -> Columns:
+def user_panel(context: RunContext, tables: Reader, user: str) -> Columns:
     """Return one user's list beside the newest things they bought."""
-    published = context.catalog.read("recommendations", context.catalog.version("recommendations"))
-    rows = user_list(published.where(F.col("run_date") == F.lit(context.run_date)), user)
-    left = Table(title=f"user {user}: recommended")
+    left = Table(title=f"user {printable(user)}: recommended")
     for column in ("", "item", "name"):
         left.add_column(column)
-    for row in rows:
-        left.add_row(str(row["rank"]), row["item_id"], row["item_name"] or "")
+    for row in user_list(tables, user, context.run_date):
+        left.add_row(str(row["rank"]), cell(row["item_id"]), cell(row["item_name"]))
     right = Table(title="bought before, newest first")
     for column in ("date", "item", "name"):
         right.add_column(column)
-    for event in bought(context.catalog, user, str(context.run_date), 10, context.config.sessions):
-        right.add_row(event["event_at"][:10], event["item_id"], event["item_name"] or "")
+    for event in bought(tables, user, context.run_date, 10, context.config.sessions):
+        right.add_row(event["event_at"][:10], cell(event["item_id"]), cell(event["item_name"]))
     return Columns([left, right])
-
-
-def latest_night(rows: DataFrame) -> date:
-    """Return the newest run_date in a published table."""
-    night = rows.agg(F.max("run_date")).collect()[0][0]
-    if night is None:
-        raise TableNotFoundError("nothing has been published yet: run `recspark nightly` first")
-    found: date = night
-    return found
-
-
-def user_list(recommendations: DataFrame, user: str) -> list[dict[str, Any]]:
-    """Return one user's rows by rank."""
-    mine = recommendations.where(F.col("user_id") == user).orderBy("rank")
-    return [row.asDict() for row in mine.drop("run_date", "user_id").collect()]
-
-
-def bought(
-    catalog: TableCatalog, user: str, night: str, limit: int, sessions: Sessions
-) -> list[dict[str, Any]]:
-    """Return a user's newest acts up to the night, with item names as of then."""
-    cutoff = cutoff_of(date.fromisoformat(str(night)))
-    events = catalog.read("events", catalog.version("events"))
-    items = catalog.read("items", catalog.version("items")).where(
-        F.col("valid_from") < F.lit(cutoff)
-    )
-    mine = (
-        events.where((F.col("user_id") == user) & (F.col("event_at") < F.lit(cutoff)))
-        .where(is_act(sessions))
-        .orderBy(F.desc("event_at"), "event_id")
-        .limit(limit)
-    )
-    names = items.groupBy("item_id").agg(F.max_by("item_name", "valid_from").alias("item_name"))
-    rows = mine.join(names, on="item_id", how="left").orderBy(F.desc("event_at"), "event_id")
-    return [
-        {"event_at": str(r["event_at"]), "item_id": r["item_id"], "item_name": r["item_name"]}
-        for r in rows.collect()
-    ]
