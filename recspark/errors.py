@@ -7,7 +7,7 @@ do next. `docs/runbook.md` has a line for each class.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from recspark.masking import mask
 
@@ -187,11 +187,35 @@ class Interrupted(RecsparkError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, else the list of known names.
 
+    Names are looked at up to 100 letters and 1,000 names, so that those of a hostile file cost
+    little; of long lists the first 20 are shown.
+
     >>> suggest("eaze", ["ease", "als"])
     " Did you mean 'ease'?"
     >>> suggest("zzz", ["ease", "als"])
     ' Known: als, ease.'
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names)}."
+    likely = [other for other in names if len(other) <= 100]
+    likely = likely if len(likely) <= 1000 else [o for o in likely if o[:1] == name[:1]][:1000]
+    near = difflib.get_close_matches(name[:100], likely, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" Known: {shortened(names)}."
+
+
+def shortened(names: Sequence[str], most: int = 20, longest: int = 60) -> str:
+    """Return `names` for a message: the first `most`, each up to `longest` letters.
+
+    >>> shortened(["a", "b" * 9, "c"], most=2, longest=4)
+    'a, bbbb…, … (1 more)'
+    """
+    shown = [n if len(n) <= longest else f"{n[:longest]}…" for n in names[:most]]
+    rest = [f"… ({len(names) - most:,} more)"] if len(names) > most else []
+    return ", ".join([*shown, *rest])
+
+
+def java_message(error: Exception) -> str:
+    """Return the first line of what the JVM said, up to 500 letters, for an error of Spark's."""
+    java = getattr(error, "java_exception", None)
+    said = str(error) if java is None else str(java.getMessage() or java.toString())
+    lines = (line.strip() for line in said.splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:500]

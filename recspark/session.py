@@ -31,6 +31,10 @@ ALWAYS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.databricks.delta.retentionDurationCheck.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+    # Else Spark 4 reads text in seven encodings, windows-1252 not among them; and bytes that are no
+    # text in one end the job where JSON lines are decoded, not so in CSV: U+FFFD stands for them.
+    "spark.sql.legacy.javaCharsets": "true",
+    "spark.sql.legacy.codingErrorAction": "true",
 }
 # Profile of a training job: one rank gets one executor, and a second attempt of a rank would hang
 # all.

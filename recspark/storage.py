@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,12 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from recspark.errors import SetupError
+from recspark.errors import SetupError, SourceError
 
 COMPLETE = "_complete"
 _SEAL = "sha256"  # the key of a JSON file's checksum of the rest
 _CHANGED = "its bytes are not those that were written"
+_PATTERN = re.compile(r"[\\*?\[\]{}]")
 
 
 def join(base: str, *parts: str) -> str:
@@ -47,6 +49,37 @@ def absolute(uri: str) -> str:
     if not is_local(uri):
         return uri
     return str(Path(uri.removeprefix("file://")).absolute())
+
+
+def for_spark(uri: str) -> str:
+    r"""Return `uri` as the readers of Spark take it, which take every path for a pattern.
+
+    For `csv`, `text`, `parquet`, …; Delta takes a path as it is. Raises SourceError for a name that
+    Spark cannot read.
+
+    >>> for_spark("/landing/x[1].csv"), for_spark("/landing/{a,b}/*.csv")
+    ('/landing/x\\[1\\].csv', '/landing/\\{a,b\\}/\\*.csv')
+    """
+    name = uri.rsplit("/", 1)[1] if "/" in uri else uri
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise SourceError(
+            f"{uri.encode(errors='backslashreplace').decode()}: the name is not UTF-8, and Spark cannot "
+            "read the file; rename it and run the night again"
+        ) from None
+    if is_local(uri) and ":" in name:
+        raise SourceError(
+            f"{uri}: Spark cannot read a file of a local disk whose name has a ':'; "
+            "rename it and run the night again"
+        )
+    return _PATTERN.sub(lambda sign: "\\" + sign[0], uri)
+
+
+def is_file(uri: str) -> bool:
+    """Return whether a file is at `uri`, or a link that leads to one."""
+    fs, path = _open_fs(uri)
+    return bool(fs.isfile(path))
 
 
 def exists(uri: str) -> bool:
@@ -90,18 +123,17 @@ def fingerprint(uri: str) -> list[tuple[str, int, str]]:
     return rows
 
 
-def open_read(uri: str, *, decompress: bool = False) -> Any:
-    """Return a context manager of one file opened for reading bytes; `decompress` goes by its
-    suffix.
-    """
-    return fsspec.open(uri, "rb", compression="infer" if decompress else None)
+def open_read(uri: str) -> Any:
+    """Return a context manager of one file opened for reading bytes."""
+    fs, path = _open_fs(uri)
+    return fs.open(path, "rb")
 
 
 def open_write(uri: str) -> Any:
     """Return a context manager of one file opened for writing bytes; makes its folders."""
     fs, path = _open_fs(uri)
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    return fsspec.open(uri, "wb")
+    return fs.open(path, "wb")
 
 
 def sha256(uri: str) -> str:
@@ -246,6 +278,9 @@ def remove_older(folder: str, keep: int, *also: str) -> None:
 
 
 def _open_fs(uri: str) -> tuple[Any, str]:
+    if is_local(uri):  # fsspec takes a '::' in it for a chain of places
+        path = uri.removeprefix("file://")
+        return fsspec.filesystem("file"), str(Path(path).absolute()) if path else path
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:  # fsspec names the package

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from py4j.protocol import Py4JJavaError
@@ -17,6 +18,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import cutoff_of
 from recspark.errors import ConservationError, SchemaError, SourceError
+from recspark.tables import damage
 
 CLEAN, QUARANTINED, DUPLICATE = "clean", "quarantined", "duplicate"
 
@@ -33,6 +35,8 @@ QUANTITY = "quantity not positive"
 # Of duplicates; they are not quarantined.
 TWICE = "twice in this landing"
 KNOWN = "already ingested"
+# As `raise_error` ends a job.
+_RAISED = re.compile(r"\[USER_RAISED_EXCEPTION\]\s*(.+?)\s*SQLSTATE", re.DOTALL)
 
 
 def check_events(
@@ -182,7 +186,7 @@ def count_verdicts(checked: DataFrame, raw: DataFrame | None = None) -> Counts:
     try:
         rows = counted.orderBy(F.desc("n"), "reason").collect()
     except (PySparkException, Py4JJavaError) as error:
-        raise _named(error) from error
+        raise _named(error, raw) from error
     of = {
         verdict: {row["reason"]: int(row["n"]) for row in rows if row["verdict"] == verdict}
         for verdict in (CLEAN, QUARANTINED, DUPLICATE, "in")
@@ -257,12 +261,17 @@ def _check_schema(raw: DataFrame) -> None:
         raise SchemaError(f"a source must give schema.RAW_EVENTS; expected {'; '.join(wrong)}")
 
 
-def _named(error: Exception) -> Exception:
-    """Return a SourceError that names the file which could not be read, or `error` itself."""
-    found = re.search(r"\[FAILED_READ_FILE[^\]]*\].*?file:?\s+(\S+?)\.?\s", str(error))
-    if found is None:
+def _named(error: Exception, raw: DataFrame | None) -> Exception:
+    """Return a SourceError that names the file of `raw` which could not be read, or says what a
+    source's reader raised; else `error` itself: a file of a table is none of the landing's.
+    """
+    raised = _RAISED.search(str(error))
+    if raised is not None:
+        return SourceError(f"{raised[1]}; nothing was written")
+    failed = damage.failed_file(error)
+    if failed is None:
         return error
-    return SourceError(
-        f"{found.group(1)} cannot be read to its end (torn, or not what its name says); nothing was "
-        "written. Deliver it again and run the night again"
-    )
+    uri = unquote(failed[0])
+    if raw is not None and uri not in {unquote(file) for file in raw.inputFiles()}:
+        return error
+    return damage.unread_source(*failed)

@@ -85,7 +85,7 @@ class NightLog(logging.Handler):
         """Write one line."""
         if self._file is None and self._writable:
             try:
-                self._file = storage.open_write(self.uri).open()
+                self._file = storage.open_write(self.uri)
             except OSError:
                 self._writable = False
         if self._file is not None:

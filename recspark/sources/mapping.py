@@ -62,6 +62,11 @@ def read(
         source.items_format or source.format,
         list(source.items_columns.values()),
         options=source.options,
+        lists={
+            raw: source.list_separator
+            for name, raw in source.items_columns.items()
+            if name in ("category", "media")
+        },
     )
     return events, None if catalogue is None else _items(source, catalogue, night)
 

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
+from urllib.parse import unquote
 
-from pyspark.errors import AnalysisException
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, StringType, StructField, StructType, TimestampType
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
 
-from recspark.errors import SourceError, suggest
-from recspark.sources.files import Place, csv_header, head_lines, parquet_footer
+from recspark import schema, storage
+from recspark.errors import SourceError, java_message, shortened, suggest
+from recspark.sources.files import (
+    BOM,
+    DELTA_LOG,
+    HEAD_BYTES,
+    Place,
+    delta_version,
+    head,
+    head_lines,
+    parquet_footer,
+)
+from recspark.sources.options import (
+    CSV_OPTIONS,
+    check_text_options,
+    csv_options,
+    reader_options,
+)
 
 log = logging.getLogger(__name__)
 
 UNREADABLE = "_unreadable"
-# RFC 4180 quotes; without `columnPruning` off, a row of too few or too many fields goes unnoticed;
-# and one row of more than 20,480 fields (Spark's limit) would fail the night.
-CSV_OPTIONS = {
-    "header": "true",
-    "escape": '"',
-    "columnPruning": "false",
-    "maxColumns": str(1 << 20),
-}
+LINE = "_line"
+# Of a file of JSON lines, so many are looked at on the driver.
+_LOOKED_AT = 1000
+# Around a JSON text; a file may be several put together, each with its mark.
+_BLANKS = " \t\r\n\ufeff"
+_BLANK = bytes(range(33))
 
 
 @dataclass(frozen=True)
@@ -38,7 +65,8 @@ class RawTable:
     source : name of the source, for messages
     frame : columns `r0` … in the order of `kinds`, then `_unreadable` string (null = the row is
         fine)
-    kinds : raw column -> its type; every column is text in CSV and JSON lines
+    kinds : raw column -> its type; every column is text in CSV and JSON lines, but for those that
+        JSON gives as lists
     is_text : whether the rows come from text, which may be wrongly encoded
     """
 
@@ -80,28 +108,40 @@ def read_raw(
     *,
     options: Mapping[str, str] | None = None,
     header: Sequence[str] | None = None,
+    lists: Mapping[str, str] | None = None,
 ) -> RawTable | None:
     """Return the columns `named` of every row at `place`; None where no file holds a row.
 
     Parameters
     ----------
     kind : `csv`, `jsonl`, `parquet` or `delta`
-    options : reader options, as Spark's; they win over recspark's own
+    options : reader options, as Spark's, of those in `options.SUPPORTED`; they win over recspark's
+        own
     header : names of the fields of a CSV file that has no header line
+    lists : raw columns that may hold lists, and what is between the parts of one that is text
 
     Files may differ in the order of their columns and in columns that are not named; where they
-    differ in the type of a named one, that column is read as text. Raises SourceError that lists
-    the missing columns, with the nearest name that is there. Cost: lazy; the driver reads one
-    header or footer per file; for JSON lines one job more where the first MB of no file shows a
-    named column.
+    differ in the type of a named one, that column is read as text. A line of JSON that is not one
+    object (or a list of objects) and nothing else is unreadable, and so is one with an object, or a
+    list that is not in `lists`, in a named column. Raises SourceError that lists the missing
+    columns, with the nearest name that is there, or names the file or option that cannot be used.
+    Cost: lazy; the driver reads one header or footer per file; for JSON lines one job more where
+    the first MB of no file shows a named column.
     """
-    given = dict(options or {})
     named = list(dict.fromkeys(named))
-    try:
+    given = reader_options(place.source, kind, options or {})
+    if kind != "delta" and delta_version(place) is not None:
+        raise SourceError(
+            f"source '{place.source}': {place.root} is a Delta table (it has a {DELTA_LOG}), but is "
+            f"read as {kind}; say format: delta"
+        )
+    with named_errors(place, kind):
+        if kind in ("csv", "jsonl"):
+            check_text_options(spark, place.source, kind, given)
         if kind == "csv":
             parts = _csv_parts(spark, place, given, header, named)
         elif kind == "jsonl":
-            parts = _jsonl_parts(spark, place, given, named)
+            parts = _jsonl_parts(spark, place, given, named, lists or {})
         elif kind == "parquet":
             parts = _parquet_parts(spark, place, given)
         else:
@@ -109,11 +149,40 @@ def read_raw(
         for part in parts:
             _check_names(place, part, named)
         return _as_table(place, parts, named, kind in ("csv", "jsonl")) if parts else None
-    except AnalysisException as error:
+
+
+@contextmanager
+def named_errors(place: Place, kind: str) -> Iterator[None]:
+    """Raise a SourceError that names `place` for what Spark raises within the block."""
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:
         raise SourceError(
-            f"source '{place.source}': {place.root} cannot be read as {kind}: "
-            f"{str(error).splitlines()[0]}"
+            f"source '{place.source}': {place.root} cannot be read as {kind}: {java_message(error)}"
         ) from None
+
+
+def read_files(reader: DataFrameReader, place: Place, kind: str, files: Sequence[str]) -> DataFrame:
+    """Return `files` of `place` as one frame, folder names as columns.
+
+    Raises SourceError where Spark would read other files than these.
+    """
+    if not place.is_file:
+        reader = reader.option("basePath", place.root)
+    frame = reader.format(kind).load([storage.for_spark(uri) for uri in files])
+    planned = Counter(_path(unquote(uri)) for uri in frame.inputFiles())
+    left_out = sorted(Counter(map(_path, files)) - planned)
+    if left_out or planned.total() != len(files):
+        raise SourceError(
+            f"source '{place.source}': of {len(files)} files Spark reads {planned.total()}, without "
+            f"{left_out[:5]}; nothing was written. Rename them: a name may not start with '_' or '.', "
+            "or end in '._COPYING_'"
+        )
+    return frame
+
+
+def _path(uri: str) -> str:
+    return re.sub(r"^\w+:/*", "/", uri)
 
 
 def _csv_parts(
@@ -127,51 +196,241 @@ def _csv_parts(
     has_header = options["header"].lower() == "true"
     files_of: dict[tuple[str, ...], list[str]] = {}
     for uri in place.files:
-        fields = csv_header(uri, options)
-        if header is not None:
+        fields = csv_header(spark, place.source, uri, options)
+        if header is not None and fields:
             fields = list(header)
         elif not has_header:
             fields = [f"_c{i}" for i in range(len(fields))]
         if fields:
             files_of.setdefault(tuple(fields), []).append(uri)
     parts = []
-    for fields_, files in files_of.items():
+    for names, files in files_of.items():
+        occurs = Counter(names)
         for name in named:
-            if fields_.count(name) > 1:
+            if occurs[name] > 1:
                 raise SourceError(
-                    f"source '{place.source}': column '{name}' occurs {fields_.count(name)} times in "
+                    f"source '{place.source}': column '{name}' occurs {occurs[name]} times in "
                     f"{files[0]}; keep one of them"
                 )
         # By position: Spark takes names for equal that differ in case only.
-        columns = [f"c{i}" for i in range(len(fields_))]
-        frame = _reader(spark, place, options, columns).csv(files)
-        physical = {name: name for name in place.folder_columns} | dict(zip(fields_, columns))
+        columns = [f"c{i}" for i in range(len(names))]
+        texts = StructType([StructField(name, StringType()) for name in [*columns, UNREADABLE]])
+        reader = spark.read.schema(texts).options(**options)
+        reader = reader.options(mode="PERMISSIVE", columnNameOfCorruptRecord=UNREADABLE)
+        frame = read_files(reader, place, "csv", files)
+        physical = {name: name for name in place.folder_columns} | dict(zip(names, columns))
         parts.append(_Part(frame, physical, files[0]))
     return parts
 
 
+def csv_header(spark: SparkSession, source: str, uri: str, options: Mapping[str, str]) -> list[str]:
+    """Return the fields of the first line of a CSV file that is neither blank nor a comment; [] for
+    a file without content.
+
+    Spark's own parser reads them, so every option counts for the header as for the rows. Raises
+    SourceError where the first MB has no such line. Cost: reads at most 1 MB; no job.
+    """
+    content = head(uri)
+    if not content.removeprefix(BOM):
+        return []
+    jvm: Any = spark.sparkContext._jvm
+    try:
+        settings = csv_options(spark, options)
+        charset = settings.charset()
+        parser = jvm.com.univocity.parsers.csv.CsvParser(settings.asParserSettings())
+        if settings.multiLine():
+            parser.beginParsing(jvm.java.io.ByteArrayInputStream(content), charset)
+            fields = parser.parseNext()
+        else:
+            line = _first_line(spark, content, settings, options.get("lineSep"))
+            fields = None if line is None else parser.parseLine(line)
+    except (PySparkException, Py4JJavaError) as error:
+        raise SourceError(
+            f"source '{source}': the header of {uri} cannot be read: {java_message(error)}"
+        ) from None
+    if fields is None:
+        raise SourceError(
+            f"source '{source}': {uri} has no header: every line of its first MB is blank or a "
+            "comment, or the first one is longer; nothing was written. Deliver it again, or an empty "
+            "file where that day had no rows"
+        )
+    return ["" if field is None else field for field in fields]
+
+
+def _first_line(spark: SparkSession, content: bytes, settings: Any, end: str | None) -> str | None:
+    """Return the line that Spark takes for the header; `settings` are the JVM's `CSVOptions`."""
+    jvm: Any = spark.sparkContext._jvm
+    charset = settings.charset()
+    ends = None
+    if end:
+        encoded = jvm.java.nio.charset.Charset.forName(charset).encode(end)
+        ends = bytes(encoded.array())[: encoded.limit()]
+    for line in head_lines(content, ends):
+        if line.strip(_BLANK):
+            text = jvm.java.util.ArrayList()
+            text.add(jvm.java.lang.String(line, charset))
+            lines = jvm.scala.jdk.javaapi.CollectionConverters.asScala(text.iterator())
+            found = jvm.org.apache.spark.sql.catalyst.csv.CSVExprUtils.extractHeader(
+                lines, settings
+            )
+            if not found.isEmpty():
+                return str(found.get())
+    return None
+
+
 def _jsonl_parts(
-    spark: SparkSession, place: Place, given: Mapping[str, str], named: Sequence[str]
+    spark: SparkSession,
+    place: Place,
+    given: Mapping[str, str],
+    named: Sequence[str],
+    lists: Mapping[str, str],
 ) -> list[_Part]:
     files = place.files
     if not files:
         return []
-    there: set[str] = set()
-    if given.get("multiLine", "false").lower() == "true":
-        there.update(spark.read.options(**given).json(files).columns)
-    else:
-        for uri in files:
-            there.update(_json_keys(head_lines(uri, given.get("encoding", "UTF-8"))))
-        if not {*there, *place.folder_columns}.issuperset(named):
-            # A column that few rows have may come late: look at every line before saying no.
-            keys = F.explode(F.json_object_keys("value")).alias("key")
-            late = spark.read.text(files).select(keys).distinct().collect()
-            there.update(row["key"] for row in late)
-    there.update(place.folder_columns)
+    there = {*place.folder_columns}
+    is_whole_text = given.get("multiLine", "false").lower() == "true"
+    keys, shapes = _looked_at(spark, files, given, lists)
+    for name in named:
+        if name not in there and (wrong := shapes.get(name)):
+            raise SourceError(
+                f"source '{place.source}': column '{name}' is {wrong} in {files[0]}, expected "
+                f"{'a list of texts' if name in lists else 'a text or a number'}; nothing was written. "
+                "Mend the delivery, or name another column"
+            )
+    there |= keys
+    reader = spark.read.schema(f"{LINE} string").options(wholetext=is_whole_text)
+    if "lineSep" in given and not is_whole_text:
+        reader = reader.options(lineSep=given["lineSep"])
+    texts = read_files(reader, place, "text", files)
+    charset = given.get("encoding", "UTF-8")
+    if charset.upper() not in ("UTF-8", "UTF8"):
+        texts = texts.withColumn(LINE, F.decode(F.col(LINE).cast("binary"), charset))
+    if is_whole_text and not there.issuperset(named):
+        there |= {*read_files(spark.read.options(**given), place, "json", files).columns}
+    elif not there.issuperset(named):
+        # A column that few rows have may come late: look at every line before saying no.
+        keys_of = F.explode(F.json_object_keys(LINE)).alias("key")
+        there |= {row["key"] for row in texts.select(keys_of).distinct().collect()}
     # Not one readable object: every row is quarantined, and there is no schema to complain of.
-    known = there or set(named)
-    frame = _reader(spark, place, given, [name for name in named if name in known]).json(files)
-    return [_Part(frame, {name: name for name in known}, files[0])]
+    known = [name for name in named if name in there] if there - place.folder_columns else named
+    return [_json_part(place, texts, given, known, lists, {*there, *known}, files[0])]
+
+
+def _json_part(
+    place: Place,
+    texts: DataFrame,
+    given: Mapping[str, str],
+    known: Sequence[str],
+    lists: Mapping[str, str],
+    there: Iterable[str],
+    first_file: str,
+) -> _Part:
+    """Return one row for each object of `texts`, and for each text that is no object or list of
+    objects.
+
+    Spark reads the first value of a text and leaves the rest. So a text is read between brackets:
+    `[[{…}],[]]` ends in an empty list only where nothing else was in it.
+    """
+    inside = [name for name in known if name not in place.folder_columns]
+    record = StructType([StructField(name, StringType()) for name in inside])
+    text = F.btrim(LINE, F.lit(_BLANKS))
+    is_list = F.startswith(text, F.lit("["))
+    bracketed = F.concat(
+        F.when(is_list, "[").otherwise("[["), text, F.when(is_list, "\n,[]]").otherwise("\n],[]]")
+    )
+    parsed = F.from_json(
+        bracketed,
+        ArrayType(ArrayType(record)),
+        {name: value for name, value in given.items() if name.startswith("allow")},
+    )
+    folders = [quoted(name) for name in sorted(place.folder_columns)]
+    read = texts.where(F.length(text) > 0).select(
+        *folders, LINE, parsed.alias("_parsed"), is_list.alias("_is_list")
+    )
+    records, end = F.get("_parsed", F.lit(0)), F.get("_parsed", F.lit(1))
+    is_fine = (
+        (F.size("_parsed") == 2)
+        & (F.size(end) == 0)
+        & (F.col("_is_list") | (F.size(records) == 1))
+        & F.is_valid_utf8(LINE)
+    )
+    nothing = F.array(F.lit(None).cast(record))
+    rows = read.select(*folders, LINE, F.explode(F.when(is_fine, records).otherwise(nothing)))
+    wrong, columns = F.col("col").isNull(), []
+    for i, name in enumerate(inside):
+        value = F.col("col").getField(name)
+        is_nested = _opens(value, name)
+        if name in lists:
+            items = F.from_json(value, schema.STRINGS)
+            wrong |= is_nested & (
+                items.isNull() | F.exists(items, lambda item: F.startswith(item, F.lit("{")))
+            )
+            value = F.when(is_nested, items).otherwise(split_text(value, lists[name]))
+        else:
+            wrong |= is_nested
+        columns.append(value.alias(f"c{i}"))
+    frame = rows.select(
+        *folders, *columns, F.when(F.coalesce(wrong, F.lit(False)), F.col(LINE)).alias(UNREADABLE)
+    )
+    physical = {name: name for name in there} | {name: f"c{i}" for i, name in enumerate(inside)}
+    return _Part(frame, physical, first_file)
+
+
+def _opens(value: Column, name: str) -> Column:
+    """Return whether `value`, the text of column `name`, is a list or an object in the line it is
+    of: a text may start with a bracket too.
+    """
+    key = json.dumps(name, ensure_ascii=False).replace("\\E", "\\E\\\\E\\Q")
+    opens = F.startswith(value, F.lit("{")) | F.startswith(value, F.lit("["))
+    return F.coalesce(opens & F.col(LINE).rlike(rf"\Q{key}\E\s*:\s*[\[{{]"), F.lit(False))
+
+
+def _looked_at(
+    spark: SparkSession, files: Sequence[str], given: Mapping[str, str], lists: Mapping[str, str]
+) -> tuple[set[str], dict[str, str]]:
+    """Return the keys in the first lines of each file, and what is wrong with the values of those
+    that never hold what a column may: `an object` or `a list`.
+    """
+    keys: set[str] = set()
+    fine: set[str] = set()
+    wrong: dict[str, str] = {}
+    ends = given["lineSep"].encode() if "lineSep" in given else None
+    for uri in files:
+        content = head(uri)
+        texts = head_lines(content, ends)[:_LOOKED_AT]
+        if given.get("multiLine", "false").lower() == "true":
+            texts = [content] if len(content) < HEAD_BYTES else []
+        for text in _decoded(spark, texts, given.get("encoding", "UTF-8")):
+            for record in _objects(text):
+                keys.update(record)
+                for name, value in record.items():
+                    is_list = name in lists and isinstance(value, list)
+                    if any(isinstance(v, dict | list) for v in (value if is_list else [value])):
+                        wrong[name] = "a list" if isinstance(value, list) else "an object"
+                    elif value is not None:
+                        fine.add(name)
+    return keys, {name: what for name, what in wrong.items() if name not in fine}
+
+
+def _decoded(spark: SparkSession, texts: Iterable[bytes], charset: str) -> Iterator[str]:
+    jvm: Any = spark.sparkContext._jvm
+    for text in texts:
+        if text.isascii() or charset.upper() in ("UTF-8", "UTF8"):
+            yield text.decode("utf-8", errors="replace").removeprefix("\ufeff")
+        else:
+            yield jvm.java.lang.String(text, charset)
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Return the object in a JSON text, or those in a list; none where it cannot be read."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [
+        item for item in (found if isinstance(found, list) else [found]) if isinstance(item, dict)
+    ]
 
 
 def _parquet_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) -> list[_Part]:
@@ -183,8 +442,7 @@ def _parquet_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) 
             files_of.setdefault(signature, []).append(uri)
     parts = []
     for files in files_of.values():
-        reader = spark.read.options(**given)
-        frame = (reader if place.is_file else reader.option("basePath", place.root)).parquet(*files)
+        frame = read_files(spark.read.options(**given), place, "parquet", files)
         parts.append(_Part(frame, {name: name for name in frame.columns}, files[0]))
     return parts
 
@@ -192,32 +450,23 @@ def _parquet_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) 
 def _delta_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) -> list[_Part]:
     if not place.entries:
         return []
-    commits = [name for name, _, _ in place.entries if name.startswith("_delta_log/")]
-    if not commits:
+    # The version that the landing's digest is of, not whatever is newest once rows are read.
+    version = delta_version(place)
+    if version is None:
         raise SourceError(
             f"source '{place.source}': {place.root} is no Delta table (it has no _delta_log); "
             "is source.format right?"
         )
-    # The version that the landing's digest is of, not whatever is newest once rows are read.
-    version = max(int(name.removeprefix("_delta_log/").removesuffix(".json")) for name in commits)
     options = {"versionAsOf": str(version), **given}
     frame = spark.read.format("delta").options(**options).load(place.root)
+    frame.inputFiles()  # reads the log now, where an error of it has a name; Spark keeps it
     return [_Part(frame, {name: name for name in frame.columns}, place.root)]
-
-
-def _reader(
-    spark: SparkSession, place: Place, options: Mapping[str, str], columns: Sequence[str]
-) -> DataFrameReader:
-    schema = StructType([StructField(name, StringType()) for name in [*columns, UNREADABLE]])
-    reader = spark.read.schema(schema).options(**options)
-    reader = reader.options(mode="PERMISSIVE", columnNameOfCorruptRecord=UNREADABLE)
-    return reader if place.is_file else reader.option("basePath", place.root)
 
 
 def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
     missing = [name for name in named if name not in part.physical]
     if missing:
-        told = " ".join(f"'{name}'.{suggest(name, part.physical)}" for name in missing)
+        told = " ".join(f"'{name}'.{suggest(name, part.physical)}" for name in missing[:10])
         count = "a column" if len(missing) == 1 else f"{len(missing)} columns"
         raise SourceError(
             f"source '{place.source}': {part.first_file} lacks {count}: {told} Nothing was written; "
@@ -225,7 +474,8 @@ def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
         )
     unused = sorted(set(part.physical) - set(named))
     if unused:
-        log.info("source=%s file=%s columns_not_used=%s", place.source, part.first_file, unused)
+        shown = shortened(unused)
+        log.info("source=%s file=%s columns_not_used=%s", place.source, part.first_file, shown)
 
 
 def _as_table(
@@ -245,6 +495,12 @@ def _as_table(
     return RawTable(place.source, frame, dict(zip(named, merged)), is_text)
 
 
+def split_text(text: Column, separator: str) -> Column:
+    """Return the parts of `text` between separators, trimmed, without the blank ones."""
+    parts = F.split(F.trim(text), r"\s*\Q" + separator + r"\E\s*")
+    return F.filter(parts, lambda part: part != "")
+
+
 def quoted(name: str) -> Column:
     """Return the column `name`, whatever characters it has."""
     return F.col("`" + name.replace("`", "``") + "`")
@@ -255,15 +511,3 @@ def _as_text(column: Column, kind: DataType) -> Column:
     if isinstance(kind, TimestampType):
         return F.date_format(column, "yyyy-MM-dd HH:mm:ss.SSSSSS'Z'")
     return column.cast("string")
-
-
-def _json_keys(lines: Sequence[str]) -> set[str]:
-    keys: set[str] = set()
-    for line in lines[:1000]:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        for item in found if isinstance(found, list) else [found]:
-            keys.update(item if isinstance(item, dict) else ())
-    return keys

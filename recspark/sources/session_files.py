@@ -4,7 +4,6 @@ users.
 
 from __future__ import annotations
 
-import posixpath
 from datetime import UTC, date, datetime, time
 from functools import reduce
 from itertools import accumulate
@@ -15,8 +14,9 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Source
 from recspark.errors import SourceError
-from recspark.sources.files import Place, find_place
+from recspark.sources.files import Place, find_place, head
 from recspark.sources.landing import Night
+from recspark.sources.raw import named_errors, read_files
 from recspark.sources.typed import BAD_ENCODING, attributes_of, first_reason, shaped
 
 EMPTY_SESSION = "empty session"
@@ -25,6 +25,11 @@ CUT_ANEW = "was cut into partitions anew while it was read: run the stage again"
 
 def places(source: Source, run_date: date) -> list[Place]:
     """Return where the files lie, in reading order; raises MissingLandingError, SourceError."""
+    if source.options:
+        raise SourceError(
+            f"source '{source.name}': source.options {sorted(source.options)}: kind 'session_files' "
+            "takes none; leave them out"
+        )
     place = find_place(source, source.path, run_date, only=source.files or None)
     lacking = sorted(set(source.files) - {name for name, _, _ in place.entries})
     if lacking:
@@ -39,20 +44,26 @@ def read(
 ) -> tuple[DataFrame | None, None]:
     """Return the clicks of `night` as events, no catalogue; None where the files are empty.
 
-    `session_key` is file name and line number, `event_id` adds the position in the line. Times are
-    made up and say so (attribute `time` = `made up`): they keep the order of files, lines and
-    clicks (`source.made_up`). Cost: no shuffle; one job that counts lines for each file but the
+    `session_key` is the file's name below the landing and the line's number, after the date of the
+    night where each has a landing of its own: lines of two files, or of two nights, never share
+    one. `event_id` adds the position in the line. Times are made up and say so (attribute `time` =
+    `made up`): they keep the order of files, lines and clicks (`source.made_up`). Raises SourceError
+    for a file that cannot be read. Cost: no shuffle; one job that counts lines for each file but the
     last, and for the last too where Spark splits it.
     """
-    files = places[0].files
+    place = places[0]
+    files = place.files
     if not files:
         return None, None
     made_up = source.made_up
     start = datetime.combine(made_up.start or night.run_date, time(), UTC)
     parts, n_before = [], 0
     for i, uri in enumerate(files):
-        lines, n_lines = _numbered_lines(spark, uri, count=i < len(files) - 1)
-        key = F.concat(F.lit(posixpath.basename(uri) + ":"), F.col("line").cast("string"))
+        head(uri)
+        with named_errors(place, "text"):
+            lines, n_lines = _numbered_lines(spark, place, uri, count=i < len(files) - 1)
+        name = place.name_of(uri) if night.archive else f"{night.run_date}/{place.name_of(uri)}"
+        key = F.concat(F.lit(f"{name}:"), F.col("line").cast("string"))
         session = F.col("line") + F.lit(n_before - 1)
         parts.append(lines.select("value", key.alias("session_key"), session.alias("session")))
         n_before += n_lines
@@ -91,7 +102,9 @@ def read(
     return events, None
 
 
-def _numbered_lines(spark: SparkSession, uri: str, *, count: bool) -> tuple[DataFrame, int]:
+def _numbered_lines(
+    spark: SparkSession, place: Place, uri: str, *, count: bool
+) -> tuple[DataFrame, int]:
     """Return `value`, `line` (1-based) of one file, and its number of lines (0 where not counted).
 
     Spark cuts a file into partitions in its order, and `monotonically_increasing_id` is partition
@@ -100,7 +113,7 @@ def _numbered_lines(spark: SparkSession, uri: str, *, count: bool) -> tuple[Data
     executors came in between: reading then ends in an error, as some partition must have more lines
     than were counted.
     """
-    lines = spark.read.text(uri)
+    lines = read_files(spark.read.schema("value string"), place, "text", [uri])
     number = F.monotonically_increasing_id()
     n_partitions = lines.rdd.getNumPartitions()
     if n_partitions == 1 and not count:

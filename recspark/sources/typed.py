@@ -27,7 +27,7 @@ from pyspark.sql.types import (
 
 from recspark import schema
 from recspark.errors import SourceError
-from recspark.sources.raw import RawTable
+from recspark.sources.raw import RawTable, split_text
 
 UNREADABLE_ROW = "unreadable row"
 WRONG_TYPE = "wrong type: {}"
@@ -115,8 +115,7 @@ def list_of(table: RawTable, name: str, separator: str) -> Column:
         return column.cast(schema.STRINGS)
     if not isinstance(kind, StringType):
         raise _wrong_column(table, name, f"an array, or text with '{separator}' between its parts")
-    parts = F.split(F.trim(column), r"\s*\Q" + separator + r"\E\s*")
-    return F.filter(parts, lambda part: part != "")
+    return split_text(column, separator)
 
 
 def text_of(table: RawTable, name: str) -> Column:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-from recspark.errors import DamagedFileError
+from recspark.errors import DamagedFileError, SourceError
 
 # As Spark's error condition FAILED_READ_FILE ends, with and without a hint.
 _READING = re.compile(
@@ -13,19 +13,35 @@ _READING = re.compile(
 )
 
 
-def named(error: Exception, root: str) -> DamagedFileError | None:
+def failed_file(error: Exception) -> tuple[str, bool] | None:
+    """Return the URI of the file that `error` ended a job because of, and whether it is gone; None
+    for other errors.
+    """
+    found = _READING.search(str(error))
+    return None if found is None else (found[1], found[2] == "File does")
+
+
+def unread_source(uri: str, is_gone: bool) -> SourceError:
+    """Return what to raise for a file of a landing that cannot be read."""
+    what = "is gone" if is_gone else "cannot be read to its end (torn, or not what its name says)"
+    return SourceError(
+        f"{unquote(uri)} {what}; nothing was written of it. Deliver it again and run the night again"
+    )
+
+
+def named(error: Exception, root: str) -> DamagedFileError | SourceError | None:
     """Return what to raise for a job that `error` ended because of one file; None for other errors.
 
     `root` : URI of the tables; a file below it is named with its table, another is of a landing.
     """
-    found = _READING.search(str(error))
-    if found is None:
+    failed = failed_file(error)
+    if failed is None:
         return None
-    uri, missing = found[1], found[2] == "File does"
+    uri, missing = failed
     inside = _place(uri).removeprefix(_place(root).rstrip("/") + "/")
     what = "is not there" if missing else "is torn, or no data file"
     if inside == _place(uri):
-        return DamagedFileError(f"{uri} {what}: land it again, then run this stage again")
+        return unread_source(uri, missing)
     table, _, name = inside.partition("/")
     return DamagedFileError(
         f"table '{table}': its file {name} {what}, though the table's log lists it. Put the "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import MadeUpTimes, Source
+from recspark.data.events import check_events, count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import read_landing
 from recspark.sources.session_files import CUT_ANEW
@@ -88,8 +90,9 @@ def test_a_file_that_spark_cuts_anew_is_not_numbered_wrongly(
     # The split size is at most a core's share of the file, unless opening one costs more.
     with spark_conf(spark, {MAX_BYTES: counted, OPEN_COST: counted}):
         events = read_landing(spark, clicks(tmp_path), NIGHT, initial=True).events
-    with spark_conf(spark, {MAX_BYTES: later, OPEN_COST: "0"}), pytest.raises(Exception) as error:
-        events.collect()
+    checked = check_events(events, run_date=NIGHT, max_late_days=7, initial=True)
+    with spark_conf(spark, {MAX_BYTES: later, OPEN_COST: "0"}), pytest.raises(SourceError) as error:
+        count_verdicts(checked, events)
     assert f"a.txt {CUT_ANEW}" in str(error.value)
 
 
@@ -104,6 +107,54 @@ def test_a_nights_landing_starts_at_its_midnight(
         "2": datetime(2024, 5, 31, 0, 0, 1),
         "3": datetime(2024, 5, 31, 0, 0, 0, 10000),
     }
+
+
+def test_ids_of_two_nights_and_of_two_folders_differ(spark: SparkSession, tmp_path: Path) -> None:
+    nights = [date(2024, 5, 30), date(2024, 5, 31)]
+    for night in nights:
+        for hour in ("hour=00", "hour=01"):
+            write_text(tmp_path / f"{night}/{hour}/part-0[1]", f"1 2 {night.day}\n3\n")
+    source = clicks(tmp_path / "{run_date}", archive=False, made_up=MadeUpTimes())
+    both = reduce(
+        DataFrame.union,
+        [read_landing(spark, source, night, initial=False).events for night in nights],
+    )
+    rows = both.select("event_id", "session_key", "item_id").collect()
+    assert len(rows) == len({row["event_id"] for row in rows}) == 16
+    assert {row["session_key"] for row in rows} == {
+        f"{night}/{hour}/part-0[1]:{line}"
+        for night in nights
+        for hour in ("hour=00", "hour=01")
+        for line in (1, 2)
+    }
+    archive = clicks(tmp_path, made_up=MadeUpTimes(start=nights[0], session_seconds=1))
+    keys = read_landing(spark, archive, nights[1], initial=True).events.select("session_key")
+    assert {row[0] for row in keys.collect()} == {row["session_key"] for row in rows}
+    again = read_landing(spark, source, nights[0], initial=True).events.select("event_id")
+    assert {row[0] for row in again.collect()} < {row["event_id"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt.xz", b"1 2\n", r"a\.txt\.xz is compressed or packed as '\.xz'"),
+        ("a.txt", b"\x1f\x8b\x08\x00", r"a\.txt is no text: it holds gzip"),
+        ("a.txt.gz", b"1 2\n", r"a\.txt\.gz is not what its name says"),
+        ("1:2.txt", b"1 2\n", r"1:2\.txt: Spark cannot read a file of a local disk"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    spark: SparkSession, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        read_landing(spark, clicks(tmp_path), NIGHT, initial=True)
+
+
+def test_options_are_refused(spark: SparkSession, tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "1\n")
+    with pytest.raises(SourceError, match=r"source\.options \['encoding'\]: kind 'session_files'"):
+        read_landing(spark, clicks(tmp_path, options={"encoding": "x"}), NIGHT, initial=True)
 
 
 def test_a_named_file_must_be_there(spark: SparkSession, tmp_path: Path) -> None:

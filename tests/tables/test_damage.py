@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+from recspark.errors import SourceError
 from recspark.tables.damage import named
 
 pytestmark = pytest.mark.spark
@@ -39,7 +40,8 @@ def test_the_file_is_named(spark: SparkSession, tmp_path: Path, *, missing: bool
         assert str(inside).startswith(f"table 'events': its file {file.name} {what}")
         outside = named(failed.value, f"{tmp_path}/elsewhere")
         assert file.name in str(outside)
-        assert "land it again" in str(outside)
+        assert isinstance(outside, SourceError)
+        assert "Deliver it again" in str(outside)
 
 
 def test_other_errors_are_left_alone(spark: SparkSession) -> None:
