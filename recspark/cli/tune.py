@@ -38,6 +38,7 @@ def tune(
         set_ or [],
         app=f"recspark tune {model}",
         trains=True,
+        begins=False,
         progress=report,
     )
 

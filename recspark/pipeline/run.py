@@ -4,11 +4,13 @@ top.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from importlib import resources
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from recspark.tables.catalog import TableCatalog
 
 log = logging.getLogger("recspark")
+PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class RunContext:
     ----------
     spark, catalog, config : of this process
     run_date : the night; the last full day of data
-    run_id : hash(run_date, config, pins)
+    run_id : hash(run_date, config, pins); of a run begun twice its number goes in
     pins : table -> version when the run began
     runlog : the rows of `runs`
     code : digest of recspark's own sources
@@ -110,15 +113,44 @@ class RunContext:
 
     def version(self, table: str) -> int | None:
         """Return the version of `table` that this run reads: as an earlier stage left it, else
-        pinned.
+        pinned. Of a table that has a slice for each model it is the newest one's (see `read`).
         """
-        order = [stage.name for stage in STAGES]
-        earlier = order[: order.index(self.stage)] if self.stage else order
-        return self.runlog.outputs(earlier).get(table, self.pins.get(table))
+        return self.runlog.outputs(self._earlier()).get(table, self.pins.get(table))
 
-    def read(self, table: str) -> Any:
-        """Return `table` at the version that this run reads."""
-        return self.catalog.read(table, self.version(table))
+    def read(self, table: str, also: Mapping[str, int] | None = None) -> Any:
+        """Return `table` at the version that this run reads.
+
+        Of a table that has a slice for each model, each slice at the version that its own row names:
+        at the newest version a slice may be that of another run of the night, which runs beside this
+        one. `also` : model -> version of slices that this stage has just written. Where all commits
+        in between are this run's, that is one plain read.
+        """
+        from recspark.tables.specs import SPECS
+
+        if SPECS[table].partition != ("run_date", "model"):
+            return self.catalog.read(table, self.version(table))
+        slices = self.runlog.slices(table, self._earlier())
+        slices = {**{model or PUBLISHED: v for model, v in slices.items()}, **(also or {})}
+        versions = sorted(set(slices.values()))
+        if not versions or versions == list(range(versions[0], versions[-1] + 1)):
+            return self.catalog.read(table, versions[-1] if versions else self.version(table))
+        parts = [
+            self.catalog.read(table, version).where(
+                self._of_night([model for model, v in slices.items() if v == version])
+            )
+            for version in versions
+        ]
+        return functools.reduce(lambda one, other: one.unionByName(other), parts)
+
+    def _of_night(self, models: list[str]) -> Any:
+        from pyspark.sql import functions as F
+
+        return (F.col("run_date") == F.lit(self.run_date)) & F.col("model").isin(models)
+
+    def _earlier(self) -> list[str]:
+        """Return the stages before the one that runs."""
+        order = [stage.name for stage in STAGES]
+        return order[: order.index(self.stage)] if self.stage else order
 
     def count(self, table: str) -> int:
         """Return the number of rows of `table` at the version that this run reads."""
@@ -164,7 +196,9 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     DamagedFileError where a data file cannot be read.
     """
     from recspark.pipeline import stages
+    from recspark.pipeline.runlog import FAILED
     from recspark.tables import damage
+    from recspark.tables.catalog import retried
 
     context = replace(context, stage=stage.name)
     label = f"{stage.name} {model}".strip()
@@ -183,8 +217,11 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     clock = time.monotonic()
     commits = dict(context.catalog.commits)
     try:
-        result = function(context, model) if stage.per_model else function(context)
+        # Where another writer was quicker, the stage reads again what that one left.
+        result = retried(lambda: function(context, model) if stage.per_model else function(context))
     except Exception as error:
+        with suppress(Exception):  # what went wrong first is said
+            context.runlog.set_status(FAILED)
         named = damage.named(error, context.catalog.root)
         if named is None:
             raise
@@ -278,12 +315,15 @@ def open_night(
     repin: bool = False,
     app: str = "recspark",
     trains: bool = False,
+    begins: bool = True,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> RunContext:
     """Return the context of one night: settings checked, session started, run begun or found again.
 
-    `trains` starts the session with the training profile. Raises ConfigError, or SetupError where
-    `paths.root` cannot be written, before Spark starts.
+    `trains` starts the session with the training profile; without `begins` no run is begun, and the
+    tables are those of the night's run with these settings, else those of now. Raises ConfigError, or
+    SetupError where `paths.root` cannot be written, before Spark starts; OpenRunError and
+    SupersededRunError where another run of the night is in the way.
     """
     from recspark import storage
     from recspark.layers import load_config
@@ -300,7 +340,9 @@ def open_night(
     spark = build_session(config.spark, f"{app} {run_date}", TRAINING if trains else None)
     catalog = TableCatalog(spark, config.paths.tables)
     code = code_digest()
-    run_id, pins, runlog = open_run(catalog, config, run_date, code, repin=repin)
+    run_id, pins, runlog = open_run(
+        catalog, config, run_date, code, repin=repin, force=force, begins=begins
+    )
     return RunContext(
         spark, catalog, config, run_date, run_id, pins, runlog, code, force, progress=progress
     )

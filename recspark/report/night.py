@@ -110,9 +110,10 @@ def seconds_table(context: RunContext) -> Table:
         table.add_column(column, justify="left" if column in ("stage", "model") else "right")
     catalog = context.catalog
     rows = catalog.read("runs", catalog.version("runs")).where(F.col("run_id") == context.run_id)
+    rows = rows.orderBy("started_at")
     order = {stage.name: i for i, stage in enumerate(STAGES)}
     total = 0.0
-    for row in sorted(rows.collect(), key=lambda r: (order.get(r["stage"], -1), r["started_at"])):
+    for row in sorted(rows.collect(), key=lambda r: order.get(r["stage"], -1)):
         if row["stage"] not in order:
             continue
         total += row["seconds"]
@@ -198,8 +199,13 @@ def bought(
         .limit(limit)
     )
     names = items.groupBy("item_id").agg(F.max_by("item_name", "valid_from").alias("item_name"))
-    rows = mine.join(names, on="item_id", how="left").orderBy(F.desc("event_at"), "event_id")
+    rows = (
+        mine.join(names, on="item_id", how="left")
+        .orderBy(F.desc("event_at"), "event_id")
+        # As text by Spark, in UTC: Python would give times in the zone of this machine.
+        .withColumn("event_at", F.col("event_at").cast("string"))
+    )
     return [
-        {"event_at": str(r["event_at"]), "item_id": r["item_id"], "item_name": r["item_name"]}
+        {"event_at": r["event_at"], "item_id": r["item_id"], "item_name": r["item_name"]}
         for r in rows.collect()
     ]
