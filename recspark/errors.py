@@ -166,6 +166,18 @@ class GateRefusedError(RecsparkError):
     exit_code = 40
 
 
+class SupersededRunError(RecsparkError):
+    """A newer run of the night has begun: this one's lists are not, or no longer, to be published."""
+
+    exit_code = 41
+
+
+class OpenRunError(RecsparkError):
+    """Another run of the night, with other settings, has begun and not ended."""
+
+    exit_code = 42
+
+
 class UnknownUserError(RecsparkError):
     """A user or item asked for by id is in no table."""
 

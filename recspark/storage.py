@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import uuid
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +87,15 @@ def exists(uri: str) -> bool:
     """Return whether a file or folder is at `uri`."""
     fs, path = _open_fs(uri)
     return bool(fs.exists(path))
+
+
+def size(uri: str) -> int | None:
+    """Return the bytes of one file; None where there is none."""
+    fs, path = _open_fs(uri)
+    try:
+        return int(fs.info(path)["size"])
+    except FileNotFoundError:
+        return None
 
 
 def folders(uri: str) -> list[str]:
@@ -240,14 +250,14 @@ def nearest_folder(uri: str) -> str:
 
 def check_writable(folder: str) -> None:
     """Raise SetupError where nothing can be written below `folder`."""
-    probe = join(folder, "_writable")
+    probe = join(folder, f"_writable-{uuid.uuid4().hex}")  # others may look at this moment
     try:
         write_bytes(probe, b"")
+        remove(probe)
     except OSError as error:
         raise SetupError(
             f"{folder}: nothing can be written there ({error}); mend its rights or paths.root"
         ) from None
-    remove(probe)
 
 
 def mark_complete(folder: str) -> None:

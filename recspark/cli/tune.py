@@ -41,6 +41,7 @@ def tune(
         trains=True,
         check=lambda _config: search_space(model),
         models=(model,),
+        begins=False,
         progress=report,
     )
 

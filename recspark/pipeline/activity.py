@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
 from recspark.pipeline.run import RunContext
-from recspark.pipeline.runlog import OK, night_rows
+from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
 
 
@@ -59,15 +59,12 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     run_date = night.collect()[0][0]
     if run_date is None:
         return None
-    rows = night_rows(catalog, run_date).where(
-        (F.col("stage") == "publish") & (F.col("status") == OK)
-    )
-    done = rows.orderBy(F.desc("ended_at")).limit(1).collect()
-    if not done or done[0]["code"] != context.code:
+    done = published_row(catalog, run_date)
+    if done is None or done["code"] != context.code:
         return None
-    if _of_lists(json.loads(done[0]["config"])) != _of_lists(json.loads(config.resolved())):
+    if _of_lists(json.loads(done["config"])) != _of_lists(json.loads(config.resolved())):
         return None
-    read, now = done[0]["inputs"].get("histories"), context.version("histories")
+    read, now = done["inputs"].get("histories"), context.version("histories")
     old, new = (catalog.note("histories", version) for version in (read, now))
     if old.get("settings") != new.get("settings") or old.get("events") is None:
         return None

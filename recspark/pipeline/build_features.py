@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -13,12 +14,17 @@ from pyspark.sql import functions as F
 from recspark.config import digest
 from recspark.data import features, histories, impressions, sessions, texts, windows
 from recspark.data.interactions import before, interactions
+from recspark.errors import VersionNotFoundError
 from recspark.models.registry import make
 from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.sessionize import reopened_events
+from recspark.pipeline.sessionize import (
+    changed_events,
+    reflected,
+    reflecting,
+    reopened_events,
+)
 from recspark.session import together
-from recspark.tables.catalog import TableVersion
-from recspark.tables.snapshot import changed_rows
+from recspark.tables.catalog import TableCatalog, TableVersion
 
 TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
 
@@ -29,7 +35,7 @@ def build_features(context: RunContext) -> StageResult:
     A training set is written where a model of tonight reads it, with the settings that it has.
     """
     catalog, config = context.catalog, context.config
-    outputs = {"histories": _update_histories(context)}
+    outputs = _update_histories(context)
     all_histories = catalog.read("histories", outputs["histories"])
     settings = config.model_settings
     asked = {make(name, settings.get(name, {})).training_table for name in config.models}
@@ -46,41 +52,52 @@ def build_features(context: RunContext) -> StageResult:
 
 
 def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[int, int]:
-    """Write one table as of both cutoffs; return its version and the rows."""
-    rows = 0
-    for cutoff in (context.backtest_cutoff, context.cutoff):
-        mine = before(all_histories, cutoff)
-        if table in _FRAMES:
-            frame = _FRAMES[table](context, mine, cutoff)
-            written = context.catalog.replace_slice(table, frame, {"cutoff": cutoff})
-        else:
-            written = write_training(context, table, mine, cutoff)
-        rows += written.rows
+    """Write one table as of both cutoffs; return its version and the rows.
+
+    In one commit: in two, a version in between may be another run's, and this run would read its rows.
+    """
+    cutoffs = (context.backtest_cutoff, context.cutoff)
+    rows_of = _FRAMES.get(table, partial(_training_rows, table=table))
+    first, second = (rows_of(context, before(all_histories, c), c) for c in cutoffs)
+    n_files = None if table in _FRAMES else 2 * _n_files(context)
+    written = context.catalog.replace_slice(
+        table, first.unionByName(second), {"cutoff": cutoffs}, n_files=n_files
+    )
     context.progress(f"  {table}")
-    return written.version, rows
+    return written.version, written.rows
 
 
 def write_training(
     context: RunContext, table: str, histories: DataFrame, cutoff: datetime
 ) -> TableVersion:
     """Write the training set of one cutoff, the same number of files for each rank."""
-    config = context.config
-    n_files = windows.n_training_files(config.train.ranks)
+    rows = _training_rows(context, histories, cutoff, table)
+    n_files = _n_files(context)
+    return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
+
+
+def _n_files(context: RunContext) -> int:
+    return windows.n_training_files(context.config.train.ranks)
+
+
+def _training_rows(
+    context: RunContext, histories: DataFrame, cutoff: datetime, table: str
+) -> DataFrame:
+    """Return the training set of one cutoff, in as many partitions as it gets files."""
+    config, n_files = context.config, _n_files(context)
     if table == texts.TABLE:
         items = features.items_as_of(context.read("items"), cutoff)
         acted = histories.select(F.explode("history.item_idx").alias("item_idx")).distinct()
         mine = acted.join(items, on="item_idx", how="left")
-        rows = texts.training_texts(mine, cutoff, config.features, n_files)
-    elif table in impressions.TABLES:
+        return texts.training_texts(mine, cutoff, config.features, n_files)
+    if table in impressions.TABLES:
         dictionaries = context.read("user_ids"), context.read("item_ids")
         shown = impressions.impressions(context.read("sessions"), *dictionaries, cutoff)
         unit = impressions.TABLES[table]
-        rows = impressions.training_impressions(
+        return impressions.training_impressions(
             histories, shown, cutoff, config.features, n_files, unit=unit
         )
-    else:
-        rows = windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
-    return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
+    return windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
 
 
 def _interactions(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
@@ -104,7 +121,16 @@ _FRAMES: dict[str, Callable[[RunContext, DataFrame, datetime], DataFrame]] = {
 }
 
 
-def _update_histories(context: RunContext) -> int:
+_DICTIONARIES = ("user_ids", "item_ids")
+
+
+def _update_histories(context: RunContext) -> dict[str, int]:
+    """Bring `histories` up to date with `events`; return its version and those of the dictionaries.
+
+    The dictionaries are read as they are now, not as this run's ingest left them: `events` may hold
+    the landing of a night that runs beside this one, and its ids came before its events. They only
+    grow, so who was there keeps the integer.
+    """
     catalog, config = context.catalog, context.config
     to = context.version("events")
     assert to is not None
@@ -116,59 +142,79 @@ def _update_histories(context: RunContext) -> int:
             "sessions": config.sessions.model_dump(),
         }
     )
-    note = {"events": to, "settings": settings}
     current = catalog.version("histories")
     done = catalog.note("histories", current)
-    same_settings = done.get("settings") == settings
-    if not (same_settings and done["events"] >= to):
-        base = done["events"] if same_settings else None
-        changes = changed_rows(catalog, "events", base, to).where("user_id IS NOT NULL")
-        made = context.read("sessions") if same_settings else context.read("sessions").limit(0)
-        from_where = sessions.reopened(changes, made, config.sessions).persist(
-            StorageLevel.MEMORY_AND_DISK
-        )
-        user_ids, item_ids = context.read("user_ids"), context.read("item_ids")
-        labelled = reopened_events(context, from_where, to)
-        new = histories.suffixes(labelled, user_ids, item_ids, config.features).persist(
-            StorageLevel.MEMORY_AND_DISK
-        )
-        changed = (
-            from_where.join(
-                user_ids.select(F.col("user_id").alias("owner"), "user_idx"),
-                on="owner",
-                how="inner",
-            )
-            .select("user_idx", "changed_at")
-            .persist(StorageLevel.MEMORY_AND_DISK)
-        )
-        try:
-            n_buckets = config.features.history_buckets
-            old = catalog.read("histories", current)
-            if same_settings:
-                buckets = sorted(
-                    r[0]
-                    for r in changed.select(histories.bucket(n_buckets).alias("b"))
-                    .distinct()
-                    .collect()
-                )
-            else:
-                # Also those of a larger number of buckets before: their users have moved.
-                written = {r[0] for r in old.select("bucket").distinct().collect()}
-                old, buckets = old.limit(0), sorted(written | set(range(n_buckets)))
-            if buckets:
-                rows = histories.merged(
-                    old.where(F.col("bucket").isin(buckets)),
-                    changed,
-                    new.drop("changed_at"),
-                    n_buckets,
-                )
-                current = catalog.replace_slice(
-                    "histories", rows, {"bucket": buckets}, note=note
-                ).version
-        finally:
-            for frame in (from_where, new, changed):
-                frame.unpersist()
+    ids = {table: catalog.identity(table, catalog.version(table)) for table in _DICTIONARIES}
+    outputs = {table: version for table, (version, _) in ids.items() if version is not None}
+    _check_dictionaries(catalog, done)
+    base = reflected(catalog, done, settings)
+    if base is None or base < to:
+        note = {**reflecting(catalog, to), **ids, "settings": settings}
+        current = _merge(context, current, base, to, note, outputs)
     if current is None:  # no event, no history
         catalog.create("histories")
         current = 0
-    return current
+    return {"histories": current, **outputs}
+
+
+def _check_dictionaries(catalog: TableCatalog, done: Mapping[str, Any]) -> None:
+    """Raise VersionNotFoundError where a dictionary is not the one that `histories` were made with."""
+    for table in _DICTIONARIES:
+        then = done.get(table, [None, None])
+        if not catalog.extends(table, catalog.version(table), then):
+            raise VersionNotFoundError(
+                f"table '{table}': histories were made with its version {then[0]}, and what is there now "
+                "has not come about from that (restored, or made again): its integers may stand for "
+                f"others. RESTORE it to version {then[0]}: ids without events do no harm; or restore "
+                "histories and items too, to what they were at that time"
+            )
+
+
+def _merge(
+    context: RunContext,
+    current: int | None,
+    base: int | None,
+    to: int,
+    note: dict[str, Any],
+    ids: Mapping[str, int],
+) -> int | None:
+    """Write the histories whose events changed between versions `base` and `to`; return the version."""
+    catalog, config = context.catalog, context.config
+    changes, base = changed_events(catalog, base, to)
+    made = context.read("sessions") if base is not None else context.read("sessions").limit(0)
+    from_where = sessions.reopened(
+        changes.where("user_id IS NOT NULL"), made, config.sessions
+    ).persist(StorageLevel.MEMORY_AND_DISK)
+    user_ids, item_ids = (catalog.read(table, ids.get(table)) for table in _DICTIONARIES)
+    labelled = reopened_events(context, from_where, to)
+    new = histories.suffixes(labelled, user_ids, item_ids, config.features).persist(
+        StorageLevel.MEMORY_AND_DISK
+    )
+    changed = (
+        from_where.join(
+            user_ids.select(F.col("user_id").alias("owner"), "user_idx"), on="owner", how="inner"
+        )
+        .select("user_idx", "changed_at")
+        .persist(StorageLevel.MEMORY_AND_DISK)
+    )
+    try:
+        n_buckets = config.features.history_buckets
+        old = catalog.read("histories", current)
+        if base is not None:
+            touched = changed.select(histories.bucket(n_buckets).alias("b")).distinct().collect()
+            buckets = sorted(r[0] for r in touched)
+        else:
+            # Also those of a larger number of buckets before: their users have moved.
+            written = {r[0] for r in old.select("bucket").distinct().collect()}
+            old, buckets = old.limit(0), sorted(written | set(range(n_buckets)))
+        if not buckets:
+            return current
+        rows = histories.merged(
+            old.where(F.col("bucket").isin(buckets)), changed, new.drop("changed_at"), n_buckets
+        )
+        return catalog.replace_slice(
+            "histories", rows, {"bucket": buckets}, note=note, expected=current
+        ).version
+    finally:
+        for frame in (from_where, new, changed):
+            frame.unpersist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -9,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.config import Config
+from recspark.config import Config, Mode
 from recspark.data.interactions import before, queries
 from recspark.errors import EmptyDataError
 from recspark.eval import evaluate as scoring
@@ -18,14 +19,13 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
 from recspark.models.ratings import predicted
-from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.runlog import OK
+from recspark.pipeline.run import PUBLISHED, RunContext, StageResult
+from recspark.pipeline.runlog import OK, published_row
 from recspark.pipeline.train import NOT_FITTED, load_model
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 
 NOT_COMPARED = "not_compared"  # in the detail of the `runs` row: model -> why
-PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
 
 def evaluate(context: RunContext) -> StageResult:
@@ -70,7 +70,7 @@ def evaluate(context: RunContext) -> StageResult:
     )
     assert isinstance(written, TableVersion)
     assert isinstance(items, Catalogue | None)
-    lists = catalog.read("candidates", written.version).where(
+    lists = context.read("candidates", {PUBLISHED: written.version}).where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
     )
     activity = context.read("user_features").where(at).select("user_idx", "activity")
@@ -105,8 +105,9 @@ def evaluate(context: RunContext) -> StageResult:
         rows += rating_rows(context, everyone, compared)
     past = published_lists(context)
     if past is not None and items is not None:
+        mode, lists = past
         rows += scoring.evaluate(
-            past,
+            lists,
             users,
             items,
             settings,
@@ -114,7 +115,7 @@ def evaluate(context: RunContext) -> StageResult:
             kind="followup",
             cutoff=cutoff,
             models=(PUBLISHED,),
-            modes=(config.publish.mode,),
+            modes=(mode,),
         )
     frame = context.spark.createDataFrame(rows, schema.METRICS)
     metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
@@ -196,9 +197,9 @@ def ladder_steps(config: Config, candidates: DataFrame, mode: str) -> list[tuple
     ]
 
 
-def published_lists(context: RunContext) -> DataFrame | None:
-    """Return the list published a horizon ago as `model, mode, user_idx, item_idx, rank`; None if
-    none.
+def published_lists(context: RunContext) -> tuple[Mode, DataFrame] | None:
+    """Return the list published a horizon ago as `model, mode, user_idx, item_idx, rank`, and the
+    mode that it was published in: that of the settings then. None where there is no such list.
     """
     night = context.run_date - timedelta(days=context.config.evaluate.horizon_days)
     if context.version("recommendations") is None:
@@ -206,7 +207,10 @@ def published_lists(context: RunContext) -> DataFrame | None:
     rows = context.read("recommendations").where(F.col("run_date") == F.lit(night))
     if rows.isEmpty():
         return None
-    return (
+    done = published_row(context.catalog, night)
+    settings = context.config.publish.model_dump() if done is None else json.loads(done["config"])
+    mode: Mode = settings.get("publish", settings)["mode"]
+    return mode, (
         rows.join(context.read("user_ids").select("user_id", "user_idx"), on="user_id", how="inner")
         .join(
             F.broadcast(context.read("item_ids").select("item_id", "item_idx")),
@@ -215,7 +219,7 @@ def published_lists(context: RunContext) -> DataFrame | None:
         )
         .select(
             F.lit(PUBLISHED).alias("model"),
-            F.lit(context.config.publish.mode).alias("mode"),
+            F.lit(mode).alias("mode"),
             "user_idx",
             "item_idx",
             "rank",

@@ -23,7 +23,8 @@ def ingest(context: RunContext) -> StageResult:
     config, catalog, run_date = context.config, context.catalog, context.run_date
     # The newest version, not the pinned one: a night run after a later one must know what that one
     # landed. A night's own rows do not count, so that a retry finds what the first try found.
-    known = catalog.read("events", catalog.version("events"))
+    version = catalog.version("events")
+    known = catalog.read("events", version)
     landing = read_landing(
         context.spark, config.source, run_date, initial=is_first_landing(context, known)
     )
@@ -63,7 +64,8 @@ def ingest(context: RunContext) -> StageResult:
         )
         outputs = {
             "quarantine": quarantine,
-            "events": catalog.replace_slice("events", clean, night).version,
+            # From what was known: another night's landing may hold the same events, and be quicker.
+            "events": catalog.replace_slice("events", clean, night, expected=version).version,
             "user_ids": user_ids,
             "item_ids": item_ids,
         }

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.data import features
 from recspark.data.interactions import before, decayed_item_weights
-from recspark.errors import GateRefusedError, ModelError
+from recspark.errors import GateRefusedError, ModelError, SupersededRunError
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.ladder import fill
@@ -19,8 +19,10 @@ from recspark.pipeline.activity import active, kept_lists
 from recspark.pipeline.evaluate import ladder_steps
 from recspark.pipeline.retention import forget
 from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.runlog import begun_runs, newer_than
 from recspark.pipeline.train import load_model
 from recspark.session import together
+from recspark.tables.catalog import TableVersion, retried
 
 EVERYONE = "everyone"
 # Half-life of what default lists count, days. `popular` over the last 14 days was the best plain
@@ -32,8 +34,8 @@ def publish(context: RunContext) -> StageResult:
     """Audit tonight's lists and promote them; raise GateRefusedError and keep the last ones
     otherwise.
     """
-    config, catalog = context.config, context.catalog
-    night = {"run_date": context.run_date}
+    config = context.config
+    before_ = own_publish(context)
     mine = before(context.read("histories"), context.cutoff)
     answered = active(mine, context.cutoff, config.publish.active_days).select("user_idx", "seen")
     items = item_names(context)
@@ -47,12 +49,7 @@ def publish(context: RunContext) -> StageResult:
         ],
         schema.GATES,
     )
-    others = context.catalog.read("gates", catalog.version("gates")).where(
-        (F.col("run_date") == F.lit(context.run_date)) & (F.col("run_id") != context.run_id)
-    )
-    outputs = {
-        "gates": catalog.replace_slice("gates", others.unionByName(gate_rows), night).version
-    }
+    outputs = {"gates": retried(lambda: write_gates(context, gate_rows)).version}
     refused = [g for g in gates if not g.passed]
     if refused:
         said = "; ".join(f"{g.name}: {g.detail}" for g in refused)
@@ -66,15 +63,67 @@ def publish(context: RunContext) -> StageResult:
     }
     for written in together(
         context.spark,
-        *[partial(catalog.replace_slice, table, rows, night) for table, rows in beside.items()],
+        *[partial(promote, context, table, rows, before_) for table, rows in beside.items()],
     ):
         outputs[written.table] = written.version
-    promoted = catalog.replace_slice("recommendations", staged, night)
+    promoted = promote(context, "recommendations", staged, before_)
     outputs["recommendations"] = promoted.version
     forget(context)
     return StageResult(
         outputs, answered.count(), promoted.rows, {"gates": {g.name: g.passed for g in gates}}
     )
+
+
+def write_gates(context: RunContext, rows: DataFrame) -> TableVersion:
+    """Write this run's verdicts beside those of the night's other runs."""
+    catalog = context.catalog
+    seen = catalog.version("gates")
+    others = catalog.read("gates", seen).where(
+        (F.col("run_date") == F.lit(context.run_date)) & (F.col("run_id") != context.run_id)
+    )
+    night = {"run_date": context.run_date}
+    return catalog.replace_slice(
+        "gates", others.unionByName(rows), night, expected=seen, whole=False
+    )
+
+
+def own_publish(context: RunContext) -> int | None:
+    """Return when this run last published, as its row in `runs` says; None where it has not.
+
+    Raises SupersededRunError where a newer run of the night has begun, and not failed.
+    """
+    begun = begun_runs(context.catalog, context.run_date)
+    mine = [run for run in begun if run.run_id == context.run_id]
+    newer = newer_than(mine[0], begun) if mine else None
+    if newer is not None:
+        raise SupersededRunError(
+            f"night {context.run_date}: run {newer.run_id} has begun since run {context.run_id}, and the "
+            "night's lists are to be its own; nothing more of this run is published. Where these are the "
+            "right ones, publish them by --force"
+        )
+    return mine[0].published_at if mine else None
+
+
+def promote(context: RunContext, table: str, rows: DataFrame, began: int | None) -> TableVersion:
+    """Replace the night's slice of a published table, where this run still is the one to do it.
+
+    A process may stand still for hours between its gates and this commit. So the commit is of the
+    version that the table had before the look at `runs`: where somebody has written the slice since,
+    it is refused, and the look is taken again. `began` : what `own_publish` gave before the gates;
+    another process of this run that has published meanwhile ends this one. Raises SupersededRunError.
+    """
+
+    def write() -> TableVersion:
+        seen = context.catalog.version(table)
+        if own_publish(context) != began:
+            raise SupersededRunError(
+                f"night {context.run_date}: another process of run {context.run_id} has published while "
+                "this one was at its gates; nothing more is published by this one"
+            )
+        night = {"run_date": context.run_date}
+        return context.catalog.replace_slice(table, rows, night, expected=seen, whole=False)
+
+    return retried(write)
 
 
 def item_names(context: RunContext) -> DataFrame:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from recspark import storage
 from recspark.config import cutoff_of
+from recspark.errors import ConcurrentWriteError
 from recspark.pipeline.run import RunContext
 from recspark.session import together
+from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
 
 _BY_NIGHT = ("candidates", "staged_recommendations")
@@ -35,7 +39,7 @@ def forget(context: RunContext) -> None:
     together(
         context.spark,
         *[
-            partial(context.catalog.delete, table, old)
+            partial(_delete, context.catalog, table, old)
             for table, old in olds.items()
             if table in versions
         ],
@@ -44,10 +48,20 @@ def forget(context: RunContext) -> None:
     for model in storage.folders(storage.absolute(paths.artifacts)):
         for cutoff in storage.folders(model):
             if _is_before(cutoff, since):
-                storage.remove(cutoff)
+                _remove(cutoff)
     for night in storage.folders(storage.absolute(paths.checkpoints)):
         if _is_before(night, cutoff_of(oldest - timedelta(days=1))):
-            storage.remove(night)
+            _remove(night)
+
+
+def _delete(catalog: TableCatalog, table: str, old: Column) -> None:
+    with suppress(ConcurrentWriteError):  # another night forgets the same at this moment
+        catalog.delete(table, old)
+
+
+def _remove(folder: str) -> None:
+    with suppress(FileNotFoundError):
+        storage.remove(folder)
 
 
 def _is_before(folder: str, since: datetime) -> bool:

@@ -4,12 +4,14 @@ top.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from importlib import resources
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from recspark.tables.catalog import TableCatalog
 
 log = logging.getLogger("recspark")
+PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
 _SAID = 600  # characters of an error that are shown
 _TRACED = 4000  # characters of a traceback that `runs` keeps
@@ -81,7 +84,7 @@ class RunContext:
     ----------
     spark, catalog, config : of this process
     run_date : the night; the last full day of data
-    run_id : hash(run_date, config, pins)
+    run_id : hash(run_date, config, pins); of a run begun twice its number goes in
     pins : table -> version when the run began
     runlog : the rows of `runs`
     code : digest of recspark's own sources
@@ -116,15 +119,44 @@ class RunContext:
 
     def version(self, table: str) -> int | None:
         """Return the version of `table` that this run reads: as an earlier stage left it, else
-        pinned.
+        pinned. Of a table that has a slice for each model it is the newest one's (see `read`).
         """
-        order = [stage.name for stage in STAGES]
-        earlier = order[: order.index(self.stage)] if self.stage else order
-        return self.runlog.outputs(earlier).get(table, self.pins.get(table))
+        return self.runlog.outputs(self._earlier()).get(table, self.pins.get(table))
 
-    def read(self, table: str) -> Any:
-        """Return `table` at the version that this run reads."""
-        return self.catalog.read(table, self.version(table))
+    def read(self, table: str, also: Mapping[str, int] | None = None) -> Any:
+        """Return `table` at the version that this run reads.
+
+        Of a table that has a slice for each model, each slice at the version that its own row names:
+        at the newest version a slice may be that of another run of the night, which runs beside this
+        one. `also` : model -> version of slices that this stage has just written. Where all commits
+        in between are this run's, that is one plain read.
+        """
+        from recspark.tables.specs import SPECS
+
+        if SPECS[table].partition != ("run_date", "model"):
+            return self.catalog.read(table, self.version(table))
+        slices = self.runlog.slices(table, self._earlier())
+        slices = {**{model or PUBLISHED: v for model, v in slices.items()}, **(also or {})}
+        versions = sorted(set(slices.values()))
+        if not versions or versions == list(range(versions[0], versions[-1] + 1)):
+            return self.catalog.read(table, versions[-1] if versions else self.version(table))
+        parts = [
+            self.catalog.read(table, version).where(
+                self._of_night([model for model, v in slices.items() if v == version])
+            )
+            for version in versions
+        ]
+        return functools.reduce(lambda one, other: one.unionByName(other), parts)
+
+    def _of_night(self, models: list[str]) -> Any:
+        from pyspark.sql import functions as F
+
+        return (F.col("run_date") == F.lit(self.run_date)) & F.col("model").isin(models)
+
+    def _earlier(self) -> list[str]:
+        """Return the stages before the one that runs."""
+        order = [stage.name for stage in STAGES]
+        return order[: order.index(self.stage)] if self.stage else order
 
     def count(self, table: str) -> int:
         """Return the number of rows of `table` at the version that this run reads."""
@@ -170,7 +202,9 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     DamagedFileError where a data file cannot be read.
     """
     from recspark.pipeline import stages
+    from recspark.pipeline.runlog import FAILED
     from recspark.tables import damage
+    from recspark.tables.catalog import retried
 
     context = replace(context, stage=stage.name)
     label = f"{stage.name} {model}".strip()
@@ -189,12 +223,16 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     clock = time.monotonic()
     commits = dict(context.catalog.commits)
     try:
-        result = function(context, model) if stage.per_model else function(context)
+        # Where another writer was quicker, the stage reads again what that one left.
+        result = retried(lambda: function(context, model) if stage.per_model else function(context))
     except Exception as error:
         named = damage.named(error, context.catalog.root) or error
         if stage.per_model:
             seconds = time.monotonic() - clock
             _record_failure(context, stage, model, inputs, named, started, seconds)
+        if not fails_alone(context, model):
+            with suppress(Exception):  # what went wrong first is said
+                context.runlog.set_status(FAILED)
         if named is error:
             raise
         raise named from error
@@ -227,21 +265,25 @@ def execute_models(
 ) -> dict[str, Exception]:
     """Run one stage for each of `models`, ("",) once; return the errors of those that failed alone.
 
-    A model that nothing published needs (`Publish.needed_models`) fails alone; any other error is
-    raised.
+    A model that nothing published needs (`fails_alone`) fails alone; any other error is raised.
     """
     alone: dict[str, Exception] = {}
     for model in models:
         try:
             execute(context, stage, model)
         except Exception as error:
-            if not model or model in context.config.publish.needed_models:
+            if not fails_alone(context, model):
                 raise
             alone[model] = error
             context.progress(
                 f"{stage.name} {model}: failed, {said(error)}; the others go on without it"
             )
     return alone
+
+
+def fails_alone(context: RunContext, model: str) -> bool:
+    """Return whether the night goes on without `model`; "" is a stage that runs once."""
+    return bool(model) and model not in context.config.publish.needed_models
 
 
 def night(context: RunContext) -> None:
@@ -398,14 +440,17 @@ def open_night(
     trains: bool = False,
     check: Callable[[Config], object] = lambda _config: None,
     models: Sequence[str] | None = None,
+    begins: bool = True,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> RunContext:
     """Return the context of one night: settings checked, session started, run begun or found again.
 
     `trains` starts the session with the training profile, for `models` or all of the night; `check`
-    looks at what the command needs besides. Raises ConfigError, SetupError where there is no Java or
-    `paths.root` cannot be written, NoSlotsError where a model wants more ranks than there can be
-    tasks at once, and what `check` raises, before Spark starts.
+    looks at what the command needs besides; without `begins` no run is begun, and the tables are
+    those of the night's run with these settings, else those of now. Before Spark starts raises
+    ConfigError, SetupError where there is no Java or `paths.root` cannot be written, NoSlotsError
+    where a model wants more ranks than there can be tasks at once, and what `check` raises;
+    OpenRunError and SupersededRunError where another run of the night is in the way.
     """
     from recspark import storage
     from recspark.layers import load_config
@@ -425,7 +470,9 @@ def open_night(
     spark = build_session(config.spark, f"{app} {run_date}", TRAINING if trains else None)
     catalog = TableCatalog(spark, config.paths.tables)
     code = code_digest()
-    run_id, pins, runlog = open_run(catalog, config, run_date, code, repin=repin)
+    run_id, pins, runlog = open_run(
+        catalog, config, run_date, code, repin=repin, force=force, begins=begins
+    )
     return RunContext(
         spark, catalog, config, run_date, run_id, pins, runlog, code, force, progress=progress
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -9,7 +12,9 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import digest
 from recspark.data import sessions
+from recspark.errors import VersionNotFoundError
 from recspark.pipeline.run import RunContext, StageResult
+from recspark.tables.catalog import TableCatalog
 from recspark.tables.snapshot import changed_rows
 
 
@@ -20,15 +25,13 @@ def sessionize(context: RunContext) -> StageResult:
     catalog, settings = context.catalog, context.config.sessions
     to = context.version("events")
     assert to is not None
-    note = {"events": to, "settings": digest(settings.model_dump())}
+    note = {**reflecting(catalog, to), "settings": digest(settings.model_dump())}
     current = catalog.version("sessions")
-    done = catalog.note("sessions", current)
-    same_settings = done.get("settings") == note["settings"]
-    if not (same_settings and done["events"] >= to):
+    base = reflected(catalog, catalog.note("sessions", current), note["settings"])
+    if base is None or base < to:
         old = catalog.read("sessions", current)
-        base = done["events"] if same_settings else None
-        changes = changed_rows(catalog, "events", base, to)
-        earlier = old if same_settings else old.limit(0)
+        changes, base = changed_events(catalog, base, to)
+        earlier = old if base is not None else old.limit(0)
         from_where = sessions.reopened(changes, earlier, settings).persist(
             StorageLevel.MEMORY_AND_DISK
         )
@@ -37,7 +40,7 @@ def sessionize(context: RunContext) -> StageResult:
             new = sessions.sessions(labelled).persist(StorageLevel.MEMORY_AND_DISK)
             gone = (
                 old
-                if not same_settings
+                if base is None
                 else old.withColumn("owner", sessions.owner())
                 .join(from_where, on="owner", how="inner")
                 .where(F.col("started_at") >= F.col("anchor"))
@@ -55,7 +58,11 @@ def sessionize(context: RunContext) -> StageResult:
                     gone.select("session_id"), on="session_id", how="left_anti"
                 )
                 current = catalog.replace_slice(
-                    "sessions", kept.unionByName(new), {"started_date": days}, note=note
+                    "sessions",
+                    kept.unionByName(new),
+                    {"started_date": days},
+                    note=note,
+                    expected=current,
                 ).version
             new.unpersist()
         finally:
@@ -68,17 +75,50 @@ def sessionize(context: RunContext) -> StageResult:
     )
 
 
+def reflecting(catalog: TableCatalog, to: int) -> dict[str, Any]:
+    """Return the part of a note that says which version of `events` a table reflects, and which
+    commit that was: a folder put back from a backup has another of the same number.
+    """
+    version, commit = catalog.identity("events", to)
+    return {"events": version, "events_commit": commit}
+
+
+def reflected(catalog: TableCatalog, done: Mapping[str, Any], settings: str) -> int | None:
+    """Return the version of `events` that a table with the note `done` reflects; None where nothing
+    of the table can stay: other settings, or `events` is no longer the table that it was.
+    """
+    latest = catalog.version("events")
+    if done.get("settings") != settings or latest is None or done["events"] > latest:
+        return None
+    version, commit = catalog.identity("events", done["events"])
+    return int(version) if done.get("events_commit") in (None, commit) else None
+
+
+def changed_events(
+    catalog: TableCatalog, base: int | None, to: int
+) -> tuple[DataFrame, int | None]:
+    """Return the events that changed between two versions, and the first of them: None, and all
+    events, where its files are gone.
+    """
+    try:
+        return changed_rows(catalog, "events", base, to), base
+    except VersionNotFoundError:
+        return changed_rows(catalog, "events", None, to), None
+
+
 def reopened_events(context: RunContext, from_where: DataFrame, events_version: int) -> DataFrame:
     """Return the events of reopened owners from their anchor on, with session_id and changed_at."""
+    # Microseconds and a day, both Spark's: Python gives times in the zone of the driver, and an hour
+    # that a zone has twice is one of them.
     first = F.min("anchor")
-    # Its day is Spark's, in UTC: Python gives times in the zone of the driver.
-    start, day = from_where.agg(first, F.to_date(first)).collect()[0]
+    start, day = from_where.agg(F.unix_micros(first), F.to_date(first)).collect()[0]
     events = context.catalog.read("events", events_version)
     if start is None:
         events = events.limit(0)
     else:
         events = events.where(
-            (F.col("event_at") >= F.lit(start)) & (F.col("event_date") >= F.lit(day))
+            (F.col("event_at") >= F.timestamp_micros(F.lit(start)))
+            & (F.col("event_date") >= F.lit(day))
         )
     mine = (
         events.withColumn("owner", sessions.owner())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from recspark import storage
 from recspark.errors import StageOrderError
@@ -11,11 +12,12 @@ from recspark.pipeline.evaluate import evaluate
 from recspark.pipeline.ingest import ingest
 from recspark.pipeline.publish import publish
 from recspark.pipeline.recommend import recommend
-from recspark.pipeline.run import STAGES, RunContext, Stage, StageResult
+from recspark.pipeline.run import PUBLISHED, STAGES, RunContext, Stage, StageResult
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.sessionize import sessionize
 from recspark.pipeline.train import NOT_FITTED, artifact_folder, train
 from recspark.sources import landing_digest
+from recspark.tables.specs import SPECS
 
 
 def check_order(context: RunContext, stage: Stage) -> None:
@@ -41,7 +43,7 @@ def check_order(context: RunContext, stage: Stage) -> None:
 
 
 def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> bool:
-    """Return whether what a recorded stage left outside the tables is still what it was."""
+    """Return whether what a recorded stage left, in the tables and beside them, is still there."""
     if stage.name == "ingest":
         now = landing_digest(context.config.source, context.run_date)
         if now is not None and now != done.detail["landing"]:
@@ -49,13 +51,41 @@ def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> 
                 f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
                 "use --repin to take it in"
             )
-    if stage.name == "train":
-        return all(
-            storage.is_complete(artifact_folder(context, model, cutoff))
-            for cutoff in (context.backtest_cutoff, context.cutoff)
-            if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
-        )
+    if stage.name == "train" and not all(
+        storage.is_complete(artifact_folder(context, model, cutoff))
+        for cutoff in (context.backtest_cutoff, context.cutoff)
+        if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
+    ):
+        return False
+    if what := lost(context, stage, model, done):
+        context.progress(f"{stage.name} {model}".strip() + f": {what}; made again")
+        return False
     return True
+
+
+# stage -> the table that holds its rows: a slice of it without a file has lost them
+_ROWS = {"recommend": "candidates", "evaluate": "metrics", "publish": "recommendations"}
+
+
+def lost(context: RunContext, stage: Stage, model: str, done: RunRow) -> str | None:
+    """Return what is no longer there of what a recorded stage left in the tables; None where all is.
+
+    Its own slice where the table has one for it, else the whole table as of the recorded version.
+    Cost: a job over the log for each table, a look at each file; no data is read.
+    """
+    known: dict[str, Any] = {
+        "run_date": context.run_date,
+        "ingest_date": context.run_date,
+        "model": model or PUBLISHED,
+        "cutoff": (context.backtest_cutoff, context.cutoff),
+    }
+    for table, version in sorted(done.outputs.items()):
+        partition = SPECS[table].partition
+        slice_ = {c: known[c] for c in partition} if known.keys() >= set(partition) else {}
+        some = done.rows_out > 0 and _ROWS.get(stage.name) == table
+        if what := context.catalog.lost(table, version, slice_, some=some):
+            return what
+    return None
 
 
 Function = Callable[..., StageResult]

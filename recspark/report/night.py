@@ -87,9 +87,10 @@ def seconds_table(context: RunContext) -> Table:
         table.add_column(column, justify="left" if column in ("stage", "model") else "right")
     catalog = context.catalog
     rows = catalog.read("runs", catalog.version("runs")).where(F.col("run_id") == context.run_id)
+    rows = rows.orderBy("started_at")
     order = {stage.name: i for i, stage in enumerate(STAGES)}
     total = 0.0
-    for row in sorted(rows.collect(), key=lambda r: (order.get(r["stage"], -1), r["started_at"])):
+    for row in sorted(rows.collect(), key=lambda r: order.get(r["stage"], -1)):
         if row["stage"] not in order:
             continue
         total += row["seconds"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
@@ -18,15 +20,26 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from recspark import storage
 from recspark.errors import (
     ConcurrentWriteError,
+    DamagedFileError,
     TableNotFoundError,
     VersionNotFoundError,
 )
-from recspark.tables import damage
-from recspark.tables.rows import Slice, checked, checksum, count_checked, laid_out, slice_condition
+from recspark.tables import commits, damage
+from recspark.tables.rows import (
+    Slice,
+    check_dictionary,
+    checked,
+    checksum,
+    count_checked,
+    laid_out,
+    slice_condition,
+)
 from recspark.tables.specs import SPECS, TableSpec
 
 T = TypeVar("T")
+log = logging.getLogger("recspark")
 _TRIES = 5
+ANY = -1  # whatever version a table has
 # Reader version 1: deltalake, polars, DuckDB and Trino open every table (docs/tables.md).
 PROPERTIES = {
     "delta.minReaderVersion": "1",
@@ -63,16 +76,34 @@ class TableCatalog:
         self.root = storage.absolute(root)
         self.commits: Counter[str] = Counter()  # by this process: table -> how many
         self._counts: dict[tuple[str, int | None], int] = {}  # a version's rows never change
+        self._sound: set[tuple[str, int]] = set()  # versions whose log has been looked at
 
     def path(self, table: str) -> str:
         """Return the location of `table`."""
         return storage.join(self.root, _spec(table).name)
 
     def version(self, table: str) -> int | None:
-        """Return the latest version of `table`, None where it does not exist. No Spark job."""
-        log = self._delta_log(table)
-        version = int(log.update(False, _none(self.spark), _none(self.spark)).version())
-        return None if version < 0 else version
+        """Return the latest version of `table`, None where it does not exist. No Spark job.
+
+        Raises DamagedFileError where the newest file of its log is cut short or empty: Delta would
+        read the table without it, and never say so.
+        """
+        try:
+            snapshot = commits.newest(self.spark, self.path(table))
+            version = int(snapshot.version())
+        except Py4JJavaError as error:
+            raise damage.of_log(table, error) from error
+        if version < 0:
+            return None
+        if (table, version) not in self._sound:
+            deltas = snapshot.logSegment().deltas().iterator()
+            while deltas.hasNext():
+                file = deltas.next()
+                if file.getLen() == 0:
+                    raise damage.of_log(table, file.getPath().getName())
+            self.commit(table, version)
+            self._sound.add((table, version))
+        return version
 
     def versions(self) -> dict[str, int]:
         """Return the latest version of every table that exists."""
@@ -80,14 +111,20 @@ class TableCatalog:
         return {name: version for name, version in found.items() if version is not None}
 
     def read(self, table: str, version: int | None) -> DataFrame:
-        """Return `table` at `version`, columns as its spec declares; version None = an empty table.
+        """Return `table` at `version`, columns as its spec declares. Lazy.
 
-        Raises TableNotFoundError, VersionNotFoundError. Lazy.
+        Version None is what `version` gives where there is no table: no rows then, and
+        ConcurrentWriteError where there is one by now. Raises TableNotFoundError, VersionNotFoundError.
         """
         spec = _spec(table)
-        if version is None:
-            return self.spark.createDataFrame([], spec.schema)
         latest = self.version(table)
+        if version is None:
+            if latest is not None:
+                raise ConcurrentWriteError(
+                    f"table '{table}' is at version {latest}, and is read as if it were not there: it was "
+                    "made since; run this stage again, or start a new run with --repin"
+                )
+            return self._empty(spec)
         if latest is None:
             raise TableNotFoundError(
                 f"table '{table}' does not exist below {self.root}; run the stage that writes it first"
@@ -109,6 +146,9 @@ class TableCatalog:
                 f"{str(error).splitlines()[0]}; start a new run with --repin"
             ) from None
         return frame.select(*spec.schema.names)
+
+    def _empty(self, spec: TableSpec) -> DataFrame:
+        return self.spark.createDataFrame([], spec.schema)
 
     def count(self, table: str, version: int | None) -> int:
         """Return the number of rows of `table` at `version`; counted once by each process."""
@@ -132,7 +172,12 @@ class TableCatalog:
             builder = builder.property(key, value)
         if spec.partition:
             builder = builder.partitionedBy(*spec.partition)
-        builder.execute()
+        try:
+            _commit(table, builder.execute)
+        except (ConcurrentWriteError, CapturedException, Py4JJavaError):
+            if self.version(table) is None:
+                raise
+            return False  # another was quicker
         return True
 
     def replace_slice(
@@ -144,6 +189,8 @@ class TableCatalog:
         note: Mapping[str, Any] | None = None,
         n_files: int | None = None,
         compare: bool = True,
+        expected: int | None = ANY,
+        whole: bool = True,
     ) -> TableVersion:
         """Replace the rows of `table` that `where` names by the rows of `frame`, in one commit.
 
@@ -157,6 +204,10 @@ class TableCatalog:
         compare : look whether the slice holds these rows already; False where it cannot
         n_files : `frame` already lies in this many partitions, and each becomes a file (training
             sets)
+        expected : the version that `frame` was computed from, None where there was no table: what
+            another has committed since raises ConcurrentWriteError, so that the caller reads again.
+            Rows that do not depend on the table leave it out; the last writer's then stay
+        whole : with `expected`, any commit since counts, not only one of this slice
 
         An empty frame clears the slice. Raises SchemaError, KeyViolationError (before anything is
         written) and ConcurrentWriteError. Cost: `frame` is computed once and kept (memory, then
@@ -167,29 +218,97 @@ class TableCatalog:
         rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = count_checked(spec, rows, where)
-            token = uuid.uuid4().hex
-            metadata = json.dumps({"token": token, **(note or {})}, sort_keys=True)
-            before = self.version(table)
-            if before is None:
-                if first := self._first(spec, rows, n_rows, n_files, metadata):
-                    return first
-                before = self.version(table)
-            assert before is not None
-            condition = slice_condition(where)
-            if compare and self._same_content(spec, rows, before, condition, n_rows, note):
-                return TableVersion(table, before, n_rows, changed=False)
-            writer = (
-                laid_out(spec, rows, n_rows, n_files)
-                .write.format("delta")
-                .mode("overwrite")
-                .option("replaceWhere", condition)
-                .option("userMetadata", metadata)
+            if expected == ANY:
+                return retried(
+                    lambda: self._replace(
+                        spec, rows, where, n_rows, note, n_files, compare, ANY, whole=False
+                    )
+                )
+            return self._replace(
+                spec, rows, where, n_rows, note, n_files, compare, expected, whole=whole
             )
-            _commit(table, lambda: writer.save(self.path(table)))
-            self.commits[table] += 1
-            return TableVersion(table, self._committed(table, token, before), n_rows, changed=True)
         finally:
             rows.unpersist()
+
+    def _replace(
+        self,
+        spec: TableSpec,
+        rows: DataFrame,
+        where: Slice,
+        n_rows: int,
+        note: Mapping[str, Any] | None,
+        n_files: int | None,
+        compare: bool,
+        expected: int | None,
+        *,
+        whole: bool,
+    ) -> TableVersion:
+        """Write the checked `rows` of a slice, from the newest version or the one `expected`."""
+        before = self.version(spec.name)
+        if before is None and expected in (None, ANY):
+            if first := self._first(spec, rows, n_rows, n_files, note):
+                return first
+            before = self.version(spec.name)
+        begin = before if expected == ANY else expected
+        if before is None or begin is None or (whole and begin != before) or begin > before:
+            raise _moved(spec.name, before, expected)
+        condition = slice_condition(where)
+        same = compare and begin == before
+        if same and self._same_content(spec, rows, begin, condition, n_rows, note):
+            return TableVersion(spec.name, begin, n_rows, changed=False)
+        laid = laid_out(spec, rows, n_rows, n_files)
+        version = self._write(spec, laid, begin, note, condition=condition, whole=whole)
+        assert version is not None
+        return TableVersion(spec.name, version, n_rows, changed=True)
+
+    def _write(
+        self,
+        spec: TableSpec,
+        rows: DataFrame,
+        begin: int | None,
+        note: Mapping[str, Any] | None = None,
+        *,
+        condition: str | None = None,
+        whole: bool = False,
+        once: str | None = None,
+    ) -> int | None:
+        """Commit `rows` and return the version that holds them; None where `once` has been.
+
+        The commit carries a token. Where it seems to have failed, and the token is in the log
+        nevertheless (a store that answers too late, a hook that fails after the commit), it has not.
+        """
+        token = uuid.uuid4().hex
+        metadata = json.dumps({"token": token, **(note or {})}, sort_keys=True)
+        properties = {**PROPERTIES, **spec.properties} if begin is None else {}
+        try:
+            version: int | None = _commit(
+                spec.name,
+                lambda: commits.write(
+                    self.spark,
+                    self.path(spec.name),
+                    rows,
+                    begin=begin,
+                    condition=condition,
+                    whole=whole,
+                    once=once,
+                    metadata=metadata,
+                    partition=spec.partition if begin is None else (),
+                    properties=properties,
+                ),
+            )
+        except Exception as error:
+            version = self._carrying(spec.name, token, -1 if begin is None else begin)
+            if version is None:
+                raise
+            log.warning(
+                "table '%s': version %d is committed, though an error followed: %s",
+                spec.name,
+                version,
+                str(error).splitlines()[0],
+            )
+        if version is not None:
+            self.commits[spec.name] += 1
+        return version
 
     def _first(
         self,
@@ -197,52 +316,58 @@ class TableCatalog:
         rows: DataFrame,
         n_rows: int,
         n_files: int | None = None,
-        metadata: str | None = None,
+        note: Mapping[str, Any] | None = None,
     ) -> TableVersion | None:
         """Create a table with its first rows, or empty without any; None where another was
         quicker.
         """
         if n_rows == 0:
             return TableVersion(spec.name, 0, 0, changed=False) if self.create(spec.name) else None
-        if not self._begin(spec, laid_out(spec, rows, n_rows, n_files), metadata):
+        if not self._begin(spec, laid_out(spec, rows, n_rows, n_files), note):
             return None
-        self.commits[spec.name] += 1
         return TableVersion(spec.name, 0, n_rows, changed=True)
 
-    def _begin(self, spec: TableSpec, rows: DataFrame, metadata: str | None = None) -> bool:
+    def _begin(
+        self,
+        spec: TableSpec,
+        rows: DataFrame,
+        note: Mapping[str, Any] | None = None,
+        once: str | None = None,
+    ) -> bool:
         """Create a table with its first rows, in one commit; False where another was quicker."""
-        writer = (
-            rows.write.format("delta")
-            .mode("error")
-            .partitionBy(*spec.partition)
-            .options(**{**PROPERTIES, **spec.properties})
-        )
-        if metadata is not None:
-            writer = writer.option("userMetadata", metadata)
         try:
-            _commit(spec.name, lambda: writer.save(self.path(spec.name)))
-        except (ConcurrentWriteError, CapturedException):
+            self._write(spec, rows, None, note, once=once)
+        except (ConcurrentWriteError, CapturedException, Py4JJavaError):
             if self.version(spec.name) is None:
                 raise
             return False
         return True
 
-    def append(self, table: str, frame: DataFrame) -> None:
+    def append(self, table: str, frame: DataFrame, once: str | None = None) -> bool:
         """Add rows in one commit that conflicts with nobody; the caller knows that their keys are
         new.
+
+        `once` names the commit: False is returned, and nothing added, where one of that name is in
+        the table already, though it was another process's a moment ago.
         """
         spec = _spec(table)
         rows = checked(spec, frame).coalesce(1)
-        if self.version(table) is None and self._begin(spec, rows):
-            return
-        rows.write.format("delta").mode("append").save(self.path(table))
+        if self.version(table) is None and self._begin(spec, rows, once=once):
+            return True
+        with suppress(ConcurrentWriteError):
+            return self._write(spec, rows, self.version(table), once=once) is not None
+        return self._write(spec, rows, self.version(table), once=once) is not None
 
     def delete(self, table: str, condition: Column) -> None:
-        """Delete the rows of whole slices; nothing is committed where there are none."""
+        """Delete the rows of whole slices; nothing is committed where there are none.
+
+        Raises ConcurrentWriteError where another changes them at this moment.
+        """
         from delta.tables import DeltaTable
 
         if not self.read(table, self.version(table)).where(condition).isEmpty():
-            DeltaTable.forPath(self.spark, self.path(table)).delete(condition)
+            deltas = DeltaTable.forPath(self.spark, self.path(table))
+            _commit(table, lambda: deltas.delete(condition))
 
     def upsert(self, table: str, frame: DataFrame, where: Slice) -> None:
         """Replace the rows of `frame` by key within a slice, or add them: a commit of their own.
@@ -267,11 +392,15 @@ class TableCatalog:
         _commit(table, merge.execute)
 
     def compact(self, table: str, where: Slice) -> None:
-        """Make one file of the small files of a slice; its rows stay the same."""
+        """Make one file of the small files of a slice; its rows stay the same.
+
+        Where another changes the slice at this moment, its files stay as they are.
+        """
         from delta.tables import DeltaTable
 
         builder = DeltaTable.forPath(self.spark, self.path(table)).optimize()
-        builder.where(slice_condition(where)).executeCompaction()
+        with suppress(ConcurrentWriteError):
+            _commit(table, builder.where(slice_condition(where)).executeCompaction)
 
     def insert_new(self, table: str, frame: DataFrame, expected: int | None) -> TableVersion:
         """Insert the rows of `frame` whose key is not in `table`; existing rows never change.
@@ -281,51 +410,136 @@ class TableCatalog:
         inserted.
         """
         spec = _spec(table)
-        rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
+        keys = list(spec.key)
+        before = self.version(table)
+        if before != expected:
+            raise _moved(table, before, expected)
+        known = self._empty(spec) if expected is None else self.read(table, expected)
+        rows = (
+            checked(spec, frame)
+            .join(known.select(*keys), on=keys, how="left_anti")
+            .select(*spec.schema.names)
+            .persist(StorageLevel.MEMORY_AND_DISK)
+        )
         try:
             n_rows = count_checked(spec, rows, {})
-            before = self.version(table)
-            if before is None and expected is None:
+            if spec.unique is not None:
+                n_known = 0 if expected is None else self.count(table, expected)
+                check_dictionary(spec, known, rows, n_known + n_rows)
+            if expected is None:
                 if first := self._first(spec, rows, n_rows):
                     return first
-                before = self.version(table)
-            if before is None or before != expected:
-                raise ConcurrentWriteError(
-                    f"table '{table}' is at version {before}, these rows were computed from {expected}"
-                )
+                raise _moved(table, self.version(table), expected)
             if n_rows == 0:
-                return TableVersion(table, before, 0, changed=False)
-            from delta.tables import DeltaTable
-
-            target = DeltaTable.forPath(self.spark, self.path(table)).alias("t")
-            match = " AND ".join(f"t.{column} = s.{column}" for column in spec.key)
-            merge = target.merge(
-                laid_out(spec, rows, n_rows).alias("s"), match
-            ).whenNotMatchedInsertAll()
-            _commit(table, merge.execute)
-            self.commits[table] += 1
-            after = self.version(table)
-            assert after is not None
-            if after == before:
-                return TableVersion(table, after, 0, changed=False)
-            metrics = self.commit(table, after)["operationMetrics"]
-            return TableVersion(table, after, int(metrics["numTargetRowsInserted"]), changed=True)
+                return TableVersion(table, expected, 0, changed=False)
+            version = self._write(spec, laid_out(spec, rows, n_rows), expected, whole=True)
+            assert version is not None
+            return TableVersion(table, version, n_rows, changed=True)
         finally:
             rows.unpersist()
 
     def commit(self, table: str, version: int) -> dict[str, Any]:
         """Return the commitInfo of one version, read from its log file; {} where the log was
         cleaned.
+
+        Raises DamagedFileError where that file is cut short: a line that is no JSON, no commitInfo, or
+        fewer files than the writer counted.
         """
-        uri = storage.join(self.path(table), "_delta_log", f"{version:020d}.json")
+        name = f"{version:020d}.json"
+        uri = storage.join(self.path(table), "_delta_log", name)
         if not storage.exists(uri):
             return {}
-        for line in storage.read_bytes(uri).decode().splitlines():
-            action = json.loads(line)
-            if "commitInfo" in action:
-                info: dict[str, Any] = action["commitInfo"]
-                return info
-        return {}
+        try:
+            actions = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+            (found,) = [action["commitInfo"] for action in actions if "commitInfo" in action]
+            metrics = found.get("operationMetrics", {}) if found["operation"] == "WRITE" else {}
+            whole = all(
+                int(metrics.get(metric, n)) == n
+                for metric, kind in (("numFiles", "add"), ("numRemovedFiles", "remove"))
+                for n in [sum(kind in action for action in actions)]
+            )
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            raise damage.of_log(table, name)
+        return dict(found)
+
+    def lineage(self, table: str, version: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (version, commitInfo) of the commits whose content `version` has, newest first.
+
+        After a RESTORE come the commits of the version that it brought back, not those that it took
+        back. Ends where the log was cleaned, and at a RESTORE to a time: which version that was, the
+        log does not say. Cost: one small file for each that is asked for.
+        """
+        back = -1 if version is None else version
+        while back >= 0:
+            found = self.commit(table, back)
+            if not found:
+                return
+            yield back, found
+            if found.get("operation") == "RESTORE":
+                restored = found.get("operationParameters", {}).get("version")
+                if restored is None:
+                    return
+                back = int(restored)
+            else:
+                back -= 1
+
+    def identity(self, table: str, version: int | None) -> list[Any]:
+        """Return [version, id of its commit]: another table of that version has another id."""
+        if version is None:
+            return [None, None]
+        return [version, self.commit(table, version).get("txnId")]
+
+    def extends(self, table: str, version: int | None, identity: list[Any]) -> bool:
+        """Return whether `version` came about from the one of `identity`, with nothing taken back.
+
+        Where the log was cleaned in between, nothing speaks against it.
+        """
+        if identity[0] is None:
+            return True
+        operation = None
+        for back, found in self.lineage(table, version):
+            if back <= identity[0]:
+                return [back, found.get("txnId")] == identity
+            operation = found.get("operation")
+        return operation is not None and operation != "RESTORE"
+
+    def lost(self, table: str, version: int, where: Slice, *, some: bool = False) -> str | None:
+        """Return what is not there of a slice of `table` as of `version`; None where all of it is.
+
+        The version, and the files that its log lists for the slice, with the bytes that it lists;
+        `some` = there must be one, since rows were written.
+        Cost: one job over the log, one look at each file; no data is read.
+        """
+        latest = self.version(table)
+        if latest is None:
+            return f"table '{table}' is gone"
+        if version > latest:
+            return f"table '{table}' has no version {version}, the latest is {latest}"
+        self.commit(table, version)
+        try:
+            files = commits.files_of(self.spark, self.path(table), version)
+        except (Py4JJavaError, CapturedException):
+            return f"table '{table}' cannot be read at version {version} (vacuumed?)"
+        wanted = {
+            column: value if isinstance(value, (list, tuple)) else [value]
+            for column, value in where.items()
+        }
+        mine = [
+            (path, n_bytes)
+            for path, n_bytes, values in files
+            if all(commits.is_of(values, column, wanted[column]) for column in wanted)
+        ]
+        if some and not mine:
+            return f"table '{table}' has no rows of {slice_condition(where)} at version {version}"
+        for path, n_bytes in mine:
+            uri = storage.join(self.path(table), unquote(path))
+            size = storage.size(uri)
+            if size != n_bytes:
+                has = "is not there" if size is None else f"has {size:,} bytes"
+                return f"table '{table}': its file {path} of {n_bytes:,} bytes {has}"
+        return None
 
     def size(self, table: str) -> dict[str, int]:
         """Return files and bytes of the latest version, from the Delta log."""
@@ -335,17 +549,20 @@ class TableCatalog:
         return {"files": int(row["numFiles"]), "bytes": int(row["sizeInBytes"])}
 
     def note(self, table: str, version: int | None) -> dict[str, Any]:
-        """Return the note of the newest commit at or before `version` that has one; {} without any.
+        """Return the note of the newest commit that `version` comes from and that has one; {}
+        without any.
+
+        A RESTORE brings back the note of what it restores.
 
         Cost: one small file a commit, from the newest back; no Spark job.
         """
-        for back in range(version if version is not None else -1, -1, -1):
-            found = self.commit(table, back)
-            if not found:
-                return {}
-            if found.get("userMetadata"):
-                note: dict[str, Any] = json.loads(found["userMetadata"])
-                return note
+        for _, found in self.lineage(table, version):
+            if found.get("userMetadata") and found.get("operation") != "RESTORE":
+                try:
+                    note = json.loads(found["userMetadata"])
+                except ValueError:  # somebody else's words
+                    return {}
+                return note if isinstance(note, dict) else {}
         return {}
 
     def _same_content(
@@ -371,18 +588,16 @@ class TableCatalog:
             return False
         return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
 
-    def _committed(self, table: str, token: str, before: int) -> int:
-        """Return the version of the commit that carries `token`, made after version `before`."""
-        latest = self.version(table)
-        for version in range(before + 1, (latest if latest is not None else before) + 1):
-            if token in self.commit(table, version).get("userMetadata", ""):
-                return version
-        raise ConcurrentWriteError(f"table '{table}': this commit is not in the log after {before}")
-
-    def _delta_log(self, table: str) -> Any:
-        jvm: Any = self.spark.sparkContext._jvm
-        log = getattr(jvm, "org.apache.spark.sql.delta.DeltaLog")  # in one question, not in six
-        return log.forTable(self.spark._jsparkSession, self.path(table))
+    def _carrying(self, table: str, token: str, before: int) -> int | None:
+        """Return the version after `before` whose commit carries `token`; None where none does."""
+        try:
+            latest = self.version(table)
+            for version in range(before + 1, (-1 if latest is None else latest) + 1):
+                if token in self.commit(table, version).get("userMetadata", ""):
+                    return version
+        except DamagedFileError:
+            return None  # what went wrong first is said
+        return None
 
 
 def retried(write: Callable[[], T]) -> T:
@@ -401,14 +616,16 @@ def _spec(table: str) -> TableSpec:
     return SPECS[table]
 
 
-def _none(spark: SparkSession) -> Any:
-    jvm: Any = spark.sparkContext._jvm
-    return getattr(jvm, "scala.Option").empty()
+def _moved(table: str, now: int | None, expected: int | None) -> ConcurrentWriteError:
+    return ConcurrentWriteError(
+        f"table '{table}' is at version {now}, these rows were computed from {expected}; nothing of "
+        "this write is visible, run the stage again"
+    )
 
 
-def _commit(table: str, write: Any) -> None:
+def _commit(table: str, write: Callable[[], T]) -> T:
     try:
-        write()
+        return write()
     except (Py4JJavaError, CapturedException) as error:
         text = str(error)
         if "Concurrent" in text or "ProtocolChanged" in text or "MetadataChanged" in text:

@@ -50,6 +50,20 @@ def named(error: Exception, root: str) -> DamagedFileError | SourceError | None:
     )
 
 
+def of_log(table: str, what: Exception | str) -> DamagedFileError:
+    """Return what to raise where a file of a table's log is cut short or empty: its name, or the
+    error of reading it.
+    """
+    said = what if isinstance(what, str) else str(what).partition("\n: ")[2] or str(what)
+    name = re.search(r"\d{20}[.\w-]*", said)
+    file = f"its log file {name[0]}" if name else f"its log ({said.splitlines()[0][:200]})"
+    return DamagedFileError(
+        f"table '{table}': {file} is cut short or empty: the commit that it held cannot be read. Put "
+        "it back from a backup; where it is the newest and there is none, delete it (that write is "
+        "lost then) and run the stage that writes the table again (docs/runbook.md)"
+    )
+
+
 def _place(uri: str) -> str:
     """Return `uri` without its scheme, its characters as they are.
 

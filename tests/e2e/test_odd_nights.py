@@ -42,14 +42,13 @@ def rows() -> pd.DataFrame:
     return pd.DataFrame(made, columns=["user", "item", "at"])
 
 
-def opener(folder: Path) -> Open:
-    """Return a function that opens a night of the installation in `folder`."""
-    rows().to_parquet(folder / "shop.parquet", coerce_timestamps="us")
+def settings_of(folder: Path) -> list[str]:
+    """Settings of the installation in `folder`, two cheap models and its shop beside it."""
     source = (
         f"source={{name: shop, kind: mapping, path: {folder}/shop.parquet, "
         "columns: {user_id: user, item_id: item, event_at: at}, constants: {event_type: purchase}}"
     )
-    settings = [
+    return [
         source,
         f"paths.root={folder / 'root'}",
         "models=[popular, item_knn]",
@@ -58,6 +57,12 @@ def opener(folder: Path) -> Open:
         "evaluate.horizon_days=1",
         "features.history_buckets=8",
     ]
+
+
+def opener(folder: Path) -> Open:
+    """Return a function that opens a night of the installation in `folder`."""
+    rows().to_parquet(folder / "shop.parquet", coerce_timestamps="us")
+    settings = settings_of(folder)
 
     def of(day: date, *more: str, **options: bool) -> RunContext:
         return open_night("test", day, [*settings, *more], **options)

@@ -4,12 +4,15 @@ writing."""
 from __future__ import annotations
 
 import json
+import shutil
 import threading
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -17,12 +20,14 @@ from recspark import schema
 from recspark.errors import (
     ConcurrentWriteError,
     ConfigError,
+    DamagedFileError,
     KeyViolationError,
     RecsparkError,
     SchemaError,
     TableNotFoundError,
     VersionNotFoundError,
 )
+from recspark.tables import commits
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.rows import slice_condition
 from recspark.tables.snapshot import active_files, changed_rows
@@ -127,6 +132,8 @@ def test_reading_what_is_not_there_is_named(spark: SparkSession, catalog: TableC
     with pytest.raises(VersionNotFoundError, match="no version 99"):
         catalog.read("events", 99)
     assert catalog.read("sessions", None).count() == 0
+    with pytest.raises(ConcurrentWriteError, match=r"'events' is at version 0, .* not there"):
+        catalog.read("events", None)
     assert written.rows == 1
 
 
@@ -143,7 +150,7 @@ def test_insert_only_rows_never_change(spark: SparkSession, catalog: TableCatalo
     assert found == {"a": 0, "b": 1}
     with pytest.raises(ConcurrentWriteError, match="computed from"):
         catalog.insert_new("user_ids", rows(("c", 2)), first.version)
-    with pytest.raises(KeyViolationError, match="2 rows share 1 values of user_idx"):
+    with pytest.raises(KeyViolationError, match=r"user_idx 2 \(2 times\) stands for"):
         catalog.insert_new("user_ids", rows(("c", 2), ("d", 2)), second.version)
     assert catalog.version("user_ids") == second.version
 
@@ -206,6 +213,207 @@ def test_two_writers_of_a_new_table_leave_both_slices(
     second = catalog.replace_slice("events", events(spark, [("b", D2)]), {"ingest_date": D2})
     assert second.changed
     assert ids_of(catalog.read("events", second.version)) == ["a", "b"]
+
+
+Write = Callable[[TableCatalog, SparkSession, int | None], object]
+
+
+def users(spark: SparkSession, *pairs: tuple[str, int]) -> DataFrame:
+    return spark.createDataFrame([(name, number, D1) for name, number in pairs], schema.USER_IDS)
+
+
+def insert(catalog: TableCatalog, spark: SparkSession, seen: int | None) -> object:
+    return catalog.insert_new("user_ids", users(spark, ("mine", 1)), seen)
+
+
+def replace_day(catalog: TableCatalog, spark: SparkSession, seen: int | None) -> object:
+    rows = events(spark, [("mine", D1)])
+    return catalog.replace_slice("events", rows, {"ingest_date": D1}, expected=seen)
+
+
+def replace_own_day(catalog: TableCatalog, spark: SparkSession, seen: int | None) -> object:
+    rows = events(spark, [("mine", D1)])
+    return catalog.replace_slice("events", rows, {"ingest_date": D1}, expected=seen, whole=False)
+
+
+@pytest.mark.parametrize(
+    ("table", "write", "first", "other", "refused"),
+    [
+        ("user_ids", insert, [("a", 0)], [("theirs", 1)], True),
+        ("events", replace_day, [("a", D1)], [("theirs", D1)], True),
+        ("events", replace_day, [("a", D1)], [("theirs", D2)], True),
+        ("events", replace_own_day, [("a", D1)], [("theirs", D1)], True),
+        ("events", replace_own_day, [("a", D1)], [("theirs", D2)], False),
+    ],
+)  # fmt: skip
+def test_what_another_commits_in_between_is_never_taken_for_known(
+    spark: SparkSession,
+    catalog: TableCatalog,
+    monkeypatch: pytest.MonkeyPatch,
+    table: str,
+    write: Write,
+    first: list[Any],
+    other: list[Any],
+    *,
+    refused: bool,
+) -> None:
+    """The other commits after every look of this writer, right before its transaction begins."""
+
+    def put(rows: list[Any]) -> int:
+        if table == "user_ids":
+            version = catalog.version(table)
+            return catalog.insert_new(table, users(spark, *rows), version).version
+        where = {"ingest_date": rows[0][1]}
+        return catalog.replace_slice(table, events(spark, rows), where).version
+
+    seen = put(first)
+    real = commits.write
+
+    def write_after_the_other(*args: Any, **options: Any) -> int | None:
+        monkeypatch.setattr(commits, "write", real)
+        put(other)
+        return real(*args, **options)
+
+    monkeypatch.setattr(commits, "write", write_after_the_other)
+    if refused:
+        with pytest.raises(ConcurrentWriteError):
+            write(catalog, spark, seen)
+    else:
+        write(catalog, spark, seen)
+    now = catalog.version(table)
+    assert now == seen + (1 if refused else 2)
+    key = SPECS[table].key[0]
+    names = [row[key] for row in catalog.read(table, now).collect()]
+    assert ("theirs" in names, "mine" in names) == (True, not refused)
+    assert len(names) == len(set(names))
+
+
+def test_an_integer_given_twice_long_ago_is_found(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    """Sums, sums of squares and of cubes of 0 … 11 are these numbers' too."""
+    numbers = [1, 1, 2, 2, 3, 5, 6, 8, 9, 9, 10, 10]
+    catalog.append("user_ids", users(spark, *[(f"u{n}", i) for n, i in enumerate(numbers)]))
+    with pytest.raises(KeyViolationError, match=r"user_idx 1 \(2 times\), 2 \(2 times\), 9"):
+        catalog.insert_new("user_ids", users(spark, ("new", 12)), catalog.version("user_ids"))
+    assert catalog.version("user_ids") == 0
+
+
+def test_a_commit_that_is_followed_by_an_error_is_one_commit(
+    spark: SparkSession, catalog: TableCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that answers too late, a hook that fails: the log says that the rows are there."""
+    real = commits.write
+
+    def fail_afterwards(*args: Any, **options: Any) -> int | None:
+        real(*args, **options)
+        raise Py4JError("the answer was lost")
+
+    monkeypatch.setattr(commits, "write", fail_afterwards)
+    assert catalog.append("runs", run_row(spark), "a run's stage")
+    assert catalog.append("runs", run_row(spark, "other"), "another run's stage")
+    written = catalog.replace_slice("events", events(spark, [("a", D1)]), {"ingest_date": D1})
+    again = catalog.replace_slice("events", events(spark, [("b", D1)]), {"ingest_date": D1})
+    given = catalog.insert_new("user_ids", users(spark, ("a", 0)), None)
+    more = catalog.insert_new("user_ids", users(spark, ("b", 1)), given.version)
+    assert [w.version for w in (written, again, given, more)] == [0, 1, 0, 1]
+    for table, rows in (("runs", 2), ("events", 1), ("user_ids", 2)):
+        assert catalog.count(table, catalog.version(table)) == rows, table
+
+
+def run_row(spark: SparkSession, run_id: str = "run") -> DataFrame:
+    at = datetime(2024, 5, 30, tzinfo=UTC)
+    row = (run_id, D1, "train", "ease", {}, {}, "{}", "code", "{}", 0, 0, 0.0, 0.0, "ok", at, at)
+    return spark.createDataFrame([row], schema.RUNS)
+
+
+def test_what_is_committed_once_is_there_once(spark: SparkSession, catalog: TableCatalog) -> None:
+    """Two processes end the same stage of the same run at the same moment, and two others."""
+    catalog.create("runs")
+    outcome: list[tuple[str, bool]] = []
+
+    def end(name: str) -> None:
+        own = TableCatalog(spark, catalog.root)
+        outcome.append((name, own.append("runs", run_row(spark, name), name)))
+
+    threads = [threading.Thread(target=end, args=(name,)) for name in ("a", "a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome) == [("a", False), ("a", True), ("b", True), ("c", True)]
+    rows = catalog.read("runs", catalog.version("runs")).collect()
+    assert sorted(row["run_id"] for row in rows) == ["a", "b", "c"]
+
+
+def test_a_restore_brings_back_the_note_of_what_it_restores(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    for number in range(3):
+        rows = events(spark, [(f"e{n}", D1) for n in range(number + 1)])
+        catalog.replace_slice("events", rows, {"ingest_date": D1}, note={"number": number})
+    first, newest = (catalog.identity("events", v) for v in (0, 2))
+    assert catalog.note("events", 2)["number"] == 2
+    assert catalog.extends("events", 2, first)
+
+    def restore(version: int) -> int:
+        spark.sql(f"RESTORE delta.`{catalog.path('events')}` TO VERSION AS OF {version}")
+        return catalog.version("events") or 0
+
+    assert catalog.note("events", restore(1))["number"] == 1
+    assert catalog.extends("events", 3, first)
+    assert not catalog.extends("events", 3, newest)
+    assert catalog.note("events", restore(0))["number"] == 0
+    assert catalog.note("events", restore(2))["number"] == 2  # and forward again
+    assert catalog.extends("events", 5, newest)
+    other = TableCatalog(spark, catalog.root.replace("tables", "others"))
+    for number in range(3):
+        other.replace_slice("events", events(spark, [(f"e{number}", D1)]), {"ingest_date": D1})
+    assert not other.extends("events", 2, first)
+
+
+def test_a_log_file_cut_short_is_named(spark: SparkSession, catalog: TableCatalog) -> None:
+    """At each of its line ends, in the middle of a line, and empty."""
+    for day in (D1, D2):
+        rows = events(spark, [("a", D1), ("b", D2)])
+        catalog.replace_slice("events", rows, {"ingest_date": [D1, D2]}, note={"day": str(day)})
+        catalog.replace_slice("events", events(spark, [("c", day)]), {"ingest_date": [D1, D2]})
+    newest = catalog.version("events")
+    file = Path(catalog.path("events")) / "_delta_log" / f"{newest:020d}.json"
+    whole = file.read_bytes()
+    ends = [n for n, byte in enumerate(whole) if byte == ord("\n")][:-1]
+    assert len(ends) >= 3  # commitInfo, one file added, two removed
+    for length in (0, 1, len(whole) // 2, len(whole) - 3, *ends, *[end + 1 for end in ends]):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DamagedFileError, match=rf"'events': its log file {file.name}"):
+            TableCatalog(spark, catalog.root).version("events")
+    file.write_bytes(whole)
+    assert TableCatalog(spark, catalog.root).count("events", newest) == 1
+
+
+def test_what_a_recorded_version_lacks_is_said(spark: SparkSession, catalog: TableCatalog) -> None:
+    both = events(spark, [("a", D1), ("b", D2)])
+    version = catalog.replace_slice("events", both, {"ingest_date": [D1, D2]}).version
+    table = Path(catalog.path("events"))
+    (first,), (second,) = (list(table.glob(f"ingest_date={day}/*.parquet")) for day in (D1, D2))
+
+    def lost(version: int, day: date, **options: bool) -> str | None:
+        return TableCatalog(spark, catalog.root).lost(
+            "events", version, {"ingest_date": day}, **options
+        )
+
+    assert lost(version, D1, some=True) is None
+    assert lost(version, date(2020, 2, 2)) is None
+    assert "no rows of" in (lost(version, date(2020, 2, 2), some=True) or "")
+    assert "no version 7" in (lost(7, D1) or "")
+    data = first.read_bytes()
+    first.write_bytes(data[:-1])
+    assert f"has {len(data) - 1:,} bytes" in (lost(version, D1) or "")
+    assert lost(version, D2) is None
+    second.unlink()
+    assert "is not there" in (lost(version, D2) or "")
+    shutil.rmtree(table)
+    assert "is gone" in (lost(version, D1) or "")
 
 
 def test_changed_rows_are_those_of_only_one_version(
