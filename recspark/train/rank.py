@@ -103,12 +103,11 @@ class Listener:
     """Passes on what ranks tell while they run, a line at a time, over TCP.
 
     `address` is (host, port, token); who does not begin with the token is not listened to. Every
-    line beats `pulse` and the pulse of its rank, an empty one does nothing else.
+    line beats the pulse of its rank, an empty one does nothing else.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
         host = str(spark.sparkContext._jsc.sc().env().rpcEnv().address().host())
-        self.pulse = Pulse()
         self._begun = Pulse()
         self._ranks: list[Pulse] = []  # those that were heard of
         self._tell = tell
@@ -166,7 +165,6 @@ class Listener:
 
     def _read(self, lines: Iterable[str], mine: Pulse) -> None:
         for line in lines:
-            self.pulse.beat()
             mine.beat()
             if text := line.rstrip("\n"):
                 mine.of = mine.of or text  # a rank begins with its place
