@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No example fails for the seconds it took: the machine may be busy.
+hypothesis.settings.register_profile("recspark", deadline=None)
+hypothesis.settings.load_profile("recspark")
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")

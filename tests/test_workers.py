@@ -6,7 +6,6 @@ import gc
 import importlib
 import subprocess
 import sys
-import time
 import zipfile
 import zipimport
 from collections.abc import Iterator
@@ -25,17 +24,13 @@ def test_a_worker_keeps_its_zip_directories(spark: SparkSession) -> None:
 
         (zips,) = [p for p in sys.path if p.endswith("pyspark.zip")]
         directory = zipimport._zip_directory_cache[zips]  # type: ignore[attr-defined]
-        begun = time.perf_counter()
         importlib.invalidate_caches()
-        seconds = time.perf_counter() - begun
         same = zipimport._zip_directory_cache[zips] is directory  # type: ignore[attr-defined]
         list(batches)
-        yield pa.RecordBatch.from_pydict({"same": [same], "seconds": [seconds]})
+        yield pa.RecordBatch.from_pydict({"same": [same]})
 
-    rows = spark.range(1).repartition(1).mapInArrow(caches, "same boolean, seconds double")
-    (row,) = rows.collect()
-    assert row["same"]
-    assert row["seconds"] < 0.05  # 0.1 to 0.2 with the directories read again
+    (row,) = spark.range(1).repartition(1).mapInArrow(caches, "same boolean").collect()
+    assert row["same"]  # to read the directories again takes 0.1 to 0.2 s
     assert "pyspark.worker" not in sys.modules  # and the driver is left alone
 
 

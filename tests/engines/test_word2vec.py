@@ -107,6 +107,47 @@ def test_a_task_done_again_gives_the_same_bits(architecture: str, tmp_path: Path
     assert np.array_equal(plain[1], again[1])
 
 
+@pytest.mark.parametrize("architecture", ["skipgram", "cbow"])
+def test_an_attempt_that_is_late_touches_no_file_that_counts(
+    architecture: str, tmp_path: Path
+) -> None:
+    """Speculation, or a task of an executor that was given up: it writes after the other's answer
+    was taken, and is killed half-way.
+    """
+    settings = replace(SETTINGS, architecture=architecture, n_blocks=3, epochs=2)
+    late: list[str] = []
+
+    def twice(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
+        taken = steps.step(plan, moment, block, attempt)
+        zombie = steps.step(plan, moment, block, attempt + 100)
+        for name in {zombie.inputs, zombie.outputs} - {*moment.inputs, *moment.outputs}:
+            Path(name).write_bytes(b"torn")
+            late.append(name)
+        return taken
+
+    plain = in_process(clusters(200), settings, tmp_path / "plain")
+    again = in_process(clusters(200), settings, tmp_path / "late", twice)
+    assert len(late) == 2 * 2 * 2 * 3 * 3  # files, epochs, rotations, blocks, steps
+    assert np.array_equal(plain[0], again[0])
+    assert np.array_equal(plain[1], again[1])
+
+
+@pytest.mark.parametrize("architecture", ["skipgram", "cbow"])
+def test_cells_of_an_attempt_that_is_late_are_files_of_their_own(
+    architecture: str, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, architecture=architecture, n_blocks=2)
+    sentences = Sentences(np.arange(1), np.array([0, 3]), np.array([0, 4, 8], np.int32))
+    plan = engine.plan(count(sentences, np.ones(N_ITEMS, bool)), settings, str(tmp_path))
+    parts: dict[int, list[bytes]] = {}
+    for cell, data in cells.split(plan, sentences, 0):
+        parts.setdefault(cell, []).append(data)
+    cell = next(iter(parts))
+    first, second = (cells.merge(plan, cell, parts[cell], 0, attempt) for attempt in (0, 1))
+    assert first != second
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
 def test_inputs_of_other_blocks_stand_still_where_they_were(tmp_path: Path) -> None:
     """Each input is found again by value: in the block's own rows, or among the frozen ones."""
     settings = replace(SETTINGS, n_blocks=3)
@@ -215,6 +256,24 @@ def test_partitions_and_order_change_no_bit_and_spark_does_what_one_process_does
 
 
 @pytest.mark.spark
+def test_two_attempts_of_a_task_have_names_of_their_own(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Spark gives each attempt another number; it is part of the names."""
+    settings = replace(SETTINGS, n_blocks=1, n_rotations=1)
+    sentences = Sentences(np.arange(1), np.array([0, 3]), np.array([0, 4, 8], np.int32))
+    plan = engine.plan(count(sentences, np.ones(N_ITEMS, bool)), settings, str(tmp_path))
+    parts: dict[int, list[bytes]] = {}
+    for cell, data in cells.split(plan, sentences, 0):
+        parts.setdefault(cell, []).append(data)
+    examples = tuple(cells.merge(plan, cell, parts[cell], 0, 0) for cell in parts)
+    moment = Moment(0, 0, 0, examples, ("",), ("",))
+    shared = spark.sparkContext.broadcast(plan)
+    blocks = spark.sparkContext.parallelize([0, 0], 2)
+    done = blocks.map(lambda block: steps.run_step(shared, moment, block)).collect()
+    assert len({one.inputs for one in done} | {one.outputs for one in done}) == 4
+
+
 def test_nothing_to_learn_from_is_named(spark: SparkSession) -> None:
     with pytest.raises(EmptyDataError, match="no sentence has two items"):
         spark_train(spark, [[1], [2], [7]], SETTINGS, 1, np.arange(3))

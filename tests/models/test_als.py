@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from recspark.data.blocks import micros, parse_queries
 from recspark.engines.als_kernels import fold_in
-from recspark.engines.als_objective import loss
+from recspark.engines.als_objective import Objective, loss
 from recspark.errors import ConfigError, IdRangeError
 from recspark.models import als, als_mllib
 from recspark.models.als import Als, AlsModel, AlsSettings
@@ -124,16 +125,22 @@ def test_mllib_refuses_what_it_lacks() -> None:
         Als.from_dict({"solver": "mllib", "reg_exponent": 0.5, "unobserved_weight": 0.1})
 
 
-def test_users_are_folded_in_with_every_setting() -> None:
-    """The scorer solves the objective that was fitted, not MLlib's."""
-    settings = AlsSettings(
-        solver="blocked",
-        embedding_size=6,
-        reg_exponent=0.5,
-        reg_counts="all",
-        unobserved_weight=0.2,
-    )
+def test_every_setting_of_the_objective_is_minimised_and_folded_in_with() -> None:
+    """The fit and the scorer solve the same objective, which is not MLlib's."""
+    values = {
+        "reg": 0.3,
+        "alpha": 7.0,
+        "unobserved_weight": 0.2,
+        "reg_exponent": 0.5,
+        "reg_counts": "all",
+        "feedback": "explicit",
+    }
+    defaults = AlsSettings(solver="blocked").objective
+    assert set(values) == {field.name for field in fields(Objective)}
+    assert all(getattr(defaults, name) != value for name, value in values.items())
+    settings = AlsSettings(solver="blocked", embedding_size=6, **values)  # type: ignore[arg-type]
+    want = Objective(**values)  # type: ignore[arg-type]
+    assert settings.objective == want
     assert AlsModel(
         settings, synth.CUTOFF, np.array([1], np.int32), np.ones((1, 6), np.float32)
-    ).scorer().objective == settings.objective  # fmt: skip
-    assert settings.objective.reg_exponent == 0.5
+    ).scorer().objective == want  # fmt: skip
