@@ -112,7 +112,10 @@ def test_both_doors_give_the_same_answers(
     assert without == by_spark
     for name, (said, error) in without.items():
         assert (error == "None") == bool(said), name
-    assert "never ran. There are lists of 2010-12-09" in without["a night that never ran"][1]
+    assert (
+        "never ran. Table 'recommendations' has the nights 2010-12-09;"
+        in without["a night that never ran"][1]
+    )
 
 
 def some_id(context: RunContext, table: str) -> str:
@@ -347,6 +350,7 @@ def test_export_refuses_what_it_cannot_or_must_not_write(place: list[str], tmp_p
         (["recommendations", str(tmp_path / "x"), "--where", "no_such = 1"], "--where .*no_such"),
         (["sessions", str(tmp_path / "x"), "--format", "csv"], "CSV has no lists: items"),
         (["recommendations", str(tmp_path / "x"), "--run-date", "2010-13-45"], "is not a date"),
+        (["gates", str(tmp_path / "x"), "--run-date", "2010-12-08"], f"has the nights {NIGHT}"),
         (["events", str(tmp_path / "x"), "--run-date", NIGHT], "no run_date.*--where.*ingest_date"),
     ):
         done = runner.invoke(app, ["export", *arguments, *place])

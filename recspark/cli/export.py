@@ -12,7 +12,7 @@ import typer
 from recspark.cli.common import Env, Set, console, parse_date, reading_by_spark
 from recspark.errors import ConfigError, suggest
 from recspark.layers import load_config
-from recspark.tables.reader import TableReader, opens
+from recspark.tables.reader import Reader, TableReader, opens
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -65,7 +65,7 @@ def export(
 def _from_files(target: Export, config: Config, table: str, night: date | None) -> int:
     tables = TableReader(config.paths.tables)
     schema, batches = tables.batches(table)
-    _check(target, table, schema, night)
+    _check(target, table, schema, night, tables)
     if night is not None:
         schema, batches = tables.batches(table, night)
     target.begin({"table": table, "version": tables.version(table)})
@@ -81,7 +81,7 @@ def _by_spark(
 
     with reading_by_spark(config) as tables:
         version, rows = tables.newest(table)
-        _check(target, table, arrow_schema(rows), night)
+        _check(target, table, arrow_schema(rows), night, tables)
         if night is not None:
             rows = rows.where(F.col("run_date") == F.lit(night))
         if where is not None:
@@ -99,14 +99,19 @@ def _meeting(rows: DataFrame, where: str) -> DataFrame:
         raise ConfigError(f'--where "{where}": {str(error).splitlines()[0]}') from None
 
 
-def _check(target: Export, table: str, schema: Any, night: date | None) -> None:
+def _check(target: Export, table: str, schema: Any, night: date | None, tables: Reader) -> None:
     """Raise ConfigError for what cannot or must not be written, before anything is."""
+    from recspark.report.answers import said_nights
     from recspark.report.export import nested
 
     if night is not None and "run_date" not in schema.names:
         raise ConfigError(
             f"--run-date {night}: table '{table}' has no run_date; say which rows with "
             f"--where, its columns are {', '.join(schema.names)}"
+        )
+    if night is not None and night not in (nights := tables.nights(table)):
+        raise ConfigError(
+            f"--run-date {night}: table '{table}' has no rows of that night; it has {said_nights(nights)}"
         )
     if target.form == "csv" and (lists := nested(schema)):
         raise ConfigError(f"CSV has no lists: {', '.join(lists)}; use --format json or parquet")

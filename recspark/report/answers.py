@@ -36,15 +36,20 @@ def check_night(tables: Reader, night: date) -> None:
     began = night in tables.nights("runs")
     what = "published no list: `recspark runs` says how far it came" if began else "never ran"
     raise ConfigError(
-        f"--run-date {night}: that night {what}. {_nights(published)}; leave the option out for the "
-        "newest"
+        f"--run-date {night}: that night {what}. Table 'recommendations' has "
+        f"{said_nights(published)}; leave the option out for the newest"
     )
 
 
-def _nights(nights: Sequence[date]) -> str:
+def said_nights(nights: Sequence[date]) -> str:
+    """Return which nights there are, in a sentence.
+
+    >>> said_nights([date(2010, 12, 8), date(2010, 12, 9)])
+    'the nights 2010-12-08, 2010-12-09'
+    """
     if len(nights) <= 3:
-        return f"There are lists of {', '.join(map(str, nights))}"
-    return f"There are lists of {len(nights)} nights, from {nights[0]} to {nights[-1]}"
+        return f"the nights {', '.join(map(str, nights))}" if nights else "no night"
+    return f"{len(nights)} nights, from {nights[0]} to {nights[-1]}"
 
 
 def user_list(tables: Reader, user: str, night: date) -> list[dict[str, Any]]:

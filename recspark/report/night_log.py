@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import traceback
 from datetime import UTC, date, datetime
 from types import TracebackType
 from typing import IO, Self
 
 from recspark import storage
+from recspark.errors import RecsparkError
 from recspark.masking import mask
 from recspark.terminal import printable
 
@@ -62,7 +64,8 @@ class NightLog(logging.Handler):
         log.propagate = self._propagate
         if self._file is not None:
             if error is not None:
-                self.line(f"{type(error).__name__}: {error}")
+                for text in _told(error):
+                    self.line(text)
             self._add_spark()
             self._file.close()
             self._forget()
@@ -104,6 +107,13 @@ class NightLog(logging.Handler):
         older = [file for file in storage.list_files(self.folder) if file.endswith(".log")]
         for file in older[: -self.keep]:
             storage.remove(file)
+
+
+def _told(error: BaseException) -> list[str]:
+    """Return the lines of an error: its message where it has a name here, else its traceback."""
+    if isinstance(error, RecsparkError):
+        return f"{type(error).__name__}: {error}".splitlines()
+    return "".join(traceback.format_exception(error)).splitlines()
 
 
 def _shown(text: str) -> str:

@@ -70,10 +70,12 @@ class TableReader:
         return int(self._table(table).version())
 
     def nights(self, table: str) -> list[date]:
-        """Return the `run_date`s of `table`, from its log alone."""
+        """Return the `run_date`s of `table`: from its log alone, where it is kept by night."""
         if not self._has_log(table):
             return []
-        return sorted({file["partition.run_date"] for file in self._files(table)})
+        if "run_date" in self._partition(table):
+            return sorted({file["partition.run_date"] for file in self._files(table)})
+        return sorted({row["run_date"] for row in self.rows(table, [], ["run_date"])})
 
     def rows(
         self, table: str, where: Sequence[Condition], columns: Sequence[str] = ()
@@ -121,20 +123,20 @@ class TableReader:
         import pyarrow.parquet as pq
 
         opened = self._table(table)
-        keys = list(opened.metadata().partition_columns)
+        keys = self._partition(table)
         files = sorted(self._files(table), key=lambda file: file["path"])
         if night is not None:
-            files = [file for file in files if file["partition.run_date"] == night]
+            files = [file for file in files if file.get("partition.run_date", night) == night]
         schema = _arrow_schema(opened)
 
         def read() -> Iterator[pa.RecordBatch]:
             for file in files:
+                values = {key: file[f"partition.{key}"] for key in keys}
                 try:
                     content = pq.ParquetFile(self._path(table, file["path"]))
                     for batch in content.iter_batches():
-                        yield _with_partition(
-                            batch, schema, {k: file[f"partition.{k}"] for k in keys}
-                        )
+                        rows = _with_partition(batch, schema, values)
+                        yield rows if night is None else _of_night(rows, night)
                 except (OSError, ValueError) as error:  # pyarrow's own are both
                     raise _damaged(table, error, file["path"]) from None
 
@@ -142,6 +144,9 @@ class TableReader:
 
     def _has_log(self, table: str) -> bool:
         return storage.exists(storage.join(self.root, table, "_delta_log"))
+
+    def _partition(self, table: str) -> list[str]:
+        return list(self._table(table).metadata().partition_columns)
 
     def _path(self, table: str, file: str) -> str:
         return storage.join(self.root, table, unquote(file))
@@ -255,6 +260,12 @@ def _with_partition(
         else:
             arrays.append(batch.column(field.name).cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _of_night(batch: pa.RecordBatch, night: date) -> pa.RecordBatch:
+    import pyarrow.compute as pc
+
+    return batch.filter(pc.equal(batch.column("run_date"), night))
 
 
 def _damaged(table: str, error: Exception, file: str = "") -> DamagedFileError:

@@ -99,6 +99,15 @@ def test_batches_hold_every_row_and_column(root: Path) -> None:
     assert tonight["run_date"].to_pylist() == [NIGHTS[1]] * len(IDS)
 
 
+def test_a_night_of_a_table_that_is_not_kept_by_night(tmp_path: Path) -> None:
+    table = pa.table({"run_date": pa.array(NIGHTS, pa.date32()), "user_id": ["a", "b"]})
+    write_deltalake(tmp_path / "user_ids", Table.from_arrow(table))
+    reader = TableReader(str(tmp_path))
+    assert reader.nights("user_ids") == NIGHTS
+    _, batches = reader.batches("user_ids", NIGHTS[1])
+    assert [row["user_id"] for batch in batches for row in batch.to_pylist()] == ["b"]
+
+
 def test_only_the_files_of_the_night_are_read(tmp_path: Path) -> None:
     write(tmp_path, NIGHTS, IDS)
     for file in (tmp_path / "recommendations").glob("run_date=2024-05-30/*.parquet"):
