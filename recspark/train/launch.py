@@ -109,7 +109,7 @@ class HorovodLauncher:
 
         train = self._train
         _await_slots(self._spark, train)
-        timeout_s = train.timeout_s
+        start_s, timeout_s = train.start_timeout_s, train.timeout_s
         shipped, own_folder = [SparkFiles.getRootDirectory()], not is_local(self._spark)
         output = _Output()
         silent: list[str] = []
@@ -135,7 +135,7 @@ class HorovodLauncher:
                         sys.path[:0] = [root, *glob(f"{root}/*.zip"), *glob(f"{root}/*.whl")]
                     from recspark.train.launch import horovod_rank
 
-                    return horovod_rank(payload, timeout_s)
+                    return horovod_rank(payload, start_s, timeout_s)
 
                 training = _in_background(
                     partial(
@@ -184,7 +184,8 @@ class HorovodLauncher:
 class TaskLauncher:
     """One rank, in a Spark task: needs no Horovod, and the driver holds nothing.
 
-    The task is cancelled where the driver heard nothing of it for `train.timeout_s`.
+    The task is cancelled where the driver heard nothing of it for `train.timeout_s`, or for
+    `train.start_timeout_s` more at its start.
     """
 
     ranks = 1
@@ -204,7 +205,8 @@ class TaskLauncher:
             with Listener(self._spark, self._tell) as listener:
 
                 def watch() -> None:
-                    while (left := listener.pulse.left(train.timeout_s)) > 0:
+                    start_s, timeout_s = train.start_timeout_s, train.timeout_s
+                    while (left := listener.left(1, start_s, timeout_s)) > 0:
                         if ended.wait(left):
                             return
                     sc.cancelJobsWithTag(tag)
@@ -215,7 +217,8 @@ class TaskLauncher:
         except Exception as error:
             raise RankFailedError(
                 f"the rank ended without an answer: killed, or hung for {train.timeout_s} s "
-                f"(train.timeout_s), or it found no free slot for as long. {error}"
+                f"(train.timeout_s), or it found no free slot for {train.start_timeout_s} s more "
+                f"(train.start_timeout_s). {error}"
             ) from error
         finally:
             ended.set()
@@ -266,29 +269,30 @@ class LocalLauncher:
         return results([outcome for outcome in outcomes if outcome is not None])
 
 
-def horovod_rank(payload: bytes, timeout_s: int) -> dict[str, Any]:
+def horovod_rank(payload: bytes, start_s: int, timeout_s: int) -> dict[str, Any]:
     """Run one rank in the process that Horovod started for it; an error is returned, not raised.
 
     A failing rank answers and shuts Horovod down; the others, waiting for it, then fail and answer
     too. So the answers of all ranks reach the driver, and with them the first error's own
     traceback.
     """
+    # A watchdog in C: it fires even where Python hangs in a collective. Winding it up takes .4 ms.
+    watch = partial(faulthandler.dump_traceback_later, exit=True)
+    watch(start_s + timeout_s)
+    import horovod.torch as hvd
+
     fn, args, threads, address = cloudpickle.loads(payload)
+    torch.set_num_threads(threads)
+    hvd.init()
     tell = Teller(address)
 
     def beat() -> None:
-        # A watchdog in C: it fires even where Python hangs in a collective. Winding it up: .4 ms.
-        faulthandler.dump_traceback_later(timeout_s, exit=True)
+        watch(timeout_s)
         tell("")
 
-    alive = once_a_second(beat)
-    alive()
-    import horovod.torch as hvd
-
-    torch.set_num_threads(threads)
-    hvd.init()
+    beat()
     try:
-        return attempt(HorovodComm(hvd, tell, alive), fn, args)
+        return attempt(HorovodComm(hvd, tell, once_a_second(beat)), fn, args)
     finally:
         hvd.shutdown()
         faulthandler.cancel_dump_traceback_later()

@@ -111,13 +111,12 @@ class Listener:
     `address` is (host, port, token); it binds where Spark's driver does, the loopback address in a
     local session. Who does not begin with the token, soon, is not listened to: of strangers the
     newest `_STRANGERS` are kept, for `_TOKEN_WITHIN_S` at most, and nobody waits for them. Every line
-    beats `pulse` and the pulse of its rank, an empty one does nothing else; one above `_LINE_BYTES`
-    ends the connection.
+    beats the pulse of its rank, an empty one does nothing else; one above `_LINE_BYTES` ends the
+    connection.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
         bound, announced = listening_address(spark)
-        self.pulse = Pulse()
         self._begun = Pulse()
         self._ranks: list[Pulse] = []  # those that were heard of
         self._tell = tell
@@ -188,7 +187,6 @@ class Listener:
             while line := lines.readline(_LINE_BYTES):
                 if not line.endswith(b"\n"):
                     return
-                self.pulse.beat()
                 mine.beat()
                 if text := line.decode(errors="replace").rstrip("\n"):
                     mine.of = mine.of or text  # a rank begins with its place
