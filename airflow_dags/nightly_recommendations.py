@@ -10,8 +10,8 @@ RECSPARK_VENV      the virtual environment that spark-submit and its Python come
                    default: `.venv` in RECSPARK_HOME; empty: whatever the worker has on its PATH
 RECSPARK_ENV       conf/env/<name>.yaml; default `cluster`
 RECSPARK_SET       JSON list of further settings, such as ["paths.root=s3a://bucket/recspark"]
-RECSPARK_SETTINGS  a settings file of one's own; with RECSPARK_SOURCE and RECSPARK_ROOT the jobs read it
-                   too (docs/settings.md), so the workers must have the same
+RECSPARK_SETTINGS  a settings file of one's own; the jobs read it too, and RECSPARK_SOURCE and RECSPARK_ROOT
+                   (docs/settings.md), so the workers must have the same
 RECSPARK_CONN      Airflow connection of type spark; default `recspark_spark`
 RECSPARK_PY_FILES  the package as a zip or wheel, where the executors do not have it installed
 RECSPARK_SCHEDULE  cron line in UTC; default `0 2 * * *`: the night after the day it is about

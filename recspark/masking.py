@@ -24,21 +24,24 @@ SECRET_KEYS = (
     r"|(?:^|[._-])(?:sas|sig)(?:[._-]|$)"
 )
 _KEY = re.compile(SECRET_KEYS)
-# In other names, and before `=` or `:` in a text: there a `key` is mostly that of a table.
+# In other names, and before `=` or `:` in a text: there a `key` is mostly that of a table. Repeats are
+# bounded, so that a text of any size is read in time that grows as its length.
 _NAME = (
-    r"(?:[\w.-]*(?:secret|passw(?:or)?d|passphrase|passwd|pwd|token|credential|signature"
+    r"(?:[\w.-]{0,200}(?:secret|passw(?:or)?d|passphrase|passwd|pwd|token|credential|signature"
     r"|(?:access|account|api|private|shared|secret|encryption|storage)[._-]?key(?:[._-]?id)?"
-    r"|accesskeyid)[\w.-]*|(?:[\w.-]*[._-])?(?:sas|sig)(?:[._-][\w.-]*)?)"
+    r"|accesskeyid)[\w.-]{0,200}|(?:[\w.-]{0,200}[._-])?(?:sas|sig)(?:[._-][\w.-]{0,200})?)"
 )
 _NARROW = re.compile(rf"(?i)^{_NAME}$")
 # Ends before what may stand around a value: quotes, brackets, separators.
 _VALUE = r"[^\s\"'\\&;,(){}\[\]<>]+"
 _ASSIGNED = re.compile(rf"(?i)(?<![\w.-])({_NAME}[\"']?\s?[=:]\s?[\"']?)({_VALUE})")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+([\w.~+/-]{8,}=*)")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+(?=[\w.~+/-]{0,500}[\d+/=])([\w.~+/-]{8,}+=*+)(?!\*)")
 # A password may hold `@` and `/` where nobody quoted them: up to the last `@` of the word. Digits
 # before a `/` are a port.
-_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s/:@\"'?#]*):(?!\d{1,5}/)([^\s\"'<>]+)@")
-_WEB_USER = re.compile(r"(?i)(https?://)[^\s/@:\"'<>]+@")
+_PASSWORD = re.compile(
+    r"(?<![\w+.-])([A-Za-z][\w+.-]{0,30}://[^\s/:@\"'?#]{0,200}):(?!\d{1,5}/)([^\s\"'<>]{1,500})@"
+)
+_WEB_USER = re.compile(r"(?i)(https?://)[^\s/@:\"'<>]{1,500}@")
 _PLAIN = re.compile(r"(?i)^(true|false|null|none|yes|no|[\d.,:_-]*)$")
 # A secret's name with this at its end says what is done with it.
 _NO_SECRET = re.compile(r"(?i)(provider|class|impl|enabled|type|algorithm|location|path|file)s?$")
@@ -76,8 +79,8 @@ def mask(text: str) -> str:
         text = text.replace(value, HIDDEN)
     text = _WEB_USER.sub(rf"\1{HIDDEN}@", text)
     text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
-    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    return _ASSIGNED.sub(rf"\1{HIDDEN}", text)
+    text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
+    return _BEARER.sub(rf"\1 {HIDDEN}", text)
 
 
 def mask_free(settings: Mapping[str, Any]) -> dict[str, Any]:

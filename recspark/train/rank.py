@@ -111,8 +111,8 @@ class Listener:
     `address` is (host, port, token); it binds where Spark's driver does, the loopback address in a
     local session. Who does not begin with the token, soon, is not listened to: of strangers the
     newest `_STRANGERS` are kept, for `_TOKEN_WITHIN_S` at most, and nobody waits for them. Every line
-    beats the pulse of its rank, an empty one does nothing else; one above `_LINE_BYTES`
-    ends the connection.
+    beats the pulse of its rank, an empty one does nothing else; one above `_LINE_BYTES` ends the
+    connection.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
