@@ -113,9 +113,11 @@ class Split:
             log, folder, "training_bags", 8, np.bincount(log.user_idx).max()
         )
         self.data: Dataset = replace(ml1m.dataset(spark, log), training=files)
+        self.train = log
         number = 1 if part == "validation" else 2
         masked = np.flatnonzero(of_part < number)
         masked = masked[np.lexsort((item[masked], user[masked]))]
+        self.masked = user[masked], item[masked]
         mine = of_part == number
         queries = ml1m.with_seen(
             synth.ask(self.data), user[masked], item[masked], f"{folder}-seen-{part}"
