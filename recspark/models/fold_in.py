@@ -23,7 +23,7 @@ Kind = Literal["softmax", "bpr", "squared"]
 _BLOCK = 256  # rows at once, always: BLAS answers for a row as its shape decides
 _STEPS = 8  # where the ranking of items stands still: 2 to 3 (MovieLens, 32 and 64 dimensions)
 _MAX_ITEMS = 8192  # told apart by the softmax; of more items, a sample by how often they are drawn
-_MAX_DRAWN = 128  # told apart from each event by BPR
+MAX_DRAWN = 128  # told apart from each event by BPR
 _LEAST_REG = 1e-6
 _TINY = np.finfo(np.float64).tiny
 
@@ -193,7 +193,7 @@ class _Softmax:
 
 class _Bpr:
     def __init__(self, factors: Array, bias: Array, drawn: Array) -> None:
-        kept, times = sample(drawn, _MAX_DRAWN)  # (M,), (M,)
+        kept, times = sample(drawn, MAX_DRAWN)  # (M,), (M,)
         share = drawn[kept] * times  # (M,)
         self._share = share / share.sum()
         self._vectors, self._bias = factors[kept], bias[kept]  # (M, D), (M,)

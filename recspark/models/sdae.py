@@ -46,11 +46,12 @@ class SdaeSettings(NeuralSettings):
         description="units of the layers from the items to the code. Guess: as multvae's",
     )
     corruption: float = Field(
-        0.3,
+        0.5,
         ge=0,
         lt=1,
-        description="share of a layer's inputs set to 0 (masking noise). Paper, section 4: 0.1 to 0.5",
-        json_schema_extra={"tune": {"low": 0.1, "high": 0.6}},
+        description="share of a layer's inputs set to 0 (masking noise). Paper, section 4: 0.1 to 0.5; "
+        "MovieLens 1M, validation part: .213 with .5, .178 without",
+        json_schema_extra={"tune": {"low": 0.1, "high": 0.8}},
     )
     pretraining_epochs: int = Field(
         4, ge=0, description="passes over the training set for each layer. Guess"
