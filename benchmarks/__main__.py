@@ -20,6 +20,7 @@ NAMES = (
     "retail",
     "nights",
     "quality.movielens",
+    "quality.plain",
     "quality.movielens_last",
     "quality.movielens_time",
     "quality.movielens_next",

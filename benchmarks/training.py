@@ -121,7 +121,7 @@ def networks(size: Size) -> list[tuple[str, ModuleType, Any, int]]:
     heavy = multvae.MultVaeSettings(
         hidden_size=size.hidden_size, latent_size=size.latent_size, batch_size=size.batch_size
     )
-    light = mf.MfSettings(embedding_size=64, batch_size=size.batch_size)
+    light = mf.MfSettings(embedding_size=64, batch_size=size.batch_size, n_negatives=200)
     return [("multvae", multvae, heavy, size.epochs), ("mf", mf, light, size.light_epochs)]
 
 

@@ -45,6 +45,7 @@ from recspark.train.curve import Curve
 K = 10
 N_BOOTSTRAP = 1000
 AGAINST = ("popular", "item_knn", "ease", "session_knn")  # rows that the others are compared with
+PLAIN = ", plain"  # of the row that stands beside ours; it is compared with it
 METRICS = {"ndcg": metrics.ndcg, "recall": metrics.recall, "hit_rate": metrics.hit_rate}
 
 
@@ -154,21 +155,27 @@ class Table:
             key = id(question.queries)
             if key not in lists:
                 lists[key] = fitted.recommend(question.queries, K).toArrow()
-            users, values = of_users(lists[key], question)
-            self._of_users[seed, row, name] = values
-            figures[name] = {
-                "users": len(users),
-                **{metric: round(float(value.mean()), 4) for metric, value in values.items()},
-                "minus": {
-                    other: {
-                        metric: interval(users, value - self._of_users[seed, other, name][metric])
-                        for metric, value in values.items()
-                    }
-                    for other in AGAINST
-                    if other != row and (seed, other, name) in self._of_users
-                },
-            }
+            figures[name] = self.scored(row, name, question, lists[key], seed)
         self.write(row, seed, {"settings": recommender.settings.model_dump(), **figures})
+
+    def scored(
+        self, row: str, name: str, question: Question, lists: pa.Table, seed: int
+    ) -> dict[str, Any]:
+        """Return the figures of a row's lists, and what they differ by from other rows' before."""
+        users, values = of_users(lists, question)
+        self._of_users[seed, row, name] = values
+        return {
+            "users": len(users),
+            **{metric: round(float(value.mean()), 4) for metric, value in values.items()},
+            "minus": {
+                other: {
+                    metric: interval(users, value - self._of_users[seed, other, name][metric])
+                    for metric, value in values.items()
+                }
+                for other in (*AGAINST, row.removesuffix(PLAIN))
+                if other != row and (seed, other, name) in self._of_users
+            },
+        }
 
     def write(self, row: str, seed: int, figures: dict[str, Any]) -> None:
         """Print a row, and write it beside those that the file has."""
@@ -266,6 +273,19 @@ def with_seen(asked: DataFrame, user: Array, item: Array, folder: str) -> DataFr
     synth.write_files(seen, folder, "seen", 4)
     found = asked.sparkSession.read.parquet(folder)
     return asked.drop("seen").join(found, on="user_idx", how="inner").persist()
+
+
+def lists_of(scores: Array) -> pa.Table:
+    """Return the `K` best of scores of all items, (n_users, n_items), as a model's lists."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    n = len(scores)
+    return pa.table(
+        {
+            "user_idx": np.repeat(np.arange(n, dtype=np.int64), K),
+            "item_idx": top.ravel().astype(np.int32),
+            "rank": np.tile(np.arange(1, K + 1, dtype=np.int32), n),
+        }
+    )
 
 
 def of_users(lists: pa.Table, question: Question) -> tuple[Array, dict[str, Array]]:

@@ -50,16 +50,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "batch_size": 500, "learning_rate": 2e-3, "beta": 0.5, "dropout": 0.5,
     },
     "autorec": {
-        "half_life_days": None, "hidden_size": 500, "epochs": 60, "unobserved": 0.2,
-        "batch_size": 500, "learning_rate": 2e-3, "weight_decay": 1e-4,
+        "half_life_days": None, "hidden_size": 200, "epochs": 40, "unobserved": 0.2,
+        "batch_size": 250, "learning_rate": 2e-3, "weight_decay": 1e-2, "input_dropout": 0.5,
     },
     "sdae": {
-        "half_life_days": None, "hidden_sizes": [600, 200], "epochs": 60, "pretraining_epochs": 10,
+        "half_life_days": None, "hidden_sizes": [600, 200], "epochs": 20, "pretraining_epochs": 5,
         "batch_size": 500, "learning_rate": 2e-3, "corruption": 0.5,
     },
     "mf": {
         "half_life_days": None, "embedding_size": 64, "epochs": 30, "batch_size": 500,
-        "learning_rate": 1e-2, "n_negatives": 500, "weight_decay": 1e-3,
+        "learning_rate": 3e-2, "n_negatives": 5000, "weight_decay": 1e-2,
     },
 }  # fmt: skip
 RATINGS = {
@@ -113,9 +113,11 @@ class Split:
             log, folder, "training_bags", 8, np.bincount(log.user_idx).max()
         )
         self.data: Dataset = replace(ml1m.dataset(spark, log), training=files)
+        self.train = log
         number = 1 if part == "validation" else 2
         masked = np.flatnonzero(of_part < number)
         masked = masked[np.lexsort((item[masked], user[masked]))]
+        self.masked = user[masked], item[masked]
         mine = of_part == number
         queries = ml1m.with_seen(
             synth.ask(self.data), user[masked], item[masked], f"{folder}-seen-{part}"
@@ -171,7 +173,7 @@ def rating_error(
     order = np.lexsort((user[~held], film[~held]))
     start = np.concatenate([[0], np.cumsum(np.bincount(film[~held], minlength=len(films)))])
     hidden = encode(
-        start, user[~held][order].astype(np.int32), value[~held][order], arrays, autorec.LAYERS, unit=False
+        start, user[~held][order].astype(np.int32), value[~held][order], arrays, autorec.layers_of(settings), unit=False
     )  # fmt: skip
     guess = (hidden[film[held]] * arrays["items_out"][user[held]]).sum(axis=1)
     guess = np.clip(guess + arrays["items_out_bias"][user[held]], 1, 5)

@@ -74,6 +74,9 @@ class AlsSettings(Settings):
         gt=0,
         description="confidence of a pair without interaction (alpha_0). Source: 1 in Hu, Koren and "
         "Volinsky 2008 and MLlib",
+        json_schema_extra={
+            "tune": {"low": 0.01, "high": 1, "log": True, "unless": {"solver": "mllib"}}
+        },
     )
     iterations: int = Field(10, ge=1, description="passes over items and users. Source: MLlib")
     method: Literal["cg", "cholesky"] = Field(

@@ -26,9 +26,11 @@ from recspark.models.neural import (
     Job,
     NeuralSettings,
     check_catalogue,
+    corrupted,
     entries,
     fit_network,
     net_arrays,
+    unit,
 )
 from recspark.nets.autorec import AutoRecNet
 from recspark.train.comm import Comm
@@ -36,7 +38,6 @@ from recspark.train.feed import Batch
 from recspark.train.loop import Trained, Validation, load_weights, train
 from recspark.train.losses import squared_over_all
 
-LAYERS: Layers = (("items_in", "sigmoid"),)
 _COLUMNS = ("items", "weights")
 _LEAST_REG = 1e-6  # of a user's solve, where nothing decays
 
@@ -61,6 +62,15 @@ class AutoRecSettings(NeuralSettings):
         "where all values are events, 0 would learn that everything is liked",
         json_schema_extra={"tune": {"low": 0.003, "high": 0.5, "log": True}},
     )
+    input_dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of a user's items hidden from the network in training; of ratings "
+        "(unobserved 0) none is. Source: as multvae's; without it the network learns to repeat its "
+        "input",
+        json_schema_extra={"tune": {"low": 0.2, "high": 0.8}},
+    )
     half_life_days: float | None = Field(
         30.0,
         gt=0,
@@ -79,6 +89,12 @@ class AutoRecSettings(NeuralSettings):
         description="of Adam at the first step, falling linearly to 0",
         json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     )
+    weight_decay: float = Field(
+        0.01,
+        ge=0,
+        description="L2 on all parameters. Measured: MovieLens 1M, validation part",
+        json_schema_extra={"tune": {"low": 1e-4, "high": 0.1, "log": True}},
+    )
     max_items: int = Field(
         200_000,
         ge=1,
@@ -96,12 +112,26 @@ class AutoRecSettings(NeuralSettings):
             raise ValueError("by item rebuilds ratings only: set unobserved to 0, or by to user")
         return self
 
+    @property
+    def ratings(self) -> bool:
+        """Whether only observed values count, as in the paper."""
+        return self.unobserved == 0
+
+    @property
+    def activation(self) -> Literal["tanh", "sigmoid"]:
+        """Of the hidden layer: the paper's sigmoid for ratings; see `AutoRec` for the rest."""
+        return "sigmoid" if self.ratings else "tanh"
+
 
 class AutoRec(Recommender[AutoRecSettings]):
     """Minimise sum over observed (r - h(r))^2 + unobserved * sum over the rest h(r)^2, by user.
 
-    h(r) = W sigmoid(V r + mu) + b, and r are the decayed weights of a user's items. Source: Sedhain
-    et al. 2015, equation 2; with `unobserved` = 0 it is theirs.
+    h(r) = W g(V r + mu) + b, and r are the decayed weights of a user's items. Source: Sedhain et al.
+    2015, equation 2; with `unobserved` = 0 it is theirs, g the sigmoid.
+
+    Where the rest counts too, lists are what is wanted, and ratings are none: V then takes r at length
+    1, a part of it hidden in training, and g is tanh, which is 0 where such a row leaves it. (A
+    sigmoid stays near .5 there, the same for everyone.)
 
     By item (I-AutoRec), r are the users' ratings of an item, and user u's row of W and b says what u
     makes of an item's hidden units. Nothing of a user is kept: at scoring that row is solved for
@@ -136,7 +166,11 @@ class AutoRecModel(EncoderModel):
     By item: `hidden` float32 (n_items, hidden_size + 1), the last column 1.
     """
 
-    unit = False
+    @property
+    def unit(self) -> bool:
+        """See `EncoderModel`."""
+        assert isinstance(self.settings, AutoRecSettings)
+        return not self.settings.ratings
 
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
@@ -154,12 +188,18 @@ class AutoRecModel(EncoderModel):
     def rates(self) -> bool:
         """See `RecommenderModel`: where only what was observed counts."""
         assert isinstance(self.settings, AutoRecSettings)
-        return self.settings.unobserved == 0 and self.settings.half_life_days is None
+        return self.settings.ratings and self.settings.half_life_days is None
 
     @property
     def layers(self) -> Layers:
         """See `EncoderModel`."""
-        return LAYERS
+        assert isinstance(self.settings, AutoRecSettings)
+        return layers_of(self.settings)
+
+
+def layers_of(settings: AutoRecSettings) -> Layers:
+    """Return the layer that leads to the items' product."""
+    return (("items_in", settings.activation),)
 
 
 def train_rank(comm: Comm, job: Job) -> Trained:
@@ -168,10 +208,10 @@ def train_rank(comm: Comm, job: Job) -> Trained:
     feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
     net = make_net(settings, len(job.items), job.loop.seed)
     vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    value = partial(row_loss, net, vocabulary, settings.unobserved)
+    value = partial(row_loss, net, vocabulary, settings)
 
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
-        return value(batch)
+        return value(batch, generator)
 
     validation = None if held_out is None else Validation(held_out, value)
     return train(comm, net, loss, feed, job.loop, validation)
@@ -197,7 +237,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
     net = make_net(settings, len(users), job.loop.seed)
 
     def value(batch: Batch) -> torch.Tensor:
-        return row_loss(net, users, settings.unobserved, of_users(batch))
+        return row_loss(net, users, settings, of_users(batch))
 
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
         return value(batch)
@@ -238,16 +278,24 @@ def of_users(batch: Batch) -> Batch:
 
 def make_net(settings: AutoRecSettings, n_items: int, seed: int) -> AutoRecNet:
     """Return the network with the weights of `seed`."""
-    return AutoRecNet(n_items, settings.hidden_size, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return AutoRecNet(n_items, settings.hidden_size, generator, settings.activation)
 
 
 def row_loss(
-    net: AutoRecNet, vocabulary: torch.Tensor, unobserved: float, batch: Batch
+    net: AutoRecNet,
+    vocabulary: torch.Tensor,
+    settings: AutoRecSettings,
+    batch: Batch,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return the squared error of each row, (B,)."""
+    """Return the squared error of each row, (B,). Without a `generator` nothing is hidden."""
     rows, items, values = entries(batch, vocabulary)  # (P,) each
-    hidden = net(rows, items, values, len(batch.weight))  # (B, H)
+    seen = values  # (P,)
+    if not settings.ratings:
+        seen = corrupted(unit(values, rows, len(batch.weight)), settings.input_dropout, generator)
+    hidden = net(rows, items, seen, len(batch.weight))  # (B, H)
     rebuilt = net.rebuilt(hidden, rows, items)  # (P,)
     return squared_over_all(
-        hidden, net.items_out, net.items_out_bias, rebuilt, values, rows, unobserved
+        hidden, net.items_out, net.items_out_bias, rebuilt, values, rows, settings.unobserved
     )  # (B,)

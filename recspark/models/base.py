@@ -26,7 +26,7 @@ class Settings(Section):
 
     A field that `recspark tune` may search carries its range in
     `json_schema_extra={"tune": {...}}`: `{"low": 1, "high": 1000, "log": True}` or
-    `{"choices": [...]}`.
+    `{"choices": [...]}`; with `"unless": {field: value}` only where another field has another value.
     """
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -31,11 +31,12 @@ from recspark.models.neural import (
     Job,
     NeuralSettings,
     check_catalogue,
+    corrupted,
     fit_network,
     local_index,
     net_arrays,
 )
-from recspark.models.sdae import corrupted, pretrain
+from recspark.models.sdae import pretrain
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
@@ -57,6 +58,10 @@ class CdlSettings(NeuralSettings):
     )
     corruption: float = Field(
         0.3, ge=0, lt=1, description="share of the words that is set to 0 (masking). Paper: 0.3"
+    )
+    activation: Literal["tanh", "sigmoid"] = Field(
+        "sigmoid",
+        description="of every layer but the words' own, which is a sigmoid. Paper: sigmoid",
     )
     reg_users: float = Field(
         0.1,
@@ -281,7 +286,8 @@ def train_rank(
 
 def make_net(settings: CdlSettings, n_words: int, seed: int) -> SdaeNet:
     """Return the network with the weights of `seed`."""
-    return SdaeNet(n_words, settings.hidden_sizes, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return SdaeNet(n_words, settings.hidden_sizes, generator, settings.activation)
 
 
 def row_loss(

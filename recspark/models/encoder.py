@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from scipy import sparse
@@ -35,8 +35,6 @@ class EncoderModel(RecommenderModel):
     arrays : what `EncoderScorer` needs, float32, named as the network's parameters
     """
 
-    unit: ClassVar[bool]
-
     def __init__(
         self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> None:
@@ -48,6 +46,11 @@ class EncoderModel(RecommenderModel):
     def layers(self) -> Layers:
         """The layers before the last."""
         raise NotImplementedError
+
+    @property
+    def unit(self) -> bool:
+        """Whether a bag is scaled to length 1."""
+        return True
 
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""

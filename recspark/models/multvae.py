@@ -132,8 +132,6 @@ class MultVae(Recommender[MultVaeSettings]):
 class MultVaeModel(EncoderModel):
     """The network without what only training needs; names as in `MultVaeNet`."""
 
-    unit = True
-
     @property
     def layers(self) -> Layers:
         """See `EncoderModel`."""

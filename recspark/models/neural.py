@@ -156,6 +156,26 @@ def entries(
     return rows[known], local[known], weights[rows, columns][known]
 
 
+def unit(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """Return the values of each row at length 1, (P,); `rows` int64 (P,)."""
+    squares = values.new_zeros(n_rows).index_add(0, rows, values**2)  # (B,)
+    return values / squares.sqrt().clamp_min(1e-12)[rows]  # (P,)
+
+
+def corrupted(
+    values: torch.Tensor, share: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Return `values` with a share of them set to 0; without a `generator` as they are.
+
+    The rest is divided by 1 - share: a sum of them has the mean that it has without corruption, as at
+    scoring.
+    """
+    if generator is None:
+        return values
+    kept = torch.rand_like(values, generator=generator) >= share  # as values
+    return values * kept / (1 - share)
+
+
 def local_index(
     values: torch.Tensor, vocabulary: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

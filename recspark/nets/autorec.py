@@ -5,20 +5,33 @@ Source: Sedhain, Menon, Sanner, Xie 2015, "AutoRec: Autoencoders Meet Collaborat
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+# Items up to which the whole product is faster than a gather of its entries. Measured: 500 users, 92
+# entries each, 500 units, one thread.
+_DENSE = 15_000
+
 
 class AutoRecNet(nn.Module):
-    """One sigmoid layer; the output is linear (equation 2 with f = identity, g = sigmoid).
+    """One hidden layer; the output is linear (equation 2 with f = identity, g = `activation`).
 
     A row x (n_items,) comes as its entries: `rows` int64 (P,) ascending, `items` int64 (P,),
     `values` (P,). For the item-based form, rows are items and "items" are users.
     """
 
-    def __init__(self, n_items: int, hidden_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        n_items: int,
+        hidden_size: int,
+        generator: torch.Generator,
+        activation: Literal["tanh", "sigmoid"] = "sigmoid",
+    ) -> None:
         super().__init__()
+        self._activate = torch.tanh if activation == "tanh" else torch.sigmoid
 
         def matrix(*shape: int) -> nn.Parameter:
             return nn.Parameter(nn.init.xavier_normal_(torch.empty(*shape), generator=generator))
@@ -36,12 +49,18 @@ class AutoRecNet(nn.Module):
         summed = F.embedding_bag(
             items, self.items_in, begin, mode="sum", per_sample_weights=values
         )  # (B, H)
-        return torch.sigmoid(summed + self.items_in_bias)  # (B, H)
+        return self._activate(summed + self.items_in_bias)  # (B, H)
 
     def rebuilt(
         self, hidden: torch.Tensor, rows: torch.Tensor, items: torch.Tensor
     ) -> torch.Tensor:
-        """Return the output at the entries only, (Q,); `hidden` (B, H), `rows`, `items` (Q,)."""
+        """Return the output at the entries only, (Q,); `hidden` (B, H), `rows`, `items` (Q,).
+
+        A product with all items costs a fifth of the gather while there are few of them.
+        """
+        if len(self.items_out) <= _DENSE:
+            every = hidden @ self.items_out.T + self.items_out_bias  # (B, n_items)
+            return every[rows, items]  # (Q,)
         return (hidden[rows] * self.items_out[items]).sum(dim=1) + self.items_out_bias[
             items
         ]  # (Q,)

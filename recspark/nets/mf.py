@@ -1,5 +1,7 @@
 """Matrix factorisation as the network that it is: one-hot user and item, two embeddings, a dot.
 
+An item's score has a bias beside it.
+
 Source: Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems".
 """
 
@@ -11,9 +13,14 @@ from torch.nn import functional as F
 
 
 class MfNet(nn.Module):
-    """Two embedding tables, whose gradients are sparse: a step moves the rows that it reads."""
+    """Embedding tables, whose gradients are sparse: a step moves the rows that it reads.
 
-    sparse_parameters = frozenset({"users", "items"})
+    An item's bias is its log share of the training set, `items_share` (n_items, 1), which is not
+    trained but kept with what is, and `items_bias` (n_items, 1): weight decay holds that, not the
+    share, to 0.
+    """
+
+    sparse_parameters = frozenset({"users", "items", "items_bias", "items_share"})
 
     def __init__(
         self, n_users: int, n_items: int, embedding_size: int, generator: torch.Generator
@@ -26,6 +33,8 @@ class MfNet(nn.Module):
 
         self.users = table(n_users)
         self.items = table(n_items)
+        self.items_bias = nn.Parameter(torch.zeros(n_items, 1))
+        self.items_share = nn.Parameter(torch.zeros(n_items, 1))
 
     def user(self, index: torch.Tensor) -> torch.Tensor:
         """Return user vectors, (..., D), of `index` int64 (...)."""
@@ -34,3 +43,8 @@ class MfNet(nn.Module):
     def item(self, index: torch.Tensor) -> torch.Tensor:
         """Return item vectors, (..., D), of `index` int64 (...)."""
         return F.embedding(index, self.items, sparse=True)
+
+    def bias(self, index: torch.Tensor) -> torch.Tensor:
+        """Return item biases, (...), of `index` int64 (...)."""
+        learnt = F.embedding(index, self.items_bias, sparse=True)  # (..., 1)
+        return (learnt + self.items_share.detach()[index])[..., 0]

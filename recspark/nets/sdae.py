@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 
 class SdaeNet(nn.Module):
-    """Sigmoid layers of falling size, and their mirror image back to the items.
+    """Layers of falling size, and their mirror image back to the items.
 
     A row x (n_items,) comes as its entries: `rows` int64 (P,) ascending, `items` int64 (P,),
     `values` (P,). Layer 1 is `items_in`, layers k > 1 are `down_k`; `up_k` leads back from layer k
@@ -23,9 +24,18 @@ class SdaeNet(nn.Module):
     Parameters
     ----------
     sizes : units of layers 1 to K, the last one the code
+    activation : of every layer. Paper: sigmoid, of inputs that fill [0, 1]. A row of length 1 over
+        many items leaves a sigmoid at .5 with little around it, and setting units to 0 is then noise
+        many times the signal; the tanh is 0 there
     """
 
-    def __init__(self, n_items: int, sizes: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        n_items: int,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        activation: Literal["tanh", "sigmoid"] = "tanh",
+    ) -> None:
         super().__init__()
 
         def matrix(*shape: int) -> nn.Parameter:
@@ -35,6 +45,7 @@ class SdaeNet(nn.Module):
             return nn.Parameter(torch.zeros(size))
 
         self.depth = len(sizes)
+        self._activate = torch.tanh if activation == "tanh" else torch.sigmoid
         self.items_in, self.items_in_bias = matrix(n_items, sizes[0]), bias(sizes[0])
         for k, (above, below) in enumerate(itertools.pairwise(sizes), 2):
             self.register_parameter(f"down_{k}", matrix(above, below))
@@ -51,15 +62,17 @@ class SdaeNet(nn.Module):
         summed = F.embedding_bag(
             items, self.items_in, begin, mode="sum", per_sample_weights=values
         )  # (B, H1)
-        return torch.sigmoid(summed + self.items_in_bias)  # (B, H1)
+        return self._activate(summed + self.items_in_bias)  # (B, H1)
 
     def down(self, hidden: torch.Tensor, k: int) -> torch.Tensor:
         """Return layer k (B, Hk) from layer k - 1 (B, Hk-1); k >= 2."""
-        return torch.sigmoid(hidden @ getattr(self, f"down_{k}") + getattr(self, f"down_{k}_bias"))
+        matrix, bias = getattr(self, f"down_{k}"), getattr(self, f"down_{k}_bias")
+        return self._activate(hidden @ matrix + bias)
 
     def up(self, hidden: torch.Tensor, k: int) -> torch.Tensor:
         """Return layer k - 1 rebuilt, (B, Hk-1), from layer k (B, Hk); k >= 2."""
-        return torch.sigmoid(hidden @ getattr(self, f"up_{k}") + getattr(self, f"up_{k}_bias"))
+        matrix, bias = getattr(self, f"up_{k}"), getattr(self, f"up_{k}_bias")
+        return self._activate(hidden @ matrix + bias)
 
     def encode(
         self, rows: torch.Tensor, items: torch.Tensor, values: torch.Tensor, n_rows: int, to: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -50,8 +50,8 @@ def tune(
     ended).
     """
     config = context.config
-    space = search_space(model)
     configured = dict(config.model_settings.get(model, {}))
+    space = search_space(model, configured)
     cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
     data, kept = _dataset(context, cutoff, make(model, configured).training_table)
     mode = config.publish.mode
@@ -133,16 +133,23 @@ def fit_options(context: RunContext, model: str) -> Iterator[FitOptions]:
         storage.remove(scratch)
 
 
-def search_space(model: str) -> dict[str, dict[str, Any]]:
-    """Return field -> range of the model's tunable settings; ConfigError where it has none."""
+def search_space(
+    model: str, configured: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return field -> range of the model's tunable settings; ConfigError where it has none.
+
+    Without those that the settings as `configured` have no use for.
+    """
     fields = model_spec(model).load().settings_class.model_fields
+    values = {name: field.default for name, field in fields.items()} | dict(configured or {})
     space = {}
     for name, field in fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "tune" in extra:
-            how = extra["tune"]
-            assert isinstance(how, dict)
-            space[name] = dict(how)
+            how: dict[str, Any] = extra["tune"]  # type: ignore[assignment]
+            unless = how.get("unless", {})
+            if not any(values[other] == value for other, value in unless.items()):
+                space[name] = {key: value for key, value in how.items() if key != "unless"}
     if not space:
         raise ConfigError(f"model '{model}' has no setting with a range to search")
     return space

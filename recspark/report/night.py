@@ -4,6 +4,7 @@ bought.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -77,7 +78,30 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
             interval = f"{ndcg['diff']:+.4f} [{ndcg['ci_low']:+.4f}, {ndcg['ci_high']:+.4f}]"
         cells = [f"{found[m]['value']:.4f}" if m in found else "" for m in _SHOWN]
         table.add_row(cell(model), *cells, interval)
+    table.caption = "\n".join([str(table.caption), *below_baseline(by_model, settings.baseline)])
     return table
+
+
+def below_baseline(by_model: Mapping[str, Mapping[str, Any]], baseline: str) -> list[str]:
+    """Return a line for each model that this backtest puts below the baseline, or not above it.
+
+    `by_model` : a row of `metrics` by model and metric; those without an interval are left out.
+    """
+    lines = []
+    for model, found in by_model.items():
+        ndcg = found.get("ndcg")
+        if (
+            model in (baseline, "published")
+            or ndcg is None
+            or ndcg["ci_low"] is None
+            or ndcg["ci_low"] > 0
+        ):
+            continue
+        how = "below" if ndcg["ci_high"] < 0 else "no better than"
+        lines.append(
+            f"{model} is {how} {baseline} here: choose its settings (recspark tune {model}) or leave it out"
+        )
+    return lines
 
 
 def seconds_table(context: RunContext) -> Table:

@@ -15,12 +15,22 @@ from pyspark.sql import DataFrame, SparkSession
 from recspark import schema
 from recspark.config import Features
 from recspark.data import features, texts
-from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, micros, parse_histories
+from recspark.data.blocks import (
+    MICROS_PER_DAY,
+    Array,
+    Histories,
+    QueryBlock,
+    Ragged,
+    micros,
+    parse_histories,
+)
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.impressions import TABLES as IMPRESSION_TABLES
 from recspark.data.impressions import sequences_shown
 from recspark.data.interactions import before, interactions, queries
 from recspark.data.windows import Unit, bags, sequences, training_item_bags
+from recspark.models import topk
+from recspark.models.base import RecommenderModel
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
 
@@ -139,6 +149,47 @@ def histories(spark: SparkSession, events: Log, n_partitions: int = 2) -> DataFr
         rows, schema.columns(user_idx=schema.LONG, history=schema.HISTORY)
     )
     return frame.repartition(n_partitions, "user_idx")
+
+
+def tastes(
+    n_users: int = 400, n_items: int = 120, n_liked: int = 24, seed: int = 1
+) -> tuple[Log, Array]:
+    """Return events of planted tastes, and what was held back of them, bool (n_users, n_items).
+
+    A user's items are drawn one after the other by exp(a taste of 4 numbers times the item's + the
+    item's popularity); every fourth is held back. All users have as many.
+    """
+    rng = np.random.default_rng(seed)
+    liking = 1.2 * rng.normal(size=(n_users, 4)) @ rng.normal(size=(4, n_items))
+    noise = rng.gumbel(size=liking.shape)  # the largest sums are such a draw
+    order = np.argsort(-(liking + rng.normal(size=n_items) + noise), axis=1)[:, :n_liked]
+    held = np.zeros(liking.shape, bool)
+    np.put_along_axis(held, order[:, ::4], True, axis=1)
+    kept = np.ones(n_liked, bool)
+    kept[::4] = False
+    item = order[:, kept].ravel()
+    user = np.repeat(np.arange(n_users), kept.sum())
+    n = len(user)
+    return Log(user, item.astype(np.int32), np.ones(n), np.ones(n, np.float32)), held
+
+
+def scores(model: RecommenderModel, events: Log) -> Array:
+    """Return what a model whose lists come from `DotScores` gives every item, (n_users, n_items)."""
+    users, column = history_column(events)
+    nothing = Ragged(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    found = model.scorer().score(QueryBlock(users, parse_histories(column), nothing))
+    assert isinstance(found, topk.DotScores)
+    return found.approximate(slice(0, len(users)))
+
+
+def ndcg(scored: Array, events: Log, held: Array, k: int = 10) -> float:
+    """Return NDCG@k of what was held back, the mean of the users, their own items masked."""
+    masked = scored.copy()
+    masked[events.user_idx, events.item_idx] = -np.inf
+    top = np.argsort(-masked, axis=1, kind="stable")[:, :k]
+    gains = 1 / np.log2(np.arange(k) + 2)
+    ideal = np.cumsum(gains)[np.minimum(held.sum(axis=1), k) - 1]
+    return float((np.take_along_axis(held, top, axis=1) @ gains / ideal).mean())
 
 
 def history_column(events: Log) -> tuple[Array, pa.ListArray]:

@@ -54,6 +54,16 @@ def softmax_nll(
     return functional.cross_entropy(scores - log_included, targets, reduction="none")  # (P,)
 
 
+def shared_softmax_nll(target: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
+    """Return -log softmax of the target among itself and others whose scores are summed, (P,).
+
+    `target` (P,) scores; `log_sum` (P,) the log of the sum of the others' exp(score), both less their
+    log probability of being drawn. It is `softmax_nll`, at the cost of one sum for all events of a
+    user, who share the others.
+    """
+    return functional.softplus(log_sum - target)  # (P,)
+
+
 def bpr(target: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return -log sigmoid(target - other), the mean over the others, (P,).
 

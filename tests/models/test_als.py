@@ -17,6 +17,7 @@ from recspark.models import als, als_mllib
 from recspark.models.als import Als, AlsModel, AlsSettings
 from recspark.models.base import FitOptions
 from recspark.models.item_item import HistoryWeights
+from recspark.pipeline.tune import search_space
 from recspark.testing import synth
 
 SETTINGS = AlsSettings(
@@ -144,3 +145,8 @@ def test_every_setting_of_the_objective_is_minimised_and_folded_in_with() -> Non
     assert AlsModel(
         settings, synth.CUTOFF, np.array([1], np.int32), np.ones((1, 6), np.float32)
     ).scorer().objective == want  # fmt: skip
+
+
+def test_tuning_ranges_over_the_weight_of_what_was_not_observed() -> None:
+    assert search_space("als")["unobserved_weight"] == {"low": 0.01, "high": 1, "log": True}
+    assert "unobserved_weight" not in search_space("als", {"solver": "mllib"})  # it has none

@@ -14,12 +14,24 @@ from pyspark.sql.types import ArrayType, StructField, StructType
 from recspark import schema
 from recspark.config import Train
 from recspark.errors import ConfigError
-from recspark.models.autorec import LAYERS, AutoRec, AutoRecSettings, encoded, make_net, row_loss
+from recspark.models.autorec import (
+    AutoRec,
+    AutoRecModel,
+    AutoRecSettings,
+    encoded,
+    layers_of,
+    make_net,
+    row_loss,
+    train_rank,
+)
 from recspark.models.base import FitOptions
 from recspark.models.encoder import encode
+from recspark.models.neural import Job, net_arrays
 from recspark.models.ratings import predicted
 from recspark.testing import synth
-from recspark.train.feed import Batch
+from recspark.train.feed import Batch, plan_shards
+from recspark.train.launch import LocalLauncher
+from recspark.train.loop import LoopOptions, load_weights
 
 pytestmark = pytest.mark.torch
 VOCABULARY = np.array([3, 5, 8, 13])
@@ -33,7 +45,8 @@ def batch() -> Batch:
 
 
 def test_only_what_was_rated_counts() -> None:
-    net = make_net(AutoRecSettings(hidden_size=3), 4, seed=1)
+    ratings = AutoRecSettings(hidden_size=3, unobserved=0)
+    net = make_net(ratings, 4, seed=1)
     with torch.no_grad():
         for bias in (net.items_in_bias, net.items_out_bias):
             bias += torch.linspace(-1, 1, len(bias))
@@ -43,22 +56,76 @@ def test_only_what_was_rated_counts() -> None:
         r = np.array([rated.get(item, 0.0) for item in VOCABULARY])
         rebuilt = w @ (1 / (1 + np.exp(-(r @ v + mu)))) + b
         want[row] = ((r - rebuilt)[r > 0] ** 2).sum()
-    found = row_loss(net, torch.from_numpy(VOCABULARY), 0.0, batch())
+    generator = torch.Generator().manual_seed(1)  # of ratings, none is hidden
+    found = row_loss(net, torch.from_numpy(VOCABULARY), ratings, batch(), generator)
     np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-5)
-    # With a weight for the rest, their squared outputs count too.
-    more = row_loss(net, torch.from_numpy(VOCABULARY), 0.5, batch()).detach().numpy()
-    assert (more > found.detach().numpy()).all()
 
 
-def test_scoring_is_the_network() -> None:
-    net = make_net(AutoRecSettings(hidden_size=7), 4, seed=2)
+def test_where_lists_are_wanted_the_rest_counts_and_rows_have_length_1() -> None:
+    settings = AutoRecSettings(hidden_size=3, unobserved=0.25)
+    net = make_net(settings, 4, seed=1)
+    v, mu, w, b = (p.detach().numpy().astype(float) for p in net.parameters())
+    want = np.zeros(3)
+    for row, rated in {**RATED, 2: {}}.items():
+        r = np.array([rated.get(item, 0.0) for item in VOCABULARY])
+        rebuilt = w @ np.tanh(r / max(np.linalg.norm(r), 1e-12) @ v + mu) + b
+        want[row] = (np.where(r > 0, 1, 0.25) * (r - rebuilt) ** 2).sum()
+    found = row_loss(net, torch.from_numpy(VOCABULARY), settings, batch())
+    np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-4)
+    hidden = row_loss(
+        net, torch.from_numpy(VOCABULARY), settings, batch(), torch.Generator().manual_seed(1)
+    )
+    assert not hidden.equal(found)
+
+
+def test_the_whole_product_and_the_gather_give_the_same_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = AutoRecSettings(hidden_size=3)
+    net = make_net(settings, 4, seed=1)
+    found = []
+    for limit in (4, 3):
+        monkeypatch.setattr("recspark.nets.autorec._DENSE", limit)
+        loss = row_loss(net, torch.from_numpy(VOCABULARY), settings, batch())
+        gradients = torch.autograd.grad(loss.sum(), list(net.parameters()))
+        found.append([loss, *gradients])
+    torch.testing.assert_close(*found)
+
+
+def test_half_of_a_row_hidden_is_no_worse_than_none(tmp_path: Path) -> None:
+    events, held = synth.tastes()
+    training = synth.write_training(events, str(tmp_path / "tastes"), "training_bags")
+    items = np.arange(held.shape[1], dtype=np.int32)
+
+    def quality(dropout: float) -> float:
+        settings = AutoRecSettings(
+            hidden_size=64, input_dropout=dropout, batch_size=50, half_life_days=None
+        )
+        loop = LoopOptions(epochs=40, learning_rate=0.01, weight_decay=settings.weight_decay)
+        job = Job(settings, items, plan_shards(training, 1), None, loop)
+        net = make_net(settings, len(items), 1)
+        load_weights(net, LocalLauncher(1).run(train_rank, job)[0].value)
+        model = AutoRecModel(settings, synth.CUTOFF, items, net_arrays(net))
+        return synth.ndcg(synth.scores(model, events), events, held)
+
+    counts = np.bincount(events.item_idx, minlength=held.shape[1])
+    popular = synth.ndcg(np.tile(counts.astype(float), (len(held), 1)), events, held)
+    half = quality(0.5)
+    assert half > 1.3 * popular
+    assert half > quality(0.0) - 0.005
+
+
+@pytest.mark.parametrize("unobserved", [0.0, 0.1])
+def test_scoring_is_the_network(unobserved: float) -> None:
+    settings = AutoRecSettings(hidden_size=7, unobserved=unobserved)
+    net = make_net(settings, 4, seed=2)
     arrays = {name: p.detach().numpy() for name, p in net.named_parameters()}
     start, items = np.array([0, 2, 2, 5]), np.array([0, 2, 1, 2, 3], np.int32)
     weights = np.float32([5, 1, 3, 2, 4])
     rows = torch.tensor([0, 0, 2, 2, 2])
     with torch.no_grad():
         want = net(rows, torch.from_numpy(items).long(), torch.from_numpy(weights), 3)
-    found = encode(start, items, weights, arrays, LAYERS, unit=False)
+    found = encode(start, items, weights, arrays, layers_of(settings), unit=False)
     np.testing.assert_allclose(found, want.numpy(), atol=1e-6)
 
 
@@ -117,7 +184,7 @@ def test_by_item_ratings_come_from_the_users_of_an_item(
 
 
 def test_hidden_units_of_an_item_are_the_papers() -> None:
-    net = make_net(AutoRecSettings(hidden_size=3), 4, seed=1)
+    net = make_net(AutoRecSettings(hidden_size=3, by="item", unobserved=0), 4, seed=1)
     v, mu = net.items_in.detach().numpy(), net.items_in_bias.detach().numpy()
     turned = Batch(
         {

@@ -76,13 +76,13 @@ def test_predictions_are_the_equations(spark: SparkSession) -> None:
     assert found[2][3] is None
 
     mf = MfModel(
-        MfSettings(loss="rating", half_life_days=None, fold_in_reg=0.5),
+        MfSettings(loss="rating", half_life_days=None, weight_decay=0.01, batch_size=100),
         synth.CUTOFF,
         ITEMS,
-        FACTORS,
+        {"factors": FACTORS},
     )
     y = FACTORS[[0, 2]].astype(float)
-    x = np.linalg.solve(y.T @ y + 2 * 0.5 * np.eye(2), y.T @ [4, 2])  # reg times the ratings
+    x = np.linalg.solve(y.T @ y + 0.01 * 100 / 2 * np.eye(2), y.T @ [4, 2])
     np.testing.assert_allclose([row[3] for row in of(mf)[:2]], FACTORS[1:] @ x, rtol=1e-5)
 
     with pytest.raises(ModelError, match="predicts no ratings"):
@@ -101,7 +101,7 @@ def test_mf_loss_of_ratings_is_the_squared_error_of_what_was_rated() -> None:
         torch.ones(2),
     )
     found = row_loss(
-        net, torch.tensor([7, 9]), torch.from_numpy(ITEMS).long(), torch.zeros(3), settings, batch,
+        net, torch.tensor([7, 9]), torch.from_numpy(ITEMS).long(), settings, batch,
         torch.Generator(), 0.0,
     )  # fmt: skip
     x, y = net.users.detach().numpy(), net.items.detach().numpy()

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from recspark.models.encoder import encode
-from recspark.models.neural import Job
+from recspark.models.neural import Job, corrupted, net_arrays
 from recspark.models.sdae import (
+    SdaeModel,
     SdaeSettings,
     layers_of,
     make_net,
@@ -51,11 +52,11 @@ def test_a_layer_rebuilds_its_clean_input_from_a_corrupted_one() -> None:
     net = make_net(SETTINGS, 4, seed=1)
     a = {name: p.detach().numpy().astype(float) for name, p in net.named_parameters()}
     bags = np.array([[0.6, 0, 0.8, 0], [0, 1 / 3, 2 / 3, 2 / 3]])
-    clean = 1 / (1 + np.exp(-(bags @ a["items_in"] + a["items_in_bias"])))
+    clean = np.tanh(bags @ a["items_in"] + a["items_in_bias"])
     kept = (torch.rand((2, 6), generator=generator()) >= 0.5).numpy()
-    code = 1 / (1 + np.exp(-((clean * kept) @ a["down_2"] + a["down_2_bias"])))
-    back = 1 / (1 + np.exp(-(code @ a["up_2"] + a["up_2_bias"])))
-    want = -(clean * np.log(back) + (1 - clean) * np.log(1 - back)).sum(axis=1)
+    code = np.tanh((clean * kept / 0.5) @ a["down_2"] + a["down_2_bias"])
+    back = np.tanh(code @ a["up_2"] + a["up_2_bias"])
+    want = ((back - clean) ** 2).sum(axis=1)
     found = pretraining_loss(net, VOCABULARY, SETTINGS, 2, batch(), generator())
     np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-5)
 
@@ -66,6 +67,41 @@ def test_corruption_is_masking_noise() -> None:
     none = SETTINGS.model_copy(update={"corruption": 0.0})
     torch.testing.assert_close(row_loss(net, VOCABULARY, none, batch(), generator()), whole)
     assert not row_loss(net, VOCABULARY, SETTINGS, batch(), generator()).equal(whole)
+
+
+def test_what_is_corrupted_sums_to_what_it_was() -> None:
+    values = torch.rand(200_000, generator=generator())
+    for share in (0.0, 0.3, 0.8):
+        found = corrupted(values, share, generator(2))
+        assert float((found == 0).float().mean()) == pytest.approx(share, abs=0.01)
+        assert float(found.mean()) == pytest.approx(float(values.mean()), rel=0.02)
+
+
+def planted(tmp_path: object, **changed: object) -> float:
+    """NDCG@10 of what was held back of planted tastes."""
+    events, held = synth.tastes()
+    training = synth.write_training(events, f"{tmp_path}/tastes", "training_bags")
+    settings = SdaeSettings(
+        **{"hidden_sizes": (32, 16), "batch_size": 50, "half_life_days": None, **changed}  # type: ignore[arg-type]
+    )
+    items = np.arange(held.shape[1], dtype=np.int32)
+    loop = LoopOptions(epochs=settings.epochs, learning_rate=0.01)
+    made = Job(settings, items, plan_shards(training, 1), None, loop)
+    net = make_net(settings, len(items), 1)
+    load_weights(net, LocalLauncher(1).run(train_rank, made)[0].value)
+    model = SdaeModel(settings, synth.CUTOFF, items, net_arrays(net))
+    return synth.ndcg(synth.scores(model, events), events, held)
+
+
+def test_neither_corruption_nor_layers_trained_first_cost(tmp_path: object) -> None:
+    """Half of the input set to 0 is no worse than none of it, nor are layers trained one by one."""
+    events, held = synth.tastes()
+    counts = np.bincount(events.item_idx, minlength=held.shape[1])
+    popular = synth.ndcg(np.tile(counts.astype(float), (len(held), 1)), events, held)
+    whole = planted(tmp_path, corruption=0.5, pretraining_epochs=4)
+    assert whole > 1.3 * popular
+    assert whole > planted(tmp_path, corruption=0.0, pretraining_epochs=4) - 0.005
+    assert whole > planted(tmp_path, corruption=0.5, pretraining_epochs=0) - 0.005
 
 
 def test_scoring_is_the_network() -> None:

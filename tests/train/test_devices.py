@@ -64,9 +64,9 @@ def sasrec(**changes: Any) -> Loss:
 
 def of_mf(kind: Any) -> Loss:
     settings = mf.MfSettings(embedding_size=4, loss=kind, n_negatives=5)
-    net, log_q = mf.make_net(settings, N_USERS, N_ITEMS, 1), torch.full((N_ITEMS,), -1.8)
+    net = mf.make_net(settings, N_USERS, N_ITEMS, 1)
     users = torch.arange(N_USERS)
-    return lambda rows, g: mf.row_loss(net, users, VOCABULARY, log_q, settings, rows, g, 0.5)
+    return lambda rows, g: mf.row_loss(net, users, VOCABULARY, settings, rows, g, 0.5)
 
 
 def of_multvae() -> Loss:
@@ -78,7 +78,7 @@ def of_multvae() -> Loss:
 def of_autorec() -> Loss:
     settings = autorec.AutoRecSettings(hidden_size=4)
     net = autorec.make_net(settings, N_ITEMS, 1)
-    return lambda rows, _: autorec.row_loss(net, VOCABULARY, settings.unobserved, rows)
+    return lambda rows, g: autorec.row_loss(net, VOCABULARY, settings, rows, g)
 
 
 def of_sdae(layer: int) -> Loss:
