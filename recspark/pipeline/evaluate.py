@@ -17,6 +17,7 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
 from recspark.models.ratings import predicted
+from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.run import PUBLISHED, RunContext, StageResult
 from recspark.pipeline.runlog import published_row
 from recspark.pipeline.train import load_model
@@ -27,6 +28,7 @@ from recspark.tables.catalog import TableVersion
 def evaluate(context: RunContext) -> StageResult:
     """Write the ladder's backtest lists to `candidates`, and tonight's rows of `metrics`."""
     config, catalog = context.config, context.catalog
+    began = own_publish(context)
     cutoff, settings = context.backtest_cutoff, context.config.evaluate
     everyone = context.read("histories")
     truths = scoring.truth(everyone, cutoff, settings.horizon_days)
@@ -98,7 +100,7 @@ def evaluate(context: RunContext) -> StageResult:
             modes=(mode,),
         )
     frame = context.spark.createDataFrame(rows, schema.METRICS)
-    metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
+    metrics = promote(context, "metrics", frame, began)
     outputs = {"candidates": written.version, "metrics": metrics.version}
     return StageResult(outputs, context.count("histories"), metrics.rows)
 
