@@ -62,6 +62,25 @@ def test_a_folder_is_writable_or_named(root: str, tmp_path: Path) -> None:
         storage.check_writable(str(tmp_path / "file" / "root"))
 
 
+def test_two_that_look_at_one_folder_at_once_do_not_meet(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other looks, and removes its probe, while this one is between its two steps."""
+    remove, steps = storage.remove, []
+
+    def look_in_between(uri: str) -> None:
+        if not steps:
+            steps.append(uri)
+            storage.check_writable(root)
+            assert storage.exists(uri)
+        remove(uri)
+
+    monkeypatch.setattr(storage, "remove", look_in_between)
+    storage.check_writable(root)
+    assert steps
+    assert not storage.list_files(root)
+
+
 def test_objects_are_never_pickled(root: str) -> None:
     with pytest.raises(ValueError, match="pickle"):
         storage.write_array(storage.join(root, "o.npy"), np.array([{}], dtype=object))

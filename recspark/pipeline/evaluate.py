@@ -19,6 +19,7 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
 from recspark.models.ratings import predicted
+from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.run import PUBLISHED, RunContext, StageResult
 from recspark.pipeline.runlog import OK, published_row
 from recspark.pipeline.train import NOT_FITTED, load_model
@@ -36,6 +37,7 @@ def evaluate(context: RunContext) -> StageResult:
     users and what they bought alone.
     """
     config, catalog = context.config, context.catalog
+    began = own_publish(context)
     cutoff, settings = context.backtest_cutoff, context.config.evaluate
     everyone = context.read("histories")
     truths = scoring.truth(everyone, cutoff, settings.horizon_days)
@@ -118,7 +120,7 @@ def evaluate(context: RunContext) -> StageResult:
             modes=(mode,),
         )
     frame = context.spark.createDataFrame(rows, schema.METRICS)
-    metrics = catalog.replace_slice("metrics", frame, {"run_date": context.run_date})
+    metrics = promote(context, "metrics", frame, began)
     outputs = {"candidates": written.version, "metrics": metrics.version}
     detail = {NOT_COMPARED: left_out} if left_out else {}
     return StageResult(outputs, context.count("histories"), metrics.rows, detail)

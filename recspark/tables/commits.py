@@ -19,7 +19,12 @@ _DELTA = "org.apache.spark.sql.delta"
 
 
 def delta_log(spark: SparkSession, path: str) -> Any:
-    """Return Delta's own object for the log of the table at `path`."""
+    """Return Delta's own object for the log of the table at `path`.
+
+    The session becomes the active one of this thread of the JVM, as it is for a query: Delta reads
+    its settings there, and a literal time means another instant in another zone.
+    """
+    _java(spark, "org.apache.spark.sql.classic.SparkSession").setActiveSession(spark._jsparkSession)
     return _java(spark, f"{_DELTA}.DeltaLog").forTable(spark._jsparkSession, path)
 
 

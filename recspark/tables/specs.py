@@ -237,6 +237,8 @@ SPECS: dict[str, TableSpec] = {
             key=("run_id", "stage", "model"),
             partition=("run_date",),
             published=True,
+            # Names of commits that are made once; a night is not run again after so long.
+            properties={"delta.setTransactionRetentionDuration": "interval 90 days"},
         ),
         TableSpec(
             "tuning", schema.TUNING, key=("cutoff", "model", "mode", "trial"), partition=("model",)

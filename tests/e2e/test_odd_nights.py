@@ -31,12 +31,17 @@ LAST = FIRST + timedelta(days=N_DAYS - 1)
 Open = Callable[..., RunContext]
 
 
-def rows() -> pd.DataFrame:
+def rows(n_days: int = N_DAYS) -> pd.DataFrame:
     """Forty users, three events a day: at midnight, noon and 15:30 UTC."""
+    midnight = datetime(2024, 5, 29)
     made = [
-        (f"u{user}", f"i{(user * 7 + day * 3 + n) % 11}", datetime(2024, 5, 29 + day, hour, minute))
+        (
+            f"u{user}",
+            f"i{(user * 7 + day * 3 + n) % 11}",
+            midnight + timedelta(days=day, hours=hour, minutes=minute),
+        )
         for user in range(40)
-        for day in range(N_DAYS)
+        for day in range(n_days)
         for n, (hour, minute) in enumerate([(0, 0), (12, user), (15, 30)])
     ]
     return pd.DataFrame(made, columns=["user", "item", "at"])
@@ -59,9 +64,9 @@ def settings_of(folder: Path) -> list[str]:
     ]
 
 
-def opener(folder: Path) -> Open:
+def opener(folder: Path, n_days: int = N_DAYS) -> Open:
     """Return a function that opens a night of the installation in `folder`."""
-    rows().to_parquet(folder / "shop.parquet", coerce_timestamps="us")
+    rows(n_days).to_parquet(folder / "shop.parquet", coerce_timestamps="us")
     settings = settings_of(folder)
 
     def of(day: date, *more: str, **options: bool) -> RunContext:
