@@ -49,7 +49,7 @@ def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[i
     """Write one table as of both cutoffs; return its version and the rows."""
     rows = 0
     for cutoff in (context.backtest_cutoff, context.cutoff):
-        mine = before(all_histories, cutoff)
+        mine = before(all_histories, cutoff, ratings=context.config.features.explicit)
         if table in _FRAMES:
             frame = _FRAMES[table](context, mine, cutoff)
             written = context.catalog.replace_slice(table, frame, {"cutoff": cutoff})

@@ -109,9 +109,8 @@ def rating_rows(context: RunContext, everyone: DataFrame) -> list[MetricRow]:
     """
     cutoff, horizon = context.backtest_cutoff, context.config.evaluate.horizon_days
     wanted = ratings.ratings_of(everyone, cutoff, horizon)
-    asked = queries(before(everyone, cutoff, keep_empty=True), "repeat").join(
-        wanted, on="user_idx", how="inner"
-    )
+    earlier = before(everyone, cutoff, keep_empty=True, ratings=True)
+    asked = queries(earlier, "repeat").join(wanted, on="user_idx", how="inner")
     known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))
     guesses = {
         name: predicted(model, asked)
