@@ -198,7 +198,11 @@ class Ingest(Section):
         description="days; an older event goes to quarantine, but for a first landing. Guess",
     )
     min_clean_fraction: float = Field(
-        0.2, ge=0, le=1, description="below it the landing is refused before any write. Guess"
+        0.2,
+        ge=0,
+        le=1,
+        description="clean ÷ (clean + quarantined) of the rows that did not come before, of events "
+        "and of the catalogue; below it the landing is refused before any write. Guess",
     )
 
 

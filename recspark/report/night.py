@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recspark.config import Sessions, cutoff_of
+from recspark.data.features import items_as_of
 from recspark.data.sessions import is_act
 from recspark.errors import TableNotFoundError
 from recspark.pipeline.run import STAGES, RunContext
@@ -188,16 +189,14 @@ def bought(
     """Return a user's newest acts up to the night, with item names as of then."""
     cutoff = cutoff_of(date.fromisoformat(str(night)))
     events = catalog.read("events", catalog.version("events"))
-    items = catalog.read("items", catalog.version("items")).where(
-        F.col("valid_from") < F.lit(cutoff)
-    )
+    items = items_as_of(catalog.read("items", catalog.version("items")), cutoff)
     mine = (
         events.where((F.col("user_id") == user) & (F.col("event_at") < F.lit(cutoff)))
         .where(is_act(sessions))
         .orderBy(F.desc("event_at"), "event_id")
         .limit(limit)
     )
-    names = items.groupBy("item_id").agg(F.max_by("item_name", "valid_from").alias("item_name"))
+    names = items.select("item_id", "item_name")
     rows = mine.join(names, on="item_id", how="left").orderBy(F.desc("event_at"), "event_id")
     return [
         {"event_at": str(r["event_at"]), "item_id": r["item_id"], "item_name": r["item_name"]}
