@@ -308,7 +308,8 @@ class Ingest(Section):
         0.2,
         ge=0,
         le=1,
-        description="share of rows; below it the landing is refused before any write. Guess",
+        description="share of rows; clean ÷ (clean + quarantined) of those that did not come before, "
+        "of events and of the catalogue; below it the landing is refused before any write. Guess",
     )
 
 

@@ -62,6 +62,8 @@ RAW_ITEMS = columns(
     text=STRING,
     media=STRINGS,
     valid_from=TIMESTAMP,
+    reason=STRING,  # why the source refuses the row; null = the source has no objection
+    row=STRING,  # the raw row as JSON, for the quarantine
 )
 
 # --- tables -------------------------------------------------------------------------------------
@@ -81,7 +83,15 @@ EVENTS = columns(
     ingest_date=DATE,
 )
 
-QUARANTINE = columns(ingest_date=DATE, source=STRING, reason=STRING, row=STRING, event_date=DATE)
+QUARANTINE = columns(
+    ingest_date=DATE,
+    source=STRING,
+    input=STRING,  # events or catalogue
+    reason=STRING,
+    row=STRING,
+    event_date=DATE,
+    row_id=STRING,  # what the row is known by when it is delivered again
+)
 
 SESSIONS = columns(
     session_id=STRING,
@@ -107,6 +117,7 @@ ITEMS = columns(
     text=STRING,
     media=STRINGS,
     valid_from=TIMESTAMP,
+    ingest_date=DATE,
 )
 
 HISTORY_EVENT = columns(

@@ -142,8 +142,10 @@ def weigh(
     combine : `sum` over the item's events, in time order; `last` = its heaviest decayed event (the
         newest one, where event weights are equal); `binary` = 1
 
-    Sums run in float64 in the order of the row, so the answer does not depend on batching.
+    Events that weigh NaN (null: no rating) are left out. Sums run in float64 in the order of the row,
+    so the answer does not depend on batching.
     """
+    history = weighed(history)
     rows = history.rows
     weight = history.weight.astype(np.float64)
     if half_life_days is not None:
@@ -167,6 +169,25 @@ def weigh(
     counts = np.bincount(row[at], minlength=len(history.start) - 1)
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Ragged(start, item[at]), values.astype(np.float32)
+
+
+def weighed(history: Histories) -> Histories:
+    """Return `history` without events that weigh NaN: null, which is no rating."""
+    kept = ~np.isnan(history.weight)
+    return history if kept.all() else where(history, kept)
+
+
+def where(history: Histories, kept: Array) -> Histories:
+    """Return the events of `history` where `kept`, bool (n_events,)."""
+    before = np.concatenate([[0], np.cumsum(kept)])
+    session = history.session_id
+    return Histories(
+        start=before[history.start],
+        item_idx=history.item_idx[kept],
+        event_at=history.event_at[kept],
+        weight=history.weight[kept],
+        session_id=None if session is None else session.filter(pa.array(kept)),
+    )
 
 
 def _list(column: pa.Array) -> tuple[Array, pa.Array]:

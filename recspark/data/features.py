@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from recspark import schema
+
 WINDOWS = (7, 28, 90)  # days
+_DESCRIBED = ("item_name", "category", "price", "text", "media")
 LIGHT, HEAVY = (
     2,
     10,
@@ -105,49 +108,40 @@ def item_features(histories: DataFrame, items: DataFrame, cutoff: datetime) -> D
 
 def items_as_of(items: DataFrame, cutoff: datetime) -> DataFrame:
     """Return the catalogue before `cutoff`: per item the latest value of each column that is not
-    null.
+    null; of two for the same time, that of the later night.
 
     Rows valid from the cutoff on are not looked at. One shuffle by item, no action.
     """
     known = items.where(F.col("valid_from") < F.lit(cutoff))
-    latest = [
-        F.max_by(c, F.when(F.col(c).isNotNull(), F.col("valid_from"))).alias(c)
-        for c in ("item_name", "category", "price", "text", "media")
-    ]
+    order = F.struct("valid_from", "ingest_date")
+    latest = [F.max_by(c, F.when(F.col(c).isNotNull(), order)).alias(c) for c in _DESCRIBED]
     return known.groupBy("item_idx", "item_id").agg(*latest)
 
 
 def changed_items(landed: DataFrame, known: DataFrame) -> DataFrame:
-    """Return the rows of `landed` that say something new about their item.
+    """Return the rows of `landed` that say something new about their item, as `schema.ITEMS`.
 
     Parameters
     ----------
-    landed, known : item columns of `schema.ITEMS`; a row is new when a described column differs
-        from the item's row before it in time (in `known` or `landed`), or it is the first
+    landed : of one night, unique by (item_id, valid_from)
+    known : of other nights; a landed row is new when a described column differs from the item's row
+        before it in time (in `known` or `landed`), or it is the first. What `known` says of the same
+        time comes before it, so a later night may correct it
 
-    One shuffle by item, no action. Inserting what is returned, night by night or at once, gives the
+    One shuffle by item, no action. Writing what is returned, night by night or at once, gives the
     same rows.
     """
-    from pyspark.sql import Window
-
-    described = ["item_name", "category", "price", "text", "media"]
-    content = F.to_json(F.struct(*described))
-    fresh = landed.join(
-        known.select("item_id", "valid_from"), on=["item_id", "valid_from"], how="left_anti"
-    )
+    content = F.to_json(F.struct(*_DESCRIBED))
+    names = schema.ITEMS.names
     mine = known.join(landed.select("item_id").distinct(), on="item_id", how="left_semi")
-    both = fresh.withColumn("is_landed", F.lit(True)).unionByName(
-        mine.withColumn("is_landed", F.lit(False))
+    both = (
+        landed.select(*names, F.lit(True).alias("is_landed"))
+        .unionByName(mine.select(*names, F.lit(False).alias("is_landed")))
+        .withColumn("content", content)
     )
-    before = F.lag("content").over(Window.partitionBy("item_id").orderBy("valid_from"))
-    return (
-        both.withColumn("content", content)
-        .withColumn("before", before)
-        .where(
-            F.col("is_landed") & (F.col("before").isNull() | (F.col("before") != F.col("content")))
-        )
-        .select(*landed.columns)
-    )
+    in_time = Window.partitionBy("item_id").orderBy("valid_from", "is_landed", "ingest_date")
+    is_new = ~F.col("content").eqNullSafe(F.lag("content").over(in_time))
+    return both.withColumn("is_new", F.col("is_landed") & is_new).where("is_new").select(*names)
 
 
 def _days(start: Column, end: Column) -> Column:

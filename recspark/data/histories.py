@@ -16,12 +16,16 @@ _FIELDS = schema.HISTORY_EVENT.names
 
 
 def event_weight(settings: Features) -> Column:
-    """Return the weight of an event by its type; of a rating, times its value (null counts 0)."""
+    """Return the weight of an event by its type.
+
+    Where events are ratings (`explicit`), times its value, of whatever sign; null = no rating: an
+    event without a value, or of a type that weighs 0.
+    """
     weight = F.lit(settings.other_weight)
     for kind, value in sorted(settings.event_weights.items()):
         weight = F.when(F.col("event_type") == kind, F.lit(value)).otherwise(weight)
     if settings.explicit:
-        weight = weight * F.coalesce(F.col("value"), F.lit(0.0))
+        weight = F.when(weight != 0, weight * F.col("value"))
     return weight.cast("float")
 
 

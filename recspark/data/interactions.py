@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
@@ -22,19 +22,58 @@ _OF_USERS = schema.columns(
 )
 
 
-def before(histories: DataFrame, cutoff: datetime, *, keep_empty: bool = False) -> DataFrame:
+def before(
+    histories: DataFrame, cutoff: datetime, *, keep_empty: bool = False, ratings: bool = False
+) -> DataFrame:
     """Return `user_idx, history, seen` as of `cutoff`: events before it, and the items of those.
 
     Users without an event before the cutoff are left out, or kept with empty arrays (`keep_empty`).
-    Narrow: no shuffle, no action.
+    Where events are `ratings` (`features.explicit`), the newest one before the cutoff stands for its
+    item: this is the one place that says so (`newest_ratings`), and all that is made of histories
+    takes its weights from here. Narrow: no shuffle, no action.
     """
     moment = F.lit(cutoff)
     sliced = F.filter("history", lambda event: event["event_at"] < moment)
     items = F.array_sort(F.array_distinct(F.transform("history", lambda event: event["item_idx"])))
+    history = newest_ratings("history") if ratings else F.col("history")
     return (
         histories.select("user_idx", sliced.alias("history"))
         .where(F.lit(keep_empty) | (F.size("history") > 0))
-        .select("user_idx", "history", items.alias("seen"))
+        .select("user_idx", history.alias("history"), items.alias("seen"))
+    )
+
+
+def newest_ratings(history: str) -> Column:
+    """Return the events of the column `history`, newest last; of each item all but the newest rating
+    weigh null, which is no rating.
+
+    An event that weighs null already stands for nothing. Cost: two sorts of the array.
+    """
+    placed = F.array_sort(
+        F.transform(
+            history,
+            lambda event, place: F.struct(
+                event["item_idx"].alias("item_idx"),
+                event["weight"].isNotNull().alias("is_rating"),
+                place.alias("place"),
+            ),
+        )
+    )
+    following = F.slice(placed, 2, F.size(placed))
+    is_newest = F.array_sort(
+        F.zip_with(
+            placed,
+            following,
+            lambda event, later: F.struct(
+                event["place"].alias("place"),
+                (later.isNull() | (later["item_idx"] != event["item_idx"])).alias("is_newest"),
+            ),
+        )
+    )
+    return F.zip_with(
+        history,
+        is_newest,
+        lambda event, flag: event.withField("weight", F.when(flag["is_newest"], event["weight"])),
     )
 
 
@@ -48,7 +87,8 @@ def interactions(histories: DataFrame, cutoff: datetime, half_life_days: float |
     cutoff : age 0 of the decay, UTC
     half_life_days : of the weights; None = none
 
-    A user's items are ascending. Narrow: no shuffle, no action.
+    A user's items are ascending. An item whose events all weigh null (no rating) has no row;
+    `n_events` and `last_event_at` are of all its events. Narrow: no shuffle, no action.
     """
     as_of = micros(cutoff)
 
@@ -74,13 +114,15 @@ def of_users(
     begin = np.flatnonzero(first)
     counts = np.diff(np.append(begin, len(row))).astype(np.int32)
     last = np.maximum.reduceat(at, begin) if len(begin) else at
+    rated = ~np.isnan(parsed.weight[order])
+    kept = np.logical_or.reduceat(rated, begin) if len(begin) else rated  # as in `weigh`
     return pa.RecordBatch.from_arrays(
         [
             user_idx.take(pa.array(items.rows)),
             pa.array(items.values, pa.int32()),
             pa.array(weights, pa.float32()),
-            pa.array(counts, pa.int32()),
-            pa.array(last, pa.timestamp("us", "UTC")),
+            pa.array(counts[kept], pa.int32()),
+            pa.array(last[kept], pa.timestamp("us", "UTC")),
         ],
         names=_OF_USERS.names,
     )
@@ -104,11 +146,12 @@ def decayed_item_weights(
 ) -> DataFrame:
     """Return `item_idx, weight double`: decayed event weights summed over all users.
 
-    `by` names columns of `histories` whose values are summed apart; they come first. Each event's
+    `by` names columns of `histories` whose values are summed apart; they come first. Events that
+    weigh null (no rating) are left out. Each event's
     weight is rounded to 2^-32 and summed as an integer, so the sum does not depend on the order of a
     shuffle; error below 2^-33 an event. One shuffle of item-sized partial sums, no action.
     """
-    events = histories.select(*by, F.explode("history").alias("e"))
+    events = histories.select(*by, F.explode("history").alias("e")).where("e.weight IS NOT NULL")
     weight = F.col("e.weight").cast("double")
     if half_life_days is not None:
         age = (F.lit(micros(cutoff)) - F.unix_micros("e.event_at")) / F.lit(float(MICROS_PER_DAY))

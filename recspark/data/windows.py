@@ -17,7 +17,15 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Features
-from recspark.data.blocks import Array, Histories, micros, parse_histories, weigh
+from recspark.data.blocks import (
+    Array,
+    Histories,
+    micros,
+    parse_histories,
+    weigh,
+    weighed,
+    where,
+)
 from recspark.data.dataset import TrainingSet
 from recspark.data.interactions import before, interactions
 from recspark.tables.catalog import TableCatalog
@@ -56,15 +64,16 @@ def training_bags(
     -------
     `schema.TRAINING_BAGS`: `items` ascending, padded with -1 to L; `weights` beside them, padded
     with 0; `length` = items before the padding. Of items with the same newest event, the smaller
-    item_idx stays. Lazy. Cost: one shuffle, which spreads users by their hash, whatever the
-    cluster's size: partitions differ by about sqrt(rows / n_files) rows.
+    item_idx stays; events that weigh null (no rating) are left out, and users with no other. Lazy.
+    Cost: one shuffle, which spreads users by their hash, whatever the cluster's size: partitions
+    differ by about sqrt(rows / n_files) rows.
     """
     as_of, length = micros(cutoff), features.max_training_items
     half_life = features.half_life_days
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            history = earlier(parse_histories(batch.column("history")), as_of)
+            history = weighed(earlier(parse_histories(batch.column("history")), as_of))
             kept = np.diff(history.start) > 0
             items, weights, lengths = bags(history, as_of, half_life, length)
             yield pa.RecordBatch.from_arrays(
@@ -87,7 +96,8 @@ def bags(
 ) -> tuple[Array, Array, Array]:
     """Return items int32 and weights float32, both (n, length), and lengths int32 (n,).
 
-    See `training_bags`; the weights are those of `blocks.weigh` with `combine="sum"`.
+    See `training_bags`; the weights are those of `blocks.weigh` with `combine="sum"`, and none of
+    `history` is NaN.
     """
     found, weight = weigh(history, as_of, half_life_days=half_life_days, combine="sum")
     row, item, last = found.rows, found.values, _newest(history)
@@ -195,15 +205,16 @@ def training_item_bags(
     """Return a row per item with its newest `features.max_training_users` users: bags on their side.
 
     `schema.TRAINING_ITEM_BAGS`: `users` ascending, padded with -1; `weights` beside them as in
-    `interactions`, those above 0, padded with 0. Of users with the same newest event the smaller
+    `interactions`, those above 0 (of ratings all), padded with 0. Of users with the same newest event the smaller
     user_idx stays. Arguments as in `training_bags`. Lazy. Cost: two shuffles; each task of the first
     sends on `max_training_users` users of an item at most, however many have it.
     """
     longest = features.max_training_users
-    pairs = interactions(before(histories, cutoff), cutoff, features.half_life_days)
+    earlier_ones = before(histories, cutoff, ratings=features.explicit)
+    pairs = interactions(earlier_ones, cutoff, features.half_life_days)
     newest_first = Window.partitionBy("item_idx").orderBy(F.desc("last_event_at"), "user_idx")
     newest = (
-        pairs.where(F.col("weight") > 0)
+        pairs.where(F.lit(features.explicit) | (F.col("weight") > 0))
         .withColumn("place", F.row_number().over(newest_first))
         .where(F.col("place") <= longest)
     )
@@ -256,17 +267,7 @@ def _footer_rows(uri: str) -> int:
 
 def earlier(history: Histories, as_of: int) -> Histories:
     """Return `history` without events at or after `as_of`."""
-    kept = history.event_at < as_of
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return Histories(
-        start=before[history.start],
-        item_idx=history.item_idx[kept],
-        event_at=history.event_at[kept],
-        weight=history.weight[kept],
-        session_id=None
-        if history.session_id is None
-        else history.session_id.filter(pa.array(kept)),
-    )
+    return where(history, history.event_at < as_of)
 
 
 def _newest(history: Histories) -> Array:

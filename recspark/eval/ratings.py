@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recspark.data.blocks import micros
+from recspark.data.interactions import newest_ratings
 from recspark.eval.evaluate import in_horizon
 
 _STEPS = float(1 << 32)  # errors are summed as integers of 2^-32: the same sum in any order
@@ -39,30 +40,26 @@ class RatingErrors:
 def ratings_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
     """Return `user_idx, asked array<struct<item_idx, rating>>`: ratings in [cutoff, cutoff + horizon).
 
-    `histories` hold all events. An item that the user rated before the cutoff is not asked; of two
-    ratings in the horizon the newest counts; ascending items. Users without any are left out.
-    Narrow: no shuffle, no action.
+    `histories` hold all events. An item that the user rated before the cutoff is not asked; of several
+    ratings in the horizon the newest counts, and an event without a value is none; ascending items.
+    Users without any are left out. Narrow: no shuffle, no action.
     """
     begin = F.timestamp_micros(F.lit(micros(cutoff)))
-    seen = F.transform(
-        F.filter("history", lambda e: e["event_at"] < begin), lambda e: e["item_idx"]
-    )
-    later = F.filter("history", in_horizon(cutoff, horizon_days))
-    newest = F.map_from_entries(
-        F.transform(
-            F.array_distinct(F.transform(later, lambda e: e["item_idx"])),
-            lambda item: F.struct(
-                item, F.element_at(F.filter(later, lambda e: e["item_idx"] == item), -1)["weight"]
-            ),
-        )
+    known = F.filter("history", lambda e: (e["event_at"] < begin) & e["weight"].isNotNull())
+    parts = histories.select(
+        "user_idx",
+        F.transform(known, lambda e: e["item_idx"]).alias("known"),
+        F.filter("history", in_horizon(cutoff, horizon_days)).alias("later"),
+    ).select("user_idx", "known", newest_ratings("later").alias("later"))
+    new = F.filter(
+        "later", lambda e: e["weight"].isNotNull() & ~F.array_contains("known", e["item_idx"])
     )
     asked = F.array_sort(
         F.transform(
-            F.map_entries(F.map_filter(newest, lambda item, _: ~F.array_contains(seen, item))),
-            lambda pair: F.struct(pair["key"].alias("item_idx"), pair["value"].alias("rating")),
+            new, lambda e: F.struct(e["item_idx"].alias("item_idx"), e["weight"].alias("rating"))
         )
     )
-    return histories.select("user_idx", asked.alias("asked")).where(F.size("asked") > 0)
+    return parts.select("user_idx", asked.alias("asked")).where(F.size("asked") > 0)
 
 
 def scale(interactions: DataFrame) -> Scale:

@@ -166,7 +166,9 @@ class Als(Recommender[AlsSettings]):
             else "",
             progress=options.progress,
         )
-        frame = pairs(data, items, HistoryWeights.sums(data.cutoff, settings.half_life_days))
+        ratings = settings.feedback == "explicit"
+        weights = HistoryWeights.sums(data.cutoff, settings.half_life_days, ratings=ratings)
+        frame = pairs(data, items, weights)
         with BlockedAls(frame, len(items), settings.objective, plan) as als:
             als.run()
             return AlsModel(settings, data.cutoff, items, als.item_factors())
@@ -175,7 +177,8 @@ class Als(Recommender[AlsSettings]):
 def pairs(data: Dataset, items: Array, weigh: HistoryWeights) -> DataFrame:
     """Return `user bigint, items array<int>, weights array<float>`: what the engine works on.
 
-    Items are local indices, ascending; weights decayed, above 0. Narrow: no shuffle, no action.
+    Items are local indices, ascending; weights decayed, above 0 (of ratings all). Narrow: no
+    shuffle, no action.
     """
     shared = data.histories.sparkSession.sparkContext.broadcast(items)
 

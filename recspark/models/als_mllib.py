@@ -53,7 +53,8 @@ def item_factors(data: Dataset, items: Array, settings: AlsSettings, options: Fi
 
 
 def ratings(data: Dataset, settings: AlsSettings) -> DataFrame:
-    """Return `user int, item int, rating float`: decayed weights above 0, in the order ALS needs.
+    """Return `user int, item int, rating float`: decayed weights above 0 (explicit: all), in the order
+    ALS needs.
 
     Each of MLlib's user blocks comes from one partition, sorted: its sums have one order. One
     shuffle, no action.
@@ -61,7 +62,7 @@ def ratings(data: Dataset, settings: AlsSettings) -> DataFrame:
     n = settings.n_blocks
     return (
         interactions(data.histories, data.cutoff, settings.half_life_days)
-        .where("weight > 0")
+        .where("true" if settings.feedback == "explicit" else "weight > 0")
         .select(
             F.col("user_idx").cast("int").alias("user"),
             F.col("item_idx").alias("item"),

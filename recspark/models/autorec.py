@@ -181,8 +181,16 @@ class AutoRecModel(EncoderModel):
         # The loop's mean over items plus weight_decay / 2 |w|^2, times the items.
         reg = max(settings.weight_decay * len(self.items) / 2, _LEAST_REG)
         objective = Objective(reg, reg_exponent=0.0, feedback="explicit")
-        weights = HistoryWeights.sums(self.cutoff, settings.half_life_days)
+        weights = HistoryWeights.sums(self.cutoff, settings.half_life_days, ratings=True)
         return FactorScorer(weights, self.items, topk.Shared(self._arrays["hidden"]), objective)
+
+    @property
+    def weights(self) -> HistoryWeights:
+        """See `EncoderModel`: where only what was observed counts, ratings of any sign."""
+        settings = self.settings
+        assert isinstance(settings, AutoRecSettings)
+        ratings = settings.unobserved == 0
+        return HistoryWeights.sums(self.cutoff, settings.half_life_days, ratings=ratings)
 
     @property
     def rates(self) -> bool:
@@ -225,7 +233,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
     feeds = [feed] if held_out is None else [feed, held_out]
     own = torch.empty(0, dtype=torch.int64)
     for batch in (batch for f in feeds for batch in f.epoch(0)):
-        acted = batch.tensors["users"][batch.tensors["weights"] > 0]
+        acted = batch.tensors["users"][batch.tensors["users"] >= 0]
         own = torch.unique(torch.cat([own, acted.long()]))  # so far: never more than a batch above
     users = torch.unique(comm.allgather(own))  # (n_users,), on every rank
     if len(users) > settings.max_users:
@@ -264,7 +272,7 @@ def encoded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the items of a batch that count, int64 (B',), and their hidden units (B', H)."""
     counted = batch.weight > 0  # (B,)
-    rows, user, values = entries(of_users(batch), users)  # (P,) each
+    rows, user, values = entries(of_users(batch), users, ratings=True)  # (P,) each
     hidden = net(rows, user, values, len(batch.weight))  # (B, H)
     return batch.tensors["item_idx"][counted].long(), hidden[counted]
 
@@ -290,7 +298,7 @@ def row_loss(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Return the squared error of each row, (B,). Without a `generator` nothing is hidden."""
-    rows, items, values = entries(batch, vocabulary)  # (P,) each
+    rows, items, values = entries(batch, vocabulary, ratings=settings.ratings)  # (P,) each
     seen = values  # (P,)
     if not settings.ratings:
         seen = corrupted(unit(values, rows, len(batch.weight)), settings.input_dropout, generator)

@@ -40,7 +40,12 @@ class EncoderModel(RecommenderModel):
     ) -> None:
         super().__init__(settings, cutoff, items)
         self._arrays = arrays
-        self._weights = HistoryWeights.sums(cutoff, settings.half_life_days)
+
+    @property
+    def weights(self) -> HistoryWeights:
+        """How the model weighs a history."""
+        half_life: float | None = self.settings.half_life_days  # type: ignore[attr-defined]
+        return HistoryWeights.sums(self.cutoff, half_life)
 
     @property
     def layers(self) -> Layers:
@@ -55,7 +60,7 @@ class EncoderModel(RecommenderModel):
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return EncoderScorer(self._weights, self.items, shared, self.layers, self.unit)
+        return EncoderScorer(self.weights, self.items, shared, self.layers, self.unit)
 
     def arrays(self) -> dict[str, Array]:
         """See `RecommenderModel`."""

@@ -46,7 +46,11 @@ class FactorModel(RecommenderModel):
     def scorer(self) -> topk.Scorer:
         """See `RecommenderModel`."""
         return FactorScorer(
-            HistoryWeights.sums(self.cutoff, self._settings.half_life_days),
+            HistoryWeights.sums(
+                self.cutoff,
+                self._settings.half_life_days,
+                ratings=not self._settings.objective.implicit,
+            ),
             self.items,
             topk.Shared(self.factors),
             self._settings.objective,

@@ -256,7 +256,7 @@ def row_loss(
 
     `users` int64 (n_users,) ascending.
     """
-    rows, items, weights = entries(batch, vocabulary)  # (P,) each
+    rows, items, weights = entries(batch, vocabulary, ratings=settings.loss == "rating")  # (P,)
     device = weights.device
     known = users.to(device)  # (n_users,)
     user = torch.searchsorted(known, batch.tensors["user_idx"])  # (B,)

@@ -144,14 +144,16 @@ def check_catalogue(
 
 
 def entries(
-    batch: Batch, vocabulary: torch.Tensor
+    batch: Batch, vocabulary: torch.Tensor, *, ratings: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return row (ascending), local item and weight of each item of a batch of bags, (P,) each.
 
-    Padding, items outside the vocabulary and items of weight 0 are left out.
+    Padding, items outside the vocabulary and, unless weights are `ratings`, items of weight 0 and
+    below are left out.
     """
     items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
-    rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
+    counted = items >= 0 if ratings else weights > 0  # (B, L)
+    rows, columns = torch.nonzero(counted, as_tuple=True)  # (P,) each
     local, known = local_index(items[rows, columns], vocabulary)  # (P,) each
     return rows[known], local[known], weights[rows, columns][known]
 

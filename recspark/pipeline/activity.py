@@ -29,7 +29,9 @@ def to_score(context: RunContext) -> DataFrame:
 
     All of them, unless `publish.rescore_days` is set: then those that `kept_lists` does not answer.
     """
-    mine = before(context.read("histories"), context.cutoff)
+    mine = before(
+        context.read("histories"), context.cutoff, ratings=context.config.features.explicit
+    )
     answered = active(mine, context.cutoff, context.config.publish.active_days)
     kept = kept_lists(context)
     if kept is None:

@@ -58,7 +58,10 @@ def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[i
     """
     cutoffs = (context.backtest_cutoff, context.cutoff)
     rows_of = _FRAMES.get(table, partial(_training_rows, table=table))
-    first, second = (rows_of(context, before(all_histories, c), c) for c in cutoffs)
+    ratings = context.config.features.explicit
+    first, second = (
+        rows_of(context, before(all_histories, c, ratings=ratings), c) for c in cutoffs
+    )
     n_files = None if table in _FRAMES else 2 * _n_files(context)
     written = context.catalog.replace_slice(
         table, first.unionByName(second), {"cutoff": cutoffs}, n_files=n_files

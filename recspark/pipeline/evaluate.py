@@ -158,9 +158,8 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
     """
     cutoff, horizon = context.backtest_cutoff, context.config.evaluate.horizon_days
     wanted = ratings.ratings_of(everyone, cutoff, horizon)
-    asked = queries(before(everyone, cutoff, keep_empty=True), "repeat").join(
-        wanted, on="user_idx", how="inner"
-    )
+    earlier = before(everyone, cutoff, keep_empty=True, ratings=True)
+    asked = queries(earlier, "repeat").join(wanted, on="user_idx", how="inner")
     guesses = {
         name: predicted(model, asked)
         for name in models

@@ -60,4 +60,5 @@ def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
     """
     cutoff, evaluate_ = context.backtest_cutoff, context.config.evaluate
     tested = everyone.where(F.exists("history", in_horizon(cutoff, evaluate_.horizon_days)))
-    return before(tested.where(in_sample(tested, evaluate_)), cutoff, keep_empty=True)
+    asked = tested.where(in_sample(tested, evaluate_))
+    return before(asked, cutoff, keep_empty=True, ratings=context.config.features.explicit)

@@ -110,7 +110,9 @@ def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -
     version = context.version(training_table) if training_table else None
     return Dataset(
         cutoff=cutoff,
-        histories=before(context.read("histories"), cutoff),
+        histories=before(
+            context.read("histories"), cutoff, ratings=context.config.features.explicit
+        ),
         interactions=context.read("interactions").where(at).drop("cutoff"),
         items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
         user_features=context.read("user_features").where(at).drop("cutoff"),

@@ -178,7 +178,10 @@ def _dataset(
     written.
     """
     config = context.config
-    histories = before(context.read("histories"), cutoff).persist(StorageLevel.MEMORY_AND_DISK)
+    every = context.read("histories")
+    histories = before(every, cutoff, ratings=config.features.explicit).persist(
+        StorageLevel.MEMORY_AND_DISK
+    )
     items = features.items_as_of(context.read("items"), cutoff)
     item_features = features.item_features(histories, items, cutoff).persist(
         StorageLevel.MEMORY_AND_DISK

@@ -81,11 +81,15 @@ def bought(
         for row in tables.rows(
             "items",
             [("item_id", "in", items), ("valid_from", "<", cutoff)],
-            ["item_id", "item_name", "valid_from"],
+            ["item_id", "item_name", "valid_from", "ingest_date"],
         ):
-            known = names.get(row["item_id"])
-            if known is None or row["valid_from"] > known[0]:
-                names[row["item_id"]] = (row["valid_from"], row["item_name"])
+            # As `features.items_as_of`: the latest name; of two for the same time the later night's.
+            since = (row["valid_from"], row["ingest_date"])
+            if (
+                row["item_name"] is not None
+                and since > names.get(row["item_id"], (since[:0], ""))[0]
+            ):
+                names[row["item_id"]] = (since, row["item_name"])
     return [
         {
             "event_at": str(row["event_at"]),

@@ -32,10 +32,11 @@ def read_landing(spark: SparkSession, source: Source, run_date: date, *, initial
 
     Parameters
     ----------
-    initial : the first landing of an installation: an archive then gives everything up to
-        `run_date` and the rows without a usable time; later it gives the rows of `run_date` only.
-        Rows after `run_date` are no part of an archive's landing; in a landing of its own they are
-        quarantined.
+    initial : the first landing of an installation: what its catalogue says without a time is taken
+        to hold since ever
+
+    An archive gives everything up to `run_date` every night; rows after it are no part of the
+    landing. In a landing of its own they are quarantined.
 
     Raises MissingLandingError, and SourceError where the raw columns are not what the source says;
     both before anything is written. Rows that cannot be read carry a `reason`; none fails the
@@ -49,7 +50,15 @@ def read_landing(spark: SparkSession, source: Source, run_date: date, *, initial
     if events is None:
         events = spark.createDataFrame([], schema.RAW_EVENTS)
     made_ids = "event_id" not in {*source.columns, *source.constants}
-    return Landing(run_date, events, items, _digest(places), initial, made_ids)
+    return Landing(
+        run_date,
+        events,
+        items,
+        items_of_events=kind is online_retail,
+        digest=_digest(places),
+        initial=initial,
+        unique_ids=made_ids,
+    )
 
 
 def check_places(source: Source, run_date: date) -> None:

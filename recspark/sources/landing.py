@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -29,23 +29,15 @@ class Night:
     def rows(self, frame: DataFrame, at: Column) -> DataFrame:
         """Return the rows of `frame` in this landing, by their time `at` (UTC).
 
-        An archive gives up to D on the first night, and there the rows without a usable time too,
-        so that nothing is lost; later only the rows of D. A landing of its own is taken whole.
-        """
-        if self.initial or not self.archive:
-            return self.catalogue(frame, at)
-        start = cutoff_of(self.run_date - timedelta(days=1))
-        return frame.where((at >= F.lit(start)) & (at < F.lit(cutoff_of(self.run_date))))
-
-    def catalogue(self, frame: DataFrame, since: Column) -> DataFrame:
-        """Return the rows of a catalogue that this landing knows, by the time they hold `since`.
-
-        An archive gives all up to D every night: an item may be acted on long after it is described,
-        and `features.changed_items` leaves out what is known.
+        A landing of its own is taken whole. An archive gives everything up to D every night, and
+        the rows without a usable time too: what earlier nights took is told by its id, so that a
+        row which came late, of a night that was left out, or without a time gets a verdict as
+        well. Rows after D wait for their night. The price: a night compares the ids of the whole
+        archive (`events.check_events`); where it is too large for that, deliver landings.
         """
         if not self.archive:
             return frame
-        return frame.where(F.coalesce(since < F.lit(cutoff_of(self.run_date)), F.lit(True)))
+        return frame.where(F.coalesce(at < F.lit(cutoff_of(self.run_date)), F.lit(True)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,10 @@ class Landing:
     ----------
     run_date : the night
     events : `schema.RAW_EVENTS`; a row that the source objects to has its `reason`
-    items : `schema.RAW_ITEMS`, unique (item_id, valid_from); None where the source has no catalogue
+    items : `schema.RAW_ITEMS`, every row of the catalogue as `events`; None where the source has
+        none
+    items_of_events : the catalogue is made of rows of `events`, which get their verdict there: its
+        own rows are unique by (item_id, valid_from) and need none
     digest : 16 hex digits over the content of the files
     initial : whether it is the first landing
     unique_ids : the source made `event_id` itself, so none occurs twice in this landing
@@ -65,6 +60,7 @@ class Landing:
     run_date: date
     events: DataFrame
     items: DataFrame | None
+    items_of_events: bool
     digest: str
     initial: bool
     unique_ids: bool

@@ -18,6 +18,7 @@ from recspark.sources.typed import (
     Typed,
     as_raw_events,
     attributes_of,
+    first_reason,
     id_of,
     list_of,
     number_of,
@@ -47,9 +48,9 @@ def read(
     """Return events and catalogue of `night`; None where no file holds a row.
 
     Without a mapped `event_id`, it is made of the event's own columns and the number among
-    identical events, so the same rows have the same ids in any format. Catalogue rows without an
-    item id are left out; of several for one item and time the greatest stays. Cost: events no
-    shuffle, or one where ids are made; items one.
+    identical events, so the same rows have the same ids in any format. Every row of both is
+    returned, those that cannot be read with a reason. Cost: events no shuffle, or one where ids are
+    made; items none.
     """
     named = [*source.columns.values(), *source.attributes.values()]
     table = read_raw(spark, places[0], source.format, named, options=source.options)
@@ -97,36 +98,30 @@ def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
 
 def _items(source: Source, table: RawTable, night: Night) -> DataFrame:
     columns: dict[str, Column] = {}
+    typed: dict[str, Typed] = {}
     for name, raw in source.items_columns.items():
         if name == "item_id":
             columns[name] = id_of(table, raw)
         elif name == "price":
-            columns[name] = number_of(table, raw).value
+            typed[name] = number_of(table, raw)
         elif name == "valid_from":
-            columns[name] = time_of(table, raw, source.timezone).value
+            typed[name] = time_of(table, raw, source.timezone)
         elif name in ("category", "media"):
             columns[name] = list_of(table, raw, source.list_separator)
         else:
             columns[name] = text_of(table, raw)
-    readable = table.frame.where(~table.unreadable())
+    columns |= {name: column.value for name, column in typed.items()}
+    rows = table.frame
     if "valid_from" in columns:
-        readable = night.catalogue(readable, columns["valid_from"])
+        rows = night.rows(rows, columns["valid_from"])
     else:
         # What the first catalogue says is taken to hold since ever; a later one, from its day on.
         since = "1970-01-01" if night.initial else night.run_date.isoformat()
         columns["valid_from"] = F.lit(since).cast("timestamp")
     columns["text"] = columns.get("text", columns.get("item_name", F.lit(None)))
-    items = shaped(readable, schema.RAW_ITEMS, columns).where(
-        "item_id IS NOT NULL AND valid_from IS NOT NULL"
+    # In steps, as `as_raw_events`: each column once, and `row` only for those who keep it.
+    judged = rows.withColumns(columns).withColumn(
+        "reason", first_reason(readability(table, typed, list(table.kinds)))
     )
-    described = [name for name in schema.RAW_ITEMS.names if name not in ("item_id", "valid_from")]
-    greatest = F.max(F.struct(*described)).alias("described")
-    return shaped(
-        items.groupBy("item_id", "valid_from").agg(greatest),
-        schema.RAW_ITEMS,
-        {
-            "item_id": F.col("item_id"),
-            "valid_from": F.col("valid_from"),
-            **{name: F.col(f"described.{name}") for name in described},
-        },
-    )
+    plain = {name: F.col(name) for name in (*columns, "reason")}
+    return shaped(judged, schema.RAW_ITEMS, {**plain, "row": table.row()})

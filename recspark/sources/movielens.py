@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema, storage
 from recspark.config import Source
+from recspark.data.events import NO_ITEM, NO_TIME
 from recspark.errors import SourceError
 from recspark.sources.files import Place, find_place
 from recspark.sources.landing import Night
@@ -20,6 +21,7 @@ from recspark.sources.raw import UNREADABLE, RawTable, read_raw
 from recspark.sources.typed import (
     as_raw_events,
     attributes_of,
+    first_reason,
     id_of,
     list_of,
     number_of,
@@ -33,6 +35,7 @@ from recspark.sources.typed import (
 # The films' own times are not known; a name holds since before the first rating.
 SINCE_EVER = "1970-01-01"
 NO_GENRES = "(no genres listed)"
+NO_TAG = "no tag"
 DOUBLE_COLON = {"sep": "::", "quote": "", "header": "false", "encoding": "ISO-8859-1"}
 
 
@@ -92,8 +95,9 @@ def read(
     """Return ratings as events and films as catalogue of `night`; None where no file holds a row.
 
     An event is a `rating`, value = the stars; 0 (unknown, in the rebuilt 1M) = null. A film's text
-    is title, genres and the tags it had by then: one row from ever, one more per day on which it
-    was tagged. Cost: events one shuffle (identical lines), items three.
+    is title, genres and the tags it had by then: one row from ever for each line of the films, one
+    more per day on which it was tagged. A line of the tags that cannot be read is a row of the
+    catalogue with its reason. Cost: events one shuffle (identical lines), items three.
     """
     ratings = _read_form(spark, places[0], RATINGS)
     movies = _read_form(spark, places[1], MOVIES)
@@ -152,52 +156,62 @@ def _events(table: RawTable, night: Night) -> DataFrame:
 def _items(movies: RawTable, tags: RawTable | None, night: Night) -> DataFrame:
     movie, title, genres = movies.kinds
     category = F.filter(list_of(movies, genres, "|"), lambda genre: genre != NO_GENRES)
-    films = (
-        movies.frame.where(~movies.unreadable())
-        .select(
-            id_of(movies, movie).alias("item_id"),
-            text_of(movies, title).alias("item_name"),
-            category.alias("category"),
-        )
-        .where(F.col("item_id").isNotNull())
-        .groupBy("item_id")
-        .agg(F.max(F.struct("item_name", "category")).alias("film"))
-        .select("item_id", "film.*")
-    )
-    states = films.select(
-        "*",
-        F.lit(SINCE_EVER).cast("timestamp").alias("valid_from"),
-        F.array().cast(schema.STRINGS).alias("tags"),
-    )
+    columns = {
+        "item_id": id_of(movies, movie),
+        "item_name": text_of(movies, title),
+        "category": category,
+        "valid_from": F.lit(SINCE_EVER).cast("timestamp"),
+    }
+    checks = readability(movies, {}, tuple(movies.kinds))
+    lines = movies.frame.withColumns(columns).withColumn("reason", first_reason(checks))
+    lines = lines.withColumn("row", movies.row()).select(*columns, "reason", "row")
+    states = lines.withColumn("tags", F.array().cast(schema.STRINGS))
     if tags is not None:
-        states = states.unionByName(films.join(_tags_by_day(tags), on="item_id", how="inner"))
+        judged = night.rows(_judged_tags(tags), F.col("valid_from"))
+        films = (
+            lines.where("reason IS NULL AND item_id IS NOT NULL")
+            .groupBy("item_id")
+            .agg(F.max(F.struct("item_name", "category")).alias("film"))
+            .select("item_id", "film.*")
+        )
+        tagged = films.join(_tags_by_day(judged), on="item_id", how="inner")
+        refused = judged.where("reason IS NOT NULL").drop("tag")
+        states = states.unionByName(tagged, allowMissingColumns=True)
+        states = states.unionByName(refused, allowMissingColumns=True)
     # An empty list must add no blank.
     words = [F.nullif(F.array_join(name, " "), F.lit("")) for name in ("category", "tags")]
-    text = F.concat_ws(" ", "item_name", *words)
+    plain = {name: F.col(name) for name in (*columns, "reason", "row")}
     return shaped(
-        night.catalogue(states, F.col("valid_from")),
-        schema.RAW_ITEMS,
-        {
-            **{name: F.col(name) for name in ("item_id", "item_name", "category", "valid_from")},
-            "text": text,
-        },
+        states, schema.RAW_ITEMS, {**plain, "text": F.concat_ws(" ", "item_name", *words)}
     )
 
 
-def _tags_by_day(table: RawTable) -> DataFrame:
+def _judged_tags(table: RawTable) -> DataFrame:
+    """Return item_id, tag, valid_from, reason, row: the lines of the tags, lower case."""
+    _, movie, tag, at = table.kinds
+    tagged_at = time_of(table, at, "UTC")
+    columns = {
+        "item_id": id_of(table, movie),
+        "tag": F.lower(text_of(table, tag)),
+        "valid_from": tagged_at.value,
+    }
+    checks = [
+        *readability(table, {"valid_from": tagged_at}, tuple(table.kinds)),
+        (F.col("item_id").isNull(), NO_ITEM),
+        (F.col("tag").isNull(), NO_TAG),
+        (F.col("valid_from").isNull(), NO_TIME),
+    ]
+    lines = table.frame.withColumns(columns).withColumn("reason", first_reason(checks))
+    return lines.withColumn("row", table.row()).select(*columns, "reason", "row")
+
+
+def _tags_by_day(judged: DataFrame) -> DataFrame:
     """Return item_id, valid_from, tags: the distinct tags a film had after each day that added
     some.
     """
-    _, movie, tag, at = table.kinds
-    tagged_at = time_of(table, at, "UTC").value
     by_day = (
-        table.frame.where(~table.unreadable())
-        .select(
-            id_of(table, movie).alias("item_id"),
-            F.lower(text_of(table, tag)).alias("tag"),
-            tagged_at.alias("at"),
-        )
-        .where("item_id IS NOT NULL AND tag IS NOT NULL AND at IS NOT NULL")
+        judged.where("reason IS NULL")
+        .select("item_id", "tag", F.col("valid_from").alias("at"))
         .groupBy("item_id", F.to_date("at").alias("day"))
         .agg(F.max("at").alias("valid_from"), F.collect_set("tag").alias("tags"))
     )

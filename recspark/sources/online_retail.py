@@ -55,7 +55,8 @@ def read(
 
     An event is a line of an invoice: `purchase`, value = quantity × price. The catalogue has one
     row per item and day on which it was sold under a name: the day's latest name and price, from
-    the time of its last such line. Cost: events one shuffle (identical lines), items one.
+    the time of its last such line; the lines get their verdict as events. Cost: events one shuffle
+    (identical lines), items one.
     """
     table = read_raw(spark, places[0], source.format, COLUMNS, options=source.options)
     if table is None:
@@ -106,7 +107,8 @@ def _items(
     needed = ("item_id", "event_at", "user_id", "order_id", "quantity", "price")
     typed = rows.withColumns({name: columns[name] for name in needed})
     typed = typed.withColumn("name", text_of(table, "Description"))
-    is_sale = first_reason(checks).isNull() & F.col("user_id").isNotNull()
+    has_ids = F.col("user_id").isNotNull() & F.col("item_id").isNotNull()
+    is_sale = first_reason(checks).isNull() & has_ids & F.col("event_at").isNotNull()
     line = F.when(is_sale & F.col("name").isNotNull(), F.struct("event_at", "name", "price"))
     # Filtered after the aggregate: before it, Spark would compute every column twice.
     # Of lines at the same time the greater name, then the greater price: any fixed choice will do.

@@ -65,7 +65,7 @@ SPECS: dict[str, TableSpec] = {
             "quarantine",
             schema.QUARANTINE,
             partition=("ingest_date",),
-            cluster=("reason", "event_date", "row"),
+            cluster=("input", "reason", "event_date", "row"),
             row_bytes=100,
         ),
         TableSpec(
@@ -96,9 +96,9 @@ SPECS: dict[str, TableSpec] = {
         TableSpec(
             "items",
             schema.ITEMS,
-            key=("item_id", "valid_from"),
+            key=("item_id", "valid_from", "ingest_date"),
+            partition=("ingest_date",),
             row_bytes=80,
-            properties=_SERIALIZABLE,
         ),
         TableSpec(
             "histories", schema.HISTORIES, key=("user_idx",), partition=("bucket",), row_bytes=3000

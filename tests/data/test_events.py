@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import date, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.events import Counts, check_events, clean_of, count_verdicts, quarantine_of
+from recspark.data.events import (
+    Counts,
+    Period,
+    check_events,
+    clean_of,
+    count_verdicts,
+    event_types,
+    oldest_day,
+    quarantine_of,
+    with_late_rows,
+)
 from recspark.errors import ConservationError, SchemaError
 
 pytestmark = pytest.mark.spark
@@ -80,7 +92,8 @@ def test_every_reason(spark: SparkSession, unique_ids: bool) -> None:
     counts = count_verdicts(checked, raw(spark, events))
     counts.check()
     assert (counts.n_in, counts.n_clean, counts.n_quarantined) == (22, 5, 17)
-    quarantine = quarantine_of(checked, NIGHT, "shop")
+    period = Period.of(NIGHT, 7, initial=False, timezone="UTC")
+    quarantine = quarantine_of(with_late_rows(checked, raw(spark, events), period), NIGHT, "shop")
     assert quarantine.schema.names == schema.QUARANTINE.names
     found = {int(row["row"]): row["reason"] for row in quarantine.collect()}
     assert found == {i: reason for i, (_, reason) in enumerate(BAD)}
@@ -141,33 +154,93 @@ def test_of_equal_ids_at_the_same_time_the_choice_is_fixed(spark: SparkSession) 
 
 @pytest.mark.parametrize("unique_ids", [True, False])
 def test_an_event_of_another_landing_is_a_duplicate(spark: SparkSession, unique_ids: bool) -> None:
-    existing = spark.createDataFrame(
-        [
-            ("known", date(2024, 5, 30)),
-            ("known", date(2024, 5, 31)),  # should not be; must not double the row
-            ("edge", date(2024, 5, 24)),
-            ("old", date(2024, 5, 1)),  # no day that this landing may hold: not looked at
-            ("next", date(2024, 6, 1)),
-        ],
-        "event_id string, event_date date",
-    )
-    names = ["known", "edge", "old", "next", "new"]
-    events = [an_event(event_id=name) for name in names]
+    """Whatever time it has now, and where it would be too late by now."""
+    # Twice should not be; it must not double the row.
+    existing = spark.createDataFrame([("known",), ("known",), ("old",)], "event_id string")
+    late = NOON - timedelta(days=30)
+    events = [an_event(event_id=name) for name in ("known", "new")]
+    events += [an_event(event_id=name, event_at=late) for name in ("old", "late")]
     events.append(an_event(event_id="known", event_at=None))
     checked = check(spark, events, existing=existing, unique_ids=unique_ids)
     found = sorted(
         (row["event_id"], row["verdict"], str(row["reason"])) for row in checked.collect()
     )
     assert found == [
-        ("edge", "duplicate", "already ingested"),
         ("known", "duplicate", "already ingested"),
         ("known", "quarantined", "no time"),
+        ("late", "quarantined", "event too late"),
         ("new", "clean", "None"),
-        ("next", "clean", "None"),
-        ("old", "clean", "None"),
+        ("old", "duplicate", "already ingested"),
     ]
-    first = check(spark, events, existing=existing, unique_ids=unique_ids, initial=True)
-    assert count_verdicts(first).by_repeat == {"already ingested": 3}
+
+
+@pytest.mark.parametrize("unique_ids", [True, False])
+def test_what_was_refused_before_is_not_refused_twice(
+    spark: SparkSession, unique_ids: bool
+) -> None:
+    """A late event is known by its id, any other row by its text; a mended row is new."""
+    late = NOON - timedelta(days=30)
+    bad = [an_event(event_id="a", item_id=None), an_event(event_id="b", event_at=late)]
+    bad[0]["row"], bad[1]["row"] = "a without item", "b of April"
+    refused = quarantine_of(check(spark, bad), NIGHT - timedelta(days=1), "shop").select("row_id")
+    again = [
+        *bad,
+        an_event(event_id="a", item_id=None, row="a with another fault"),
+        an_event(event_id="a"),
+        an_event(event_id="b", event_at=late, row="b of April, told otherwise"),
+        an_event(event_id="c", event_at=late),
+    ]
+    checked = check(spark, again, refused=refused, unique_ids=unique_ids)
+    found = sorted(
+        (row["event_id"], row["verdict"], str(row["reason"])) for row in checked.collect()
+    )
+    assert found == [
+        ("a", "clean", "None"),
+        ("a", "duplicate", "already refused"),
+        ("a", "quarantined", "no item"),
+        ("b", "duplicate", "already refused"),
+        ("b", "duplicate", "already refused"),
+        ("c", "quarantined", "event too late"),
+    ]
+    # Now it is in time: what was too late for one night may be taken by another.
+    taken = check(spark, bad, refused=refused, unique_ids=unique_ids, max_late_days=60)
+    assert count_verdicts(taken).by_repeat == {"already refused": 1}
+    assert count_verdicts(taken).n_clean == 1
+
+
+def test_a_late_twin_does_not_push_out_the_event_in_time(spark: SparkSession) -> None:
+    events = [an_event(event_at=NOON - timedelta(days=30)), an_event()]
+    found = {str(row["reason"]): row["verdict"] for row in check(spark, events).collect()}
+    assert found == {"event too late": "quarantined", "None": "clean"}
+
+
+def test_too_late_rows_keep_their_text(spark: SparkSession) -> None:
+    """It is read again for those alone, so that a dump does not send the text of all its rows."""
+    late = NOON - timedelta(days=30)
+    events = [
+        an_event(event_id="e1", event_at=late, row="first"),
+        an_event(event_id="e1", event_at=late, row="twin"),
+        an_event(event_id="e1", row="in time"),
+        an_event(event_id="e1", item_id=None, row="no item"),
+        an_event(event_id="known", event_at=late, row="known"),
+    ]
+    existing = spark.createDataFrame([("known",)], "event_id string")
+    checked = check(spark, events, existing=existing)
+    period = Period.of(NIGHT, 7, initial=False, timezone="UTC")
+    rows = quarantine_of(with_late_rows(checked, raw(spark, events), period), NIGHT, "shop")
+    assert sorted((row["row"], row["reason"], row["input"]) for row in rows.collect()) == [
+        ("first", "event too late", "events"),
+        ("no item", "no item", "events"),
+        ("twin", "event too late", "events"),
+    ]
+
+
+def test_types_and_days_of_a_landing(spark: SparkSession) -> None:
+    events = [an_event(event_type=kind) for kind in ("click", "buy", "click", "view")]
+    assert event_types(raw(spark, events), most=2) == {"click": 2, "buy": 1}
+    unset = an_event(event_at=datetime(1970, 1, 1))
+    assert oldest_day(raw(spark, [an_event(), unset, an_event(event_at=None)])) == NIGHT
+    assert oldest_day(raw(spark, [unset])) is None
 
 
 def test_counts_are_by_verdict_and_reason(spark: SparkSession) -> None:
@@ -202,11 +275,13 @@ def test_clean_rows_carry_no_raw_text_and_cost_no_needless_shuffle(spark: SparkS
     events = [an_event(), an_event(event_id="x", item_id=None)]
     rows = {row["event_id"]: row["row"] for row in check(spark, events).collect()}
     assert rows == {"e1": None, "x": '{"raw": 1}'}
-    existing = spark.createDataFrame([], "event_id string, event_date date")
+    existing = spark.createDataFrame([], "event_id string")
+    refused = spark.createDataFrame([], "row_id string")
     assert n_exchanges(check(spark, events, unique_ids=True)) == 0
     assert n_exchanges(check(spark, events)) == 1
     # The landing by its ids once, for both checks; the known ids once.
     assert n_exchanges(check(spark, events, existing=existing)) <= 2
+    assert n_exchanges(check(spark, events, existing=existing, refused=refused)) <= 2
 
 
 def n_exchanges(frame: DataFrame) -> int:
@@ -229,3 +304,72 @@ def test_a_day_west_of_greenwich_keeps_its_evening(spark: SparkSession) -> None:
     for zone, clean in (("America/New_York", {"evening"}), ("Asia/Tokyo", set()), ("UTC", set())):
         rows = check(spark, events, timezone=zone).where("verdict = 'clean'").collect()
         assert {row["event_id"] for row in rows} == clean, zone
+
+
+class ByHand:
+    """The verdicts in plain Python: what is known, and which rows were refused."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.texts: set[str] = set()  # of refused rows
+        self.late: set[str] = set()  # event_id
+
+    def verdicts(self, landing: list[dict[str, Any]], night: date) -> Counter[Any]:
+        found: Counter[Any] = Counter()
+        clean, texts, late = set(), set(), set()
+        for event in landing:
+            name, day = event["event_id"], event["event_at"].date()
+            reason = None if event["item_id"] else "no item"
+            reason = reason or ("event in the future" if day > night else None)
+            if reason and event["row"] in self.texts:
+                found["duplicate", "already refused"] += 1
+            elif reason:
+                found["quarantined", reason] += 1
+                texts.add(event["row"])
+            elif name in self.ids:
+                found["duplicate", "already ingested"] += 1
+            elif day < night - timedelta(days=2):
+                found[
+                    ("duplicate", "already refused")
+                    if name in self.late
+                    else ("quarantined", "event too late")
+                ] += 1
+                late.add(name)
+            elif name in clean:
+                found["duplicate", "twice in this landing"] += 1
+            else:
+                found["clean", None] += 1
+                clean.add(name)
+        self.ids, self.texts, self.late = self.ids | clean, self.texts | texts, self.late | late
+        return found
+
+
+def test_any_deliveries_night_after_night(spark: SparkSession) -> None:
+    """Rows that are fine, broken, late or of days to come, some twice, and any of them again."""
+    rng = np.random.default_rng(5)
+    universe = [
+        an_event(
+            event_id=f"e{n % 25}",  # some ids are of two rows
+            item_id=None if n % 7 == 0 else f"i{n}",
+            event_at=datetime(2024, 5, 24 + int(rng.integers(8)), n % 24),
+            row=f"row {n}",
+        )
+        for n in range(40)
+    ]
+    known = spark.createDataFrame([], "event_id string")
+    refused = spark.createDataFrame([], "row_id string")
+    by_hand, seen = ByHand(), set()
+    for day in (25, 27, 29, 31):
+        night = date(2024, 5, day)
+        landing = [universe[n] for n in rng.integers(0, len(universe), 60)]
+        settings: dict[str, Any] = {"run_date": night, "max_late_days": 2}
+        rows = check(spark, landing, existing=known, refused=refused, **settings).collect()
+        found = Counter((row["verdict"], row["reason"]) for row in rows)
+        assert found == by_hand.verdicts(landing, night)
+        seen |= set(found)
+        clean = [(row["event_id"],) for row in rows if row["verdict"] == "clean"]
+        bad = [(row["row_id"],) for row in rows if row["verdict"] == "quarantined"]
+        known = known.union(spark.createDataFrame(clean, "event_id string"))
+        refused = refused.union(spark.createDataFrame(bad, "row_id string"))
+        assert {row["event_id"] for row in known.collect()} == by_hand.ids
+    assert len(seen) == 7  # every verdict there is

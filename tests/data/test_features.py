@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data import features
@@ -67,9 +68,13 @@ def test_item_features_by_hand(spark: SparkSession) -> None:
     assert (found[6]["n_users"], found[6]["price"]) == (1, None)
 
 
+def night(days: int) -> date:
+    return (CUT + timedelta(days=days)).date()
+
+
 def items(spark: SparkSession, rows: list[tuple[str, int, str | None, float]]) -> DataFrame:
     data: list[Any] = [
-        (i, int(i[1:]), name, None, price, name, None, CUT + timedelta(days=d))
+        (i, int(i[1:]), name, None, price, name, None, CUT + timedelta(days=d), night(d))
         for i, d, name, price in rows
     ]
     return spark.createDataFrame(data, schema.ITEMS)
@@ -100,5 +105,18 @@ def test_the_catalogue_night_by_night_equals_at_once(spark: SparkSession) -> Non
     want = sorted(str(r) for r in at_once.collect())
     assert sorted(str(r) for r in state.collect()) == want
     assert len(want) == 5
-    again = features.changed_items(items(spark, [r for r in rows if r[1] == 1]), state)
-    assert again.count() == 0
+    again = items(spark, [r for r in rows if r[1] == 1])
+    elsewhere = state.where(F.col("ingest_date") != F.lit(night(1)))
+    assert features.changed_items(again, elsewhere).count() == 1  # what that night said, once more
+
+
+def test_a_later_night_may_correct_what_holds_since_the_same_time(spark: SparkSession) -> None:
+    """A catalogue whose `valid_from` never moves: a new content counts, the same one does not."""
+    told = items(spark, [("i1", 0, "Lmap", 1.0), ("i2", 0, "Chair", 1.0)])
+    now = items(spark, [("i1", 0, "Lamp", 1.0), ("i2", 0, "Chair", 1.0)])
+    now = now.withColumn("ingest_date", F.lit(night(5)))
+    new = features.changed_items(now, told)
+    assert [(r["item_id"], r["item_name"]) for r in new.collect()] == [("i1", "Lamp")]
+    for rows in (told.unionByName(new), new.unionByName(told)):
+        found = features.items_as_of(rows, CUT + timedelta(days=1)).collect()
+        assert {r["item_id"]: r["item_name"] for r in found} == {"i1": "Lamp", "i2": "Chair"}

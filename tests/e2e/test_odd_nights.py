@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import time
@@ -11,6 +12,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from pyspark.sql import functions as F
@@ -140,9 +142,57 @@ def test_a_night_that_failed_before_a_later_one_doubles_nothing(opened: Open) ->
     later = run(opened(FIRST + timedelta(days=1)), "ingest")
     n_events = count(later, "events")
     assert n_events == 40 * 6
-    with pytest.raises(SourceError, match="there is nothing to do"):
-        run(opened(FIRST), "ingest")
+    again = opened(FIRST)
+    run(again, "ingest")
     assert count(later, "events") == n_events
+    done = again.runlog.find("ingest")
+    assert done is not None
+    assert done.detail["repeats"] == {"already ingested": 40 * 3}
+
+
+def test_what_a_growing_archive_brings_late_has_a_verdict(opened: Open) -> None:
+    """After the first night: an event of a day before, one of long ago, one without a time; a night
+    that was left out; and each of them once."""
+    run(opened(FIRST), "ingest")
+    place = Path(opened(FIRST).config.source.path)
+    late = [("late", datetime(2024, 5, 29, 9)), ("ancient", datetime(2023, 5, 29)), ("never", None)]
+    more = pd.DataFrame([(user, "i1", at) for user, at in late], columns=["user", "item", "at"])
+    pd.concat([rows(), more]).to_parquet(place, coerce_timestamps="us")
+    for _ in range(2):
+        context = run(opened(LAST), "ingest")
+        assert count(context, "events") == 40 * 9 + 1
+        refused = context.catalog.read("quarantine", context.catalog.version("quarantine"))
+        assert {row["reason"] for row in refused.collect()} == {"event too late", "no time"}
+        assert refused.count() == 2
+        after = run(opened(LAST + timedelta(days=1)), "ingest")
+        done = after.runlog.find("ingest")
+        assert done is not None
+        assert (done.detail["clean"], done.detail["quarantined"]) == (0, {})
+        assert done.detail["repeats"] == {"already ingested": 40 * 9 + 1, "already refused": 2}
+
+
+def test_a_torn_catalogue_stops_the_night_before_any_write(
+    spark: object, opened: Open, tmp_path: Path
+) -> None:
+    """Cut off at its end, so that no look at the head of the file tells."""
+    rng = np.random.default_rng(1)
+    lines = "".join(f"i{n},{name}\n" for n, name in enumerate(rng.integers(1 << 60, size=90_000)))
+    whole = gzip.compress(f"item,name\n{lines}".encode())
+    place = tmp_path / "items.csv.gz"
+    catalogue = (
+        f"source.items_path={place}",
+        "source.items_format=csv",
+        "source.items_columns={item_id: item, item_name: name}",
+    )
+    place.write_bytes(whole[:-1000])
+    context = opened(FIRST, *catalogue)
+    with pytest.raises(SourceError, match=r"items\.csv\.gz cannot be read to its end"):
+        run(context, "ingest")
+    assert set(context.catalog.versions()) == {"runs"}
+    place.write_bytes(whole)
+    again = run(opened(FIRST, *catalogue), "ingest")
+    assert count(again, "items") == count(again, "item_ids") == 90_000
+    assert count(again, "events") == 40 * 3
 
 
 def test_a_crash_within_ingest_loses_no_user(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

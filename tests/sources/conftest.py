@@ -45,7 +45,7 @@ def checked(spark: SparkSession) -> Callable[..., list[dict[str, Any]]]:
             initial=initial,
             unique_ids=landing.unique_ids,
         )
-        return rows_of(frame)
+        return rows_of(frame.drop("row_id"))  # it follows `row`
 
     return run
 

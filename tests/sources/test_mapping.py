@@ -14,8 +14,10 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark.config import Source
+from recspark.data.catalogue import check_items
+from recspark.data.events import count_verdicts
 from recspark.errors import SourceError
-from recspark.sources import landing_digest, read_landing
+from recspark.sources import Landing, landing_digest, read_landing
 from tests.sources.conftest import NIGHT, rows_of, write_parquet, write_text
 
 pytestmark = pytest.mark.spark
@@ -313,6 +315,51 @@ def test_delta_is_read_at_the_version_of_the_digest(spark: SparkSession, tmp_pat
     assert landing.digest != landing_digest(source, NIGHT)
 
 
+def verdicts(landing: Landing) -> list[dict[str, Any]]:
+    assert landing.items is not None
+    checked = check_items(landing.items)
+    count_verdicts(checked, landing.items).check()
+    return rows_of(checked)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_catalogue_rows_that_cannot_be_read(spark: SparkSession, tmp_path: Path, kind: str) -> None:
+    """Each has its reason and its raw text, as an event has."""
+    prices = {"fine": "3.5", "none": "", "currency": "EUR 3", "comma": "12,99", "nan": "NaN"}
+    records = [{"sku": n, "name": n, "price": p, "from": "2024-05-30"} for n, p in prices.items()]
+    records.append({"sku": "when", "name": "x", "price": "1", "from": "soon"})
+    records.append({"sku": "broken", "name": "K\ufffdhler", "price": "1", "from": "2024-05-30"})
+    if kind == "csv":
+        path = csv_lines(tmp_path / "items.csv", records)
+        path.write_bytes(path.read_bytes() + b"ragged,x\n")
+    else:
+        path = json_lines(tmp_path / "items.jsonl", records)
+        path.write_bytes(path.read_bytes() + b'{"sku": "ragged",\n')
+    source = shop(
+        json_lines(tmp_path / "a.jsonl", RECORDS),
+        items_path=str(path),
+        items_format=kind,
+        items_columns={
+            "item_id": "sku",
+            "item_name": "name",
+            "price": "price",
+            "valid_from": "from",
+        },
+    )
+    rows = verdicts(read_landing(spark, source, NIGHT, initial=True))
+    bad = [row for row in rows if row["verdict"] == "quarantined"]
+    assert Counter(row["reason"] for row in bad) == {
+        "wrong type: price": 2,
+        "price not finite": 1,
+        "wrong type: from": 1,
+        "bad encoding: name": 1,
+        "unreadable row": 1,
+    }
+    assert all("sku" in json.loads(row["row"]) or "ragged" in row["row"] for row in bad)
+    clean = {row["item_id"]: row["price"] for row in rows if row["verdict"] == "clean"}
+    assert clean == {"fine": 3.5, "none": None}
+
+
 def test_catalogue(spark: SparkSession, tmp_path: Path) -> None:
     items = [
         {"sku": 1.0, "name": " Lamp ", "path": "home|light | ", "price": 3.5, "from": None},
@@ -330,9 +377,15 @@ def test_catalogue(spark: SparkSession, tmp_path: Path) -> None:
     path = json_lines(tmp_path / "a.jsonl", RECORDS)
 
     timed = shop(path, **settings, items_columns={**columns, "valid_from": "from"})
-    landing = read_landing(spark, timed, NIGHT, initial=True)
-    assert landing.items is not None
-    found = [(r["item_id"], r["item_name"], r["valid_from"]) for r in landing.items.collect()]
+    judged = verdicts(read_landing(spark, timed, NIGHT, initial=True))
+    assert Counter((row["verdict"], row["reason"]) for row in judged) == {
+        ("clean", None): 2,
+        ("duplicate", "twice in this landing"): 1,
+        ("quarantined", "no item"): 1,
+        ("quarantined", "no time"): 1,  # item 3 is of tomorrow: no row of this landing
+    }
+    kept = [row for row in judged if row["verdict"] == "clean"]
+    found = [(row["item_id"], row["item_name"], row["valid_from"]) for row in kept]
     assert sorted(found, key=lambda item: item[2]) == [
         ("2", "Chair", datetime(2024, 5, 30)),
         ("2", None, datetime(2024, 5, 31)),
@@ -342,6 +395,7 @@ def test_catalogue(spark: SparkSession, tmp_path: Path) -> None:
     landing = read_landing(spark, untimed, NIGHT, initial=True)
     assert landing.items is not None
     lamp = next(row for row in rows_of(landing.items) if row["item_id"] == "1")
+    assert (lamp.pop("reason"), json.loads(lamp.pop("row"))["name"]) == (None, " Lamp ")
     assert lamp == {
         "item_id": "1",
         "item_name": "Lamp",

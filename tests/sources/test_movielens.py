@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Source
+from recspark.data.catalogue import check_items
 from recspark.data.events import check_events, count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import read_landing
@@ -71,6 +72,28 @@ def test_csv_form(
     assert (
         sorted((r["item_id"], r["valid_from"], r["text"]) for r in later.collect()) == found_items
     )
+
+
+def test_films_and_tags_that_cannot_be_read(spark: SparkSession, tmp_path: Path) -> None:
+    """Each line has a verdict; a film that is there twice is described once."""
+    write_csv(tmp_path)
+    with (tmp_path / "movies.csv").open("ab") as movies:
+        movies.write(b"11,Plain,War\n,Nameless,War\n12\n13,Caf\xe9,War\n")
+    with (tmp_path / "tags.csv").open("a") as tags:
+        tags.write(f"1,10,,{T}\n1,10,dull,now\n1,,dull,{T}\n1,10\n")
+    landing = read_landing(spark, films(tmp_path), NIGHT, initial=True)
+    assert landing.items is not None
+    checked = check_items(landing.items)
+    counts = count_verdicts(checked, landing.items)
+    counts.check()
+    assert (counts.n_clean, counts.n_duplicates) == (4, 1)
+    assert counts.by_reason == {
+        "unreadable row": 2,
+        "no item": 2,
+        "no tag": 1,
+        "wrong type: timestamp": 1,
+        "bad encoding: title": 1,
+    }
 
 
 def test_double_colon_form_gives_what_csv_gives(

@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import date, datetime
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +110,15 @@ def test_nights_in_turn_give_the_rows_of_one_landing(spark: SparkSession, tmp_pa
     ]
     n_rows, content = content_sum(whole.events)
     assert n_rows > 10_000
-    assert content_sum(reduce(DataFrame.union, [n.events for n in nights])) == (n_rows, content)
-    items = reduce(DataFrame.union, [night.items for night in nights if night.items is not None])
+    # Each night reads what the ones before it read, and the ids are the same: the last has it all.
+    assert content_sum(nights[-1].events) == (n_rows, content)
+    taken = nights[0].events
+    for night in nights[1:]:
+        taken = taken.union(night.events.join(taken, on="event_id", how="left_anti"))
+    assert content_sum(taken) == (n_rows, content)
     assert whole.items is not None
-    assert rows_of(items) == rows_of(whole.items)
+    assert nights[-1].items is not None
+    assert rows_of(nights[-1].items) == rows_of(whole.items)
 
 
 def test_digest_depends_on_content_not_on_time_or_place(
@@ -164,6 +168,8 @@ def test_one_line_becomes_one_event_and_one_item(
         "text": "PINK CHERRY LIGHTS",
         "media": None,
         "valid_from": datetime(2024, 5, 31, 7, 45),
+        "reason": None,
+        "row": None,
     }
 
 
@@ -286,20 +292,29 @@ def test_times_are_of_the_sources_zone(
     [early, late] = sorted(checked(source), key=lambda row: row["event_at"])
     assert early["event_at"] == datetime(2024, 5, 30, 23, 30)
     assert (early["event_date"], late["event_date"]) == (date(2024, 5, 30), date(2024, 5, 31))
-    [event] = checked(source, initial=False)
-    assert event["event_at"] == datetime(2024, 5, 31, 23, 30)
+    assert checked(source, initial=False) == [early, late]
 
 
-def test_archive_gives_undated_rows_to_the_first_landing_and_no_later_ones(
-    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+def test_archive_gives_all_rows_but_later_ones_every_night(
+    spark: SparkSession, tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    days = [None, "no day", "2024-05-29 10:00:00", "2024-05-31 23:59:59", "2024-06-01 00:00:00"]
+    """Undated ones too, which name no item: what an earlier night took is told by its id."""
+    days = [None, "no day", "2024-05-20 10:00:00", "2024-05-31 23:59:59", "2024-06-01 00:00:00"]
     lines = [a_line(InvoiceDate=day, Country=str(day)) for day in days]
     source = shop(write_parquet(tmp_path / "a.parquet", lines, RAW))
-    first = {row["attributes"]["country"] for row in checked(source)}
-    assert first == {str(day) for day in days[:4]}
-    later = [row["attributes"]["country"] for row in checked(source, initial=False)]
-    assert later == ["2024-05-31 23:59:59"]
+    for initial, reason in ((True, None), (False, "event too late")):
+        found = {
+            row["attributes"]["country"]: row["reason"] for row in checked(source, initial=initial)
+        }
+        assert found == {
+            "None": "no time",
+            "no day": "wrong type: InvoiceDate",
+            "2024-05-20 10:00:00": reason,
+            "2024-05-31 23:59:59": None,
+        }
+    items = read_landing(spark, source, NIGHT, initial=True).items
+    assert items is not None
+    assert {str(row["valid_from"])[:10] for row in items.collect()} == {"2024-05-20", "2024-05-31"}
 
 
 def test_renamed_and_retyped_columns_are_named(spark: SparkSession, tmp_path: Path) -> None:
