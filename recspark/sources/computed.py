@@ -21,6 +21,7 @@ from recspark.session import lenient
 from recspark.sources import values
 from recspark.sources.spelling import Spelling
 
+COMPUTED, UNREAD = "= ", "unread in "
 _AS_NUMBER = re.compile(
     r"CAST\((`(?:[^`]|``)+`|\w+) AS (?:TINYINT|SMALLINT|INT|BIGINT|FLOAT|DOUBLE|DECIMAL)"
 )
@@ -44,12 +45,12 @@ class Computed:
     @property
     def name(self) -> str:
         """The name of the column, which no raw column has."""
-        return f"= {self.sql}"
+        return f"{COMPUTED}{self.sql}"
 
     @property
     def wrong(self) -> str:
         """The name of the column that says which raw number could not be read; null = none."""
-        return f"unread: {self.sql}"
+        return f"{UNREAD}{self.sql}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ def compute(source: str, part: Staged, computed: Computed, spelling: Spelling) -
     one row, or no condition where one is wanted. Cost: no job; the driver plans two small queries.
     """
     kinds = part.kinds
-    raw = {name: column for name, column in part.columns.items() if not name.startswith("= ")}
+    raw = {
+        name: column
+        for name, column in part.columns.items()
+        if not name.startswith((COMPUTED, UNREAD))
+    }
     texts = {name: values.printed(column, kinds[name]) for name, column in raw.items()}
     # What is nested stays as it is.
     read = {name: raw[name] if text is None else text for name, text in texts.items()}

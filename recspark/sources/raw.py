@@ -535,7 +535,7 @@ def _staged(part: _Part) -> Staged:
     """Return a part with its columns by position, as no name is safe to use twice."""
     taken = {column: name for name, column in part.physical.items()}
     columns = [name for name in part.frame.columns if name != UNREADABLE]
-    names = [taken.get(column, column) for column in columns]
+    names = [taken.get(column, f"(column {i + 1})") for i, column in enumerate(columns)]
     positions = [quoted(column).alias(position(i)) for i, column in enumerate(columns)]
     unreadable = F.lit(None).cast("string").alias(UNREADABLE)
     if UNREADABLE in part.frame.columns:

@@ -341,8 +341,9 @@ def write_lines(path: Path, rows: list[dict[str, Any]], kind: str) -> None:
     if kind == "jsonl":
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return
-    lines = [",".join("" if v is None else str(v) for v in row.values()) for row in rows]
-    write_text(path, "\n".join(["user,item,at,amount,n", *lines, ""]))
+    values = [[row[name] for name in NUMERIC_TYPES] for row in rows]
+    lines = [",".join("" if v is None else str(v) for v in row) for row in values]
+    write_text(path, "\n".join([",".join(NUMERIC_TYPES), *lines, ""]))
 
 
 @pytest.fixture(scope="module")
