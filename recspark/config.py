@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zoneinfo
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -75,6 +77,10 @@ EVENT_COLUMNS = (
     "event_id", "user_id", "session_key", "order_id", "item_id", "event_type", "event_at", "value",
     "quantity",
 )  # fmt: skip
+NUMBER_COLUMNS = ("value", "quantity")
+ID_COLUMNS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
+# Texts that stand for a missing id: of SQL, Hive, Python, pandas, JavaScript.
+NULL_IDS = ("NULL", "\\N", "nan", "None", "undefined", "<NA>", "(null)")
 ITEM_COLUMNS = ("item_id", "item_name", "category", "price", "text", "media", "valid_from")
 
 
@@ -99,8 +105,54 @@ class Source(Section):
     attributes: dict[str, str] = Field(
         default_factory=dict, description="mapping: attribute -> raw column"
     )
+    expressions: dict[str, str] = Field(
+        default_factory=dict,
+        description="mapping: event column -> Spark SQL of raw columns, `price * pieces`",
+    )
+    where: dict[str, str] = Field(
+        default_factory=dict,
+        description="mapping: Spark SQL condition of raw columns -> the reason with which a row goes to "
+        "quarantine where it does not hold, the first that does not; a condition that is null fails",
+    )
     min_value: float | None = Field(
         None, description="mapping: a smaller `value` is quarantined; null = any value is fine"
+    )
+    max_value: float = Field(
+        1e12,
+        gt=0,
+        description="a `value` or `quantity` farther from 0 is quarantined. Guess: no shop's amount; "
+        "far below what float32, which models compute in, can square",
+    )
+    bounds: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="mapping: `value` or `quantity` -> [least, most]; beyond them a row is "
+        "quarantined; null = no bound",
+    )
+    decimal: str = Field(
+        ".", min_length=1, max_length=1, description="sign before a number's fraction, in text"
+    )
+    thousands: str = Field(
+        "",
+        max_length=1,
+        description='sign between groups of three digits; "" = none; " " = any blank',
+    )
+    currency: tuple[str, ...] = Field(
+        (), description="signs that may stand before or after a number: €, EUR; else it is none"
+    )
+    null_ids: tuple[str, ...] = Field(
+        NULL_IDS, description="texts that are no id, in capitals or not, in any id column"
+    )
+    null_values: dict[str, tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...]] = Field(
+        default_factory=dict,
+        description="event or item column -> what stands there for 'not known': the number of a guest",
+    )
+    whole_number_ids: tuple[str, ...] = Field(
+        (), description="id columns whose text 13085.0 (a float, once) means the id 13085"
+    )
+    earliest: date = Field(
+        date(1990, 1, 1),
+        description="a number (of seconds, milliseconds, microseconds) before this day is no time. "
+        "Guess: no shop logged events then",
     )
     items_path: str | None = Field(None, description="mapping: catalogue, where there is one")
     items_format: Literal["csv", "jsonl", "parquet", "delta"] | None = Field(
@@ -137,26 +189,48 @@ class Source(Section):
             raise ValueError(
                 "source.made_up.start is missing: an archive without times needs a first day"
             )
+        self._check_numbers()
         if self.kind == "mapping":
             self._check_mapping()
         else:
-            named = ("columns", "constants", "attributes", "items_path", "min_value")
+            named = (
+                "columns", "constants", "attributes", "items_path", "min_value", "expressions",
+                "where", "bounds", "null_values", "whole_number_ids",
+            )  # fmt: skip
             if given := [f"source.{name}" for name in named if getattr(self, name)]:
                 raise ValueError(f"{', '.join(given)}: for kind 'mapping' only, not '{self.kind}'")
         return self
 
+    def _check_numbers(self) -> None:
+        signs = {"decimal": self.decimal, "thousands": self.thousands}
+        for setting, sign in signs.items():
+            if sign and (sign.isalnum() or sign in "+-"):
+                raise ValueError(f"source.{setting} = '{sign}' can be a part of a number itself")
+        if self.decimal == self.thousands or self.decimal.isspace():
+            raise ValueError(
+                f"source.decimal = '{self.decimal}' and source.thousands = '{self.thousands}': "
+                "12,345 has to be one number"
+            )
+        if wrong := [text for text in self.currency if not text or any(map(str.isdigit, text))]:
+            raise ValueError(f"source.currency: {wrong} is no sign of a currency")
+
     def _check_mapping(self) -> None:
-        for setting, named, known in [
+        checked: list[tuple[str, Iterable[str], Iterable[str]]] = [
             ("columns", self.columns, EVENT_COLUMNS),
+            ("expressions", self.expressions, EVENT_COLUMNS),
+            ("bounds", self.bounds, NUMBER_COLUMNS),
+            ("null_values", self.null_values, (*EVENT_COLUMNS, *ITEM_COLUMNS)),
+            ("whole_number_ids", self.whole_number_ids, ID_COLUMNS),
             ("constants", self.constants, EVENT_COLUMNS),
             ("items_columns", self.items_columns, ITEM_COLUMNS),
-        ]:
+        ]
+        for setting, named, known in checked:
             for name in named:
                 if name not in known:
                     raise ValueError(
                         f"source.{setting}.{name} is no column here.{suggest(name, known)}"
                     )
-        given = {*self.columns, *self.constants}
+        given = {*self.columns, *self.constants, *self.expressions}
         for name in ("event_id", "item_id", "event_at"):
             if name in self.constants:
                 raise ValueError(f"source.constants.{name}: it differs by row, name its raw column")
@@ -165,9 +239,19 @@ class Source(Section):
                 raise ValueError(f"source.constants.{name} = '{self.constants[name]}' is no number")
         if self.min_value is not None and "value" not in given:
             raise ValueError("source.min_value is set, but source.columns gives no value")
-        twice = sorted(set(self.columns) & set(self.constants))
-        if twice:
-            raise ValueError(f"source.columns and source.constants both give {twice}")
+        for name in self.bounds:
+            if name not in given:
+                raise ValueError(f"source.bounds.{name}: source.columns gives no {name}")
+        if self.min_value is not None and "value" in self.bounds:
+            raise ValueError("source.min_value and source.bounds.value: keep one of them")
+        sets = {
+            "columns": self.columns,
+            "constants": self.constants,
+            "expressions": self.expressions,
+        }
+        for one, other in itertools.combinations(sets, 2):
+            if twice := sorted(set(sets[one]) & set(sets[other])):
+                raise ValueError(f"source.{one} and source.{other} both give {twice}")
         lacking = [name for name in ("item_id", "event_type", "event_at") if name not in given]
         if not given & {"user_id", "session_key"}:
             lacking.append("user_id or session_key")

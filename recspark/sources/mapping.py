@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from datetime import date
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -11,13 +12,16 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Source
+from recspark.sources.computed import Computed
 from recspark.sources.files import Place, find_place
 from recspark.sources.landing import Night
 from recspark.sources.raw import UNREADABLE, RawTable, read_raw
+from recspark.sources.spelling import Spelling, spelling_of
 from recspark.sources.typed import (
     Typed,
     as_raw_events,
     attributes_of,
+    bounds_of,
     id_of,
     list_of,
     number_of,
@@ -25,12 +29,11 @@ from recspark.sources.typed import (
     shaped,
     text_of,
     time_of,
-    with_event_id,
+    unread_numbers,
 )
 
 IDS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
 NUMBERS = ("value", "quantity")
-VALUE_TOO_SMALL = "value too small"
 
 
 def places(source: Source, run_date: date) -> list[Place]:
@@ -51,8 +54,15 @@ def read(
     item id are left out; of several for one item and time the greatest stays. Cost: events no
     shuffle, or one where ids are made; items one.
     """
-    named = [*source.columns.values(), *source.attributes.values()]
-    table = read_raw(spark, places[0], source.format, named, options=source.options)
+    table = read_raw(
+        spark,
+        places[0],
+        source.format,
+        [*source.columns.values(), *source.attributes.values()],
+        options=source.options,
+        spelling=_events_spelling(source),
+        computed=[*_expressions(source).values(), *_conditions(source)],
+    )
     events = None if table is None else _events(source, table, night)
     if len(places) == 1:
         return events, None
@@ -62,14 +72,16 @@ def read(
         source.items_format or source.format,
         list(source.items_columns.values()),
         options=source.options,
+        spelling=spelling_of(source, source.items_columns),
     )
     return events, None if catalogue is None else _items(source, catalogue, night)
 
 
 def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
+    expressions = _expressions(source)
     columns: dict[str, Column] = {}
     typed: dict[str, Typed] = {}
-    for name, raw in source.columns.items():
+    for name, raw in (source.columns | {n: made.name for n, made in expressions.items()}).items():
         if name in IDS:
             columns[name] = id_of(table, raw)
             continue
@@ -79,15 +91,50 @@ def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
         columns[name] = typed[name].value
     columns |= {name: F.lit(text) for name, text in source.constants.items()}
     attributes = {name: text_of(table, raw) for name, raw in source.attributes.items()}
-    rows = night.rows(table.frame, columns["event_at"])
+    content = None
     if "event_id" not in columns:
-        content = [columns[name] for name in sorted(columns)]
+        content = [F.col(name) for name in sorted(columns)]
         content += [attributes[name] for name in sorted(attributes)]
-        rows = with_event_id(rows, [*content, F.col(UNREADABLE)])
-    checks = readability(table, typed, list(table.kinds))
+        content.append(F.col(UNREADABLE))
+    checks = [
+        *readability(table, typed, list(table.kinds)),
+        *unread_numbers(table, expressions.values()),
+        *[
+            (~F.coalesce(table.column(made.name), F.lit(False)), reason)
+            for made, reason in zip(_conditions(source), source.where.values())
+        ],
+        *_bounds(source, columns),
+    ]
+    rows = night.rows(table.frame, columns["event_at"])
+    columns["attributes"] = attributes_of(attributes)
+    return as_raw_events(table, rows, columns, checks, content)
+
+
+def _expressions(source: Source) -> dict[str, Computed]:
+    return {
+        name: Computed(f"source.expressions.{name}", sql)
+        for name, sql in source.expressions.items()
+    }
+
+
+def _conditions(source: Source) -> list[Computed]:
+    return [Computed("source.where", sql, is_condition=True) for sql in source.where]
+
+
+def _events_spelling(source: Source) -> Spelling:
+    made = {name: computed.name for name, computed in _expressions(source).items()}
+    return spelling_of(source, source.columns | made)
+
+
+def _bounds(source: Source, columns: Container[str]) -> list[tuple[Column, str]]:
+    bounds = dict(source.bounds)
     if source.min_value is not None:
-        checks.append((F.col("value") < source.min_value, VALUE_TOO_SMALL))
-    return as_raw_events(table, rows, {**columns, "attributes": attributes_of(attributes)}, checks)
+        bounds["value"] = (source.min_value, None)
+    checks = [check for name, limits in bounds.items() for check in bounds_of(name, *limits)]
+    for name in NUMBERS:
+        if name in columns:
+            checks += bounds_of(name, size=source.max_value)
+    return checks
 
 
 def _items(source: Source, table: RawTable, night: Night) -> DataFrame:

@@ -9,11 +9,11 @@ any source may lack (no user, no time, …) comes after them (`recspark.data.eve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType
 
 from recspark import schema
 from recspark.config import Source
@@ -21,18 +21,20 @@ from recspark.data.events import QUANTITY
 from recspark.sources.files import Place, find_place
 from recspark.sources.landing import Night
 from recspark.sources.raw import UNREADABLE, RawTable, read_raw
+from recspark.sources.spelling import spelling_of
 from recspark.sources.typed import (
     Typed,
     as_raw_events,
     attributes_of,
+    bounds_of,
     first_reason,
     id_of,
     number_of,
+    raw_text,
     readability,
     shaped,
     text_of,
     time_of,
-    with_event_id,
 )
 
 CANCELLED = "cancelled invoice"
@@ -57,21 +59,26 @@ def read(
     row per item and day on which it was sold under a name: the day's latest name and price, from
     the time of its last such line. Cost: events one shuffle (identical lines), items one.
     """
-    table = read_raw(spark, places[0], source.format, COLUMNS, options=source.options)
+    table = read_raw(
+        spark,
+        places[0],
+        source.format,
+        COLUMNS,
+        options=source.options,
+        spelling=replace(spelling_of(source, {}), whole_numbers=frozenset({"Customer ID"})),
+    )
     if table is None:
         return None, None
-    columns, checks = _columns(table, source.timezone)
+    columns, checks = _columns(source, table)
     rows = night.rows(table.frame, columns["event_at"])
-    content = [*(table.column(name) for name in COLUMNS), F.col(UNREADABLE)]
-    events = as_raw_events(table, with_event_id(rows, content), columns, checks)
+    events = as_raw_events(table, rows, columns, checks, _content(source, table))
     return events, _items(table, rows, columns, checks)
 
 
-def _columns(table: RawTable, zone: str) -> tuple[dict[str, Column], list[tuple[Column, str]]]:
+def _columns(source: Source, table: RawTable) -> tuple[dict[str, Column], list[tuple[Column, str]]]:
     """Return the event columns, and (condition, reason) in the order of precedence."""
+    zone = source.timezone
     customer = id_of(table, "Customer ID")
-    if isinstance(table.kinds["Customer ID"], StringType):
-        customer = F.regexp_replace(F.trim(customer), r"^(\d+)[.]0+$", "$1")
     typed = {
         "quantity": number_of(table, "Quantity"),
         "event_at": time_of(table, "InvoiceDate", zone),
@@ -93,8 +100,27 @@ def _columns(table: RawTable, zone: str) -> tuple[dict[str, Column], list[tuple[
         (~F.col("item_id").rlike("^[0-9]{5}"), NOT_A_PRODUCT),
         (~(F.coalesce("quantity", F.lit(0.0)) > 0), QUANTITY),
         (~(F.coalesce("price", F.lit(0.0)) > 0), PRICE),
+        *bounds_of("value", size=source.max_value),
     ]
     return columns, checks
+
+
+def _content(source: Source, table: RawTable) -> list[Column]:
+    """Return what makes a line: equal values of any type and format give the same text, that of the
+    types in which the data set was published.
+    """
+    spelt = {name: raw_text(table, name) for name in COLUMNS}
+    sold_at, quantity = F.col("event_at"), F.col("quantity")
+    if source.timezone != "UTC":
+        sold_at = F.from_utc_timestamp(sold_at, source.timezone)
+    read = {
+        "Quantity": F.when(quantity == F.rint(quantity), quantity.try_cast("bigint")),
+        "InvoiceDate": sold_at,
+        "Price": F.col("price"),
+        "Customer ID": number_of(table, "Customer ID").value,
+    }
+    texts = {name: F.coalesce(value.cast("string"), spelt[name]) for name, value in read.items()}
+    return [*(spelt | texts).values(), F.col(UNREADABLE)]
 
 
 def _items(
@@ -103,7 +129,7 @@ def _items(
     columns: Mapping[str, Column],
     checks: Sequence[tuple[Column, str]],
 ) -> DataFrame:
-    needed = ("item_id", "event_at", "user_id", "order_id", "quantity", "price")
+    needed = ("item_id", "event_at", "user_id", "order_id", "quantity", "price", "value")
     typed = rows.withColumns({name: columns[name] for name in needed})
     typed = typed.withColumn("name", text_of(table, "Description"))
     is_sale = first_reason(checks).isNull() & F.col("user_id").isNotNull()

@@ -1,4 +1,4 @@
-"""Raw rows as they are: CSV, JSON lines, Parquet or Delta, with the columns that a source names."""
+"""Raw rows as they are: CSV, JSON lines, Parquet or Delta, with every column that they have."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ from functools import reduce
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, StringType, StructField, StructType, TimestampType
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    MapType,
+    NullType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
 
 from recspark.errors import SourceError, suggest
+from recspark.sources.computed import Computed, Staged, compute, position
 from recspark.sources.files import Place, csv_header, head_lines, parquet_footer
+from recspark.sources.spelling import Spelling
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +42,53 @@ CSV_OPTIONS = {
 
 @dataclass(frozen=True)
 class RawTable:
-    """Raw rows: the named columns as `r0`, `r1`, … and the text of a row that could not be read.
+    """Raw rows: every column that a file has, in each type that it has there.
+
+    Files are united column by column *and* type by type: where `user` is an integer in one file and
+    a float in another, there is a frame column for each, null in the rows of the other. So a value
+    reaches whoever knows what it means as it was delivered, never as Spark's text of it.
 
     Parameters
     ----------
     source : name of the source, for messages
-    frame : columns `r0` … in the order of `kinds`, then `_unreadable` string (null = the row is
-        fine)
-    kinds : raw column -> its type; every column is text in CSV and JSON lines
+    frame : columns `r0` … and `_unreadable` string, the text of a row that could not be read (null
+        = the row is fine)
+    types : raw column -> (frame column, its type) for each type; every column is text in CSV and
+        JSON lines. What SQL computes is a column here, too, by its text
+    kinds : raw columns that the source names -> the first of their types
+    computed : those of `types` that are no raw columns
     is_text : whether the rows come from text, which may be wrongly encoded
+    spelling : how numbers and ids are spelt
     """
 
     source: str
     frame: DataFrame
+    types: Mapping[str, Sequence[tuple[str, DataType]]]
     kinds: Mapping[str, DataType]
+    computed: frozenset[str]
     is_text: bool
+    spelling: Spelling
+
+    def variants(self, name: str) -> list[tuple[Column, DataType]]:
+        """Return (column, type) for each type that the raw column `name` has."""
+        return [(F.col(column), kind) for column, kind in self.types[name]]
 
     def column(self, name: str) -> Column:
-        """Return the raw column `name`."""
-        return F.col(f"r{list(self.kinds).index(name)}")
+        """Return the raw column `name` as it is; as text where it has several types."""
+        variants = self.variants(name)
+        if len(variants) == 1:
+            return variants[0][0]
+        return F.coalesce(*[_as_text(column, kind) for column, kind in variants])
 
     def unreadable(self) -> Column:
         """Return whether a row had the wrong number of fields, or was no JSON object."""
         return F.col(UNREADABLE).isNotNull()
 
     def row(self) -> Column:
-        """Return the raw row as JSON, nulls left out; not cheap, so only ask for rows that need
-        it.
+        """Return the raw row as JSON, with the columns that nobody names; nulls are left out. Not
+        cheap, so only ask for rows that need it.
         """
-        named = [self.column(name).alias(name) for name in self.kinds]
+        named = [self.column(name).alias(name) for name in self.types if name not in self.computed]
         return F.to_json(F.struct(*named, F.col(UNREADABLE)))
 
 
@@ -80,21 +109,26 @@ def read_raw(
     *,
     options: Mapping[str, str] | None = None,
     header: Sequence[str] | None = None,
+    spelling: Spelling | None = None,
+    computed: Sequence[Computed] = (),
 ) -> RawTable | None:
-    """Return the columns `named` of every row at `place`; None where no file holds a row.
+    """Return every row at `place`; None where no file holds one.
 
     Parameters
     ----------
     kind : `csv`, `jsonl`, `parquet` or `delta`
     options : reader options, as Spark's; they win over recspark's own
     header : names of the fields of a CSV file that has no header line
+    spelling : how numbers and ids are spelt; None = as programs do
+    computed : columns that SQL makes of the raw ones
 
-    Files may differ in the order of their columns and in columns that are not named; where they
-    differ in the type of a named one, that column is read as text. Raises SourceError that lists
-    the missing columns, with the nearest name that is there. Cost: lazy; the driver reads one
-    header or footer per file; for JSON lines one job more where the first MB of no file shows a
-    named column.
+    Files may differ in the order and type of their columns, and in columns that are not named.
+    Raises SourceError that lists the missing columns, with the nearest name that is there. Cost:
+    lazy; the driver reads one header or footer per file; for JSON lines one job more where the
+    first MB of no file shows a named column. All columns are read, since a row that is refused is
+    kept whole.
     """
+    spelling = spelling or Spelling()
     given = dict(options or {})
     named = list(dict.fromkeys(named))
     try:
@@ -108,7 +142,12 @@ def read_raw(
             parts = _delta_parts(spark, place, given)
         for part in parts:
             _check_names(place, part, named)
-        return _as_table(place, parts, named, kind in ("csv", "jsonl")) if parts else None
+        if not parts:
+            return None
+        staged = [_staged(part) for part in parts]
+        for column in computed:
+            staged = [compute(place.source, part, column, spelling) for part in staged]
+        return _as_table(place, staged, named, computed, kind in ("csv", "jsonl"), spelling)
     except AnalysisException as error:
         raise SourceError(
             f"source '{place.source}': {place.root} cannot be read as {kind}: "
@@ -170,7 +209,10 @@ def _jsonl_parts(
     there.update(place.folder_columns)
     # Not one readable object: every row is quarantined, and there is no schema to complain of.
     known = there or set(named)
-    frame = _reader(spark, place, given, [name for name in named if name in known]).json(files)
+    # Spark takes names for equal that differ in case only: of such, those that are named.
+    first = {name.lower(): name for name in [*sorted(known - set(named)), *named] if name in known}
+    columns = [name for name in sorted(known) if first[name.lower()] == name and name != UNREADABLE]
+    frame = _reader(spark, place, given, columns).json(files)
     return [_Part(frame, {name: name for name in known}, files[0])]
 
 
@@ -228,21 +270,56 @@ def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
         log.info("source=%s file=%s columns_not_used=%s", place.source, part.first_file, unused)
 
 
+def _staged(part: _Part) -> Staged:
+    """Return a part with its columns by position, as no name is safe to use twice."""
+    taken = {column: name for name, column in part.physical.items()}
+    columns = [name for name in part.frame.columns if name != UNREADABLE]
+    names = [taken.get(column, f"(column {i + 1})") for i, column in enumerate(columns)]
+    positions = [quoted(column).alias(position(i)) for i, column in enumerate(columns)]
+    unreadable = F.lit(None).cast("string").alias(UNREADABLE)
+    if UNREADABLE in part.frame.columns:
+        unreadable = F.col(UNREADABLE)
+    return Staged(part.frame.select(*positions, unreadable), names)
+
+
 def _as_table(
-    place: Place, parts: Sequence[_Part], named: Sequence[str], is_text: bool
+    place: Place,
+    parts: Sequence[Staged],
+    named: Sequence[str],
+    computed: Sequence[Computed],
+    is_text: bool,
+    spelling: Spelling,
 ) -> RawTable:
-    kinds = [[part.frame.schema[part.physical[name]].dataType for name in named] for part in parts]
-    merged = [types[0] if len(set(types)) == 1 else StringType() for types in zip(*kinds)]
+    there = dict.fromkeys(name for part in parts for name in part.names)
+    kinds_of = [part.kinds for part in parts]
+    types: dict[str, list[DataType]] = {name: [] for name in (*named, *there) if name in there}
+    for part_kinds in kinds_of:
+        for name, kind in part_kinds.items():
+            if kind not in types[name]:
+                types[name].append(kind)
+    slots: dict[tuple[str, DataType], str] = {}
+    for name, kinds in types.items():
+        # A column of nulls has no type of its own.
+        types[name] = [kind for kind in kinds if kind != NullType()] or kinds
+        for kind in types[name]:
+            slots[name, kind] = f"r{len(slots)}"
     frames = []
-    for part, types in zip(parts, kinds):
-        columns = []
-        for i, (name, kind, wanted) in enumerate(zip(named, types, merged)):
-            raw = quoted(part.physical[name])
-            columns.append((raw if kind == wanted else _as_text(raw, kind)).alias(f"r{i}"))
-        unreadable = F.col(UNREADABLE) if is_text else F.lit(None).cast("string").alias(UNREADABLE)
-        frames.append(part.frame.select(*columns, unreadable))
-    frame = reduce(DataFrame.union, frames)
-    return RawTable(place.source, frame, dict(zip(named, merged)), is_text)
+    for part, part_kinds in zip(parts, kinds_of):
+        own = part.columns
+        columns = [
+            (own[name] if part_kinds.get(name) == kind else F.lit(None).cast(kind)).alias(slot)
+            for (name, kind), slot in slots.items()
+        ]
+        frames.append(part.frame.select(*columns, F.col(UNREADABLE)))
+    return RawTable(
+        place.source,
+        reduce(DataFrame.union, frames),
+        {name: [(slots[name, kind], kind) for kind in kinds] for name, kinds in types.items()},
+        {name: types[name][0] for name in named},
+        frozenset(name for column in computed for name in (column.name, column.wrong)),
+        is_text,
+        spelling,
+    )
 
 
 def quoted(name: str) -> Column:
@@ -251,7 +328,9 @@ def quoted(name: str) -> Column:
 
 
 def _as_text(column: Column, kind: DataType) -> Column:
-    """Return `column` as text; an instant says its zone, so that it is not read as local time."""
+    """Return `column` as text for a person to read; an instant says its zone."""
+    if isinstance(kind, ArrayType | MapType | StructType):
+        return F.to_json(column)
     if isinstance(kind, TimestampType):
         return F.date_format(column, "yyyy-MM-dd HH:mm:ss.SSSSSS'Z'")
     return column.cast("string")

@@ -55,6 +55,32 @@ def test_planned_anew_a_name_keeps_its_number(spark: SparkSession) -> None:
     assert sorted(r["user_idx"] for r in rows) == list(range(5000))
 
 
+@pytest.mark.parametrize(
+    ("new", "before", "example"),
+    [
+        (["13085", "13085.0", "u1"], [], "13085"),
+        (["13085.0"], ["13085", "7"], "13085"),
+        (["8.00"], ["8", "13085.0"], "8"),
+        (["13085"], ["13085.0"], "13085"),
+        (["13085.5", "u1.0", "12"], ["13085", "9.0", "u1"], None),
+        (["1"], ["13085", "13085.0"], None),  # told on the night that brought the second
+    ],
+)
+def test_two_spellings_of_one_number_are_told(
+    spark: SparkSession,
+    caplog: pytest.LogCaptureFixture,
+    new: list[str | None],
+    before: list[str],
+    example: str | None,
+) -> None:
+    have = known(spark, [(name, i) for i, name in enumerate(before)])
+    ids.new_ids(names(spark, new), have, "user_id", "user_idx", NIGHT)
+    if example is None:
+        assert not caplog.records
+    else:
+        assert f"user_id: 1 numbers have two spellings, such as '{example}'" in caplog.text
+
+
 def test_nothing_new_gives_no_rows(spark: SparkSession) -> None:
     assert (
         ids.new_ids(

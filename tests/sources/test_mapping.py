@@ -118,7 +118,7 @@ TIMES = [
     ("1717149600.25", datetime(2024, 5, 31, 10, 0, 0, 250000)),
     ("1717149600000000", datetime(2024, 5, 31, 10)),
     ("10:00:00", None),
-    ("2024", datetime(1970, 1, 1, 0, 33, 44)),  # a number: seconds; ingest refuses it as too early
+    ("20240531", datetime(2024, 5, 30, 22)),
     ("2024-02-30", None),
     ("31.05.2024", None),
     ("now", None),
@@ -311,6 +311,204 @@ def test_delta_is_read_at_the_version_of_the_digest(spark: SparkSession, tmp_pat
     frame.write.format("delta").mode("append").save(str(path))
     assert landing.events.count() == 1
     assert landing.digest != landing_digest(source, NIGHT)
+
+
+def test_folder_columns_are_text(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """Of every format that has folder columns; Delta types its own."""
+    record = {k: v for k, v in RECORDS[0].items() if k not in ("customer", "page", "when")}
+    wanted = []
+    for user, page, day in [("00123", "007", "2024-05-30"), ("1e3", "1.0", "20240530")]:
+        below = f"when={day}/customer={user}/page={page}"
+        csv_lines(tmp_path / "csv" / below / "a.csv", [record])
+        json_lines(tmp_path / "jsonl" / below / "a.jsonl", [record])
+        write_parquet(tmp_path / "parquet" / below / "a.parquet", [record])
+        wanted.append((user, page, datetime(2024, 5, 30)))
+    for kind in ("csv", "jsonl", "parquet"):
+        rows = checked(shop(tmp_path / kind, format=kind))
+        found = [(row["user_id"], row["attributes"]["page"], row["event_at"]) for row in rows]
+        assert sorted(found) == wanted, kind
+
+
+SHOP = """order;article;kind;price;pieces;customer;sold_at;note
+r1;A;sale;9,95;2;c1;2024-05-31 09:00;first
+r2;A;sale;1.000,00;3;0;2024-05-31 09:00;a guest
+r3;GIFT;sale;5,00;1;c2;2024-05-31 09:00;no product
+r4;A;return;9,95;1;c2;2024-05-31 09:00;back
+r5;A;sale;cheap;1;c2;2024-05-31 09:00;no price
+r6;A;sale;;1;c2;2024-05-31 09:00;no price given
+r7;A;sale;9,95;501;c2;2024-05-31 09:00;too many
+r8;A;sale;1,00E+20;1;c2;2024-05-31 09:00;beyond all
+r9;A;;9,95;1;c2;2024-05-31 09:00;kind unknown
+r10;A;sale;0,50;1;c2;2024-05-31 09:00;half
+"""
+MAPPED = {"order_id": "order", "item_id": "article", "user_id": "customer", "quantity": "pieces"}
+REAL: dict[str, Any] = {
+    "columns": {**MAPPED, "event_at": "sold_at"},
+    "expressions": {"value": "price * pieces"},
+    "constants": {"event_type": "purchase"},
+    "attributes": {},
+    "where": {
+        "article RLIKE '^[A-Z]$'": "not a product",
+        "kind <> 'return' AND price > 0.1 OR price IS NULL": "a return",
+    },
+    "null_values": {"user_id": ["0"]},
+    "bounds": {"quantity": [1, 500]},
+    "decimal": ",",
+    "thousands": ".",
+}  # fmt: skip
+
+
+def test_a_real_shop_needs_no_preparation(
+    spark: SparkSession, tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    import csv
+
+    write_text(tmp_path / "csv/a.csv", SHOP)
+    delivered = list(csv.DictReader(SHOP.splitlines(), delimiter=";"))
+    json_lines(tmp_path / "a.jsonl", delivered)
+    # The same as a typed table: what can be a number is one.
+    typed = [
+        {**row, "pieces": int(row["pieces"]), "customer": row["customer"]} for row in delivered
+    ]
+    write_parquet(tmp_path / "a.parquet", typed)
+    ways = {
+        "csv": checked(shop(tmp_path / "csv", format="csv", options={"sep": ";"}, **REAL)),
+        "jsonl": checked(shop(tmp_path / "a.jsonl", **REAL)),
+        "parquet": checked(shop(tmp_path / "a.parquet", format="parquet", **REAL)),
+    }
+    wanted = {
+        "r1": (19.9, None),
+        "r2": (3000.0, "no user"),
+        "r3": (5.0, "not a product"),
+        "r4": (9.95, "a return"),
+        "r5": (None, "wrong type: price"),
+        "r6": (None, None),
+        "r7": (9.95 * 501, "quantity too large"),
+        "r8": (1e20, "value too large"),
+        "r9": (9.95, "a return"),  # null = fails
+        "r10": (0.5, None),
+    }
+    for way, rows in ways.items():
+        assert {r["order_id"]: (r["value"], r["reason"]) for r in rows} == wanted, way
+        refused = {r["order_id"]: json.loads(r["row"]) for r in rows if r["row"]}
+        assert refused["r3"]["note"] == "no product"
+        assert (
+            {
+                **refused["r6"],
+            }
+            if "r6" in refused
+            else True
+        )
+        given = {k: v for k, v in delivered[2].items() if k != "pieces"}
+        assert refused["r3"].items() >= given.items(), way
+    ids = [{row["order_id"]: row["event_id"] for row in rows} for rows in ways.values()]
+    assert ids[0] == ids[1] == ids[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expressions": {"value": "prise * n"}}, r"value = 'prise \* n' .* Did you mean 'price'\?"),
+        ({"expressions": {"value": "price *"}}, r"value = 'price \*' cannot be computed: \[PARSE"),
+        ({"expressions": {"value": "sum(price)"}}, "has to be computed from one row alone"),
+        ({"expressions": {"value": "price + rand()"}}, "and the same each time"),
+        ({"expressions": {"value": "explode(array(price, n))"}}, "from one row alone"),
+        ({"where": {"price * 2": "no"}}, r"source\.where is no condition: 'price \* 2' gives double"),
+    ],
+)  # fmt: skip
+def test_sql_that_cannot_be_read_is_named(
+    spark: SparkSession, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = json_lines(tmp_path / "a.jsonl", [{**RECORDS[0], "price": 2}])
+    columns = {name: raw for name, raw in COLUMNS.items() if name != "value"}
+    with pytest.raises(SourceError, match=message):
+        read_landing(spark, shop(path, columns=columns, **changes), NIGHT, initial=True)
+    assert spark.conf.get("spark.sql.ansi.enabled") == "true"
+
+
+def test_sql_reads_numbers_and_text_and_never_fails_a_row(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    amounts = ["0.5", "x", "1e400", None, "2"]
+    records = [
+        {**RECORDS[0], "page": "home", "sku": str(i), "amount": v, "n": 1, "basket.no": "00"}
+        for i, v in enumerate(amounts)
+    ]
+    where = {
+        "amount > 0.25 OR amount IS NULL": "too cheap",
+        "`basket.no` = '00'": "another basket",
+        "CAST(amount AS INT) / 0 IS NULL": "never",
+        "CAST(concat(sku, 'x') AS INT) IS NULL": "never",
+    }
+    rows = checked(shop(json_lines(tmp_path / "a.jsonl", records), where=where))
+    assert {row["item_id"]: row["reason"] for row in rows} == {
+        "0": None,
+        "1": "wrong type: amount",
+        "2": "value not finite",
+        "3": None,
+        "4": None,
+    }
+
+
+def test_values_and_quantities_beyond_all_bounds_are_quarantined(
+    tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    amounts = [1e20, -1e20, 1e12, -5.0, "Infinity", "NaN"]
+    records = [{**RECORDS[0], "sku": f"for {v}", "amount": v} for v in amounts]
+    records.append({**RECORDS[0], "sku": "many", "n": 1e20})
+    path = json_lines(tmp_path / "a.jsonl", records)
+    reasons = {
+        "for 1e+20": "value too large",
+        "for -1e+20": "value too large",
+        "for 1000000000000.0": None,
+        "for -5.0": None,
+        "for Infinity": "value not finite",
+        "for NaN": "value not finite",
+        "many": "quantity too large",
+    }
+    assert {row["item_id"]: row["reason"] for row in checked(shop(path))} == reasons
+    reasons |= {"for 1000000000000.0": "value too large"}
+    assert {r["item_id"]: r["reason"] for r in checked(shop(path, max_value=1e6))} == reasons
+
+
+def test_an_archive_then_a_landing_a_night_is_one_source(
+    spark: SparkSession, tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """The first night's folder holds all that there is, the later ones a day each: some of it twice."""
+    days = [f"2024-05-{day:02d}" for day in (1, 10, 28, 29, 30, 31)]
+    records = [{**RECORDS[0], "page": "x", "sku": day, "when": f"{day}T10:00:00Z"} for day in days]
+    write_parquet(tmp_path / "2024-05-29/archive.parquet", records[:4])
+    write_parquet(tmp_path / "2024-05-30/a.parquet", records[3:5])
+    write_parquet(tmp_path / "2024-05-31/a.parquet", records[5:])
+    source = shop(tmp_path / "{run_date}", archive=False, format="parquet")
+    clean = {}
+    for day in (29, 30, 31):
+        for row in checked(source, date(2024, 5, day), initial=day == 29):
+            assert row["reason"] is None
+            clean[row["event_id"]] = row["item_id"]
+    assert sorted(clean.values()) == days
+    # What came twice has its id again, so that ingest knows it; the whole at once gives the same.
+    write_parquet(tmp_path / "whole.parquet", records)
+    whole = checked(shop(tmp_path / "whole.parquet", format="parquet"))
+    assert {row["event_id"]: row["item_id"] for row in whole} == clean
+
+
+def test_prices_are_spelt_as_the_source_says(spark: SparkSession, tmp_path: Path) -> None:
+    prices = {"€12.99": 12.99, "1,234.50": 1234.5, "12": 12.0, "0": None, "cheap": None}
+    items = json_lines(tmp_path / "i.jsonl", [{"sku": p, "price": p} for p in prices])
+    source = shop(
+        json_lines(tmp_path / "a.jsonl", RECORDS),
+        items_path=str(items),
+        items_columns={"item_id": "sku", "price": "price"},
+        thousands=",",
+        currency=["€"],
+        null_values={"price": [0]},
+    )
+    landing = read_landing(spark, source, NIGHT, initial=True)
+    assert landing.items is not None
+    assert {row["item_id"]: row["price"] for row in landing.items.collect()} == prices
 
 
 def test_catalogue(spark: SparkSession, tmp_path: Path) -> None:

@@ -95,6 +95,26 @@ def test_double_colon_form_gives_what_csv_gives(
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("form", ["dat", "dat.gz", "csv"])
+def test_titles_are_read_as_their_bytes_are_encoded(
+    spark: SparkSession, tmp_path: Path, form: str, encoding: str
+) -> None:
+    """10M has the form of 1M and another encoding."""
+    mark, head = ("::", "") if form.startswith("dat") else (",", "movieId,title,genres\n")
+    # The first megabyte shows nothing.
+    titles = ["x" * 1100] * 1000 + ["Amélie (2001)", "Mädchen in Uniform"]
+    lines = [mark.join((str(i), title, "Drama")) for i, title in enumerate(titles)]
+    write_text(tmp_path / f"movies.{form}", (head + "\n".join([*lines, ""])).encode(encoding))
+    rating = mark.join(("1", "1001", "5", str(T)))
+    head = "userId,movieId,rating,timestamp\n" if form == "csv" else ""
+    write_text(tmp_path / f"ratings.{form}", f"{head}{rating}\n")
+    items = read_landing(spark, films(tmp_path), NIGHT, initial=True).items
+    assert items is not None
+    names = {row["item_name"] for row in items.select("item_name").distinct().collect()}
+    assert names == set(titles)
+
+
 def test_rebuilt_form_keeps_the_exact_order(
     tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
 ) -> None:
