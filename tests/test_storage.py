@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recspark import storage
-from recspark.errors import SetupError
+from recspark.errors import SetupError, SourceError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -52,6 +52,20 @@ def test_complete_folders_are_listed_by_name(root: str) -> None:
         if name != "torn":
             storage.mark_complete(storage.join(root, name))
     assert storage.complete_folders(root) == [storage.join(root, name) for name in "ab"]
+
+
+def test_signs_of_a_pattern_or_a_chain_are_part_of_a_name(tmp_path: Path) -> None:
+    place = f"{tmp_path}/a::b/{{c,d}}/x[1]*?\\.csv"
+    storage.write_bytes(place, b"1")
+    storage.write_bytes(f"{tmp_path}/a::b/c/x1.csv", b"22")
+    assert storage.is_file(place)
+    assert storage.read_bytes(place) == b"1"
+    assert [size for _, size, _ in storage.fingerprint(f"{tmp_path}/a::b")] == [2, 1]
+    escaped = f"{tmp_path}/a::b/\\{{c,d\\}}/x\\[1\\]\\*\\?\\\\.csv"
+    assert storage.for_spark(place) == escaped
+    assert storage.for_spark("s3://b/10:30.csv") == "s3://b/10:30.csv"
+    with pytest.raises(SourceError, match="whose name has a ':'"):
+        storage.for_spark("/b/10:30.csv")
 
 
 def test_a_folder_is_writable_or_named(root: str, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ DELTA_LOG = "_delta_log"
 _COMMIT = re.compile(r"_delta_log/(\d{20})[.]json")
 
 # Compressions of text that Spark's readers and `head` both undo: how a name ends (Spark goes by
-# nothing else, and minds the case), and the first bytes.
+# nothing else), and the first bytes.
 COMPRESSIONS = {
     ".gz": re.compile(rb"\x1f\x8b"),
     ".bz2": re.compile(rb"BZh[1-9]"),
@@ -37,7 +37,6 @@ COMPRESSIONS = {
 _OTHER_COMPRESSIONS = (
     ".xz", ".lzma", ".zip", ".7z", ".rar", ".zst", ".zstd", ".lz4", ".lzo", ".snappy", ".sz", ".br",
     ".z", ".gzip", ".bzip2", ".bz", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".xlsx", ".xls", ".ods",
-    *COMPRESSIONS,
 )  # fmt: skip
 _NO_TEXT = {
     "gzip": rb"\x1f\x8b\x08",
@@ -202,17 +201,17 @@ def head_lines(content: bytes, end: bytes | None = None) -> list[bytes]:
 
 
 def _ending(uri: str) -> str:
-    """Return how the name says that a text file is compressed; "" where it does not.
+    """Return how the name says that a text file is compressed, in lower case; "" where it does not.
 
-    Raises SourceError for an ending that Spark does not know, or in another case than it knows.
+    Raises SourceError for an ending that Spark does not know.
     """
-    ending = posixpath.splitext(uri)[1]
+    ending = posixpath.splitext(uri)[1].lower()
     if ending in COMPRESSIONS:
         return ending
-    if ending.lower() in _OTHER_COMPRESSIONS:
+    if ending in _OTHER_COMPRESSIONS:
         raise SourceError(
             f"{uri} is compressed or packed as '{ending}', which is not supported; nothing was "
-            f"written. Deliver it plain, or as one of {', '.join(COMPRESSIONS)} (in lower case)"
+            f"written. Deliver it plain, or as one of {', '.join(COMPRESSIONS)}"
         )
     return ""
 

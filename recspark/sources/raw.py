@@ -51,8 +51,7 @@ UNREADABLE = "_unreadable"
 LINE = "_line"
 # Of a file of JSON lines, so many are looked at on the driver.
 _LOOKED_AT = 1000
-# Around a JSON text; a file may be several put together, each with its mark.
-_BLANKS = " \t\r\n\ufeff"
+_BLANKS = r"[ \t\r\n\ufeff]"
 _BLANK = bytes(range(33))
 
 
@@ -294,7 +293,7 @@ def _jsonl_parts(
     for name in named:
         if name not in there and (wrong := shapes.get(name)):
             raise SourceError(
-                f"source '{place.source}': column '{name}' is {wrong} in {files[0]}, expected "
+                f"source '{place.source}': column '{name}' is {wrong}, expected "
                 f"{'a list of texts' if name in lists else 'a text or a number'}; nothing was written. "
                 "Mend the delivery, or name another column"
             )
@@ -334,8 +333,12 @@ def _json_part(
     """
     inside = [name for name in known if name not in place.folder_columns]
     record = StructType([StructField(name, StringType()) for name in inside])
-    text = F.btrim(LINE, F.lit(_BLANKS))
-    is_list = F.startswith(text, F.lit("["))
+    line = F.col(LINE)
+    # Of each text of several that were put together, its mark is left out.
+    text = F.when(F.startswith(line, F.lit("\ufeff")), F.substring(line, 2, 1 << 30)).otherwise(
+        line
+    )
+    is_list = line.rlike(rf"^{_BLANKS}*\[")
     bracketed = F.concat(
         F.when(is_list, "[").otherwise("[["), text, F.when(is_list, "\n,[]]").otherwise("\n],[]]")
     )
@@ -345,7 +348,7 @@ def _json_part(
         {name: value for name, value in given.items() if name.startswith("allow")},
     )
     folders = [quoted(name) for name in sorted(place.folder_columns)]
-    read = texts.where(F.length(text) > 0).select(
+    read = texts.where(~line.rlike(rf"^{_BLANKS}*$")).select(
         *folders, LINE, parsed.alias("_parsed"), is_list.alias("_is_list")
     )
     records, end = F.get("_parsed", F.lit(0)), F.get("_parsed", F.lit(1))
@@ -390,7 +393,7 @@ def _looked_at(
     spark: SparkSession, files: Sequence[str], given: Mapping[str, str], lists: Mapping[str, str]
 ) -> tuple[set[str], dict[str, str]]:
     """Return the keys in the first lines of each file, and what is wrong with the values of those
-    that never hold what a column may: `an object` or `a list`.
+    that never hold what a column may: `an object in <file>` or `a list in <file>`.
     """
     keys: set[str] = set()
     fine: set[str] = set()
@@ -407,7 +410,8 @@ def _looked_at(
                 for name, value in record.items():
                     is_list = name in lists and isinstance(value, list)
                     if any(isinstance(v, dict | list) for v in (value if is_list else [value])):
-                        wrong[name] = "a list" if isinstance(value, list) else "an object"
+                        what = "a list" if isinstance(value, list) else "an object"
+                        wrong[name] = f"{what} in {uri}"
                     elif value is not None:
                         fine.add(name)
     return keys, {name: what for name, what in wrong.items() if name not in fine}

@@ -7,9 +7,10 @@ from urllib.parse import unquote
 
 from recspark.errors import DamagedFileError, SourceError
 
-# As Spark's error condition FAILED_READ_FILE ends, with and without a hint.
+# As Spark's error condition FAILED_READ_FILE ends, with and without a hint (which says that the file
+# is gone, or has no footer, or a column of another type).
 _READING = re.compile(
-    r"\[FAILED_READ_FILE[.\w]*\] Encountered error while reading file (.+?)\.\s+(SQLSTATE|File does)"
+    r"\[FAILED_READ_FILE[.\w]*\] Encountered error while reading file (.+?)\.\s+(SQLSTATE|File does|[A-Z])"
 )
 
 

@@ -323,6 +323,8 @@ def test_text_is_read_in_every_compression_of_the_list(spark: SparkSession, tmp_
         "a.csv.bz2": bz2.compress(data),
         "two.csv.bz2": bz2.compress(data[:half]) + bz2.compress(data[half:]),
         "a.csv.deflate": zlib.compress(data),
+        "b.csv.GZ": gzip.compress(data),
+        "b.csv.Bz2": bz2.compress(data),
     }
     for name, content in packed.items():
         (tmp_path / name).write_bytes(content)
@@ -341,7 +343,7 @@ def test_text_in_another_compression_is_named(spark: SparkSession, tmp_path: Pat
     zipped, packed = (tmp_path / "zipped").read_bytes(), pa.compress(data, "zstd", asbytes=True)
     by_name = {
         "xz": lzma.compress(data), "lzma": data, "zip": zipped, "zst": packed, "lz4": data, "br": data,
-        "snappy": data, "Z": data, "7z": data, "tgz": gzip.compress(data), "GZ": gzip.compress(data),
+        "snappy": data, "Z": data, "7z": data, "tgz": gzip.compress(data), "ZIP": zipped,
         "gzip": gzip.compress(data), "xlsx": zipped,
     }  # fmt: skip
     by_content = {
