@@ -78,6 +78,11 @@ class RawTable:
         """Return the raw column `name`."""
         return F.col(f"r{list(self.kinds).index(name)}")
 
+    def text(self, name: str) -> Column:
+        """Return the raw column `name` as one text, whose parts are joined where it is a list."""
+        column = self.column(name)
+        return F.array_join(column, " ") if isinstance(self.kinds[name], ArrayType) else column
+
     def unreadable(self) -> Column:
         """Return whether a row had the wrong number of fields, or was no JSON object."""
         return F.col(UNREADABLE).isNotNull()

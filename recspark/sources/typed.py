@@ -145,7 +145,7 @@ def readability(
         checks.append((table.unreadable(), UNREADABLE_ROW))
         # Spark puts U+FFFD in place of bytes that are no text.
         checks.extend(
-            (table.column(name).contains("\ufffd"), BAD_ENCODING.format(name)) for name in named
+            (table.text(name).contains("\ufffd"), BAD_ENCODING.format(name)) for name in named
         )
     for name, column in typed.items():
         if column.is_given is not None:
