@@ -27,6 +27,8 @@ ALWAYS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
+    # Else Delta reads the folder of a cutoff in the zone of the machine that writes it.
+    "spark.databricks.delta.write.utcTimestampPartitionValues": "false",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     # `user=00123/` is text: Spark would make 123 of it, and 1000.0 of `user=1e3/`.

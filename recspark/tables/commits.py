@@ -8,6 +8,7 @@ computed from, and Delta itself refuses the commit where that no longer stands.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -121,7 +122,9 @@ def write(
     )
     actions = writer.write(transaction, session, _none(spark), False)
     if once is not None:
-        told = _java(spark, f"{_DELTA}.actions.SetTransaction")(once, 0, _none(spark))
+        told = _java(spark, f"{_DELTA}.actions.SetTransaction")(
+            once, 0, _some(spark, int(time.time() * 1000))
+        )
         actions = actions.appended(told)
     operation = _java(spark, f"{_DELTA}.DeltaOperations$Write")(
         mode,
