@@ -12,10 +12,12 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime
+from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from recspark import storage
 from recspark.errors import ConfigError
+from recspark.tables.reader import in_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,7 +129,7 @@ class Export:
             if task is None or first is None:
                 return
             name = f"{task.partitionId():05d}a{task.attemptNumber()}"
-            every = (batch.cast(schema) for batch in _chain(first, batches))
+            every = (in_columns(batch, schema) for batch in chain([first], batches))
             n_rows = self.write(schema, every, name)
             yield pa.RecordBatch.from_pydict({"file": [name], "n_rows": [n_rows]})
 
@@ -193,11 +195,6 @@ def _with_utc(field: pa.Field) -> pa.Field:
     return (
         field.with_type(pa.timestamp("us", "UTC")) if pa.types.is_timestamp(field.type) else field
     )
-
-
-def _chain(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from others
 
 
 def _quoted(name: str) -> str:

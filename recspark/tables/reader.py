@@ -7,9 +7,10 @@ For a person's questions: one user's list, one item's neighbours. The nights rea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote
 
@@ -135,7 +136,7 @@ class TableReader:
                 try:
                     content = pq.ParquetFile(self._path(table, file["path"]))
                     for batch in content.iter_batches():
-                        rows = _with_partition(batch, schema, values)
+                        rows = in_columns(batch, schema, values)
                         yield rows if night is None else _of_night(rows, night)
                 except (OSError, ValueError) as error:  # pyarrow's own are both
                     raise _damaged(table, error, file["path"]) from None
@@ -207,10 +208,12 @@ def _literal(value: object) -> str:
 
 
 def _plain(value: Any, is_map: bool) -> Any:
-    """Return a value as Spark's rows hold it: a map as dict, a time without its zone, which is UTC."""
+    """Return a value as Spark's rows hold it: a map as dict, in the order
+    of its keys, a time without its zone, which is UTC.
+    """
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None)
-    return dict(value) if is_map and value is not None else value
+    return dict(sorted(value)) if is_map and value is not None else value
 
 
 def _arrow_schema(table: DeltaTable) -> pa.Schema:
@@ -247,10 +250,12 @@ def _arrow_type(kind: Any) -> pa.DataType:
     }[kind.type]
 
 
-def _with_partition(
-    batch: pa.RecordBatch, schema: pa.Schema, values: dict[str, Any]
+def in_columns(
+    batch: pa.RecordBatch, schema: pa.Schema, values: Mapping[str, Any] = MappingProxyType({})
 ) -> pa.RecordBatch:
-    """Return `batch` in the table's columns: those of the partition are in no file."""
+    """Return `batch` in the columns and types of `schema`; `values` are those of the partition,
+    which are in no file.
+    """
     import pyarrow as pa
 
     arrays = []

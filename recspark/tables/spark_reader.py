@@ -51,7 +51,7 @@ class SparkReader:
         # Collected as a time it would be given in this machine's zone.
         counted = frame.withColumns({name: F.unix_micros(name) for name in times})
         return [
-            {name: _time(v) if name in times else v for name, v in row.asDict().items()}
+            {name: _time(v) if name in times else _sorted(v) for name, v in row.asDict().items()}
             for row in counted.collect()
         ]
 
@@ -77,6 +77,11 @@ class SparkReader:
             }
             for name, version in sorted(catalog.versions().items())
         ]
+
+
+def _sorted(value: Any) -> Any:
+    """Return a map in the order of its keys; Spark's has none."""
+    return dict(sorted(value.items())) if isinstance(value, dict) else value
 
 
 def _time(micros: int | None) -> datetime | None:
