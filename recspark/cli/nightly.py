@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,9 +90,11 @@ def night_context(
     overrides: list[str] | None,
     *,
     what: str = "the night",
+    say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[RunContext, NightLog]]:
-    """Give the context of a night and its log; `options` are those of `open_night`.
+    """Give the context of a night and its log; `options` are those of `open_night`, `say` is told of
+    each step in the place of the terminal.
 
     What Spark says goes to the log, warnings are printed at the end, and so is the place of the log
     where something went wrong.
@@ -103,7 +105,7 @@ def night_context(
 
     day = parse_date(run_date)
     config = load_config(env, overrides or [])
-    say = reporter()
+    say = say or reporter()
     log = NightLog(config.paths.root, day, config.keep_nights, alone=not is_verbose())
 
     def both(text: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from recspark.cli.common import Env, Json, RunDate, Set, console, parse_date, reporter
+from recspark.cli.common import Env, Json, RunDate, Set, console, reporter
+from recspark.cli.nightly import night_context
 from recspark.layers import tuned_file
 
 
@@ -28,22 +29,10 @@ def tune(
     The night's tables must be there: run `recspark nightly` first. The backtest's own horizon is
     never looked at. What is written holds for nights of the same source.
     """
-    from recspark.pipeline.run import open_night
     from recspark.pipeline.tune import search_space
     from recspark.pipeline.tune import tune as search
 
     report = (lambda _text: None) if as_json else reporter()
-    context = open_night(
-        env,
-        parse_date(run_date),
-        set_ or [],
-        app=f"recspark tune {model}",
-        trains=True,
-        check=lambda _config: search_space(model),
-        models=(model,),
-        begins=False,
-        progress=report,
-    )
 
     def told(settings: dict[str, Any], value: float) -> None:
         shown = ", ".join(
@@ -51,10 +40,19 @@ def tune(
         )
         report(f"{value:.4f}  {shown}")
 
-    try:
+    with night_context(
+        env,
+        run_date,
+        set_,
+        what=f"tune {model} of the night",
+        say=report,
+        app=f"recspark tune {model}",
+        trains=True,
+        check=lambda _config: search_space(model),
+        models=(model,),
+        begins=False,
+    ) as (context, _):
         best = search(context, model, trials or context.config.tune.n_trials, told)
-    finally:
-        context.spark.stop()
     if write:
         path = tuned_file(context.config.source.name, model)
         head = (
