@@ -31,7 +31,7 @@ def promote(context: RunContext, table: str, rows: DataFrame, began: int | None)
     """Replace the night's slice of a published table, where this run still is the one to do it.
 
     A process may stand still for hours between its gates and this commit. So the commit is of the
-    version that the table had before the look at `runs`: where somebody has written the slice since,
+    version that the table had before the look at `runs`: where somebody has written the table since,
     it is refused, and the look is taken again. `began` : what `own_publish` gave before the gates;
     another process of this run that has published meanwhile ends this one. Raises SupersededRunError.
     """
@@ -44,6 +44,6 @@ def promote(context: RunContext, table: str, rows: DataFrame, began: int | None)
                 "this one was at its gates; nothing more is published by this one"
             )
         night = {"run_date": context.run_date}
-        return context.catalog.replace_slice(table, rows, night, expected=seen, whole=False)
+        return context.catalog.replace_slice(table, rows, night, expected=seen)
 
     return retried(write)
