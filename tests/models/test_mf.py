@@ -96,7 +96,12 @@ def test_folded_in_a_user_ranks_as_well_as_by_the_vector_of_the_training(
     events, held = synth.tastes()
     training = synth.write_training(events, f"{tmp_path}/rows", "training_bags")
     settings = MfSettings(
-        loss=kind, embedding_size=8, batch_size=50, half_life_days=None, n_negatives=50
+        loss=kind,
+        embedding_size=8,
+        batch_size=50,
+        half_life_days=None,
+        n_negatives=50,
+        weight_decay=0.02,
     )
     nets: list[MfNet] = []
 
@@ -105,7 +110,7 @@ def test_folded_in_a_user_ranks_as_well_as_by_the_vector_of_the_training(
         return nets[0]
 
     monkeypatch.setattr(mf, "make_net", kept)
-    loop = LoopOptions(epochs=40, learning_rate=0.05, weight_decay=0.02)
+    loop = LoopOptions(epochs=40, learning_rate=0.05, weight_decay=settings.weight_decay)
     items = np.arange(held.shape[1], dtype=np.int32)
     job = Job(settings, items, plan_shards(training, 1), None, loop)
     trained = LocalLauncher(1).run(train_rank, job)[0].value
