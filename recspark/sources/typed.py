@@ -203,8 +203,8 @@ def with_event_id(rows: DataFrame, content: Sequence[Column]) -> DataFrame:
     """
     # \x00 stands for null, \x1f ends a field: ("a", null) and (null, "a") differ.
     parts = [F.coalesce(column.cast("string"), F.lit("\x00")) for column in content]
-    # Where there is no reason, nothing is added.
-    digest = F.substring(F.sha2(F.concat_ws("\x1f", *parts, "reason"), 256), 1, 32)
+    refused = F.when(F.col("reason").isNotNull(), F.lit("refused"))  # null adds nothing
+    digest = F.substring(F.sha2(F.concat_ws("\x1f", *parts, refused), 256), 1, 32)
     # A long sorts twice as fast as the text; where two contents share one, the text tells them
     # apart.
     near = Window.partitionBy("_near").orderBy("_content")
