@@ -21,6 +21,7 @@ from recspark import storage
 from recspark.errors import (
     ConcurrentWriteError,
     DamagedFileError,
+    SchemaError,
     TableNotFoundError,
     VersionNotFoundError,
 )
@@ -114,7 +115,8 @@ class TableCatalog:
         """Return `table` at `version`, columns as its spec declares. Lazy.
 
         Version None is what `version` gives where there is no table: no rows then, and
-        ConcurrentWriteError where there is one by now. Raises TableNotFoundError, VersionNotFoundError.
+        ConcurrentWriteError where there is one by now. Raises TableNotFoundError, VersionNotFoundError,
+        and SchemaError where an earlier version of recspark wrote it with other columns.
         """
         spec = _spec(table)
         latest = self.version(table)
@@ -145,6 +147,12 @@ class TableCatalog:
                 f"table '{table}' cannot be read at version {version} (latest {latest}): "
                 f"{str(error).splitlines()[0]}; start a new run with --repin"
             ) from None
+        if lacking := [name for name in spec.schema.names if name not in frame.columns]:
+            raise SchemaError(
+                f"table '{table}' has no column {', '.join(lacking)}: an earlier version of recspark wrote "
+                f"it. Delete the folder {self.path(table)} and run the nights again that wrote it "
+                "(CHANGELOG.md says what changed); no other table is touched"
+            )
         return frame.select(*spec.schema.names)
 
     def _empty(self, spec: TableSpec) -> DataFrame:

@@ -137,6 +137,15 @@ def test_reading_what_is_not_there_is_named(spark: SparkSession, catalog: TableC
     assert written.rows == 1
 
 
+def test_a_table_of_an_earlier_version_is_named(spark: SparkSession, catalog: TableCatalog) -> None:
+    old = spark.createDataFrame([("a", "no user")], "source string, reason string")
+    old.write.format("delta").save(catalog.path("quarantine"))
+    with pytest.raises(
+        SchemaError, match=r"'quarantine' has no column .*row_id.*Delete the folder"
+    ):
+        catalog.read("quarantine", 0)
+
+
 def test_insert_only_rows_never_change(spark: SparkSession, catalog: TableCatalog) -> None:
     def rows(*pairs: tuple[str, int]) -> DataFrame:
         return spark.createDataFrame([(n, i, D1) for n, i in pairs], schema.USER_IDS)
