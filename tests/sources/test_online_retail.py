@@ -343,3 +343,7 @@ def test_files_of_one_landing_may_differ_in_types_and_order(
     assert [(r["user_id"], r["quantity"], r["event_at"]) for r in clean] == [
         ("13085", 12.0, datetime(2024, 5, 31, 7, 45))
     ] * 2
+    # Equal lines, whatever their types: ids of the published form, numbered.
+    published = write_parquet(tmp_path / "published.parquet", [a_line(), a_line()], RAW)
+    wanted = sorted(row["event_id"] for row in checked(shop(published)))
+    assert sorted(row["event_id"] for row in clean) == wanted
