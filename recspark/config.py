@@ -234,8 +234,9 @@ class Features(Section):
     other_weight: float = Field(1.0, ge=0)
     explicit: bool = Field(
         False,
-        description="events are ratings: one weighs its `value` times the weight of its type, and "
-        "the backtest has rmse and mae of models that predict ratings. Wants half_life_days null",
+        description="events are ratings: one weighs its `value` times the weight of its type, the "
+        "newest of a user and item stands for it, and one without a value is none; the backtest has "
+        "rmse and mae of models that predict ratings. Wants half_life_days null",
     )
     half_life_days: float | None = Field(
         None, gt=0, description="decay of interaction weights, days; null = none"
