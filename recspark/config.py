@@ -431,8 +431,9 @@ class Features(Section):
     )
     explicit: bool = Field(
         False,
-        description="events are ratings: one weighs its `value` times the weight of its type, and "
-        "the backtest has rmse and mae of models that predict ratings. Wants half_life_days null",
+        description="events are ratings: one weighs its `value` times the weight of its type, the "
+        "newest of a user and item stands for it, and one without a value is none; the backtest has "
+        "rmse and mae of models that predict ratings. Wants half_life_days null",
     )
     half_life_days: float | None = Field(
         None, gt=0, le=36_500, description="days, decay of interaction weights; null = none"

@@ -39,9 +39,10 @@ def check_items(raw: DataFrame, refused: DataFrame | None = None) -> DataFrame:
     what the item was before stays valid. A refused row keeps the source's `reason`, else gets the
     first of: no item, no time, time beyond the year 9999 (no other reader could show it), bad
     encoding (U+FFFD in a text), price not finite, price negative. Of equal (item_id, valid_from) the
-    greatest row stays, the others are duplicates; so is a row that another night refused with the
-    same text. A time to come is fine: the row holds from then on. Raises SchemaError. Cost: lazy;
-    one shuffle of the catalogue, and one of the ids in `refused`.
+    greatest row stays, the others are duplicates; so is a row that another night refused for the
+    same reason, where it says the same of the item (`row_id`: whatever its time). A time to come is
+    fine: the row holds from then on. Raises SchemaError. Cost: lazy; one shuffle of the catalogue,
+    and one of the ids in `refused`.
     """
     check_schema(raw, schema.RAW_ITEMS, "RAW_ITEMS")
     reason = F.coalesce("reason", _reason())
@@ -50,7 +51,7 @@ def check_items(raw: DataFrame, refused: DataFrame | None = None) -> DataFrame:
     rows = (
         raw.withColumn("reason", reason)
         .withColumn("row", F.when(~is_fine, F.col("row")))
-        .withColumn("row_id", F.when(~is_fine, row_id()))
+        .withColumn("row_id", F.when(~is_fine, row_id("item_id", DESCRIBED)))
         .withColumn("event_date", F.to_date("valid_from"))
         .withColumn("_key", F.coalesce("row_id", F.concat_ws("\x1f", "item_id", at)))
     )

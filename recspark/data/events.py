@@ -46,6 +46,11 @@ REFUSED = "already refused"
 Input = Literal["events", "catalogue"]
 
 
+_CONTENT = tuple(
+    name for name in schema.RAW_EVENTS.names if name not in ("event_id", "reason", "row")
+)
+
+
 @dataclass(frozen=True)
 class Period:
     """The times that a landing may hold: days from `oldest` (None = any), instants before `end`."""
@@ -95,9 +100,10 @@ def check_events(
 
     - one whose id is in `existing` is a duplicate `already ingested`, also where it would be too
       late by now: what a rolling window or a full dump brings again;
-    - one that was refused before is a duplicate `already refused`. A row is known by its raw text
-      (its MD5), which says when it was only where the row does; one that was too late, by its
-      event_id. That is `row_id`, which `quarantine` keeps.
+    - one that was refused before is a duplicate `already refused`. It is known by its `row_id`, which
+      `quarantine` keeps: a digest of the event's columns and the reason (not of the raw row, whose
+      further columns may say when it was exported), of the raw row where it has no event_id; an
+      event that was too late is known by its event_id.
 
     Of fine rows with the same event_id one stays (earliest, then smallest hash), the others are
     duplicates `twice in this landing`. Only quarantined rows keep `row`; those too late have none
@@ -115,7 +121,9 @@ def check_events(
     rows = rows.withColumns(
         {
             "row": F.when(~is_fine & ~is_late, F.col("row")),
-            "row_id": F.when(is_late, F.col("event_id")).when(~is_fine, row_id()),
+            "row_id": F.when(is_late, F.col("event_id")).when(
+                ~is_fine, row_id("event_id", _CONTENT)
+            ),
         }
     )
     if not unique_ids or existing is not None or refused is not None:
@@ -135,9 +143,13 @@ def check_events(
     )
 
 
-def row_id() -> Column:
-    """Return what a refused row is known by when it is delivered again: of its raw text `row`."""
-    return F.concat(F.lit("row "), F.md5(F.coalesce("row", F.lit(""))))
+def row_id(key: str, content: Sequence[str]) -> Column:
+    """Return what a refused row is known by when it is delivered again: a digest of `key`, the columns
+    `content` and `reason`; of the raw text `row` where it has no `key`.
+    """
+    said = F.to_json(F.struct(key, *content, "reason"))
+    known_by = F.when(is_blank(key), F.coalesce("row", F.lit(""))).otherwise(said)
+    return F.concat(F.lit("row "), F.md5(known_by))
 
 
 def known_rows(rows: DataFrame, existing: DataFrame | None, refused: DataFrame | None) -> DataFrame:

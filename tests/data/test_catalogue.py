@@ -85,8 +85,15 @@ def test_every_reason_and_every_copy(spark: SparkSession) -> None:
 
 
 def test_what_was_refused_before_is_not_refused_twice(spark: SparkSession) -> None:
-    items = [an_item(row="a", price=-1.0), an_item(row="b", price=-1.0), an_item(item_id="i2")]
-    night_before = quarantine_of(check_items(raw(spark, items[:1])), NIGHT, "shop", "catalogue")
+    """A dump that tells no times gives the row another one every night."""
+    items = [
+        an_item(price=-1.0, valid_from=datetime(2024, 5, 30)),
+        an_item(row="b", price=-2.0),
+        an_item(item_id="i2"),
+    ]
+    night_before = quarantine_of(
+        check_items(raw(spark, [an_item(price=-1.0)])), NIGHT, "shop", "catalogue"
+    )
     checked = check_items(raw(spark, items), night_before.select("row_id"))
     found = {(row["row"], row["verdict"], row["reason"]) for row in checked.collect()}
     assert found == {

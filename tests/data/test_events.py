@@ -178,33 +178,44 @@ def test_an_event_of_another_landing_is_a_duplicate(spark: SparkSession, unique_
 def test_what_was_refused_before_is_not_refused_twice(
     spark: SparkSession, unique_ids: bool
 ) -> None:
-    """A late event is known by its id, any other row by its text; a mended row is new."""
+    """A late event is known by its id, any other row by its columns and its fault; a row without an
+    id by its text; a mended row is new."""
     late = NOON - timedelta(days=30)
-    bad = [an_event(event_id="a", item_id=None), an_event(event_id="b", event_at=late)]
-    bad[0]["row"], bad[1]["row"] = "a without item", "b of April"
+    bad = [
+        an_event(event_id="a", item_id=None, row="a, exported on Monday"),
+        an_event(event_id="b", event_at=late),
+        an_event(event_id=None, row="a line"),
+    ]
     refused = quarantine_of(check(spark, bad), NIGHT - timedelta(days=1), "shop").select("row_id")
     again = [
         *bad,
-        an_event(event_id="a", item_id=None, row="a with another fault"),
+        an_event(event_id="a", item_id=None, row="a, exported on Tuesday"),
+        an_event(event_id="a", item_id=None, user_id="u2"),
+        an_event(event_id="a", user_id=None),
         an_event(event_id="a"),
-        an_event(event_id="b", event_at=late, row="b of April, told otherwise"),
+        an_event(event_id="b", event_at=late, item_id="told otherwise"),
+        an_event(event_id=None, row="another line"),
         an_event(event_id="c", event_at=late),
     ]
     checked = check(spark, again, refused=refused, unique_ids=unique_ids)
     found = sorted(
-        (row["event_id"], row["verdict"], str(row["reason"])) for row in checked.collect()
+        (row["event_id"] or "", row["verdict"], str(row["reason"])) for row in checked.collect()
     )
     assert found == [
+        ("", "duplicate", "already refused"),
+        ("", "quarantined", "no event id"),
         ("a", "clean", "None"),
         ("a", "duplicate", "already refused"),
+        ("a", "duplicate", "already refused"),
         ("a", "quarantined", "no item"),
+        ("a", "quarantined", "no user"),
         ("b", "duplicate", "already refused"),
         ("b", "duplicate", "already refused"),
         ("c", "quarantined", "event too late"),
     ]
     # Now it is in time: what was too late for one night may be taken by another.
     taken = check(spark, bad, refused=refused, unique_ids=unique_ids, max_late_days=60)
-    assert count_verdicts(taken).by_repeat == {"already refused": 1}
+    assert count_verdicts(taken).by_repeat == {"already refused": 2}
     assert count_verdicts(taken).n_clean == 1
 
 
