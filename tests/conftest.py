@@ -20,6 +20,8 @@ for _name in ("RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"):  # of wh
     os.environ.pop(_name, None)
 
 
+# Settings that a running session may change: of plans and tables.
+_PLANS = ("spark.sql.", "spark.databricks.")
 # Files whose tests share the fixture `small_night`, the costliest of all.
 _OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py", "test_secrets.py")
 # Files of one to three minutes, of few tests: begun last, one worker would end alone with one of them.
@@ -89,6 +91,32 @@ def spark_conf(spark: object, changed: dict[str, str]) -> Iterator[None]:
     finally:
         for key, value in before.items():
             conf.set(key, value)
+
+
+@contextmanager
+def production_settings(spark: object) -> Iterator[None]:
+    """Plan as installations do: by conf/env/local.yaml, and Spark's own settings where it has none.
+
+    Adaptive plans, compiled code, statistics of files; what a running session cannot change stays.
+    """
+    from recspark.layers import load_config
+
+    test, local = load_config("test").spark, load_config("local").spark
+    partitions = ("spark.sql.shuffle.partitions", f"{local.shuffle_partitions}")
+    want = {**dict.fromkeys(test.conf), **local.conf, **dict([partitions])}
+    changed = {key: value for key, value in want.items() if key.startswith(_PLANS)}
+    conf = spark.conf  # type: ignore[attr-defined]
+    before = {key: conf.get(key, None) for key in changed}
+
+    def apply(settings: dict[str, str | None]) -> None:
+        for key, value in settings.items():
+            conf.unset(key) if value is None else conf.set(key, value)
+
+    try:
+        apply(changed)
+        yield
+    finally:
+        apply(before)
 
 
 @pytest.fixture

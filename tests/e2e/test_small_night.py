@@ -19,10 +19,10 @@ from recspark import schema
 from recspark.errors import DamagedFileError, GateRefusedError, MissingLandingError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.registry import model_spec
-from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
 from recspark.pipeline.train import artifact_folder
 from recspark.tables.specs import SPECS
-from tests.conftest import NIGHT, ROOT, run_night, small_settings
+from tests.conftest import NIGHT, ROOT, production_settings, run_night, small_settings
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 
@@ -134,6 +134,32 @@ def test_a_forced_run_changes_nothing_either(
     assert everything(small_night) == first_content
 
 
+def test_a_night_under_productions_settings_is_the_same(
+    small_night: RunContext,
+    retail_slice: Path,
+    first_content: dict[str, list[str]],
+    tmp_path: Path,
+) -> None:
+    """The other tests switch off adaptive plans, compiled code and statistics of files."""
+    conf = small_night.spark.conf
+    asked = {
+        "spark.sql.adaptive.enabled": "true",
+        "spark.sql.codegen.wholeStage": "true",
+        "spark.sql.codegen.factoryMode": "FALLBACK",
+        "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": None,
+    }
+    settings = small_settings(tmp_path, retail_slice)
+    context = open_night("test", date.fromisoformat(NIGHT), settings)  # it sets those of the tests
+    with production_settings(small_night.spark):
+        night(context)
+        assert {key: conf.get(key, None) for key in asked} == asked
+    assert conf.get("spark.sql.adaptive.enabled") == "false"
+    again = everything(context)
+    assert again.keys() == first_content.keys()
+    for table, rows in again.items():
+        assert rows == first_content[table], table
+
+
 def test_tables_open_without_spark(small_night: RunContext) -> None:
     script = ROOT / "tests" / "readers" / "read_tables.py"
     done = subprocess.run(
@@ -178,8 +204,8 @@ def test_a_torn_file_of_a_table_is_named(
     for file in (root / "tables" / "histories").rglob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-100])
         (file.parent / f".{file.name}.crc").unlink()
-    night = date.fromisoformat(NIGHT)
-    context = open_night("test", night, small_settings(root, retail_slice), force=True)
+    day = date.fromisoformat(NIGHT)
+    context = open_night("test", day, small_settings(root, retail_slice), force=True)
     versions = context.catalog.versions()
     stages = {stage.name: stage for stage in STAGES}
     with pytest.raises(DamagedFileError, match=r"table 'histories': its file .*parquet is torn"):
@@ -195,8 +221,8 @@ def test_a_gate_that_refuses_keeps_the_last_good_list(
     root = tmp_path / "again"
     shutil.copytree(Path(small_night.catalog.root).parent, root)
     before = content(small_night, "recommendations")
-    night = date.fromisoformat(NIGHT)
-    context = open_night("test", night, small_settings(root, retail_slice), force=True)
+    day = date.fromisoformat(NIGHT)
+    context = open_night("test", day, small_settings(root, retail_slice), force=True)
     champion = context.config.publish.model
     for cutoff in (context.backtest_cutoff, context.cutoff):
         folder = artifact_folder(replace(context, stage="recommend"), champion, cutoff)
