@@ -207,7 +207,7 @@ class TaskLauncher:
                 def watch() -> None:
                     start_s, timeout_s = train.start_timeout_s, train.timeout_s
                     while (left := listener.left(1, start_s, timeout_s)) > 0:
-                        if ended.wait(left):
+                        if ended.wait(min(left, 1)):  # shorter once the rank was heard of
                             return
                     sc.cancelJobsWithTag(tag)
 
