@@ -1,11 +1,15 @@
-"""Run in a process of its own, without Spark: opens every table with deltalake and with polars."""
+"""Run in a process of its own, without Spark: opens every table with deltalake and with polars, as
+where neither pyspark nor pyarrow is installed.
+"""
 
 import json
 import sys
 from pathlib import Path
 
-import polars as pl
-from deltalake import DeltaTable
+sys.modules |= {"pyspark": None, "pyarrow": None}  # type: ignore[dict-item]
+
+import polars as pl  # noqa: E402
+from deltalake import DeltaTable  # noqa: E402
 
 found = {}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
@@ -18,5 +22,4 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         "polars": rows.height,
         "columns": rows.columns,
     }
-assert not {"pyspark", "pyarrow"} & set(sys.modules), "other teams' readers need neither"
 print(json.dumps(found))
