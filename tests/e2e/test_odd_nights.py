@@ -319,7 +319,7 @@ def test_a_model_with_too_little_before_the_backtest_has_none(grown: Open) -> No
     used = rows()["item"].value_counts()
     day_before = rows()[lambda r: r["at"] < datetime(2024, 5, 30)]["item"].value_counts()
     assert used.min() > 28 > day_before.max()
-    context = grown(LAST, *settings, "evaluate.horizon_days=2")
+    context = grown(LAST, *settings, "evaluate.horizon_days=2", repin=True)
     night(context)
     metrics = context.catalog.read("metrics", context.catalog.version("metrics"))
     compared = {row["model"] for row in metrics.select("model").distinct().collect()}
