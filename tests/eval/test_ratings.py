@@ -66,7 +66,7 @@ def test_rows_of_the_backtest(spark: SparkSession, monkeypatch: pytest.MonkeyPat
         config=SimpleNamespace(evaluate=Evaluate(horizon_days=7), models=("popular", "mf")),
         read=lambda _: spark.createDataFrame(before, schema.INTERACTIONS),
     )
-    found = stage.rating_rows(context, everyone)
+    found = stage.rating_rows(context, everyone, ["popular", "mf"])
     assert {(row.model, row.mode, row.segment, row.k, row.n_users) for row in found} == {
         ("mf", "novel", "all", 0, 1)
     }
