@@ -34,7 +34,8 @@ _NAME = (
 _NARROW = re.compile(rf"(?i)^{_NAME}$")
 # Ends before what may stand around a value: quotes, brackets, separators.
 _VALUE = r"[^\s\"'\\&;,(){}\[\]<>]+"
-_ASSIGNED = re.compile(rf"(?i)(?<![\w.-])({_NAME}[\"']?\s?[=:]\s?[\"']?)({_VALUE})")
+# Two colons are the name of a test, not a value.
+_ASSIGNED = re.compile(rf"(?i)(?<![\w.-])({_NAME}[\"']?\s?[=:](?!:)\s?[\"']?)({_VALUE})")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+(?=[\w.~+/-]{0,500}[\d+/=])([\w.~+/-]{8,}+=*+)(?!\*)")
 # A password may hold `@` and `/` where nobody quoted them: up to the last `@` of the word. Digits
 # before a `/` are a port.

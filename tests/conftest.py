@@ -72,6 +72,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         {
             "spark.sql.warehouse.dir": str(home / "warehouse"),
             "spark.local.dir": str(home / "local"),
+            # Workers do not look into the folder they are started in: functions of tests are here.
+            "spark.executorEnv.PYTHONPATH": str(ROOT),
             "spark.driver.extraJavaOptions": f"{java} -Dderby.system.home={home}",
         },
     )

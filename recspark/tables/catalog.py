@@ -451,7 +451,7 @@ class TableCatalog:
         cleaned.
 
         Raises DamagedFileError where that file is cut short: a line that is no JSON, no commitInfo, or
-        fewer files than the writer counted.
+        fewer rows or removed files than the writer counted.
         """
         name = f"{version:020d}.json"
         uri = storage.join(self.path(table), "_delta_log", name)
@@ -461,10 +461,12 @@ class TableCatalog:
             actions = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
             (found,) = [action["commitInfo"] for action in actions if "commitInfo" in action]
             metrics = found.get("operationMetrics", {}) if found["operation"] == "WRITE" else {}
-            whole = all(
-                int(metrics.get(metric, n)) == n
-                for metric, kind in (("numFiles", "add"), ("numRemovedFiles", "remove"))
-                for n in [sum(kind in action for action in actions)]
+            # Files without rows are counted by the writer, and not added: so rows are compared.
+            added = [action["add"].get("stats") for action in actions if "add" in action]
+            n_rows = sum(json.loads(stats or "{}").get("numRecords", 0) for stats in added)
+            n_removed = sum("remove" in action for action in actions)
+            whole = int(metrics.get("numRemovedFiles", n_removed)) == n_removed and (
+                not all(added) or int(metrics.get("numOutputRows", n_rows)) <= n_rows
             )
         except (ValueError, TypeError, KeyError):
             whole = False

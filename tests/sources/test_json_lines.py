@@ -138,7 +138,9 @@ def test_lists_are_read_as_in_parquet(spark: SparkSession, tmp_path: Path) -> No
         )  # fmt: skip
         items = read_landing(spark, source, NIGHT, initial=True).items
         assert items is not None
-        found[kind] = {row["item_id"]: row["category"] for row in items.collect()}
+        rows = items.collect()
+        found[kind] = {r["item_id"]: r["category"] for r in rows if r["reason"] is None}
+        assert [r["item_id"] for r in rows if r["reason"]] == (["g"] if kind == "jsonl" else [])
     assert found["jsonl"] == {
         "a": ["x", "y|z"], "b": ["x", "y"], "c": None, "d": [], "e": ["1", "2"], "f": ['["x"]']
     }  # fmt: skip

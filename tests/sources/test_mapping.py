@@ -325,7 +325,7 @@ def verdicts(landing: Landing) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_catalogue_rows_that_cannot_be_read(spark: SparkSession, tmp_path: Path, kind: str) -> None:
     """Each has its reason and its raw text, as an event has."""
-    prices = {"fine": "3.5", "none": "", "currency": "EUR 3", "comma": "12,99", "nan": "NaN"}
+    prices = {"fine": "3.5", "no": "", "currency": "EUR 3", "comma": "12,99", "number": "NaN"}
     records = [{"sku": n, "name": n, "price": p, "from": "2024-05-30"} for n, p in prices.items()]
     records.append({"sku": "when", "name": "x", "price": "1", "from": "soon"})
     records.append({"sku": "broken", "name": "K\ufffdhler", "price": "1", "from": "2024-05-30"})
@@ -357,7 +357,7 @@ def test_catalogue_rows_that_cannot_be_read(spark: SparkSession, tmp_path: Path,
     }
     assert all("sku" in json.loads(row["row"]) or "ragged" in row["row"] for row in bad)
     clean = {row["item_id"]: row["price"] for row in rows if row["verdict"] == "clean"}
-    assert clean == {"fine": 3.5, "none": None}
+    assert clean == {"fine": 3.5, "no": None}
 
 
 def test_folder_columns_are_text(

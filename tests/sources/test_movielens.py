@@ -78,7 +78,7 @@ def test_films_and_tags_that_cannot_be_read(spark: SparkSession, tmp_path: Path)
     """Each line has a verdict; a film that is there twice is described once."""
     write_csv(tmp_path)
     with (tmp_path / "movies.csv").open("ab") as movies:
-        movies.write(b"11,Plain,War\n,Nameless,War\n12\n13,Caf\xe9,War\n")
+        movies.write("11,Plain,War\n,Nameless,War\n12\n13,Caf\ufffd,War\n".encode())
     with (tmp_path / "tags.csv").open("a") as tags:
         tags.write(f"1,10,,{T}\n1,10,dull,now\n1,,dull,{T}\n1,10\n")
     landing = read_landing(spark, films(tmp_path), NIGHT, initial=True)

@@ -146,6 +146,16 @@ def test_a_table_of_an_earlier_version_is_named(spark: SparkSession, catalog: Ta
         catalog.read("quarantine", 0)
 
 
+def test_a_write_with_empty_partitions_is_no_damage(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    """Delta counts the file of a partition without rows, and leaves it out."""
+    rows = events(spark, [("a", D1)]).repartition(8)
+    catalog.replace_slice("events", rows, {"ingest_date": D1}, n_files=8)
+    again = TableCatalog(catalog.spark, catalog.root)
+    assert again.count("events", again.version("events")) == 1
+
+
 def test_insert_only_rows_never_change(spark: SparkSession, catalog: TableCatalog) -> None:
     def rows(*pairs: tuple[str, int]) -> DataFrame:
         return spark.createDataFrame([(n, i, D1) for n, i in pairs], schema.USER_IDS)
