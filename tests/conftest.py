@@ -26,6 +26,7 @@ _PLANS = ("spark.sql.", "spark.databricks.")
 _OF_THE_SMALL_NIGHT = ("test_small_night.py", "test_cli.py", "test_secrets.py")
 # Files of one to three minutes, of few tests: begun last, one worker would end alone with one of them.
 _LONG = (
+    "tests/faults/test_interleaved.py",
     "tests/e2e/test_small_night.py",
     "tests/e2e/test_ratings_night.py",
     "tests/e2e/test_odd_nights.py",
