@@ -443,7 +443,7 @@ class TableCatalog:
         cleaned.
 
         Raises DamagedFileError where that file is cut short: a line that is no JSON, no commitInfo, or
-        fewer files than the writer counted.
+        fewer rows or removed files than the writer counted.
         """
         name = f"{version:020d}.json"
         uri = storage.join(self.path(table), "_delta_log", name)
@@ -452,11 +452,14 @@ class TableCatalog:
         try:
             actions = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
             (found,) = [action["commitInfo"] for action in actions if "commitInfo" in action]
-            metrics = found.get("operationMetrics", {}) if found["operation"] == "WRITE" else {}
-            whole = all(
-                int(metrics.get(metric, n)) == n
-                for metric, kind in (("numFiles", "add"), ("numRemovedFiles", "remove"))
-                for n in [sum(kind in action for action in actions)]
+            # Not files: Delta counts those without rows too, and leaves them out.
+            stats = [json.loads(a["add"].get("stats") or "{}") for a in actions if "add" in a]
+            n_rows = sum(int(of_file.get("numRecords", 0)) for of_file in stats)
+            n_removed = sum("remove" in action for action in actions)
+            told = found.get("operationMetrics", {}) if found["operation"] == "WRITE" else {}
+            whole = n_removed >= int(told.get("numRemovedFiles", 0)) and (
+                n_rows >= int(told.get("numOutputRows", 0))
+                or not all("numRecords" in of_file for of_file in stats)
             )
         except (ValueError, TypeError, KeyError):
             whole = False

@@ -49,7 +49,9 @@ def rows() -> pd.DataFrame:
 
 
 def opener(folder: Path) -> Open:
-    return odd.opener(folder, N_DAYS)
+    """Lists repeat: by the last night everybody has seen every item."""
+    of = odd.opener(folder, N_DAYS)
+    return lambda day, *more, **options: of(day, "publish.mode=repeat", *more, **options)
 
 
 @pytest.fixture(scope="module")
@@ -261,13 +263,13 @@ def test_two_processes_of_one_run_leave_one_row_of_a_stage(opened: Open) -> None
 
 
 def test_a_follow_up_has_the_mode_that_the_list_was_published_in(opened: Open) -> None:
-    tonight = opened(LAST, "publish.mode=repeat")
+    tonight = opened(LAST, "publish.mode=novel")
     tonight.stage = "evaluate"
     found = published_lists(tonight)
     assert found is not None
     mode, lists = found
-    assert mode == "novel"
-    assert {r["mode"] for r in lists.select("mode").distinct().collect()} == {"novel"}
+    assert mode == "repeat"
+    assert {r["mode"] for r in lists.select("mode").distinct().collect()} == {"repeat"}
 
 
 def gone(root: Path) -> None:
@@ -391,10 +393,16 @@ def test_two_nights_at_once_that_bring_the_same_event_keep_one(
     """The later one commits between the earlier one's look at `events` and its commit."""
     place = Path(opened(LAST).config.source.path)
     both = rows().assign(event=lambda r: r.index.astype(str))
-    both.to_parquet(place, coerce_timestamps="us")
-    settings = ("source.columns.event_id=event", "source.archive=false", "ingest.max_late_days=30",
-                "ingest.min_clean_fraction=0")  # fmt: skip
     days = [LAST + timedelta(days=n) for n in (1, 2)]
+    for day in days:
+        both.to_parquet(place.parent / f"{day}.parquet", coerce_timestamps="us")
+    settings = (
+        f"source.path={place.parent}/{{run_date}}.parquet",
+        "source.columns.event_id=event",
+        "source.archive=false",
+        "ingest.max_late_days=30",
+        "ingest.min_clean_fraction=0",
+    )
     real = ingesting.read_landing
 
     def stop(*args: Any, **options: Any) -> Any:

@@ -44,7 +44,7 @@ def start(folder: Path, night: date, *more: str) -> subprocess.Popen[bytes]:
     """Begin a night in a process group of its own: driver, JVM and Python workers."""
     settings = [s.replace("shop.parquet", "{run_date}.parquet") for s in odd.settings_of(folder)]
     settings += ["source.columns.event_id=event", "source.archive=false", "evaluate.n_bootstrap=20",
-                 "ingest.max_late_days=7", "ingest.min_clean_fraction=0"]  # fmt: skip
+                 "publish.mode=repeat", "ingest.max_late_days=7", "ingest.min_clean_fraction=0"]  # fmt: skip
     flags = [text for text in more if text.startswith("--")]
     settings += [text for text in more if not text.startswith("--")]
     command = [str(Path(sys.executable).parent / "recspark"), "nightly", "--env", "test", "--no-report",

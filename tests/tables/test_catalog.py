@@ -470,3 +470,14 @@ def test_quotes_in_a_slice_are_harmless(spark: SparkSession, catalog: TableCatal
     frame = spark.createDataFrame([row], schema.TUNING)
     catalog.replace_slice("tuning", frame, {"model": "it's"})
     assert catalog.read("tuning", catalog.version("tuning")).count() == 1
+
+
+def test_a_commit_of_a_file_without_rows_is_whole(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    """Delta counts the file that a task without rows writes, and leaves it out."""
+    rows = users(spark, ("a", 0)).repartition(4)
+    rows.write.format("delta").save(catalog.path("user_ids"))
+    assert catalog.version("user_ids") == 0
+    rows.where("user_idx > 5").write.format("delta").mode("append").save(catalog.path("user_ids"))
+    assert catalog.version("user_ids") == 1
