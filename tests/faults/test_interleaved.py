@@ -38,6 +38,7 @@ LISTS = ("recommendations", "default_recommendations", "item_neighbours")
 # Another settings' night: shorter lists of another model.
 OTHER = (
     "publish.model=item_knn",
+    "evaluate.baseline=item_knn",
     "publish.k=3",
     "model_settings.item_knn.n_neighbours=2",
     "evaluate.ks=[3]",
