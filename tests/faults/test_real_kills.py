@@ -26,7 +26,7 @@ N_KILLS = 15
 N_DAYS = 4
 # The shop's first day has no horizon behind it.
 NIGHTS = FIRST, SECOND, LAST = tuple(odd.FIRST + timedelta(days=n) for n in range(1, N_DAYS))
-OTHER = ("publish.model=item_knn", "publish.k=3", "evaluate.ks=[3]")
+OTHER = ("publish.model=item_knn", "evaluate.baseline=item_knn", "publish.k=3", "evaluate.ks=[3]")
 
 
 def shop(folder: Path) -> Path:
