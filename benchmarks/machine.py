@@ -18,6 +18,8 @@ from recspark.layers import load_config
 from recspark.session import build_session
 
 RESULTS = Path(__file__).parent / "results"
+# Workers do not look into the folder they are started in: what the benchmarks send them is here.
+_WORKERS = {"spark.executorEnv.PYTHONPATH": str(Path(__file__).parents[1])}
 _PACKAGES = (
     "recspark",
     "pyspark",
@@ -48,13 +50,15 @@ def session(
     there, and a session with its Python workers takes longer to start than to read them.
     """
     if smoke:
-        yield build_session(load_config("test").spark, "benchmarks")  # or the one that there is
+        yield build_session(
+            load_config("test").spark, "benchmarks", _WORKERS
+        )  # or the one that there is
         return
     config = load_config(env, [f"spark.{setting}" for setting in spark])
     shared = SparkSession.getActiveSession()
     if shared is not None:
         shared.stop()
-    own = build_session(config.spark, f"benchmark {name}", extra)
+    own = build_session(config.spark, f"benchmark {name}", {**_WORKERS, **(extra or {})})
     try:
         yield own
     finally:
