@@ -52,7 +52,7 @@ def rows(n_days: int = N_DAYS) -> pd.DataFrame:
 def settings_of(folder: Path) -> list[str]:
     """Settings of the installation in `folder`, two cheap models and its shop beside it."""
     source = (
-        f"source={{name: shop, kind: mapping, path: {folder}/shop.parquet, "
+        f"source={{name: shop, kind: mapping, path: '{folder}/shop.parquet', "
         "columns: {user_id: user, item_id: item, event_at: at}, constants: {event_type: purchase}}"
     )
     return [
