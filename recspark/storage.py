@@ -19,7 +19,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from recspark.errors import SetupError, SourceError
+from recspark.errors import ArtifactError, SetupError, SourceError
 
 COMPLETE = "_complete"
 _SEAL = "sha256"  # the key of a JSON file's checksum of the rest
@@ -268,6 +268,20 @@ def mark_complete(folder: str) -> None:
 def is_complete(folder: str) -> bool:
     """Return whether `folder` was written to its end."""
     return exists(join(folder, COMPLETE))
+
+
+def read_state(folder: str, name: str) -> dict[str, Any]:
+    """Return the sealed JSON file `name` of a folder that was written to its end.
+
+    Raises ArtifactError where it was not, and where the file is missing or not as it was written.
+    """
+    if not is_complete(folder):
+        raise ArtifactError(f"{folder} was not written to its end")
+    uri = join(folder, name)
+    try:
+        return read_sealed(uri)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{uri}: {error}") from None
 
 
 def complete_folders(folder: str) -> list[str]:

@@ -78,7 +78,7 @@ def latest(
     """
     for place in reversed(storage.folders(scratch) if scratch else []):
         try:
-            state = _state(place)
+            state = storage.read_state(place, _STATE)
             losses = state["losses"]
             if digest(state["identity"]) != digest(identity) or len(losses) > iterations:
                 continue
@@ -94,7 +94,7 @@ def latest(
 
 def files(place: str, side: str) -> dict[int, File]:
     """Return where each block's factors are; ArtifactError where `place` is not as it was written."""
-    names = _state(place)["files"][side]
+    names = storage.read_state(place, _STATE)["files"][side]
     return {
         int(block): File(storage.join(place, name), checksum)
         for block, (name, checksum) in names.items()
@@ -116,13 +116,3 @@ def _wrong(file: File) -> list[str]:
     except ArtifactError as error:
         return [str(error)]
     return []
-
-
-def _state(place: str) -> dict[str, Any]:
-    if not storage.is_complete(place):
-        raise ArtifactError(f"{place} was not written to its end")
-    uri = storage.join(place, _STATE)
-    try:
-        return storage.read_sealed(uri)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{uri}: {error}") from None

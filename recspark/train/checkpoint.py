@@ -137,13 +137,10 @@ def load(place: str, names: Sequence[str] = ()) -> Tensors:
 
 
 def _state(place: str) -> dict[str, Any]:
-    if not storage.is_complete(place):
-        raise ArtifactError(f"{place} was not written to its end; {_AGAIN}")
-    uri = storage.join(place, _STATE)
     try:
-        return storage.read_sealed(uri)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{uri}: {error}; {_AGAIN}") from None
+        return storage.read_state(place, _STATE)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; {_AGAIN}") from None
 
 
 def _check_fit(place: str, described: dict[str, dict[str, Any]], like: Tensors) -> None:
