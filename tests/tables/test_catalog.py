@@ -495,8 +495,14 @@ def test_a_commit_of_a_file_without_rows_is_whole(
     spark: SparkSession, catalog: TableCatalog
 ) -> None:
     """Delta counts the file that a task without rows writes, and leaves it out."""
-    rows = users(spark, ("a", 0)).repartition(4)
-    rows.write.format("delta").save(catalog.path("user_ids"))
-    assert catalog.version("user_ids") == 0
-    rows.where("user_idx > 5").write.format("delta").mode("append").save(catalog.path("user_ids"))
+    rows = spark.sparkContext.parallelize([("a", 0, D1), ("b", 6, D1)], 2)
+    users_of_two_tasks = spark.createDataFrame(rows, schema.USER_IDS)
+    users_of_two_tasks.write.format("delta").save(catalog.path("user_ids"))
+    only_the_second = users_of_two_tasks.where("user_idx > 5")
+    only_the_second.write.format("delta").mode("append").save(catalog.path("user_ids"))
+    log = Path(catalog.path("user_ids")) / "_delta_log" / f"{1:020d}.json"
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    (written,) = [action["commitInfo"] for action in actions if "commitInfo" in action]
+    assert written["operationMetrics"]["numFiles"] == "2"
+    assert sum("add" in action for action in actions) == 1
     assert catalog.version("user_ids") == 1
