@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from recspark.terminal import printable
+
 HIDDEN = "***"
 # In the names of free settings; as a text, since Spark reads it too. It hides more than secrets
 # (`...keyStore`, a path): that costs nothing.
@@ -82,6 +84,13 @@ def mask(text: str) -> str:
     text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     return _BEARER.sub(rf"\1 {HIDDEN}", text)
+
+
+def presentable(text: object, keep: str = "") -> str:
+    """Return `text` as a terminal or a log may show it: secrets hidden, control characters as their
+    escapes but those of `keep`.
+    """
+    return printable(mask(str(text)), keep)
 
 
 def mask_free(settings: Mapping[str, Any]) -> dict[str, Any]:

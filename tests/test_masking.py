@@ -19,6 +19,7 @@ from recspark import masking
 from recspark.errors import ConfigError, SetupError
 from recspark.layers import load_config
 from recspark.masking import mask
+from recspark.pipeline.run import said
 from tests.conftest import ROOT
 
 # Where a secret stands in what people write: settings, options of the JVM, URIs, headers.
@@ -215,3 +216,9 @@ def test_a_record_is_masked_once_and_keeps_its_words() -> None:
     logger.warning("%d rows at %s", 3, "x")
     logger.removeHandler(handler)
     assert stream.getvalue() == "3 rows at x\n"
+
+
+def test_an_error_of_another_library_is_said_without_its_secrets() -> None:
+    line = said(ValueError(f"s3a://me:{PLANTED}@lake/x\nnot found"))
+    assert line == "ValueError: s3a://me:***@lake/x not found"
+    assert masking.presentable(f"\x1b[2Jtoken={PLANTED}\n", keep="\n") == "\\x1b[2Jtoken=***\n"

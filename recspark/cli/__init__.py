@@ -25,7 +25,7 @@ from recspark.cli import (
     tune,
 )
 from recspark.errors import Interrupted, RecsparkError
-from recspark.terminal import log_to_terminal, printable
+from recspark.terminal import log_to_terminal
 
 
 class Commands(TyperGroup):
@@ -122,8 +122,8 @@ def main() -> None:
     try:
         app()
     except RecsparkError as error:
-        print(printable(f"{type(error).__name__}: {error}", keep="\n"), file=sys.stderr)
+        print(masking.presentable(f"{type(error).__name__}: {error}", keep="\n"), file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception:
-        print(printable(masking.mask(traceback.format_exc()), keep="\n"), end="", file=sys.stderr)
+        print(masking.presentable(traceback.format_exc(), keep="\n"), end="", file=sys.stderr)
         sys.exit(1)

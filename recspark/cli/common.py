@@ -21,6 +21,7 @@ from rich.text import Text
 from recspark.config import Config
 from recspark.errors import ConfigError
 from recspark.layers import load_config
+from recspark.masking import presentable
 from recspark.tables.reader import Reader, TableReader, opens
 from recspark.terminal import printable
 
@@ -78,7 +79,9 @@ def reporter(started: float | None = None) -> Callable[[str], None]:
     def report(text: str) -> None:
         seconds = f"{time.monotonic() - start:6.1f} s"
         console.print(
-            Text.assemble((seconds, "dim"), "  ", printable(text)), highlight=False, soft_wrap=True
+            Text.assemble((seconds, "dim"), "  ", presentable(text)),
+            highlight=False,
+            soft_wrap=True,
         )
 
     return report
@@ -133,7 +136,7 @@ def reading_by_spark(config: Config) -> Iterator[SparkReader]:
                 spark = build_session(config.spark, "recspark read")
         except Exception:
             said.seek(0)  # the reason, where the JVM did not start
-            print(printable(said.read().decode(errors="replace"), keep="\n"), file=sys.stderr)
+            print(presentable(said.read().decode(errors="replace"), keep="\n"), file=sys.stderr)
             raise
     try:
         yield SparkReader(TableCatalog(spark, config.paths.tables))

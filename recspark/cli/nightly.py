@@ -25,7 +25,7 @@ from recspark.cli.common import (
 )
 from recspark.errors import Interrupted, ModelsFailedError
 from recspark.layers import load_config
-from recspark.masking import mask
+from recspark.masking import mask, presentable
 from recspark.terminal import printable
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def night_context(
     finally:
         _print_warnings(log)
         if log.path and not ended:
-            print(f"log: {printable(mask(log.path))}", file=sys.stderr)
+            print(f"log: {presentable(log.path)}", file=sys.stderr)
 
 
 def _print_warnings(log: NightLog) -> None:
@@ -141,7 +141,7 @@ def _print_warnings(log: NightLog) -> None:
         )
     for text, times in warnings.items():
         again = f" ({times} times)" if times > 1 else ""
-        console.print(f"  {printable(text)}{again}", highlight=False, soft_wrap=True)
+        console.print(f"  {presentable(text)}{again}", highlight=False, soft_wrap=True)
 
 
 def _say_what_next(

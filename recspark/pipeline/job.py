@@ -14,7 +14,7 @@ from recspark import masking
 from recspark.errors import RecsparkError
 from recspark.pipeline.interrupt import Progress, opened
 from recspark.pipeline.run import STAGES, RunContext, check_stage, execute_models, open_night
-from recspark.terminal import log_to_terminal, printable
+from recspark.terminal import log_to_terminal
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
@@ -44,7 +44,9 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
     asked = getattr(arguments, "model", None) or ()
     started = time.monotonic()
     progress = Progress(
-        lambda text: print(f"{time.monotonic() - started:6.1f} s  {printable(text)}", flush=True)
+        lambda text: print(
+            f"{time.monotonic() - started:6.1f} s  {masking.presentable(text)}", flush=True
+        )
     )
 
     def begin() -> RunContext:
@@ -69,6 +71,6 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             for error in execute_models(context, chosen, models).values():
                 raise error
     except RecsparkError as error:
-        print(printable(f"{type(error).__name__}: {error}", keep="\n"), file=sys.stderr)
+        print(masking.presentable(f"{type(error).__name__}: {error}", keep="\n"), file=sys.stderr)
         return error.exit_code
     return 0

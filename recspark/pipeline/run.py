@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recspark.errors import ModelsFailedError, RecsparkError
+from recspark.masking import mask
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -306,8 +307,8 @@ def night(context: RunContext) -> None:
 
 
 def said(error: Exception) -> str:
-    """Return an error on one line of a length that a person reads."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """Return an error on one line of a length that a person reads, its secrets hidden."""
+    text = " ".join(mask(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= _SAID else f"{text[:_SAID]} …"
 
 

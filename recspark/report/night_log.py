@@ -12,8 +12,7 @@ from typing import IO, Self
 
 from recspark import storage
 from recspark.errors import RecsparkError
-from recspark.masking import mask
-from recspark.terminal import printable
+from recspark.masking import mask, presentable
 
 log = logging.getLogger("recspark")
 _SPARK_BYTES = 1_000_000  # the newest of what Spark said that are kept
@@ -118,4 +117,4 @@ def _told(error: BaseException) -> list[str]:
 
 def _shown(text: str) -> str:
     """Return a line as it may stand in a log: no secrets, nothing that a terminal would obey."""
-    return printable(mask(text))
+    return presentable(text)
