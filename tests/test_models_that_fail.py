@@ -18,10 +18,10 @@ from recspark.errors import (
     StageOrderError,
 )
 from recspark.layers import load_config
-from recspark.pipeline import stages
-from recspark.pipeline.evaluate import not_compared
+from recspark.pipeline import functions as stages
 from recspark.pipeline.run import STAGES, RunContext, Stage, StageResult, execute, night
 from recspark.pipeline.runlog import OK, RunLog, RunRow
+from recspark.pipeline.stages.evaluate import not_compared
 
 NEEDED = ("ease", "item_knn", "popular")  # the champion, the ladder, the neighbours
 CHALLENGERS = ("als", "item2vec", "multvae")

@@ -202,7 +202,7 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     Raises StageOrderError when a stage that it reads from has no result in this run, and
     DamagedFileError where a data file cannot be read.
     """
-    from recspark.pipeline import stages
+    from recspark.pipeline import functions as stages
     from recspark.pipeline.runlog import FAILED
     from recspark.tables import damage
     from recspark.tables.catalog import retried

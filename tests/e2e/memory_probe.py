@@ -43,8 +43,8 @@ def plant(spark: SparkSession, path: str, n_users: int) -> None:
 def main() -> None:
     n_users, root, collects = int(sys.argv[1]), sys.argv[2], "collect" in sys.argv[3:]
     from recspark.cli.common import parse_date
-    from recspark.pipeline import recommend
     from recspark.pipeline.run import night, open_night
+    from recspark.pipeline.stages import recommend
 
     if collects:  # the defect that the test must notice
         lists = recommend.backtest_users

@@ -20,9 +20,9 @@ from pyspark.sql import functions as F
 from recspark import storage
 from recspark.errors import MissingLandingError, ModelsFailedError, SourceError
 from recspark.eval import evaluate as scoring
-from recspark.pipeline.recommend import backtest_users
-from recspark.pipeline.retention import forget
+from recspark.pipeline.maintain import forget
 from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
+from recspark.pipeline.stages.recommend import backtest_users
 from recspark.report.night import evaluation_table
 from recspark.tables.catalog import TableCatalog
 

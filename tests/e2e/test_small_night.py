@@ -20,7 +20,7 @@ from recspark.errors import DamagedFileError, GateRefusedError, MissingLandingEr
 from recspark.models import artifacts
 from recspark.models.registry import model_spec
 from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
-from recspark.pipeline.train import artifact_folder
+from recspark.pipeline.stages.train import artifact_folder
 from recspark.tables.specs import SPECS
 from tests.conftest import NIGHT, ROOT, production_settings, run_night, small_settings
 

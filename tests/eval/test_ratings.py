@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from recspark import schema
 from recspark.config import Evaluate
 from recspark.eval import ratings
-from recspark.pipeline import evaluate as stage
+from recspark.pipeline.stages import evaluate as stage
 
 pytestmark = pytest.mark.spark
 CUT = datetime(2020, 5, 1, tzinfo=UTC)

@@ -20,12 +20,12 @@ from recspark.errors import (
     SupersededRunError,
     VersionNotFoundError,
 )
-from recspark.pipeline import ingest as ingesting
-from recspark.pipeline import publish as publishing
 from recspark.pipeline import runlog
-from recspark.pipeline.evaluate import published_lists
 from recspark.pipeline.run import STAGES, RunContext, StageResult, execute, night
 from recspark.pipeline.runlog import RunLog, begun_runs
+from recspark.pipeline.stages import ingest as ingesting
+from recspark.pipeline.stages import publish as publishing
+from recspark.pipeline.stages.evaluate import published_lists
 from recspark.tables.catalog import TableCatalog
 from tests.e2e import test_odd_nights as odd
 from tests.e2e.test_odd_nights import Open

@@ -11,7 +11,7 @@ from recspark.config import Config
 from recspark.data.events import Counts
 from recspark.errors import ConservationError, SourceError
 from recspark.layers import load_config
-from recspark.pipeline.ingest import check_share, type_warnings
+from recspark.pipeline.stages.ingest import check_share, type_warnings
 
 NIGHT = date(2024, 5, 31)
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from recspark import storage
 from recspark.errors import StageOrderError
-from recspark.pipeline.build_features import TRAINING, build_features
-from recspark.pipeline.evaluate import evaluate
-from recspark.pipeline.ingest import ingest
-from recspark.pipeline.publish import publish
-from recspark.pipeline.recommend import recommend
 from recspark.pipeline.run import PUBLISHED, STAGES, RunContext, Stage, StageResult
 from recspark.pipeline.runlog import RunRow
-from recspark.pipeline.sessionize import sessionize
-from recspark.pipeline.train import NOT_FITTED, artifact_folder, train
+from recspark.pipeline.stages.build_features import TRAINING, build_features
+from recspark.pipeline.stages.evaluate import evaluate
+from recspark.pipeline.stages.ingest import ingest
+from recspark.pipeline.stages.publish import publish
+from recspark.pipeline.stages.recommend import recommend
+from recspark.pipeline.stages.sessionize import sessionize
+from recspark.pipeline.stages.train import NOT_FITTED, artifact_folder, train
 from recspark.sources import landing_digest
 from recspark.tables.specs import SPECS
 

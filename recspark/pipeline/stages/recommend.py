@@ -14,7 +14,7 @@ from recspark.eval.evaluate import in_horizon, in_sample
 from recspark.models.base import RecommenderModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.train import backtest_model, load_model
+from recspark.pipeline.stages.train import backtest_model, load_model
 
 
 def recommend(context: RunContext, model: str) -> StageResult:

@@ -16,8 +16,8 @@ from recspark.models import artifacts
 from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, model_spec
 from recspark.pipeline.run import RunContext, StageResult
-from recspark.report.curves import draw
 from recspark.train.curve import Curve
+from recspark.train.draw import draw
 
 NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there is no model of it
 _TOO_LITTLE = (EmptyDataError, FeedError, ModelError)  # what a fit says where data are too few

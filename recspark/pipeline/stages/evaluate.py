@@ -22,7 +22,7 @@ from recspark.models.ratings import predicted
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.run import PUBLISHED, RunContext, StageResult
 from recspark.pipeline.runlog import OK, published_row
-from recspark.pipeline.train import NOT_FITTED, load_model
+from recspark.pipeline.stages.train import NOT_FITTED, load_model
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 

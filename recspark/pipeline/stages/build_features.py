@@ -17,7 +17,7 @@ from recspark.data.interactions import before, interactions
 from recspark.errors import VersionNotFoundError
 from recspark.models.registry import make
 from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.sessionize import (
+from recspark.pipeline.stages.sessionize import (
     changed_events,
     reflected,
     reflecting,
