@@ -36,7 +36,7 @@ if str(HOME) not in sys.path:
     sys.path.insert(0, str(HOME))
 
 from recspark.layers import load_config  # noqa: E402
-from recspark.pipeline.run import STAGES, Stage  # noqa: E402
+from recspark.pipeline.plan import STAGES, Stage  # noqa: E402
 
 ENV = os.environ.get("RECSPARK_ENV", "cluster")
 SETTINGS = json.loads(os.environ.get("RECSPARK_SET", "[]"))

@@ -20,7 +20,9 @@ from pyspark.sql import functions as F
 
 from benchmarks import machine
 from recspark.layers import load_config
-from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, open_night
 
 DERIVED = ("sessions", "histories", "interactions", "user_features", "item_features")
 LAST = date(2010, 12, 9)

@@ -615,12 +615,6 @@ class Publish(Section):
         0.99, ge=0, le=1, description="gate: share of lists with k items. Guess"
     )
 
-    @property
-    def needed_models(self) -> frozenset[str]:
-        """Return the models without which nothing is published; any other fails alone."""
-        names = (self.model, *self.ladder, self.neighbours_model)
-        return frozenset(name for name in names if name is not None)
-
 
 class Tune(Section):
     """How `recspark tune` searches."""

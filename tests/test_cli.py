@@ -32,7 +32,8 @@ from recspark.layers import load_config
 from recspark.models.base import FitOptions
 from recspark.models.popular import Popular, PopularModel
 from recspark.pipeline import job
-from recspark.pipeline.run import RunContext, check_settings
+from recspark.pipeline.checks import check_settings
+from recspark.pipeline.context import RunContext
 from recspark.pipeline.tune import holds
 from recspark.tables.catalog import TableCatalog
 from tests.conftest import NIGHT, ROOT, small_settings

@@ -24,7 +24,8 @@ from recspark.config import NEIGHBOUR_MODELS, Config, Paths, _kinds
 from recspark.errors import ConfigError, NoSlotsError, RecsparkError
 from recspark.layers import load_config, tuned_file
 from recspark.models.registry import MODELS
-from recspark.pipeline.run import check_settings, open_night
+from recspark.pipeline.checks import check_settings
+from recspark.pipeline.run import open_night
 from recspark.report.settings_page import _sections, settings_page
 from tests.conftest import ROOT
 

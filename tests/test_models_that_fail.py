@@ -18,9 +18,11 @@ from recspark.errors import (
     StageOrderError,
 )
 from recspark.layers import load_config
-from recspark.pipeline import functions as stages
-from recspark.pipeline.run import STAGES, RunContext, Stage, StageResult, execute, night
-from recspark.pipeline.runlog import OK, RunLog, RunRow
+from recspark.pipeline import run
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES, Stage
+from recspark.pipeline.run import execute, night
+from recspark.pipeline.runlog import OK, RunLog, RunRow, StageResult
 from recspark.pipeline.stages.evaluate import not_compared
 
 NEEDED = ("ease", "item_knn", "popular")  # the champion, the ladder, the neighbours
@@ -95,9 +97,9 @@ def fake_stages() -> Iterator[list[Night]]:
 
     with pytest.MonkeyPatch.context() as patch:
         for stage in STAGES:
-            _, reads = stages.FUNCTIONS[stage.name]
-            patch.setitem(stages.FUNCTIONS, stage.name, (of(stage), reads))
-        patch.setattr(stages, "still_holds", lambda *_: True)
+            _, reads = run.FUNCTIONS[stage.name]
+            patch.setitem(run.FUNCTIONS, stage.name, (of(stage), reads))
+        patch.setattr(run, "still_holds", lambda *_: True)
         yield tonight
 
 

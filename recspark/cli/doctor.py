@@ -88,7 +88,7 @@ def _jars() -> Check:
 def _settings(env: str, overrides: list[str] | None, run_date: str | None) -> list[Check]:
     """Look at the settings, and at what they point to."""
     from recspark.layers import load_config
-    from recspark.pipeline.run import check_settings
+    from recspark.pipeline.checks import check_settings
 
     try:
         config = load_config(env, overrides or [])

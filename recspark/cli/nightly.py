@@ -29,7 +29,7 @@ from recspark.masking import mask, presentable
 from recspark.terminal import printable
 
 if TYPE_CHECKING:
-    from recspark.pipeline.run import RunContext
+    from recspark.pipeline.context import RunContext
     from recspark.report.night_log import NightLog
 
 DEMO_NIGHT = "2010-12-09"
@@ -56,7 +56,8 @@ def nightly(
     A second run of the same night takes what is recorded; nothing changes. A model that failed
     alone is named at the end, with an exit code of its own, and tried again by a second run.
     """
-    from recspark.pipeline.run import check_landing, night
+    from recspark.pipeline.checks import check_landing
+    from recspark.pipeline.run import night
     from recspark.report.night import print_night
 
     started, day = time.monotonic(), parse_date(run_date)

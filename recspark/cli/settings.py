@@ -24,7 +24,7 @@ def settings(
         print(settings_page(), end="")
         return
     from recspark.layers import load_config
-    from recspark.pipeline.run import check_settings
+    from recspark.pipeline.checks import check_settings
 
     config = load_config(env, set_ or [])
     check_settings(config)

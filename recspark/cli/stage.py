@@ -23,7 +23,9 @@ def stage(
     repin: Repin = False,
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
-    from recspark.pipeline.run import STAGES, check_stage, execute_models
+    from recspark.pipeline.checks import check_stage
+    from recspark.pipeline.plan import STAGES
+    from recspark.pipeline.run import execute_models
 
     found = {s.name: s for s in STAGES}
     if name not in found:

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
-from recspark.pipeline.run import RunContext
+from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from recspark.errors import Interrupted
 
 if TYPE_CHECKING:
-    from recspark.pipeline.run import RunContext
+    from recspark.pipeline.context import RunContext
 
 
 class Progress:

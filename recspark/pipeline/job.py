@@ -12,8 +12,11 @@ from datetime import date
 
 from recspark import masking
 from recspark.errors import RecsparkError
+from recspark.pipeline.checks import check_stage
+from recspark.pipeline.context import RunContext
 from recspark.pipeline.interrupt import Progress, opened
-from recspark.pipeline.run import STAGES, RunContext, check_stage, execute_models, open_night
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute_models, open_night
 from recspark.terminal import log_to_terminal
 
 

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from recspark import storage
 from recspark.config import cutoff_of
 from recspark.errors import ConcurrentWriteError
-from recspark.pipeline.run import RunContext
+from recspark.pipeline.context import RunContext
 from recspark.session import together
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS

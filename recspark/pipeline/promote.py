@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 
 from recspark.errors import SupersededRunError
-from recspark.pipeline.run import RunContext
+from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import begun_runs, newer_than
 from recspark.tables.catalog import TableVersion, retried
 

@@ -1,198 +1,129 @@
-"""The list of stages, and what each of them is given. Imports neither Spark nor torch at the
-top.
-"""
+"""Opens a night and executes its plan: the only module that knows all stages."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import Any
 
-from recspark.errors import ModelsFailedError, RecsparkError
+from recspark import storage
+from recspark.config import Config
+from recspark.errors import ModelsFailedError, RecsparkError, StageOrderError
+from recspark.layers import load_config
 from recspark.masking import mask
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-    from recspark.config import Config
-    from recspark.pipeline.runlog import RunLog
-    from recspark.tables.catalog import TableCatalog
+from recspark.pipeline.checks import check_settings, check_slots
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import NOT_FITTED, artifact_folder
+from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, needed_models
+from recspark.pipeline.process import code_digest, peak_memory_mb
+from recspark.pipeline.runlog import FAILED, RunRow, StageResult, open_run
+from recspark.pipeline.stages.build_features import build_features
+from recspark.pipeline.stages.evaluate import evaluate
+from recspark.pipeline.stages.ingest import ingest
+from recspark.pipeline.stages.publish import publish
+from recspark.pipeline.stages.recommend import recommend
+from recspark.pipeline.stages.sessionize import sessionize
+from recspark.pipeline.stages.train import train
+from recspark.pipeline.training_sets import TRAINING
+from recspark.session import TRAINING as TRAINING_PROFILE
+from recspark.session import build_session
+from recspark.sources import landing_digest
+from recspark.tables import damage
+from recspark.tables.catalog import TableCatalog, retried
+from recspark.tables.specs import SPECS
 
 log = logging.getLogger("recspark")
-PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
 _SAID = 600  # characters of an error that are shown
 _TRACED = 4000  # characters of a traceback that `runs` keeps
 
+Function = Callable[..., StageResult]
+# stage -> its function, and the tables whose versions identify its input
+FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
+    "ingest": (ingest, ("events",)),
+    "sessionize": (sessionize, ("events",)),
+    "build_features": (build_features, ("events", "sessions", "user_ids", "item_ids", "items")),
+    "train": (train, ("histories", "items", "item_features", *TRAINING)),
+    "recommend": (
+        recommend,
+        ("histories", "items", "item_features", "user_ids", "item_ids", "recommendations"),
+    ),
+    "evaluate": (
+        evaluate,
+        (
+            "candidates",
+            "histories",
+            "interactions",
+            "user_features",
+            "item_features",
+            "user_ids",
+            "item_ids",
+            "recommendations",
+        ),
+    ),
+    "publish": (
+        publish,
+        (
+            "candidates",
+            "metrics",
+            "histories",
+            "user_features",
+            "item_features",
+            "user_ids",
+            "item_ids",
+            "items",
+            "recommendations",
+        ),
+    ),
+}
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the night; `jobs/<name>.py` runs it by spark-submit.
 
-    Parameters
-    ----------
-    name : also the job's file name
-    per_model : runs once for each model of the configuration
-    trains : needs the training profile (one slot an executor, speculation off)
+def open_night(
+    env: str,
+    run_date: date,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    repin: bool = False,
+    app: str = "recspark",
+    trains: bool = False,
+    check: Callable[[Config], object] = lambda _config: None,
+    models: Sequence[str] | None = None,
+    begins: bool = True,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> RunContext:
+    """Return the context of one night: settings checked, session started, run begun or found again.
+
+    `trains` starts the session with the training profile, for `models` or all of the night; `check`
+    looks at what the command needs besides; without `begins` no run is begun, and the tables are
+    those of the night's run with these settings, else those of now. Before Spark starts raises
+    ConfigError, SetupError where there is no Java or `paths.root` cannot be written, NoSlotsError
+    where a model wants more ranks than there can be tasks at once, and what `check` raises;
+    OpenRunError and SupersededRunError where another run of the night is in the way.
     """
+    config = load_config(env, overrides)
+    check_settings(config)  # a wrong setting is an error now, not at 3 am
+    check(config)
+    storage.check_writable(storage.absolute(config.paths.root))
+    if trains:
+        check_slots(config, config.models if models is None else models)
 
-    name: str
-    per_model: bool = False
-    trains: bool = False
-
-    def models(self, known: Sequence[str], asked: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return what the stage runs for: the models `asked` for, else all `known`; ("",) once.
-
-        Raises ConfigError where one that is asked for is not known.
-        """
-        from recspark.errors import ConfigError, suggest
-
-        for model in asked:
-            if model not in known:
-                raise ConfigError(
-                    f"model '{model}' is not among this night's.{suggest(model, known)}"
-                )
-        return tuple(asked or known) if self.per_model else ("",)
-
-
-STAGES = (
-    Stage("ingest"),
-    Stage("sessionize"),
-    Stage("build_features"),
-    Stage("train", per_model=True, trains=True),
-    Stage("recommend", per_model=True),
-    Stage("evaluate"),
-    Stage("publish"),
-)
-
-
-@dataclass
-class RunContext:
-    """Everything a stage needs: session, tables, settings, the night, and the versions it reads.
-
-    Parameters
-    ----------
-    spark, catalog, config : of this process
-    run_date : the night; the last full day of data
-    run_id : hash(run_date, config, pins); of a run begun twice its number goes in
-    pins : table -> version when the run began
-    runlog : the rows of `runs`
-    code : digest of recspark's own sources
-    force : run a stage even where its recorded result would do
-    stage : the stage that runs; it reads what the stages before it left
-    progress : told of each step, for a person to see
-    """
-
-    spark: SparkSession
-    catalog: TableCatalog
-    config: Config
-    run_date: date
-    run_id: str
-    pins: dict[str, int]
-    runlog: RunLog
-    code: str
-    force: bool = False
-    stage: str | None = None
-    progress: Callable[[str], None] = field(default=lambda _text: None)
-
-    @property
-    def cutoff(self) -> datetime:
-        """Of the published lists: the first instant after `run_date`."""
-        from recspark.config import cutoff_of
-
-        return cutoff_of(self.run_date)
-
-    @property
-    def backtest_cutoff(self) -> datetime:
-        """Of the backtest: one horizon before `cutoff`."""
-        return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
-
-    def version(self, table: str) -> int | None:
-        """Return the version of `table` that this run reads: as an earlier stage left it, else
-        pinned. Of a table that has a slice for each model it is the newest one's (see `read`).
-        """
-        return self.runlog.outputs(self._earlier()).get(table, self.pins.get(table))
-
-    def read(self, table: str, also: Mapping[str, int] | None = None) -> Any:
-        """Return `table` at the version that this run reads.
-
-        Of a table that has a slice for each model, each slice at the version that its own row names:
-        at the newest version a slice may be that of another run of the night, which runs beside this
-        one. `also` : model -> version of slices that this stage has just written. Where all commits
-        in between are this run's, that is one plain read.
-        """
-        from recspark.tables.specs import SPECS
-
-        if SPECS[table].partition != ("run_date", "model"):
-            return self.catalog.read(table, self.version(table))
-        slices = self.runlog.slices(table, self._earlier())
-        slices = {**{model or PUBLISHED: v for model, v in slices.items()}, **(also or {})}
-        versions = sorted(set(slices.values()))
-        if not versions or versions == list(range(versions[0], versions[-1] + 1)):
-            return self.catalog.read(table, versions[-1] if versions else self.version(table))
-        parts = [
-            self.catalog.read(table, version).where(
-                self._of_night([model for model, v in slices.items() if v == version])
-            )
-            for version in versions
-        ]
-        return functools.reduce(lambda one, other: one.unionByName(other), parts)
-
-    def _of_night(self, models: list[str]) -> Any:
-        from pyspark.sql import functions as F
-
-        return (F.col("run_date") == F.lit(self.run_date)) & F.col("model").isin(models)
-
-    def _earlier(self) -> list[str]:
-        """Return the stages before the one that runs."""
-        order = [stage.name for stage in STAGES]
-        return order[: order.index(self.stage)] if self.stage else order
-
-    def count(self, table: str) -> int:
-        """Return the number of rows of `table` at the version that this run reads."""
-        return self.catalog.count(table, self.version(table))
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage leaves in its `runs` row."""
-
-    outputs: dict[str, int]
-    rows_in: int
-    rows_out: int
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-def code_digest() -> str:
-    """Return 12 hex digits over recspark's Python sources, also when they are shipped in a zip.
-
-    The code revision where git is not at hand; the same for a checkout and for a package made of
-    it.
-    """
-    sha = hashlib.sha256()
-    for name, source in sorted(_sources(resources.files("recspark"), "")):
-        sha.update(name.encode())
-        sha.update(source)
-    return sha.hexdigest()[:12]
-
-
-def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _sources(entry, f"{path}{entry.name}/")
-        elif entry.name.endswith(".py"):
-            yield f"{path}{entry.name}", entry.read_bytes()
+    progress("starting Spark ...")
+    spark = build_session(config.spark, f"{app} {run_date}", TRAINING_PROFILE if trains else None)
+    catalog = TableCatalog(spark, config.paths.tables)
+    code = code_digest()
+    run_id, pins, runlog = open_run(
+        catalog, config, run_date, code, repin=repin, force=force, begins=begins
+    )
+    return RunContext(
+        spark, catalog, config, run_date, run_id, pins, runlog, code, force, progress=progress
+    )
 
 
 def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
@@ -202,19 +133,14 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     Raises StageOrderError when a stage that it reads from has no result in this run, and
     DamagedFileError where a data file cannot be read.
     """
-    from recspark.pipeline import functions as stages
-    from recspark.pipeline.runlog import FAILED
-    from recspark.tables import damage
-    from recspark.tables.catalog import retried
-
     context = replace(context, stage=stage.name)
     label = f"{stage.name} {model}".strip()
-    function, reads = stages.FUNCTIONS[stage.name]
-    stages.check_order(context, stage)
+    function, reads = FUNCTIONS[stage.name]
+    check_order(context, stage)
     inputs = {table: v for table in reads if (v := context.version(table)) is not None}
     done = context.runlog.find(stage.name, model)
     is_done = done is not None and done.reusable(inputs, context.code)
-    if done and is_done and not context.force and stages.still_holds(context, stage, model, done):
+    if done and is_done and not context.force and still_holds(context, stage, model, done):
         context.progress(f"{label}: as recorded ({done.rows_out:,} rows)")
         return StageResult(done.outputs, done.rows_in, done.rows_out, done.detail)
     where = {"stage": stage.name, "model": model, "run_id": context.run_id}
@@ -284,7 +210,7 @@ def execute_models(
 
 def fails_alone(context: RunContext, model: str) -> bool:
     """Return whether the night goes on without `model`; "" is a stage that runs once."""
-    return bool(model) and model not in context.config.publish.needed_models
+    return bool(model) and model not in needed_models(context.config)
 
 
 def night(context: RunContext) -> None:
@@ -322,8 +248,6 @@ def _record_failure(
     seconds: float,
 ) -> None:
     """Write the row of a model that failed; where even that fails, the model's error is the one."""
-    from recspark.pipeline.runlog import FAILED
-
     trace = "" if isinstance(error, RecsparkError) else "".join(traceback.format_exception(error))
     detail = {"error": said(error), "traceback": trace[-_TRACED:]}
     try:
@@ -343,137 +267,69 @@ def _record_failure(
         log.warning("the failure of %s %s is not in `runs`: %s", stage.name, model, said(second))
 
 
-def peak_memory_mb() -> float:
-    """Return the peak resident memory of this Python process and the JVM it started, in MB."""
-    total = 0.0
-    for pid in _own_processes():
-        try:
-            text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="ignore")
-        except OSError:
-            continue
-        peak = [line for line in text.splitlines() if line.startswith("VmHWM")]
-        total += int(peak[0].split()[1]) / 1024 if peak else 0.0
-    if not total:
-        import resource
+def check_order(context: RunContext, stage: Stage) -> None:
+    """Raise StageOrderError where a stage before `stage` has left no result in this run.
 
-        total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return round(total, 1)
-
-
-def _own_processes() -> list[int]:
-    """Return this process and its Java child or parent: the driver's two halves."""
-    import psutil
-
-    me = psutil.Process()
-    java = [p for p in [*me.children(), *me.parents()[:1]] if p.name() == "java"]
-    return [me.pid, *[p.pid for p in java]]
-
-
-def check_settings(config: Config) -> None:
-    """Raise ConfigError where settings name a model or metric that there is not, or that cannot do
-    what it is named for. It says everything at once.
+    A model that nothing published needs may be without: `evaluate` leaves it out, and says so.
     """
-    from recspark.errors import ConfigError, suggest
-    from recspark.eval.kernel import METRICS
-    from recspark.models.registry import MODELS, make
-
-    wrong = []
-    for model in dict.fromkeys([*config.models, *config.model_settings]):
-        try:
-            make(model, config.model_settings.get(model, {}))
-        except ConfigError as error:
-            wrong.append(str(error))
-    metric = config.evaluate.metric
-    if metric not in METRICS:
-        wrong.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
-    able = [name for name, spec in MODELS.items() if "neighbours" in spec.tags]
-    neighbours = config.publish.neighbours_model
-    if neighbours in MODELS and neighbours not in able:
-        wrong.append(
-            f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
-        )
-    if wrong:
-        raise ConfigError("; ".join(wrong))
+    for earlier in STAGES:
+        if earlier.name == stage.name:
+            return
+        for model in earlier.models(context.config.models):
+            if stage.per_model and earlier.per_model:
+                continue  # a model's own stages are checked by its artifact
+            if model and model not in needed_models(context.config):
+                continue
+            if not context.runlog.ended_well(earlier.name, model):
+                row = context.runlog.find(earlier.name, model)
+                state = "has not ended yet" if row is None else f"failed: {row.detail.get('error')}"
+                raise StageOrderError(
+                    f"stage '{stage.name}' of {context.run_date}, run {context.run_id}: stage "
+                    f"'{earlier.name}' {model} {state}; run it first, with the same settings"
+                )
 
 
-def check_landing(config: Config, run_date: date) -> None:
-    """Raise MissingLandingError, or SourceError, where the landing of a night that has not begun is
-    not there; a night that has begun may have taken it in, and nobody needs it again.
+def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> bool:
+    """Return whether what a recorded stage left, in the tables and beside them, is still there."""
+    if stage.name == "ingest":
+        now = landing_digest(context.config.source, context.run_date)
+        if now is not None and now != done.detail["landing"]:
+            context.progress(
+                f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
+                "use --repin to take it in"
+            )
+    if stage.name == "train" and not all(
+        storage.is_complete(artifact_folder(context, model, cutoff))
+        for cutoff in (context.backtest_cutoff, context.cutoff)
+        if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
+    ):
+        return False
+    if what := lost(context, stage, model, done):
+        context.progress(f"{stage.name} {model}".strip() + f": {what}; made again")
+        return False
+    return True
+
+
+# stage -> the table that holds its rows: a slice of it without a file has lost them
+_ROWS = {"recommend": "candidates", "evaluate": "metrics", "publish": "recommendations"}
+
+
+def lost(context: RunContext, stage: Stage, model: str, done: RunRow) -> str | None:
+    """Return what is no longer there of what a recorded stage left in the tables; None where all is.
+
+    Its own slice where the table has one for it, else the whole table as of the recorded version.
+    Cost: a job over the log for each table, a look at each file; no data is read.
     """
-    from recspark import storage
-    from recspark.sources import check_places
-
-    begun = storage.join(config.paths.tables, "runs", f"run_date={run_date}")
-    if not storage.exists(storage.absolute(begun)):
-        check_places(config.source, run_date)
-
-
-def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[str] = ()) -> None:
-    """Raise what is wrong with a stage that is asked for, as far as it is known without Spark."""
-    stage.models(config.models, asked)
-    if stage is STAGES[0]:
-        check_landing(config, run_date)
-
-
-def check_slots(config: Config, models: Sequence[str]) -> None:
-    """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at once."""
-    from recspark.errors import NoSlotsError
-    from recspark.models.registry import MODELS
-    from recspark.session import most_slots
-
-    ranks, slots = config.train.ranks, most_slots(config.spark)
-    networks = [name for name in models if name in MODELS and "neural" in MODELS[name].tags]
-    if networks and slots is not None and ranks > slots:
-        raise NoSlotsError(
-            f"{', '.join(networks)}: train.ranks = {ranks} need as many task slots, spark.master = "
-            f"{config.spark.master} has {slots}: set train.ranks={max(slots, 1)}, or give Spark more"
-        )
-
-
-def open_night(
-    env: str,
-    run_date: date,
-    overrides: Sequence[str] = (),
-    *,
-    force: bool = False,
-    repin: bool = False,
-    app: str = "recspark",
-    trains: bool = False,
-    check: Callable[[Config], object] = lambda _config: None,
-    models: Sequence[str] | None = None,
-    begins: bool = True,
-    progress: Callable[[str], None] = lambda _text: None,
-) -> RunContext:
-    """Return the context of one night: settings checked, session started, run begun or found again.
-
-    `trains` starts the session with the training profile, for `models` or all of the night; `check`
-    looks at what the command needs besides; without `begins` no run is begun, and the tables are
-    those of the night's run with these settings, else those of now. Before Spark starts raises
-    ConfigError, SetupError where there is no Java or `paths.root` cannot be written, NoSlotsError
-    where a model wants more ranks than there can be tasks at once, and what `check` raises;
-    OpenRunError and SupersededRunError where another run of the night is in the way.
-    """
-    from recspark import storage
-    from recspark.layers import load_config
-
-    config = load_config(env, overrides)
-    check_settings(config)  # a wrong setting is an error now, not at 3 am
-    check(config)
-    storage.check_writable(storage.absolute(config.paths.root))
-    if trains:
-        check_slots(config, config.models if models is None else models)
-
-    from recspark.pipeline.runlog import open_run
-    from recspark.session import TRAINING, build_session
-    from recspark.tables.catalog import TableCatalog
-
-    progress("starting Spark ...")
-    spark = build_session(config.spark, f"{app} {run_date}", TRAINING if trains else None)
-    catalog = TableCatalog(spark, config.paths.tables)
-    code = code_digest()
-    run_id, pins, runlog = open_run(
-        catalog, config, run_date, code, repin=repin, force=force, begins=begins
-    )
-    return RunContext(
-        spark, catalog, config, run_date, run_id, pins, runlog, code, force, progress=progress
-    )
+    known: dict[str, Any] = {
+        "run_date": context.run_date,
+        "ingest_date": context.run_date,
+        "model": model or PUBLISHED,
+        "cutoff": (context.backtest_cutoff, context.cutoff),
+    }
+    for table, version in sorted(done.outputs.items()):
+        partition = SPECS[table].partition
+        slice_ = {c: known[c] for c in partition} if known.keys() >= set(partition) else {}
+        some = done.rows_out > 0 and _ROWS.get(stage.name) == table
+        if what := context.catalog.lost(table, version, slice_, some=some):
+            return what
+    return None

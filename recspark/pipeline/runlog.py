@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -15,7 +15,6 @@ from recspark import schema
 from recspark.config import Config, digest
 from recspark.errors import OpenRunError, SupersededRunError
 from recspark.masking import mask_value
-from recspark.pipeline.run import StageResult
 from recspark.tables.catalog import TableCatalog, retried
 
 # Tables that a run reads from earlier nights; their versions are pinned when the run begins.
@@ -26,6 +25,16 @@ OK = "ok"
 FAILED = "failed"
 PUBLISH = "publish"  # the stage that ends a run
 BEGIN = "begin"  # the stage name of the row that holds a run's pins
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves in its `runs` row."""
+
+    outputs: dict[str, int]
+    rows_in: int
+    rows_out: int
+    detail: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions
 from recspark.models.registry import make, model_spec
-from recspark.pipeline.run import RunContext
-from recspark.pipeline.stages.build_features import write_training
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.training_sets import write_training
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from recspark.pipeline.run import STAGES, RunContext
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
 from recspark.pipeline.runlog import OK
 from recspark.pipeline.stages.evaluate import not_compared
 from recspark.report.answers import bought, cell, sizes, table_of_tables, user_list

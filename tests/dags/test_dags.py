@@ -54,7 +54,7 @@ def test_the_file_imports_no_spark_and_no_torch() -> None:
 
 
 def test_tasks_are_the_stages(dag: Any) -> None:
-    from recspark.pipeline.run import STAGES
+    from recspark.pipeline.plan import STAGES
 
     names = [task.task_id.split(".")[0] for task in stages_of(dag)]
     assert set(names) == {stage.name for stage in STAGES}

@@ -10,7 +10,8 @@ import pytest
 from pyspark.sql import functions as F
 
 from recspark.pipeline.activity import kept_lists
-from recspark.pipeline.run import RunContext, night, open_night
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.run import night, open_night
 from tests.e2e.test_nights_in_turn import settings_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,7 +11,9 @@ import pytest
 from pyspark.sql import functions as F
 
 from recspark.eval.evaluate import truth
-from recspark.pipeline.run import STAGES, RunContext, execute, open_night
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, open_night
 
 pytestmark = [pytest.mark.spark, pytest.mark.torch, pytest.mark.timeout(600)]
 FIRST, NIGHT = datetime(2020, 3, 1), date(2020, 3, 3)

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from pyspark.sql import functions as F
 
-from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, night, open_night
 from tests.conftest import small_settings
 from tests.e2e.test_small_night import content
 

@@ -20,8 +20,10 @@ from pyspark.sql import functions as F
 from recspark import storage
 from recspark.errors import MissingLandingError, ModelsFailedError, SourceError
 from recspark.eval import evaluate as scoring
+from recspark.pipeline.context import RunContext
 from recspark.pipeline.maintain import forget
-from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, night, open_night
 from recspark.pipeline.stages.recommend import backtest_users
 from recspark.report.night import evaluation_table
 from recspark.tables.catalog import TableCatalog

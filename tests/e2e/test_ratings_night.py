@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
-from recspark.pipeline.run import RunContext, night, open_night
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.run import night, open_night
 
 pytestmark = [pytest.mark.spark, pytest.mark.torch, pytest.mark.timeout(600)]
 NIGHT = date(2003, 3, 1)

@@ -14,7 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from recspark.pipeline.run import RunContext
+from recspark.pipeline.context import RunContext
 from tests.conftest import NIGHT, PLANTED, ROOT, small_settings
 from tests.test_session import hostile_folder
 

@@ -16,7 +16,10 @@ from pyspark.sql import functions as F
 
 from recspark.data.features import items_as_of
 from recspark.errors import SourceError
-from recspark.pipeline.run import STAGES, RunContext, StageResult, execute, open_night
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, open_night
+from recspark.pipeline.runlog import StageResult
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 FIRST = date(2024, 5, 1)

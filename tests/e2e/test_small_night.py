@@ -19,8 +19,10 @@ from recspark import schema
 from recspark.errors import DamagedFileError, GateRefusedError, MissingLandingError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.registry import model_spec
-from recspark.pipeline.run import STAGES, RunContext, execute, night, open_night
-from recspark.pipeline.stages.train import artifact_folder
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import artifact_folder
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, night, open_night
 from recspark.tables.specs import SPECS
 from tests.conftest import NIGHT, ROOT, production_settings, run_night, small_settings
 

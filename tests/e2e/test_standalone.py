@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recspark.pipeline.run import STAGES
+from recspark.pipeline.plan import STAGES
 from tests.conftest import NIGHT, ROOT
 from tests.e2e.cluster import package, standalone, submit
 

@@ -20,7 +20,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.pipeline.run import STAGES, execute, night, open_night
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, night, open_night
 from recspark.report.answers import bought
 from recspark.session import together
 from recspark.tables.catalog import TableCatalog

@@ -21,8 +21,10 @@ from recspark.errors import (
     VersionNotFoundError,
 )
 from recspark.pipeline import runlog
-from recspark.pipeline.run import STAGES, RunContext, StageResult, execute, night
-from recspark.pipeline.runlog import RunLog, begun_runs
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
+from recspark.pipeline.run import execute, night
+from recspark.pipeline.runlog import RunLog, StageResult, begun_runs
 from recspark.pipeline.stages import ingest as ingesting
 from recspark.pipeline.stages import publish as publishing
 from recspark.pipeline.stages.evaluate import published_lists

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from recspark.pipeline.run import STAGES, RunContext
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import STAGES
 from recspark.pipeline.runlog import BEGIN, RunLog
 from recspark.tables import catalog as catalog_module
 from tests.conftest import run_night

@@ -12,21 +12,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import digest
-from recspark.data import features, histories, impressions, sessions, texts, windows
+from recspark.data import features, histories, sessions
 from recspark.data.interactions import before, interactions
 from recspark.errors import VersionNotFoundError
 from recspark.models.registry import make
-from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.stages.sessionize import (
-    changed_events,
-    reflected,
-    reflecting,
-    reopened_events,
-)
+from recspark.pipeline.changes import changed_events, reflected, reflecting, reopened_events
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.runlog import StageResult
+from recspark.pipeline.training_sets import TRAINING, n_files_of, training_rows
 from recspark.session import together
-from recspark.tables.catalog import TableCatalog, TableVersion
-
-TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
+from recspark.tables.catalog import TableCatalog
 
 
 def build_features(context: RunContext) -> StageResult:
@@ -57,50 +52,17 @@ def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[i
     In one commit: in two, a version in between may be another run's, and this run would read its rows.
     """
     cutoffs = (context.backtest_cutoff, context.cutoff)
-    rows_of = _FRAMES.get(table, partial(_training_rows, table=table))
+    rows_of = _FRAMES.get(table, partial(training_rows, table=table))
     ratings = context.config.features.explicit
     first, second = (
         rows_of(context, before(all_histories, c, ratings=ratings), c) for c in cutoffs
     )
-    n_files = None if table in _FRAMES else 2 * _n_files(context)
+    n_files = None if table in _FRAMES else 2 * n_files_of(context)
     written = context.catalog.replace_slice(
         table, first.unionByName(second), {"cutoff": cutoffs}, n_files=n_files
     )
     context.progress(f"  {table}")
     return written.version, written.rows
-
-
-def write_training(
-    context: RunContext, table: str, histories: DataFrame, cutoff: datetime
-) -> TableVersion:
-    """Write the training set of one cutoff, the same number of files for each rank."""
-    rows = _training_rows(context, histories, cutoff, table)
-    n_files = _n_files(context)
-    return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
-
-
-def _n_files(context: RunContext) -> int:
-    return windows.n_training_files(context.config.train.ranks)
-
-
-def _training_rows(
-    context: RunContext, histories: DataFrame, cutoff: datetime, table: str
-) -> DataFrame:
-    """Return the training set of one cutoff, in as many partitions as it gets files."""
-    config, n_files = context.config, _n_files(context)
-    if table == texts.TABLE:
-        items = features.items_as_of(context.read("items"), cutoff)
-        acted = histories.select(F.explode("history.item_idx").alias("item_idx")).distinct()
-        mine = acted.join(items, on="item_idx", how="left")
-        return texts.training_texts(mine, cutoff, config.features, n_files)
-    if table in impressions.TABLES:
-        dictionaries = context.read("user_ids"), context.read("item_ids")
-        shown = impressions.impressions(context.read("sessions"), *dictionaries, cutoff)
-        unit = impressions.TABLES[table]
-        return impressions.training_impressions(
-            histories, shown, cutoff, config.features, n_files, unit=unit
-        )
-    return windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
 
 
 def _interactions(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:

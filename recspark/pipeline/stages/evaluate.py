@@ -19,10 +19,11 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill
 from recspark.models.ratings import predicted
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import NOT_FITTED, load_model
+from recspark.pipeline.plan import PUBLISHED
 from recspark.pipeline.promote import own_publish, promote
-from recspark.pipeline.run import PUBLISHED, RunContext, StageResult
-from recspark.pipeline.runlog import OK, published_row
-from recspark.pipeline.stages.train import NOT_FITTED, load_model
+from recspark.pipeline.runlog import OK, StageResult, published_row
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 

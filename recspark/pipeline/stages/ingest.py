@@ -15,7 +15,8 @@ from recspark.config import Config
 from recspark.data import catalogue, features, ids
 from recspark.data import events as raw
 from recspark.errors import SourceError
-from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.runlog import StageResult
 from recspark.session import together
 from recspark.sources import Landing, read_landing
 from recspark.tables.catalog import TableCatalog, retried

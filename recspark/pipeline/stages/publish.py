@@ -16,11 +16,12 @@ from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.ladder import fill
 from recspark.models.registry import model_spec
 from recspark.pipeline.activity import active, kept_lists
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import load_model
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import own_publish, promote
-from recspark.pipeline.run import RunContext, StageResult
+from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.stages.evaluate import ladder_steps
-from recspark.pipeline.stages.train import load_model
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
 

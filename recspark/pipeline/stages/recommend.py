@@ -13,8 +13,9 @@ from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_horizon, in_sample
 from recspark.models.base import RecommenderModel
 from recspark.pipeline.activity import to_score
-from recspark.pipeline.run import RunContext, StageResult
-from recspark.pipeline.stages.train import backtest_model, load_model
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import backtest_model, load_model
+from recspark.pipeline.runlog import StageResult
 
 
 def recommend(context: RunContext, model: str) -> StageResult:

@@ -1,0 +1,65 @@
+"""What is known to be wrong with a night before Spark starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from recspark import storage
+from recspark.config import Config
+from recspark.errors import ConfigError, NoSlotsError, suggest
+from recspark.eval.kernel import METRICS
+from recspark.models.registry import MODELS, make
+from recspark.pipeline.plan import STAGES, Stage
+from recspark.session import most_slots
+from recspark.sources import check_places
+
+
+def check_settings(config: Config) -> None:
+    """Raise ConfigError where settings name a model or metric that there is not, or that cannot do
+    what it is named for. It says everything at once.
+    """
+    wrong = []
+    for model in dict.fromkeys([*config.models, *config.model_settings]):
+        try:
+            make(model, config.model_settings.get(model, {}))
+        except ConfigError as error:
+            wrong.append(str(error))
+    metric = config.evaluate.metric
+    if metric not in METRICS:
+        wrong.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
+    able = [name for name, spec in MODELS.items() if "neighbours" in spec.tags]
+    neighbours = config.publish.neighbours_model
+    if neighbours in MODELS and neighbours not in able:
+        wrong.append(
+            f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
+        )
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def check_landing(config: Config, run_date: date) -> None:
+    """Raise MissingLandingError, or SourceError, where the landing of a night that has not begun is
+    not there; a night that has begun may have taken it in, and nobody needs it again.
+    """
+    begun = storage.join(config.paths.tables, "runs", f"run_date={run_date}")
+    if not storage.exists(storage.absolute(begun)):
+        check_places(config.source, run_date)
+
+
+def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[str] = ()) -> None:
+    """Raise what is wrong with a stage that is asked for, as far as it is known without Spark."""
+    stage.models(config.models, asked)
+    if stage is STAGES[0]:
+        check_landing(config, run_date)
+
+
+def check_slots(config: Config, models: Sequence[str]) -> None:
+    """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at once."""
+    ranks, slots = config.train.ranks, most_slots(config.spark)
+    networks = [name for name in models if name in MODELS and "neural" in MODELS[name].tags]
+    if networks and slots is not None and ranks > slots:
+        raise NoSlotsError(
+            f"{', '.join(networks)}: train.ranks = {ranks} need as many task slots, spark.master = "
+            f"{config.spark.master} has {slots}: set train.ranks={max(slots, 1)}, or give Spark more"
+        )

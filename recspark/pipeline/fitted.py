@@ -1,0 +1,112 @@
+"""Fitted models of a night: the data of a cutoff, where an artifact is kept, and loading it again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pyspark.sql import functions as F
+
+from recspark import storage
+from recspark.config import digest
+from recspark.data import features, windows
+from recspark.data.dataset import Dataset
+from recspark.data.interactions import before
+from recspark.errors import StageOrderError
+from recspark.models import artifacts
+from recspark.models.base import FitOptions, RecommenderModel
+from recspark.models.registry import make, model_spec
+from recspark.pipeline.context import RunContext
+from recspark.train.curve import Curve
+
+NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there is no model of it
+
+
+def fit(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Fit one model on everything before `cutoff`, or find it fitted; return its artifact's folder."""
+    recommender = make(model, context.config.model_settings.get(model, {}))
+    folder = artifact_folder(context, model, cutoff)
+    if not context.force and storage.is_complete(folder):
+        context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code")
+        return folder
+    data = dataset(context, cutoff, recommender.training_table)
+    told: list[Curve] = []
+    options = FitOptions(
+        train=context.config.train,
+        scratch=checkpoint_folder(context, model, cutoff),
+        progress=context.progress,
+        record=told.append,
+    )
+    fitted = recommender.fit(data, options)
+    artifacts.save(fitted, folder, told[0].to_dict() if told else None)
+    storage.remove(options.scratch)
+    return folder
+
+
+def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -> Dataset:
+    """Return everything before `cutoff`, from the versions that this run reads, and the training
+    set of `training_table`.
+    """
+    at = F.col("cutoff") == F.lit(cutoff)
+    items = features.items_as_of(context.read("items"), cutoff)
+    item_features = context.read("item_features").where(at).drop("cutoff")
+    version = context.version(training_table) if training_table else None
+    return Dataset(
+        cutoff=cutoff,
+        histories=before(
+            context.read("histories"), cutoff, ratings=context.config.features.explicit
+        ),
+        interactions=context.read("interactions").where(at).drop("cutoff"),
+        items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
+        user_features=context.read("user_features").where(at).drop("cutoff"),
+        item_features=item_features,
+        training=None
+        if training_table is None or version is None
+        else windows.training_set(context.catalog, training_table, version, {"cutoff": cutoff}),
+    )
+
+
+def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
+    spec, train = model_spec(model), context.config.train
+    tables = ("histories", "item_features", "items", *spec.training)
+    key = digest(
+        {
+            "settings": context.config.model_settings.get(model, {}),
+            "features": context.config.features.model_dump(),
+            "inputs": {t: context.version(t) for t in tables},
+            "training": train.arithmetic() if "neural" in spec.tags else {"seed": train.seed},
+            "code": context.code,
+        }
+    )
+    return storage.join(
+        storage.absolute(context.config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key
+    )
+
+
+def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Return where this run's training of a model keeps checkpoints; other code does not go on from
+    them.
+    """
+    run = f"{context.run_date}/{context.run_id}/{context.code}"
+    root = storage.absolute(context.config.paths.checkpoints)
+    return storage.join(root, run, model, f"{cutoff:%Y-%m-%d}")
+
+
+def backtest_model(context: RunContext, model: str) -> RecommenderModel | None:
+    """Return the model fitted for the backtest; None where `train` found too little to fit it on."""
+    row = context.runlog.find("train", model)
+    cutoff = context.backtest_cutoff
+    if row is not None and f"{cutoff:%Y-%m-%d}" in row.detail.get(NOT_FITTED, {}):
+        return None
+    return load_model(context, model, cutoff)
+
+
+def load_model(context: RunContext, model: str, cutoff: datetime) -> RecommenderModel:
+    """Return the fitted model of this run; StageOrderError where it was not trained."""
+    folder = artifact_folder(context, model, cutoff)
+    if not storage.is_complete(folder):
+        raise StageOrderError(
+            f"no artifact of model '{model}' as of {cutoff:%Y-%m-%d} for run {context.run_id}; run stage "
+            f"train for it first (the code or the settings may have changed since)"
+        )
+    return artifacts.load(folder, model_spec(model))

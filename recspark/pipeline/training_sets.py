@@ -1,0 +1,48 @@
+"""The training sets that networks read: fixed-length tensors in equal files, as of one cutoff."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark.data import features, impressions, texts, windows
+from recspark.pipeline.context import RunContext
+from recspark.tables.catalog import TableVersion
+
+TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
+
+
+def write_training(
+    context: RunContext, table: str, histories: DataFrame, cutoff: datetime
+) -> TableVersion:
+    """Write the training set of one cutoff, the same number of files for each rank."""
+    rows = training_rows(context, histories, cutoff, table)
+    n_files = n_files_of(context)
+    return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
+
+
+def n_files_of(context: RunContext) -> int:
+    """Return the number of files of one cutoff's training set: a multiple of the ranks."""
+    return windows.n_training_files(context.config.train.ranks)
+
+
+def training_rows(
+    context: RunContext, histories: DataFrame, cutoff: datetime, table: str
+) -> DataFrame:
+    """Return the training set of one cutoff, in as many partitions as it gets files."""
+    config, n_files = context.config, n_files_of(context)
+    if table == texts.TABLE:
+        items = features.items_as_of(context.read("items"), cutoff)
+        acted = histories.select(F.explode("history.item_idx").alias("item_idx")).distinct()
+        mine = acted.join(items, on="item_idx", how="left")
+        return texts.training_texts(mine, cutoff, config.features, n_files)
+    if table in impressions.TABLES:
+        dictionaries = context.read("user_ids"), context.read("item_ids")
+        shown = impressions.impressions(context.read("sessions"), *dictionaries, cutoff)
+        unit = impressions.TABLES[table]
+        return impressions.training_impressions(
+            histories, shown, cutoff, config.features, n_files, unit=unit
+        )
+    return windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
