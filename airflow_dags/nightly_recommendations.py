@@ -1,5 +1,4 @@
-"""The nightly run as an Airflow DAG, built from the stage list: one spark-submit per stage and
-model.
+"""The nightly run as an Airflow DAG, built from its plan: one spark-submit per stage and model.
 
 A model that nothing published needs may fail: the others are evaluated and published, and the run
 of the DAG is shown as failed. Imports neither Spark nor torch. What the deployment decides comes
@@ -36,7 +35,7 @@ if str(HOME) not in sys.path:
     sys.path.insert(0, str(HOME))
 
 from recspark.layers import load_config  # noqa: E402
-from recspark.pipeline.plan import STAGES, Stage  # noqa: E402
+from recspark.pipeline.plan import STAGES, Task, plan  # noqa: E402
 
 ENV = os.environ.get("RECSPARK_ENV", "cluster")
 SETTINGS = json.loads(os.environ.get("RECSPARK_SET", "[]"))
@@ -63,15 +62,16 @@ def worker_env() -> dict[str, str]:
     return out
 
 
-def submit(stage: Stage, model: str = "") -> SparkSubmitOperator:
-    """Return the task of one stage, of one model where the stage runs per model."""
+def submit(task: Task) -> SparkSubmitOperator:
+    """Return the operator of one task of the plan."""
+    stage, model = task.stage, task.model
     arguments = ["--run-date", RUN_DATE, "--env", ENV]
     for setting in SETTINGS:
         arguments += ["--set", setting]
     if model:
         arguments += ["--model", model]
     return SparkSubmitOperator(
-        task_id=f"{stage.name}.{model}" if model else stage.name,
+        task_id=task.name,
         application=str(HOME / "jobs" / f"{stage.name}.py"),
         application_args=arguments,
         conn_id=os.environ.get("RECSPARK_CONN", "recspark_spark"),
@@ -84,24 +84,19 @@ def submit(stage: Stage, model: str = "") -> SparkSubmitOperator:
     )
 
 
-def ended(tasks: dict[str, SparkSubmitOperator]) -> list[BaseOperator]:
-    """Return what has to succeed before the next stage of all models, given each model's last task.
+def models_ended(upstream: dict[Task, SparkSubmitOperator]) -> BaseOperator:
+    """Return the task that succeeds once tasks that `may_fail` have ended, however they did.
 
-    Models that something published needs, and one task that succeeds once the others have ended,
-    however they did. Beside it, at the end of the graph, is one that fails where any model did: a
-    run of the DAG is as its last tasks are.
+    `upstream`: what the next stage needs, of all models. Beside the gate, at the end of the graph, is
+    a task that fails where any model did: a run of the DAG is as its last tasks are.
     """
-    needed = [task for model, task in tasks.items() if model in CONFIG.publish.needed_models]
-    others = [task for task in tasks.values() if task not in needed]
-    if not others:
-        return needed
     all_ended = EmptyOperator(task_id="other_models_ended", trigger_rule="all_done")
     every_model = EmptyOperator(task_id="every_model_succeeded")
-    for task in others:
-        task >> all_ended
-    for task in tasks.values():
-        task >> every_model
-    return [*needed, all_ended]
+    for task, operator in upstream.items():
+        operator >> every_model
+        if task.may_fail:
+            operator >> all_ended
+    return all_ended
 
 
 with DAG(
@@ -126,17 +121,15 @@ with DAG(
     },
     tags=["recspark"],
 ) as dag:
-    before: list[BaseOperator] = []
-    per_model: dict[str, SparkSubmitOperator] = {}
-    for stage in STAGES:
-        if stage.per_model:
-            for model in CONFIG.models:
-                task = submit(stage, model)
-                for upstream in [per_model[model]] if model in per_model else before:
-                    upstream >> task
-                per_model[model] = task
-        else:
-            task = submit(stage)
-            for upstream in ended(per_model) or before:
-                upstream >> task
-            before, per_model = [task], {}
+    operators: dict[str, SparkSubmitOperator] = {}
+    tasks = {task.name: task for task in plan(CONFIG)}
+    for task in tasks.values():
+        operators[task.name] = submit(task)
+        upstream = {tasks[name]: operators[name] for name in task.needs}
+        # A model's own task is not run after one that failed; a stage of all models is.
+        some_may_fail = not task.model and any(need.may_fail for need in upstream)
+        if some_may_fail:
+            models_ended(upstream) >> operators[task.name]
+        for need, operator in upstream.items():
+            if not (some_may_fail and need.may_fail):
+                operator >> operators[task.name]

@@ -25,7 +25,8 @@ from recspark import masking
 from recspark.errors import suggest
 
 Mode = Literal["novel", "repeat"]
-# Models that give neighbours of items, as the registry tags them (a test compares).
+_MODEL_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$")
+# Algorithms that give neighbours of items, as the registry tags them (a test compares).
 NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec")
 _INT_MAX = 2**31 - 1
 
@@ -638,7 +639,8 @@ class Config(Section):
     )
     model_settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="model to its settings, over conf/models and conf/tuned; in --set `models.<name>.`",
+        description="model to its settings, over conf/models and conf/tuned; in --set `models.<name>.`. "
+        "`algorithm` among them names what it is, where that is not the model's own name",
     )
     train: Train = Train()  # type: ignore[call-arg]
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
@@ -675,6 +677,13 @@ class Config(Section):
                 f"features.event_weights names {weighed}, which sessions.impression_types says are "
                 "impressions: they enter no history, so they have no weight"
             )
+        # They are names of files, folders, slices and Airflow's tasks.
+        unfit = [name for name in self.models if not _MODEL_NAME.match(name)]
+        if unfit or "published" in self.models:
+            wrong.append(
+                f"models: {unfit or ['published']}: a name is of letters, digits, _ and -, up to 100, and "
+                "not 'published', which is the list itself"
+            )
         twice = sorted({name for name in self.models if self.models.count(name) > 1})
         if twice:
             wrong.append(f"models names {twice} twice")
@@ -683,6 +692,10 @@ class Config(Section):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def settings_of(self, model: str) -> dict[str, Any]:
+        """Return the settings of one of the night's models, as the layers give them."""
+        return self.model_settings.get(model, {})
 
     def secrets(self) -> dict[str, str]:
         """Return the free settings whose name says that they hold a secret, name to value."""

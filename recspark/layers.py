@@ -128,6 +128,10 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     def value(section: Mapping[str, Any], name: str, default: Any) -> Any:
         return section.get(name, default)
 
+    def algorithm(name: str) -> Any:
+        settings = layers["model_settings"].get(name)
+        return settings.get("algorithm", name) if isinstance(settings, Mapping) else name
+
     baseline = value(evaluate, "baseline", _default(Evaluate, "baseline"))
     if "evaluate.baseline" not in explicit and baseline not in models:
         baseline = models[0]
@@ -143,7 +147,7 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
             publish = {**publish, "ladder": kept}
     neighbours = value(publish, "neighbours_model", _default(Publish, "neighbours_model"))
     if "publish.neighbours_model" not in explicit and neighbours not in models:
-        able = [name for name in models if name in NEIGHBOUR_MODELS]
+        able = [name for name in models if algorithm(name) in NEIGHBOUR_MODELS]
         publish = {**publish, "neighbours_model": able[0] if able else None}
     layers["publish"], layers["evaluate"] = publish, evaluate
 

@@ -15,7 +15,9 @@ from recspark import __version__, masking
 from recspark.cli import (
     doctor,
     export,
+    models,
     nightly,
+    plan,
     runs,
     settings,
     show,
@@ -103,6 +105,8 @@ def options(
 app.command("demo")(nightly.demo)
 app.command("nightly")(nightly.nightly)
 app.command("stage")(stage.stage)
+app.command("plan")(plan.plan)
+app.command("models")(models.models)
 app.command("tune")(tune.tune)
 app.command("show", cls=OfAnId)(show.show)
 app.command("similar", cls=OfAnId)(similar.similar)

@@ -8,7 +8,6 @@ import typer
 
 from recspark.cli.common import Env, RunDate, Set, parse_date
 from recspark.cli.nightly import Force, Repin, night_context
-from recspark.errors import ConfigError, suggest
 
 
 def stage(
@@ -24,13 +23,10 @@ def stage(
 ) -> None:
     """Run one stage of one night; the stages before it must have ended."""
     from recspark.pipeline.checks import check_stage
-    from recspark.pipeline.plan import STAGES
+    from recspark.pipeline.plan import find_stage
     from recspark.pipeline.run import execute_models
 
-    found = {s.name: s for s in STAGES}
-    if name not in found:
-        raise ConfigError(f"no stage is called '{name}'.{suggest(name, found)}")
-    chosen, night, asked = found[name], parse_date(run_date), (model,) if model else ()
+    chosen, night, asked = find_stage(name), parse_date(run_date), (model,) if model else ()
     with night_context(
         env,
         run_date,

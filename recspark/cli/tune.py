@@ -48,7 +48,7 @@ def tune(
         say=report,
         app=f"recspark tune {model}",
         trains=True,
-        check=lambda _config: search_space(model),
+        check=lambda config: search_space(model, config.settings_of(model)),
         models=(model,),
         begins=False,
     ) as (context, _):

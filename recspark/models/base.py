@@ -53,6 +53,10 @@ class Recommender(ABC, Generic[S]):
     """A model that is not fitted: settings and nothing else. `fit` changes nothing in it."""
 
     settings_class: ClassVar[type[Settings]]
+    # Of a class that has no registry line, since it comes from another package: see `ModelSpec`.
+    model_class: ClassVar[type[RecommenderModel]]
+    tags: ClassVar[frozenset[str]] = frozenset({"personal"})
+    training_tables: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: S) -> None:
         self.settings = settings

@@ -1,19 +1,29 @@
-"""Every model that recspark knows: one line each."""
+"""Every algorithm that recspark knows: one line each; and one from outside, by its class path.
+
+A model's name is its user's own: `conf/models/NAME.yaml` may say `algorithm:`, so that one night
+compares two settings of one algorithm, or brings a class from another package.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from recspark.errors import ConfigError, suggest
 from recspark.models.base import Recommender, RecommenderModel, Settings
+
+ALGORITHM = "algorithm"  # the key of a model's settings that names its algorithm
+Kind = Literal["retriever"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """One registry line; classes are named by path so that listing models imports none of them.
+
+    `kind`: what a fitted model does; a retriever answers from the whole catalogue. `source`: the
+    paper.
 
     Tags: `personal` (lists differ by user), `neural` (trains through `recspark.train`),
     `neighbours` (gives item neighbours), `cold_users` (answers users without events), `decay` (a
@@ -26,6 +36,8 @@ class ModelSpec:
     model: str  # module:class, of the fitted class
     tags: frozenset[str]
     training: tuple[str, ...] = ()
+    source: str = ""
+    kind: Kind = "retriever"
 
     def load(self) -> type[Recommender[Settings]]:
         """Import and return the settings-only class."""
@@ -38,10 +50,12 @@ class ModelSpec:
         return found
 
 
-def _line(name: str, classes: str, *tags: str, training: tuple[str, ...] = ()) -> ModelSpec:
+def _line(
+    name: str, classes: str, *tags: str, training: tuple[str, ...] = (), source: str = ""
+) -> ModelSpec:
     module = f"recspark.models.{name}"
     recommender, model = f"{module}:{classes}", f"{module}:{classes}Model"
-    return ModelSpec(name, recommender, model, frozenset(tags), training)
+    return ModelSpec(name, recommender, model, frozenset(tags), training, source)
 
 
 _BAGS = ("training_bags",)
@@ -57,33 +71,107 @@ _SEQUENCES = (
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in [
-        _line("popular", "Popular", "cold_users", "decay"),
-        _line("item_knn", "ItemKNN", "personal", "neighbours", "decay"),
-        _line("ease", "Ease", "personal", "neighbours", "decay"),
-        _line("als", "Als", "personal", "decay"),
-        _line("item2vec", "Item2Vec", "personal", "neighbours", "decay"),
-        _line("mf", "Mf", "personal", "neural", training=_BAGS),
-        _line("autorec", "AutoRec", "personal", "neural", training=_BOTH_BAGS),
-        _line("sdae", "Sdae", "personal", "neural", training=_BAGS),
-        _line("cdl", "Cdl", "personal", "neural", training=("training_texts",)),
-        _line("multvae", "MultVae", "personal", "neural", training=_BAGS),
-        _line("session_knn", "SessionKNN", "personal"),
-        _line("gru4rec", "Gru4Rec", "personal", "neural", training=_SEQUENCES),
-        _line("sasrec", "SasRec", "personal", "neural", training=_SEQUENCES),
+        _line("popular", "Popular", "cold_users", "decay", source="counts, decayed"),
+        _line(
+            "item_knn", "ItemKNN", "personal", "neighbours", "decay",
+            source="Deshpande & Karypis 2004",
+        ),
+        _line("ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
+        _line("als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
+        _line(
+            "item2vec", "Item2Vec", "personal", "neighbours", "decay",
+            source="Barkan & Koenigstein 2016",
+        ),
+        _line(
+            "mf", "Mf", "personal", "neural", training=_BAGS,
+            source="Koren, Bell & Volinsky 2009; BPR: Rendle et al. 2009",
+        ),
+        _line(
+            "autorec", "AutoRec", "personal", "neural", training=_BOTH_BAGS,
+            source="Sedhain et al. 2015",
+        ),
+        _line(
+            "sdae", "Sdae", "personal", "neural", training=_BAGS, source="Vincent et al. 2010"
+        ),
+        _line(
+            "cdl", "Cdl", "personal", "neural", training=("training_texts",),
+            source="Wang, Wang & Yeung 2015",
+        ),
+        _line(
+            "multvae", "MultVae", "personal", "neural", training=_BAGS,
+            source="Liang et al. 2018",
+        ),
+        _line(
+            "session_knn", "SessionKNN", "personal",
+            source="VSKNN: Ludewig & Jannach 2018; STAN: Garg et al. 2019",
+        ),
+        _line(
+            "gru4rec", "Gru4Rec", "personal", "neural", training=_SEQUENCES,
+            source="Hidasi et al. 2016, Hidasi & Karatzoglou 2018",
+        ),
+        _line(
+            "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
+            source="Kang & McAuley 2018",
+        ),
     ]
-}
+}  # fmt: skip
 
 
-def model_spec(name: str) -> ModelSpec:
-    """Return the registry line of `name`; ConfigError with a suggestion where there is none."""
-    if name not in MODELS:
-        raise ConfigError(f"no model is called '{name}'.{suggest(name, MODELS)}")
-    return MODELS[name]
+def model_spec(algorithm: str) -> ModelSpec:
+    """Return the registry line of `algorithm`, or one made of the class that it is the path of.
+
+    Raises ConfigError with a suggestion where there is none of that name, and where
+    `package.module:Class` cannot be imported or is no Recommender with a `model_class`.
+    """
+    if ":" in algorithm:
+        return _from_outside(algorithm)
+    if algorithm not in MODELS:
+        raise ConfigError(f"no model is called '{algorithm}'.{suggest(algorithm, MODELS)}")
+    return MODELS[algorithm]
+
+
+def spec_of(name: str, settings: Mapping[str, Any]) -> ModelSpec:
+    """Return the registry line of a night's model: of its `algorithm`, else of its own name."""
+    algorithm = settings.get(ALGORITHM, name)
+    if not isinstance(algorithm, str):
+        raise ConfigError(f"model '{name}': {ALGORITHM} = {algorithm!r} is no name")
+    try:
+        return model_spec(algorithm)
+    except ConfigError as error:
+        if algorithm == name:
+            raise
+        raise ConfigError(f"model '{name}': {error}") from None
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Recommender[Settings]:
-    """Return model `name` with `settings` over its defaults."""
-    return model_spec(name).load().from_dict(dict(settings))
+    """Return a night's model `name` with `settings` over the defaults of its algorithm."""
+    values = {key: value for key, value in settings.items() if key != ALGORITHM}
+    return spec_of(name, settings).load().from_dict(values)
+
+
+def _from_outside(path: str) -> ModelSpec:
+    try:
+        found = _import(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"algorithm '{path}' cannot be imported: {error}. Name it package.module:Class, and install "
+            "the package where the driver and the executors run"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Recommender)):
+        raise ConfigError(f"algorithm '{path}' is no subclass of recspark.models.base.Recommender")
+    model = getattr(found, "model_class", None)
+    if not (isinstance(model, type) and issubclass(model, RecommenderModel)):
+        raise ConfigError(
+            f"algorithm '{path}': its class needs `model_class`, the RecommenderModel that fit gives"
+        )
+    return ModelSpec(
+        path,
+        path,
+        f"{model.__module__}:{model.__qualname__}",
+        found.tags,
+        found.training_tables,
+        f"class {path}",
+    )
 
 
 def _import(path: str) -> Any:

@@ -9,7 +9,7 @@ from recspark import storage
 from recspark.config import Config
 from recspark.errors import ConfigError, NoSlotsError, suggest
 from recspark.eval.kernel import METRICS
-from recspark.models.registry import MODELS, make
+from recspark.models.registry import make, spec_of
 from recspark.pipeline.plan import STAGES, Stage
 from recspark.session import most_slots
 from recspark.sources import check_places
@@ -22,18 +22,19 @@ def check_settings(config: Config) -> None:
     wrong = []
     for model in dict.fromkeys([*config.models, *config.model_settings]):
         try:
-            make(model, config.model_settings.get(model, {}))
+            make(model, config.settings_of(model))
         except ConfigError as error:
             wrong.append(str(error))
     metric = config.evaluate.metric
     if metric not in METRICS:
         wrong.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
-    able = [name for name, spec in MODELS.items() if "neighbours" in spec.tags]
     neighbours = config.publish.neighbours_model
-    if neighbours in MODELS and neighbours not in able:
-        wrong.append(
-            f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
-        )
+    if neighbours is not None and not wrong:
+        able = [model for model in config.models if "neighbours" in _tags(config, model)]
+        if neighbours not in able:
+            wrong.append(
+                f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
+            )
     if wrong:
         raise ConfigError("; ".join(wrong))
 
@@ -57,9 +58,13 @@ def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[st
 def check_slots(config: Config, models: Sequence[str]) -> None:
     """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at once."""
     ranks, slots = config.train.ranks, most_slots(config.spark)
-    networks = [name for name in models if name in MODELS and "neural" in MODELS[name].tags]
+    networks = [model for model in models if "neural" in _tags(config, model)]
     if networks and slots is not None and ranks > slots:
         raise NoSlotsError(
             f"{', '.join(networks)}: train.ranks = {ranks} need as many task slots, spark.master = "
             f"{config.spark.master} has {slots}: set train.ranks={max(slots, 1)}, or give Spark more"
         )
+
+
+def _tags(config: Config, model: str) -> frozenset[str]:
+    return spec_of(model, config.settings_of(model)).tags

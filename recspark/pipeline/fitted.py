@@ -14,7 +14,7 @@ from recspark.data.interactions import before
 from recspark.errors import StageOrderError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions, RecommenderModel
-from recspark.models.registry import make, model_spec
+from recspark.models.registry import make, spec_of
 from recspark.pipeline.context import RunContext
 from recspark.train.curve import Curve
 
@@ -23,7 +23,7 @@ NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there 
 
 def fit(context: RunContext, model: str, cutoff: datetime) -> str:
     """Fit one model on everything before `cutoff`, or find it fitted; return its artifact's folder."""
-    recommender = make(model, context.config.model_settings.get(model, {}))
+    recommender = make(model, context.config.settings_of(model))
     folder = artifact_folder(context, model, cutoff)
     if not context.force and storage.is_complete(folder):
         context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code")
@@ -67,20 +67,20 @@ def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
-    spec, train = model_spec(model), context.config.train
+    config = context.config
+    settings = config.settings_of(model)
+    spec, train = spec_of(model, settings), config.train
     tables = ("histories", "item_features", "items", *spec.training)
     key = digest(
         {
-            "settings": context.config.model_settings.get(model, {}),
-            "features": context.config.features.model_dump(),
+            "settings": settings,
+            "features": config.features.model_dump(),
             "inputs": {t: context.version(t) for t in tables},
             "training": train.arithmetic() if "neural" in spec.tags else {"seed": train.seed},
             "code": context.code,
         }
     )
-    return storage.join(
-        storage.absolute(context.config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key
-    )
+    return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
 
 
 def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
@@ -109,4 +109,4 @@ def load_model(context: RunContext, model: str, cutoff: datetime) -> Recommender
             f"no artifact of model '{model}' as of {cutoff:%Y-%m-%d} for run {context.run_id}; run stage "
             f"train for it first (the code or the settings may have changed since)"
         )
-    return artifacts.load(folder, model_spec(model))
+    return artifacts.load(folder, spec_of(model, context.config.settings_of(model)))

@@ -15,14 +15,14 @@ from recspark.errors import RecsparkError
 from recspark.pipeline.checks import check_stage
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.interrupt import Progress, opened
-from recspark.pipeline.plan import STAGES
+from recspark.pipeline.plan import STAGES, find_stage
 from recspark.pipeline.run import execute_models, open_night
 from recspark.terminal import log_to_terminal
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
     """Return the arguments of the job of `stage`; Airflow's tests parse with the same."""
-    chosen = next(s for s in STAGES if s.name == stage)
+    chosen = find_stage(stage)
     out = argparse.ArgumentParser(prog=f"jobs/{stage}.py")
     out.add_argument("--run-date", required=True, type=date.fromisoformat, help="YYYY-MM-DD")
     out.add_argument("--env", default="cluster", help="conf/env/<name>.yaml")
@@ -43,7 +43,7 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
     log_to_terminal(os.environ.get("RECSPARK_LOG", "INFO"))
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     masking.guard_output()
-    chosen = next(s for s in STAGES if s.name == stage)
+    chosen = find_stage(stage)
     asked = getattr(arguments, "model", None) or ()
     started = time.monotonic()
     progress = Progress(

@@ -98,6 +98,19 @@ def plan(config: Config) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
+def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[Task, ...]:
+    """Return all that the task of `stage` and `model` needs, and what that needs, in order."""
+    by_name = {task.name: task for task in tasks}
+    needed: set[str] = set()
+    waiting = [Task(stage, model).name]
+    while waiting:
+        for name in by_name[waiting.pop()].needs:
+            if name not in needed:
+                needed.add(name)
+                waiting.append(name)
+    return tuple(task for task in tasks if task.name in needed)
+
+
 def needed_models(config: Config) -> frozenset[str]:
     """Return the models without which nothing is published; any other may fail alone."""
     publish = config.publish

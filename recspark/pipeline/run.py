@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from itertools import groupby
 from typing import Any
 
 from recspark import storage
@@ -20,7 +21,7 @@ from recspark.masking import mask
 from recspark.pipeline.checks import check_settings, check_slots
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import NOT_FITTED, artifact_folder
-from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, needed_models
+from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, needed_models, needed_tasks, plan
 from recspark.pipeline.process import code_digest, peak_memory_mb
 from recspark.pipeline.runlog import FAILED, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features
@@ -136,7 +137,7 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     context = replace(context, stage=stage.name)
     label = f"{stage.name} {model}".strip()
     function, reads = FUNCTIONS[stage.name]
-    check_order(context, stage)
+    check_order(context, stage, model)
     inputs = {table: v for table in reads if (v := context.version(table)) is not None}
     done = context.runlog.find(stage.name, model)
     is_done = done is not None and done.reusable(inputs, context.code)
@@ -214,14 +215,14 @@ def fails_alone(context: RunContext, model: str) -> bool:
 
 
 def night(context: RunContext) -> None:
-    """Run every stage of the night in order.
+    """Run tonight's plan, each task after those that it needs.
 
     Raises ModelsFailedError once all is published where a model failed that nothing published
     needs.
     """
     failed: dict[str, str] = {}
-    for stage in STAGES:
-        models = [m for m in stage.models(context.config.models) if m not in failed]
+    for stage, tasks in groupby(plan(context.config), key=lambda task: task.stage):
+        models = [task.model for task in tasks if task.model not in failed]
         for model, error in execute_models(context, stage, models).items():
             failed[model] = f"{model} in stage {stage.name}, {said(error)}"
     if failed:
@@ -267,26 +268,21 @@ def _record_failure(
         log.warning("the failure of %s %s is not in `runs`: %s", stage.name, model, said(second))
 
 
-def check_order(context: RunContext, stage: Stage) -> None:
-    """Raise StageOrderError where a stage before `stage` has left no result in this run.
+def check_order(context: RunContext, stage: Stage, model: str = "") -> None:
+    """Raise StageOrderError where a task that this one needs has left no result in this run.
 
     A model that nothing published needs may be without: `evaluate` leaves it out, and says so.
     """
-    for earlier in STAGES:
-        if earlier.name == stage.name:
-            return
-        for model in earlier.models(context.config.models):
-            if stage.per_model and earlier.per_model:
-                continue  # a model's own stages are checked by its artifact
-            if model and model not in needed_models(context.config):
-                continue
-            if not context.runlog.ended_well(earlier.name, model):
-                row = context.runlog.find(earlier.name, model)
-                state = "has not ended yet" if row is None else f"failed: {row.detail.get('error')}"
-                raise StageOrderError(
-                    f"stage '{stage.name}' of {context.run_date}, run {context.run_id}: stage "
-                    f"'{earlier.name}' {model} {state}; run it first, with the same settings"
-                )
+    for task in needed_tasks(plan(context.config), stage, model):
+        if task.may_fail or (stage.per_model and task.model == model and model):
+            continue  # a model's own stages are checked by its artifact
+        if not context.runlog.ended_well(task.stage.name, task.model):
+            row = context.runlog.find(task.stage.name, task.model)
+            state = "has not ended yet" if row is None else f"failed: {row.detail.get('error')}"
+            raise StageOrderError(
+                f"stage '{stage.name}' of {context.run_date}, run {context.run_id}: stage "
+                f"'{task.stage.name}' {task.model} {state}; run it first, with the same settings"
+            )
 
 
 def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> bool:

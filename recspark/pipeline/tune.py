@@ -23,7 +23,7 @@ from recspark.data.interactions import before, interactions, queries
 from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions
-from recspark.models.registry import make, model_spec
+from recspark.models.registry import make, spec_of
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.training_sets import write_training
 
@@ -50,7 +50,7 @@ def tune(
     ended).
     """
     config = context.config
-    configured = dict(config.model_settings.get(model, {}))
+    configured = config.settings_of(model)
     space = search_space(model, configured)
     cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
     data, kept = _dataset(context, cutoff, make(model, configured).training_table)
@@ -140,7 +140,7 @@ def search_space(
 
     Without those that the settings as `configured` have no use for.
     """
-    fields = model_spec(model).load().settings_class.model_fields
+    fields = spec_of(model, configured or {}).load().settings_class.model_fields
     values = {name: field.default for name, field in fields.items()} | dict(configured or {})
     space = {}
     for name, field in fields.items():

@@ -78,15 +78,27 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
+def described(field: FieldInfo) -> dict[str, str]:
+    """Return what a setting may be, its default as YAML, and what it means with unit and source."""
+    default = "needed"
+    if not field.is_required():
+        default = _plain(field.get_default(call_default_factory=True))
+    return {
+        "value": ", ".join([_kind(field.annotation), *_bounds(field.metadata)]),
+        "default": default,
+        "meaning": " ".join((field.description or "").split()),
+    }
+
+
 def _row(name: str, field: FieldInfo) -> str:
-    kind = ", ".join([_kind(field.annotation), *_bounds(field.metadata)])
-    default = (
-        "needed"
-        if field.is_required()
-        else f"`{_plain(field.get_default(call_default_factory=True))}`"
+    about = described(field)
+    default = about["default"] if field.is_required() else f"`{about['default']}`"
+    return _ROW.format(
+        name=name,
+        kind=about["value"],
+        default=default.replace("|", "\\|"),
+        meaning=about["meaning"].replace("|", "\\|"),
     )
-    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-    return _ROW.format(name=name, kind=kind, default=default.replace("|", "\\|"), meaning=meaning)
 
 
 def _kind(annotation: Any) -> str:

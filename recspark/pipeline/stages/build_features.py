@@ -32,8 +32,7 @@ def build_features(context: RunContext) -> StageResult:
     catalog, config = context.catalog, context.config
     outputs = _update_histories(context)
     all_histories = catalog.read("histories", outputs["histories"])
-    settings = config.model_settings
-    asked = {make(name, settings.get(name, {})).training_table for name in config.models}
+    asked = {make(name, config.settings_of(name)).training_table for name in config.models}
     tables = [*_FRAMES, *(table for table in TRAINING if table in asked)]
     written = together(
         context.spark, *[partial(_write, context, all_histories, table) for table in tables]

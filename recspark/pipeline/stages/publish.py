@@ -14,7 +14,7 @@ from recspark.errors import GateRefusedError, ModelError
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.ladder import fill
-from recspark.models.registry import model_spec
+from recspark.models.registry import spec_of
 from recspark.pipeline.activity import active, kept_lists
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model
@@ -183,7 +183,7 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
     model = settings.neighbours_model
     if model is None:
         return context.spark.createDataFrame([], schema.ITEM_NEIGHBOURS)
-    if "neighbours" not in model_spec(model).tags:
+    if "neighbours" not in spec_of(model, context.config.settings_of(model)).tags:
         raise ModelError(f"publish.neighbours_model = '{model}' gives no neighbours")
     found = load_model(context, model, context.cutoff).neighbours(settings.n_neighbours)
     names = items.select("item_idx", "item_id", "item_name")
