@@ -719,8 +719,14 @@ class Config(Section):
         return json.dumps(self.masked(), sort_keys=True)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits over every setting that can change a table; paths, machine and secrets
-        left out: a new password is the same night, and a digest of one could be guessed.
+        """Return 16 hex digits over every setting that can change a table."""
+        return digest(self.comparable())
+
+    def comparable(self) -> dict[str, Any]:
+        """Return every setting that can change a table, as plain values.
+
+        Paths, machine and secrets are left out: a new password is the same night, and a digest of one
+        could be guessed.
         """
         data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
         data["train"] = self.train.arithmetic()
@@ -730,7 +736,7 @@ class Config(Section):
             name: masking.HIDDEN if masking.is_secret(name) else value
             for name, value in self.source.options.items()
         }
-        return digest(data)
+        return data
 
 
 def digest(data: object, length: int = 16) -> str:

@@ -40,12 +40,13 @@ class InMemory(RunLog):
     def __init__(self) -> None:
         self.run_id = "run"
         self._rows: dict[tuple[str, str], RunRow] = {}
+        self._others: list[RunRow] = []
 
     def record(self, **row: Any) -> None:
         result: StageResult = row["result"]
         self._rows[row["stage"], row["model"]] = RunRow(
             row["stage"], row["model"], row["inputs"], result.outputs, row["code"], result.detail,
-            result.rows_in, result.rows_out, row.get("status", OK),
+            result.rows_in, result.rows_out, row.get("status", OK), self.run_id,
         )  # fmt: skip
 
     def compact(self) -> None:
@@ -67,7 +68,6 @@ class Night:
             run_id="run",
             pins={},
             runlog=InMemory(),
-            code="code",
         )
 
     def run(self, stage: str, model: str = "") -> StageResult:

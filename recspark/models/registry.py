@@ -39,6 +39,11 @@ class ModelSpec:
     source: str = ""
     kind: Kind = "retriever"
 
+    @property
+    def modules(self) -> tuple[str, str]:
+        """The modules of both classes."""
+        return self.recommender.partition(":")[0], self.model.partition(":")[0]
+
     def load(self) -> type[Recommender[Settings]]:
         """Import and return the settings-only class."""
         found: type[Recommender[Settings]] = _import(self.recommender)

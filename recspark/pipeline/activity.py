@@ -9,11 +9,16 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from recspark.config import digest
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
+from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
+
+LISTS_CODE = "lists_code"  # in the detail of publish's row: `lists_code` of that night
+_LIST_MODULES = ("recspark.pipeline.stages.recommend", "recspark.hybrid.ladder")
 
 
 def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
@@ -62,7 +67,7 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     if run_date is None:
         return None
     done = published_row(catalog, run_date)
-    if done is None or done["code"] != context.code:
+    if done is None or json.loads(done["detail"]).get(LISTS_CODE) != lists_code(context):
         return None
     if _of_lists(json.loads(done["config"])) != _of_lists(json.loads(config.resolved())):
         return None
@@ -95,6 +100,15 @@ def kept_lists(context: RunContext) -> DataFrame | None:
         )
     )
     return last.join(stale.distinct(), on="user_idx", how="left_anti")
+
+
+def lists_code(context: RunContext) -> str:
+    """Return the digest of the code that makes tonight's lists: of the stages, and of the models of
+    the ladder.
+    """
+    publish = context.config.publish
+    algorithms = algorithm_code(context.config, publish.model, *publish.ladder)
+    return digest([algorithms, code_digest(*_LIST_MODULES)])
 
 
 def _of_lists(config: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ class RunContext:
     run_id : hash(run_date, config, pins); of a run begun twice its number goes in
     pins : table -> version when the run began
     runlog : the rows of `runs`
-    code : digest of recspark's own sources
     force : run a stage even where its recorded result would do
     stage : the stage that runs; it reads what the stages before it left
     progress : told of each step, for a person to see
@@ -41,7 +40,6 @@ class RunContext:
     run_id: str
     pins: dict[str, int]
     runlog: RunLog
-    code: str
     force: bool = False
     stage: str | None = None
     progress: Callable[[str], None] = field(default=lambda _text: None)

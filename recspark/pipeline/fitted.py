@@ -15,9 +15,12 @@ from recspark.errors import StageOrderError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, spec_of
+from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.train.curve import Curve
 
+# What makes the data that every model is fitted on.
+_DATA_MODULES = ("recspark.data.features", "recspark.data.interactions")
 NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there is no model of it
 
 
@@ -66,7 +69,9 @@ def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -
 
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Return where the model of this cutoff is kept: named by settings, inputs, seed and code."""
+    """Return where the model of this cutoff is kept: named by settings, inputs, seed, and the
+    code of the algorithm and of its data: no other code makes it be trained again.
+    """
     config = context.config
     settings = config.settings_of(model)
     spec, train = spec_of(model, settings), config.train
@@ -77,7 +82,7 @@ def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
             "features": config.features.model_dump(),
             "inputs": {t: context.version(t) for t in tables},
             "training": train.arithmetic() if "neural" in spec.tags else {"seed": train.seed},
-            "code": context.code,
+            "code": [algorithm_code(config, model), code_digest(*_DATA_MODULES)],
         }
     )
     return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
@@ -87,7 +92,7 @@ def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return where this run's training of a model keeps checkpoints; other code does not go on from
     them.
     """
-    run = f"{context.run_date}/{context.run_id}/{context.code}"
+    run = f"{context.run_date}/{context.run_id}/{algorithm_code(context.config, model)}"
     root = storage.absolute(context.config.paths.checkpoints)
     return storage.join(root, run, model, f"{cutoff:%Y-%m-%d}")
 

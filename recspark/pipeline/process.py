@@ -1,36 +1,11 @@
-"""What a row of `runs` says of the process that wrote it: its code, and the memory that it took."""
+"""What a row of `runs` says of the process that wrote it: the memory that it took."""
 
 from __future__ import annotations
 
-import hashlib
 import resource
-from collections.abc import Iterator
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import psutil
-
-
-def code_digest() -> str:
-    """Return 12 hex digits over recspark's Python sources, also when they are shipped in a zip.
-
-    The code revision where git is not at hand; the same for a checkout and for a package made of
-    it.
-    """
-    sha = hashlib.sha256()
-    for name, source in sorted(_sources(resources.files("recspark"), "")):
-        sha.update(name.encode())
-        sha.update(source)
-    return sha.hexdigest()[:12]
-
-
-def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _sources(entry, f"{path}{entry.name}/")
-        elif entry.name.endswith(".py"):
-            yield f"{path}{entry.name}", entry.read_bytes()
 
 
 def peak_memory_mb() -> float:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -14,15 +14,16 @@ from itertools import groupby
 from typing import Any
 
 from recspark import storage
-from recspark.config import Config
+from recspark.config import Config, digest
 from recspark.errors import ModelsFailedError, RecsparkError, StageOrderError
 from recspark.layers import load_config
 from recspark.masking import mask
 from recspark.pipeline.checks import check_settings, check_slots
+from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import NOT_FITTED, artifact_folder
-from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, needed_models, needed_tasks, plan
-from recspark.pipeline.process import code_digest, peak_memory_mb
+from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, Task, needed_models, needed_tasks, plan
+from recspark.pipeline.process import peak_memory_mb
 from recspark.pipeline.runlog import FAILED, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features
 from recspark.pipeline.stages.evaluate import evaluate
@@ -31,7 +32,7 @@ from recspark.pipeline.stages.publish import publish
 from recspark.pipeline.stages.recommend import recommend
 from recspark.pipeline.stages.sessionize import sessionize
 from recspark.pipeline.stages.train import train
-from recspark.pipeline.training_sets import TRAINING
+from recspark.pipeline.training_sets import TRAINING, training_tables
 from recspark.session import TRAINING as TRAINING_PROFILE
 from recspark.session import build_session
 from recspark.sources import landing_digest
@@ -84,6 +85,17 @@ FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
     ),
 }
 
+IDENTITY = "identity"  # in the detail of a row: digest of the settings that the stage read
+# stage -> the settings that it reads: sections, or single ones; a stage that is not here reads all.
+# Paths and what the machine decides are no part of a result.
+SETTINGS_READ: dict[str, tuple[str, ...]] = {
+    "ingest": ("source", "ingest", "sessions", "features"),
+    "sessionize": ("sessions",),
+    "build_features": ("features", "sessions", "evaluate.horizon_days", "train.ranks"),
+    "train": ("features", "evaluate.horizon_days"),
+    "recommend": ("features", "evaluate", "publish", "n_candidates"),
+}
+
 
 def open_night(
     env: str,
@@ -118,12 +130,12 @@ def open_night(
     progress("starting Spark ...")
     spark = build_session(config.spark, f"{app} {run_date}", TRAINING_PROFILE if trains else None)
     catalog = TableCatalog(spark, config.paths.tables)
-    code = code_digest()
+    code = code_digest(__name__)
     run_id, pins, runlog = open_run(
         catalog, config, run_date, code, repin=repin, force=force, begins=begins
     )
     return RunContext(
-        spark, catalog, config, run_date, run_id, pins, runlog, code, force, progress=progress
+        spark, catalog, config, run_date, run_id, pins, runlog, force, progress=progress
     )
 
 
@@ -136,14 +148,20 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     """
     context = replace(context, stage=stage.name)
     label = f"{stage.name} {model}".strip()
-    function, reads = FUNCTIONS[stage.name]
+    function, _ = FUNCTIONS[stage.name]
     check_order(context, stage, model)
-    inputs = {table: v for table in reads if (v := context.version(table)) is not None}
+    inputs = {table: v for table in tables_read(context.config, stage) if (v := context.version(table)) is not None}
     done = context.runlog.find(stage.name, model)
-    is_done = done is not None and done.reusable(inputs, context.code)
+    code = stage_code(context.config, stage, model)
+    identity = settings_identity(context, stage, model)
+    is_done = done is not None and done.reusable(inputs, code)
     if done and is_done and not context.force and still_holds(context, stage, model, done):
         context.progress(f"{label}: as recorded ({done.rows_out:,} rows)")
         return StageResult(done.outputs, done.rows_in, done.rows_out, done.detail)
+    if done is None and not context.force:
+        other = _of_another_run(context, stage, model, inputs, code, identity)
+        if other is not None:
+            return _take_over(context, stage, model, inputs, code, other)
     where = {"stage": stage.name, "model": model, "run_id": context.run_id}
     log.info(json.dumps({"event": "stage start", **where, "inputs": inputs}))
     context.progress(f"{label} ...")
@@ -157,7 +175,7 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
         named = damage.named(error, context.catalog.root) or error
         if stage.per_model:
             seconds = time.monotonic() - clock
-            _record_failure(context, stage, model, inputs, named, started, seconds)
+            _record_failure(context, stage, model, inputs, code, named, started, seconds)
         if not fails_alone(context, model):
             with suppress(Exception):  # what went wrong first is said
                 context.runlog.set_status(FAILED)
@@ -169,13 +187,15 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
         stayed = {t for t in result.outputs if context.catalog.commits[t] == commits.get(t, 0)}
         kept = {t: v for t, v in done.outputs.items() if t in stayed}
         result = replace(result, outputs={**result.outputs, **kept})
+    if identity is not None:
+        result = replace(result, detail={**result.detail, IDENTITY: identity})
     context.runlog.record(
         stage=stage.name,
         model=model,
         inputs=inputs,
         result=result,
         config=context.config.resolved(),
-        code=context.code,
+        code=code,
         seconds=seconds,
         peak_memory_mb=peak_memory_mb(),
         started_at=started,
@@ -186,6 +206,104 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     log.info(json.dumps({"event": "stage end", **where, **took, "outputs": result.outputs}))
     context.progress(f"{label}: {result.rows_out:,} rows, {seconds:.1f} s")
     return result
+
+
+def tables_read(config: Config, stage: Stage) -> tuple[str, ...]:
+    """Return the tables whose versions identify the input of a stage, with these settings."""
+    _, tables = FUNCTIONS[stage.name]
+    if stage.name == "recommend" and config.publish.rescore_days is None:
+        return tuple(table for table in tables if table != "recommendations")  # nobody keeps a list
+    return tables
+
+
+def settings_identity(context: RunContext, stage: Stage, model: str) -> str | None:
+    """Return the digest of the settings that one stage reads; None where it reads all of them.
+
+    For a model's stages the artifacts are among them: they are named by all that makes a model.
+    """
+    names = SETTINGS_READ.get(stage.name)
+    if names is None:
+        return None
+    settings = context.config.comparable()
+    read: dict[str, Any] = {}
+    for name in names:
+        section, _, setting = name.partition(".")
+        read[name] = settings[section][setting] if setting else settings[section]
+    if stage.name == "build_features":
+        read["training"] = sorted(training_tables(context.config))
+    if stage.per_model:
+        cutoffs = (context.backtest_cutoff, context.cutoff)
+        read["artifacts"] = [artifact_folder(context, model, cutoff) for cutoff in cutoffs]
+    return digest(read)
+
+
+def _of_another_run(
+    context: RunContext,
+    stage: Stage,
+    model: str,
+    inputs: Mapping[str, int],
+    code: str,
+    identity: str | None,
+) -> RunRow | None:
+    """Return the row of the same stage in another run of the night, where it would be the same.
+
+    That is: of the same settings as far as the stage reads them, the same inputs and code; what it
+    left is still there. A model more, or another number of ranks, does not ingest a day again.
+    """
+    if identity is None:
+        return None
+    for row in context.runlog.elsewhere(stage.name, model):
+        if row.detail.get(IDENTITY) != identity:
+            continue
+        if stage is STAGES[0]:
+            # It writes what it reads: it would write nothing again where all is as it left it.
+            now = context.catalog.versions()
+            if any(context.pins.get(t, now.get(t)) != v for t, v in row.outputs.items()):
+                continue
+            if landing_digest(context.config.source, context.run_date) != row.detail["landing"]:
+                continue
+            row = replace(row, inputs=dict(inputs))
+        if row.reusable(inputs, code) and still_holds(context, stage, model, row):
+            return row
+    return None
+
+
+def _take_over(
+    context: RunContext,
+    stage: Stage,
+    model: str,
+    inputs: dict[str, int],
+    code: str,
+    row: RunRow,
+) -> StageResult:
+    """Write the result of another run's stage as this run's own; return it."""
+    label = Task(stage, model).name
+    context.progress(f"{label}: as run {row.run_id} left it ({row.rows_out:,} rows)")
+    detail = {**row.detail, "of_run": row.run_id}
+    result = StageResult(row.outputs, row.rows_in, row.rows_out, detail)
+    context.runlog.record(
+        stage=stage.name,
+        model=model,
+        inputs=inputs,
+        result=result,
+        config=context.config.resolved(),
+        code=code,
+        seconds=0.0,
+        peak_memory_mb=peak_memory_mb(),
+        started_at=datetime.now(UTC),
+    )
+    return result
+
+
+def stage_code(config: Config, stage: Stage, model: str) -> str:
+    """Return the digest of the code that a stage runs: its own, and that of the models it loads."""
+    function, _ = FUNCTIONS[stage.name]
+    own = code_digest(function.__module__)
+    if stage.per_model:
+        return digest([own, algorithm_code(config, model)])
+    if "candidates" in FUNCTIONS[stage.name][1]:  # it reads what the models made
+        return digest([own, algorithm_code(config, *config.models)])
+    return own
 
 
 def execute_models(
@@ -244,6 +362,7 @@ def _record_failure(
     stage: Stage,
     model: str,
     inputs: dict[str, int],
+    code: str,
     error: Exception,
     started_at: datetime,
     seconds: float,
@@ -258,7 +377,7 @@ def _record_failure(
             inputs=inputs,
             result=StageResult({}, 0, 0, detail),
             config=context.config.resolved(),
-            code=context.code,
+            code=code,
             seconds=seconds,
             peak_memory_mb=peak_memory_mb(),
             started_at=started_at,

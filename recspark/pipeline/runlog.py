@@ -50,6 +50,7 @@ class RunRow:
     rows_in: int
     rows_out: int
     status: str
+    run_id: str
 
     def reusable(self, inputs: Mapping[str, int], code: str) -> bool:
         """Return whether the stage would do the same work again."""
@@ -64,13 +65,13 @@ class RunLog:
         self.run_date = run_date
         self.run_id = run_id
         self._rows: dict[tuple[str, str], RunRow] | None = None
+        self._others: list[RunRow] = []  # of the night's other runs, when this one was first read
 
     def rows(self) -> dict[tuple[str, str], RunRow]:
         """Return this run's rows by (stage, model), in the order they were written."""
         if self._rows is None:
-            found = night_rows(self.catalog, self.run_date).where(F.col("run_id") == self.run_id)
-            self._rows = {
-                (r["stage"], r["model"]): RunRow(
+            rows = [
+                RunRow(
                     r["stage"],
                     r["model"],
                     dict(r["inputs"] or {}),
@@ -80,10 +81,18 @@ class RunLog:
                     r["rows_in"],
                     r["rows_out"],
                     r["status"],
+                    r["run_id"],
                 )
-                for r in found.orderBy("ended_at").collect()
-            }
+                for r in night_rows(self.catalog, self.run_date).orderBy("ended_at").collect()
+            ]
+            self._rows = {(r.stage, r.model): r for r in rows if r.run_id == self.run_id}
+            self._others = [r for r in rows if r.run_id != self.run_id]
         return self._rows
+
+    def elsewhere(self, stage: str, model: str = "") -> list[RunRow]:
+        """Return the rows of one stage in the night's other runs, the newest first."""
+        self.rows()
+        return [r for r in reversed(self._others) if (r.stage, r.model) == (stage, model)]
 
     def find(self, stage: str, model: str = "") -> RunRow | None:
         """Return the row of one stage, None where it has not ended yet."""
@@ -165,6 +174,7 @@ class RunLog:
             result.rows_in,
             result.rows_out,
             status,
+            self.run_id,
         )
 
     def _replace(self, row: DataFrame) -> None:

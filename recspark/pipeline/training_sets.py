@@ -7,11 +7,19 @@ from datetime import datetime
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from recspark.config import Config
 from recspark.data import features, impressions, texts, windows
+from recspark.models.registry import make
 from recspark.pipeline.context import RunContext
 from recspark.tables.catalog import TableVersion
 
 TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
+
+
+def training_tables(config: Config) -> set[str]:
+    """Return the training tables that tonight's models read, with the settings that they have."""
+    tables = {make(name, config.settings_of(name)).training_table for name in config.models}
+    return {table for table in tables if table is not None}
 
 
 def write_training(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pyspark.sql import functions as F
 from recspark import storage
 from recspark.errors import MissingLandingError, ModelsFailedError, SourceError
 from recspark.eval import evaluate as scoring
+from recspark.pipeline import run as running
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.plan import STAGES
@@ -27,6 +29,7 @@ from recspark.pipeline.run import execute, night, open_night
 from recspark.pipeline.stages.recommend import backtest_users
 from recspark.report.night import evaluation_table
 from recspark.tables.catalog import TableCatalog
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.spark
 FIRST = date(2024, 5, 29)
@@ -336,3 +339,120 @@ def test_a_stage_run_again_has_one_row(grown: Open) -> None:
     runs = again.catalog.read("runs", again.catalog.version("runs"))
     stages = sorted(row["stage"] for row in runs.collect())
     assert stages == ["begin", "build_features", "ingest", "sessionize"]
+
+
+class Recorder:
+    """Settings that note which of them are read, as `section` or `section.setting`."""
+
+    def __init__(self, settings: Any, read: set[str], single: tuple[str, ...], above: str = ""):
+        self._inner = settings, read, single, above
+
+    def __getattr__(self, name: str) -> Any:
+        settings, read, single, above = self._inner
+        value = getattr(settings, name)
+        if callable(value):
+            return value
+        if any(each.startswith(f"{name}.") for each in single):
+            return Recorder(value, read, single, f"{name}.")
+        read.add(above + name)
+        return value
+
+
+@pytest.fixture
+def settings_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Stage -> the settings that its function read."""
+    out: dict[str, set[str]] = {}
+
+    def noting(name: str) -> Any:
+        function, _ = running.FUNCTIONS[name]
+        single = tuple(each for each in running.SETTINGS_READ.get(name, ()) if "." in each)
+
+        def noted(context: RunContext, *model: str) -> Any:
+            config: Any = Recorder(context.config, out.setdefault(name, set()), single)
+            return function(replace(context, config=config), *model)
+
+        noted.__module__ = function.__module__
+        return noted
+
+    for name, (_, reads) in list(running.FUNCTIONS.items()):
+        monkeypatch.setitem(running.FUNCTIONS, name, (noting(name), reads))
+    return out
+
+
+# What is no part of a result, or is part of it by another way: the models by their artifacts, and by
+# the training tables that they read.
+NOT_COMPARED = {"paths", "spark", "models", "train"}
+
+
+def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
+    spark: Any, opened: Open, tmp_path: Path, settings_read: dict[str, set[str]]
+) -> None:
+    """A stage's result is that of another run where all that it reads is the same; and a model may be
+    another's algorithm by another name, or a class from outside.
+    """
+    first = opened(LAST)
+    night(first)
+    for name, read in settings_read.items():
+        declared = set(running.SETTINGS_READ.get(name, read))
+        assert read - NOT_COMPARED <= declared, name
+    assert set(settings_read) == {stage.name for stage in STAGES}
+    settings_read.clear()
+    before = first.catalog.versions()
+    page = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
+    source = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    outside = tmp_path / "recent_of_a_shop.py"
+    outside.write_text(f"{source}\n\nRecent.model_class = RecentModel\n", encoding="utf-8")
+    spark.sparkContext.addPyFile(str(outside))
+    more = opened(
+        LAST,
+        "models=[popular, item_knn, slow, recent]",
+        "models.slow={algorithm: popular, half_life_days: 300}",
+        "models.recent={algorithm: recent_of_a_shop:Recent, last: 2}",
+    )
+    assert more.run_id != first.run_id
+    night(more)
+    assert set(settings_read) == {"train", "recommend", "evaluate", "publish"}
+    taken = {key for key, row in more.runlog.rows().items() if row.detail.get("of_run")}
+    made_once = {("ingest", ""), ("sessionize", ""), ("build_features", "")}
+    per_model = {(s, m) for s in ("train", "recommend") for m in ("popular", "item_knn")}
+    assert taken == made_once | per_model
+    after = more.catalog.versions()
+    moved = {table for table, version in after.items() if version != before[table]}
+    assert moved <= {
+        "candidates", "metrics", "runs", "gates", "staged_recommendations", "recommendations",
+        "default_recommendations", "item_neighbours",
+    }  # fmt: skip
+    metrics = more.catalog.read("metrics", after["metrics"])
+    compared = {row["model"] for row in metrics.select("model").distinct().collect()}
+    assert {"popular", "item_knn", "slow", "recent", "published"} <= compared
+    candidates = more.catalog.read("candidates", after["candidates"])
+    n_lists = {r["model"]: r["n"] for r in candidates.groupBy("model").agg(
+        F.countDistinct("user_idx", "cutoff", "mode").alias("n")).collect()}  # fmt: skip
+    assert n_lists["slow"] == n_lists["recent"] == n_lists["popular"] > 0
+
+
+def test_a_stage_is_made_again_where_what_it_reads_has_changed(opened: Open) -> None:
+    first = run(opened(LAST), "ingest", "sessionize", "build_features")
+    wider = run(
+        opened(LAST, "sessions.gap_minutes=600", repin=True),
+        "ingest",
+        "sessionize",
+        "build_features",
+    )
+    taken = [stage for (stage, _), row in wider.runlog.rows().items() if row.detail.get("of_run")]
+    assert taken == []  # ingest reads which types are impressions, and says so in its warnings
+    ranks = run(
+        opened(LAST, "evaluate.horizon_days=2", repin=True),
+        "ingest",
+        "sessionize",
+        "build_features",
+    )
+    taken = [stage for (stage, _), row in ranks.runlog.rows().items() if row.detail.get("of_run")]
+    assert taken == ["ingest", "sessionize"]
+    # A landing that has changed is taken in.
+    place = Path(first.config.source.path)
+    rows().iloc[:-1].to_parquet(place, coerce_timestamps="us")
+    corrected = run(opened(LAST, "evaluate.horizon_days=3", repin=True), "ingest", "sessionize")
+    taken = [s for (s, _), row in corrected.runlog.rows().items() if row.detail.get("of_run")]
+    assert taken == []
+    assert count(corrected, "events") == len(rows()) - 1

@@ -15,11 +15,10 @@ from recspark.config import digest
 from recspark.data import features, histories, sessions
 from recspark.data.interactions import before, interactions
 from recspark.errors import VersionNotFoundError
-from recspark.models.registry import make
 from recspark.pipeline.changes import changed_events, reflected, reflecting, reopened_events
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import StageResult
-from recspark.pipeline.training_sets import TRAINING, n_files_of, training_rows
+from recspark.pipeline.training_sets import TRAINING, n_files_of, training_rows, training_tables
 from recspark.session import together
 from recspark.tables.catalog import TableCatalog
 
@@ -32,7 +31,7 @@ def build_features(context: RunContext) -> StageResult:
     catalog, config = context.catalog, context.config
     outputs = _update_histories(context)
     all_histories = catalog.read("histories", outputs["histories"])
-    asked = {make(name, config.settings_of(name)).training_table for name in config.models}
+    asked = training_tables(config)
     tables = [*_FRAMES, *(table for table in TRAINING if table in asked)]
     written = together(
         context.spark, *[partial(_write, context, all_histories, table) for table in tables]

@@ -15,7 +15,7 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.ladder import fill
 from recspark.models.registry import spec_of
-from recspark.pipeline.activity import active, kept_lists
+from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model
 from recspark.pipeline.maintain import forget
@@ -70,9 +70,8 @@ def publish(context: RunContext) -> StageResult:
     promoted = promote(context, "recommendations", staged, before_)
     outputs["recommendations"] = promoted.version
     forget(context)
-    return StageResult(
-        outputs, answered.count(), promoted.rows, {"gates": {g.name: g.passed for g in gates}}
-    )
+    detail = {"gates": {g.name: g.passed for g in gates}, LISTS_CODE: lists_code(context)}
+    return StageResult(outputs, answered.count(), promoted.rows, detail)
 
 
 def write_gates(context: RunContext, rows: DataFrame) -> TableVersion:
