@@ -616,6 +616,11 @@ class Publish(Section):
         0.99, ge=0, le=1, description="gate: share of lists with k items. Guess"
     )
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The champion and what fills its lists, in the ladder's order, each once."""
+        return tuple(dict.fromkeys((self.model, *self.ladder)))
+
 
 class Tune(Section):
     """How `recspark tune` searches."""

@@ -40,6 +40,9 @@ ALWAYS = {
     "spark.sql.legacy.javaCharsets": "true",
     "spark.sql.legacy.codingErrorAction": "true",
 }
+# Off, Delta names the files of all slices where one was asked for.
+FILE_SKIPPING = "spark.databricks.delta.stats.skipping"
+JOB_GROUP = "spark.jobGroup.id"  # a property of a thread: the label of the jobs that it starts
 # Profile of a training job: one rank gets one executor, and a second attempt of a rank would hang
 # all.
 TRAINING = {

@@ -20,10 +20,10 @@ from recspark.errors import (
 from recspark.layers import load_config
 from recspark.pipeline import run
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import not_compared
 from recspark.pipeline.plan import STAGES, Stage
 from recspark.pipeline.run import execute, night
 from recspark.pipeline.runlog import OK, RunLog, RunRow, StageResult
-from recspark.pipeline.stages.evaluate import not_compared
 
 NEEDED = ("ease", "item_knn", "popular")  # the champion, the ladder, the neighbours
 CHALLENGERS = ("als", "item2vec", "multvae")

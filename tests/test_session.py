@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -240,3 +242,17 @@ def test_a_java_that_spark_does_not_run_on_is_named(
         else:
             with pytest.raises(SetupError, match="Spark runs on 17 and 21"):
                 check_java()
+
+
+def test_only_session_names_a_conf_key_of_spark() -> None:
+    """What docs/architecture.md says: whoever looks for a key looks in one file."""
+    package = ROOT / "recspark"
+    named = {
+        (str(file.relative_to(package)), node.value)
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"spark\.[A-Za-z][\w.]*\w", node.value)
+    }
+    assert {file for file, _ in named} == {"session.py"}

@@ -38,6 +38,7 @@ from recspark.data.interactions import before, interactions
 from recspark.eval import next_item
 from recspark.models.base import FitOptions
 from recspark.models.registry import make
+from recspark.pipeline.training_sets import training_set
 from recspark.tables.catalog import TableCatalog
 from recspark.testing import synth
 
@@ -203,7 +204,7 @@ def with_training(
     rows = windows.TRAINING_TABLES[table](data.histories, CUTOFF, Features(), n_files)  # type: ignore[call-arg]
     where = {"cutoff": CUTOFF}
     version = catalog.replace_slice(table, rows, where, n_files=n_files).version
-    return replace(data, training=windows.training_set(catalog, table, version, where))
+    return replace(data, training=training_set(catalog, table, version, where))
 
 
 def main() -> None:

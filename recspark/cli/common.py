@@ -127,8 +127,7 @@ def reading(env: str, overrides: list[str] | None) -> Iterator[tuple[Config, Rea
 def reading_by_spark(config: Config) -> Iterator[SparkReader]:
     """Give the tables, with a small local session that is stopped at the end."""
     from recspark.session import build_session
-    from recspark.tables.catalog import TableCatalog
-    from recspark.tables.spark_reader import SparkReader
+    from recspark.tables.spark_reader import of_root
 
     with tempfile.TemporaryFile() as said:
         try:
@@ -139,6 +138,6 @@ def reading_by_spark(config: Config) -> Iterator[SparkReader]:
             print(presentable(said.read().decode(errors="replace"), keep="\n"), file=sys.stderr)
             raise
     try:
-        yield SparkReader(TableCatalog(spark, config.paths.tables))
+        yield of_root(spark, config.paths.tables)
     finally:
         spark.stop()

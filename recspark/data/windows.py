@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from typing import Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -26,11 +23,7 @@ from recspark.data.blocks import (
     weighed,
     where,
 )
-from recspark.data.dataset import TrainingSet
 from recspark.data.interactions import before, interactions
-from recspark.tables.catalog import TableCatalog
-from recspark.tables.rows import Slice, slice_condition
-from recspark.tables.snapshot import active_files
 
 FILES_PER_RANK = 10  # so that a tenth of every rank can be held out for validation
 NO_ITEM = -1  # pads `items`
@@ -247,22 +240,6 @@ TRAINING_TABLES: dict[str, Callable[[DataFrame, datetime, Features, int], DataFr
     "training_sessions": partial(training_sequences, unit="session"),
     "training_histories": partial(training_sequences, unit="history"),
 }
-
-
-def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) -> TrainingSet:
-    """Return the active files of the slice `where` of `table` at `version`, with their rows.
-
-    Raises VersionNotFoundError. Cost: no Spark job; the footer of each file is read here.
-    """
-    files = active_files(catalog, table, version, slice_condition(where))
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        rows = list(pool.map(_footer_rows, files))
-    return TrainingSet(table, version, tuple(zip(files, rows, strict=True)))
-
-
-def _footer_rows(uri: str) -> int:
-    fs, path = fsspec.core.url_to_fs(uri)
-    return int(pq.read_metadata(path, filesystem=fs).num_rows)
 
 
 def earlier(history: Histories, as_of: int) -> Histories:

@@ -21,6 +21,15 @@ FILLED = schema.columns(
 )
 
 
+def ladder_steps(
+    models: Sequence[str], candidates: DataFrame, mode: str
+) -> list[tuple[str, DataFrame]]:
+    """Return (model, its lists of one mode) for each of `models`, from the rows of `candidates`."""
+    columns = ("user_idx", "item_idx", "rank", "score")
+    of_mode = candidates.where(F.col("mode") == mode)
+    return [(name, of_mode.where(F.col("model") == name).select(*columns)) for name in models]
+
+
 def fill(
     ladder: Sequence[tuple[str, DataFrame]],
     users: DataFrame,

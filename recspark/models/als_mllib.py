@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pyspark.ml.recommendation import ALS, ALSModel
@@ -17,13 +17,24 @@ from recspark.errors import IdRangeError
 from recspark.models import topk
 from recspark.models.base import FitOptions
 
-if TYPE_CHECKING:
-    from recspark.models.als import AlsSettings
-
 MAX_ID = 2**31 - 1  # MLlib's ALS takes 32-bit ids
 
 
-def item_factors(data: Dataset, items: Array, settings: AlsSettings, options: FitOptions) -> Array:
+class MllibSettings(Protocol):
+    """Those of the settings of `als` that MLlib knows too."""
+
+    embedding_size: int
+    iterations: int
+    reg: float
+    alpha: float
+    feedback: Literal["implicit", "explicit"]
+    half_life_days: float | None
+    n_blocks: int
+
+
+def item_factors(
+    data: Dataset, items: Array, settings: MllibSettings, options: FitOptions
+) -> Array:
     """Return the factors of `items` (item_idx, ascending), float32 (n_items, embedding_size).
 
     Raises IdRangeError above 2^31 - 1 users. Checkpoints every tenth iteration below
@@ -52,7 +63,7 @@ def item_factors(data: Dataset, items: Array, settings: AlsSettings, options: Fi
     return factors
 
 
-def ratings(data: Dataset, settings: AlsSettings) -> DataFrame:
+def ratings(data: Dataset, settings: MllibSettings) -> DataFrame:
     """Return `user int, item int, rating float`: decayed weights above 0 (explicit: all), in the order
     ALS needs.
 
@@ -73,7 +84,7 @@ def ratings(data: Dataset, settings: AlsSettings) -> DataFrame:
     )
 
 
-def train(ratings: DataFrame, settings: AlsSettings, options: FitOptions) -> ALSModel:
+def train(ratings: DataFrame, settings: MllibSettings, options: FitOptions) -> ALSModel:
     """Return MLlib's model, its factors persisted. The last half-step was that of the users.
 
     Above 2 blocks, MLlib adds partial sums in the order tasks end: the last bits may differ.

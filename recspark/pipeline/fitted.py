@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 
 from recspark import storage
 from recspark.config import digest
-from recspark.data import features, windows
+from recspark.data import features
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before
 from recspark.errors import StageOrderError
@@ -17,6 +17,8 @@ from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.runlog import OK
+from recspark.pipeline.training_sets import training_set
 from recspark.train.curve import Curve
 
 # What makes the data that every model is fitted on.
@@ -64,7 +66,7 @@ def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -
         item_features=item_features,
         training=None
         if training_table is None or version is None
-        else windows.training_set(context.catalog, training_table, version, {"cutoff": cutoff}),
+        else training_set(context.catalog, training_table, version, {"cutoff": cutoff}),
     )
 
 
@@ -115,3 +117,19 @@ def load_model(context: RunContext, model: str, cutoff: datetime) -> Recommender
             f"train for it first (the code or the settings may have changed since)"
         )
     return artifacts.load(folder, spec_of(model, context.config.settings_of(model)))
+
+
+def not_compared(context: RunContext) -> dict[str, str]:
+    """Return model -> why it has no lists of the backtest, of this night's models without."""
+    day = f"{context.backtest_cutoff:%Y-%m-%d}"
+    out = {}
+    for model in context.config.models:
+        rows = [context.runlog.find(stage, model) for stage in ("train", "recommend")]
+        failed = [row for row in rows if row is not None and row.status != OK]
+        if failed:
+            out[model] = f"{failed[0].stage} failed, {failed[0].detail.get('error')}"
+        elif None in rows:
+            out[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
+        elif why := rows[0].detail.get(NOT_FITTED, {}).get(day):  # type: ignore[union-attr]
+            out[model] = why
+    return out

@@ -150,7 +150,11 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     label = f"{stage.name} {model}".strip()
     function, _ = FUNCTIONS[stage.name]
     check_order(context, stage, model)
-    inputs = {table: v for table in tables_read(context.config, stage) if (v := context.version(table)) is not None}
+    inputs = {
+        table: v
+        for table in tables_read(context.config, stage)
+        if (v := context.version(table)) is not None
+    }
     done = context.runlog.find(stage.name, model)
     code = stage_code(context.config, stage, model)
     identity = settings_identity(context, stage, model)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+import fsspec
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import Config
 from recspark.data import features, impressions, texts, windows
+from recspark.data.dataset import TrainingSet
 from recspark.models.registry import make
 from recspark.pipeline.context import RunContext
-from recspark.tables.catalog import TableVersion
+from recspark.tables.catalog import TableCatalog, TableVersion
+from recspark.tables.rows import Slice, slice_condition
+from recspark.tables.snapshot import active_files
 
 TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
 
@@ -54,3 +60,19 @@ def training_rows(
             histories, shown, cutoff, config.features, n_files, unit=unit
         )
     return windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
+
+
+def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) -> TrainingSet:
+    """Return the active files of the slice `where` of `table` at `version`, with their rows.
+
+    Raises VersionNotFoundError. Cost: no Spark job; the footer of each file is read here.
+    """
+    files = active_files(catalog, table, version, slice_condition(where))
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        rows = list(pool.map(_footer_rows, files))
+    return TrainingSet(table, version, tuple(zip(files, rows, strict=True)))
+
+
+def _footer_rows(uri: str) -> int:
+    fs, path = fsspec.core.url_to_fs(uri)
+    return int(pq.read_metadata(path, filesystem=fs).num_rows)

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema, storage
-from recspark.data import features, windows
+from recspark.data import features
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import ConfigError
@@ -25,7 +25,7 @@ from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.training_sets import write_training
+from recspark.pipeline.training_sets import training_set, write_training
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _dataset(
     training = None
     if training_table is not None:
         written = write_training(context, training_table, histories, cutoff)
-        training = windows.training_set(
+        training = training_set(
             context.catalog, training_table, written.version, {"cutoff": cutoff}
         )
     data = Dataset(

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import not_compared
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.runlog import OK
-from recspark.pipeline.stages.evaluate import not_compared
 from recspark.report.answers import bought, cell, sizes, table_of_tables, user_list
 from recspark.tables.reader import Reader
 from recspark.tables.spark_reader import reader_of

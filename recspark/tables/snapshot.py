@@ -7,10 +7,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.errors import ConfigError, VersionNotFoundError
+from recspark.session import FILE_SKIPPING
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
-
-_SKIPPING = "spark.databricks.delta.stats.skipping"
 
 
 def active_files(
@@ -23,9 +22,9 @@ def active_files(
     keeps Delta from leaving out files: those of other slices would be among them. Cost: no job, driver
     memory per file.
     """
-    if condition and catalog.spark.conf.get(_SKIPPING, "true") == "false":
+    if condition and catalog.spark.conf.get(FILE_SKIPPING, "true") == "false":
         raise ConfigError(
-            f"{_SKIPPING} = false: Delta then names the files of all slices of table '{table}', and a "
+            f"{FILE_SKIPPING} = false: Delta then names the files of all slices of table '{table}', and a "
             "model would learn from those of another cutoff; leave the setting out"
         )
     frame = catalog.read(table, version)

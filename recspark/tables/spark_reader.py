@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import TimestampType
 
@@ -19,6 +19,11 @@ from recspark.tables.reader import Condition, Reader, TableReader, opens
 def reader_of(catalog: TableCatalog) -> Reader:
     """Return the quickest reader of a catalogue's tables: without Spark where that can be."""
     return TableReader(catalog.root) if opens(catalog.root) else SparkReader(catalog)
+
+
+def of_root(spark: SparkSession, root: str) -> SparkReader:
+    """Return the reader of the tables below `root`, whose catalogue writes nothing."""
+    return SparkReader(TableCatalog(spark, root))
 
 
 class SparkReader:

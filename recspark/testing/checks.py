@@ -23,6 +23,7 @@ from recspark.data.blocks import Array, parse_queries
 from recspark.errors import ArtifactError, ConfigError, ModelError
 from recspark.models import artifacts, topk
 from recspark.models.registry import ModelSpec
+from recspark.session import JOB_GROUP
 from recspark.testing import synth
 from recspark.testing.case import Case, K, ordered
 from recspark.testing.other_process import other_process
@@ -388,7 +389,7 @@ def _job_group(spark: SparkSession, name: str) -> Iterator[Callable[[], list[int
     try:
         yield lambda: list(context.statusTracker().getJobIdsForGroup(name))
     finally:
-        context.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+        context.setLocalProperty(JOB_GROUP, None)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from recspark import schema
 from recspark.config import Features
 from recspark.data import windows
 from recspark.data.blocks import MICROS_PER_DAY, Histories
+from recspark.pipeline.training_sets import training_set
 from recspark.testing import synth
 
 CUTOFF = datetime(2020, 1, 11, tzinfo=UTC)
@@ -107,7 +108,7 @@ def test_training_set_is_the_slice_of_the_pinned_version(
     for cutoff in (other, CUTOFF):
         frame = windows.training_bags(histories, cutoff, features, 4)
         first = catalog.replace_slice("training_bags", frame, {"cutoff": cutoff}, n_files=4)
-    found = windows.training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
+    found = training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
     assert (found.table, found.version) == ("training_bags", first.version)
     assert len(found.files) == 4
     assert found.n_rows == first.rows == 1001
@@ -121,9 +122,9 @@ def test_training_set_is_the_slice_of_the_pinned_version(
     # A later version has other files; the pinned one keeps its own.
     fewer = windows.training_bags(histories.where("user_idx < 100"), CUTOFF, features, 2)
     second = catalog.replace_slice("training_bags", fewer, {"cutoff": CUTOFF}, n_files=2)
-    again = windows.training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
+    again = training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
     assert again == found
-    later = windows.training_set(catalog, "training_bags", second.version, {"cutoff": CUTOFF})
+    later = training_set(catalog, "training_bags", second.version, {"cutoff": CUTOFF})
     assert (len(later.files), later.n_rows) == (2, 100)
 
 
@@ -200,7 +201,7 @@ def test_training_sequences_as_a_table(histories: Any, catalog: Any, unit: windo
     frame = windows.TRAINING_TABLES[table](histories, CUTOFF, features, 4)
     where = {"cutoff": CUTOFF}
     written = catalog.replace_slice(table, frame, where, n_files=4)
-    found = windows.training_set(catalog, table, written.version, where)
+    found = training_set(catalog, table, written.version, where)
     assert (found.table, found.n_rows, len(found.files)) == (table, 1000, 4)
     assert min(rows for _, rows in found.files) > 200
     rows = catalog.read(table, written.version).toArrow().sort_by("user_idx").to_pylist()

@@ -30,6 +30,7 @@ from recspark.models.multvae import (
 )
 from recspark.models.neural import entries, log_shares
 from recspark.models.registry import model_spec
+from recspark.pipeline.training_sets import training_set
 from recspark.train.feed import Batch
 from recspark.train.launch import LocalLauncher
 
@@ -175,7 +176,7 @@ def data(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         items=spark.createDataFrame(known, "item_idx int"),
         user_features=unused,
         item_features=unused,
-        training=windows.training_set(catalog, "training_bags", version, slice_),
+        training=training_set(catalog, "training_bags", version, slice_),
     )
 
 

@@ -18,6 +18,7 @@ from recspark.config import Features, Train
 from recspark.data import windows
 from recspark.data.blocks import Array
 from recspark.data.dataset import TrainingSet
+from recspark.pipeline.training_sets import training_set
 from recspark.tables.catalog import TableCatalog
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards
 from recspark.train.launch import LocalLauncher, launcher
@@ -64,7 +65,7 @@ def training(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> T
     slice_ = {"cutoff": CUTOFF}
     version = catalog.replace_slice("training_bags", bags, slice_, n_files=n_files).version
     catalog.replace_slice("training_bags", bags.limit(0), slice_, n_files=n_files)
-    return windows.training_set(catalog, "training_bags", version, slice_)
+    return training_set(catalog, "training_bags", version, slice_)
 
 
 @pytest.fixture(scope="module")

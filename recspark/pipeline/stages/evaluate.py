@@ -10,20 +10,20 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.config import Config, Mode
+from recspark.config import Mode
 from recspark.data.interactions import before, queries
 from recspark.errors import EmptyDataError
 from recspark.eval import evaluate as scoring
 from recspark.eval import ratings
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
-from recspark.hybrid.ladder import fill
+from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import NOT_FITTED, load_model
+from recspark.pipeline.fitted import load_model, not_compared
 from recspark.pipeline.plan import PUBLISHED
 from recspark.pipeline.promote import own_publish, promote
-from recspark.pipeline.runlog import OK, StageResult, published_row
+from recspark.pipeline.runlog import StageResult, published_row
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 
@@ -47,7 +47,9 @@ def evaluate(context: RunContext) -> StageResult:
     )
     length = max(config.publish.k, *settings.ks)
     ladder = [
-        fill(ladder_steps(config, candidates, mode), truths.select("user_idx"), length).select(
+        fill(
+            ladder_steps(config.publish.steps, candidates, mode), truths.select("user_idx"), length
+        ).select(
             F.lit(context.run_date).alias("run_date"),
             F.lit(cutoff).alias("cutoff"),
             F.lit(PUBLISHED).alias("model"),
@@ -87,7 +89,7 @@ def evaluate(context: RunContext) -> StageResult:
     for model, why in left_out.items():
         context.progress(f"  {model} is not compared: {why}")
     compared = [model for model in config.models if model not in left_out]
-    steps = {config.publish.model, *config.publish.ladder}
+    steps = set(config.publish.steps)
     if items is None:
         context.progress(f"  nothing to compare yet: no event before {cutoff:%Y-%m-%d}")
         rows = scoring.nobody_known(
@@ -135,22 +137,6 @@ def known_items(items: DataFrame, interactions: DataFrame) -> Catalogue | None:
         return None
 
 
-def not_compared(context: RunContext) -> dict[str, str]:
-    """Return model -> why it has no lists of the backtest, of this night's models without."""
-    day = f"{context.backtest_cutoff:%Y-%m-%d}"
-    out = {}
-    for model in context.config.models:
-        rows = [context.runlog.find(stage, model) for stage in ("train", "recommend")]
-        failed = [row for row in rows if row is not None and row.status != OK]
-        if failed:
-            out[model] = f"{failed[0].stage} failed, {failed[0].detail.get('error')}"
-        elif None in rows:
-            out[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
-        elif why := rows[0].detail.get(NOT_FITTED, {}).get(day):  # type: ignore[union-attr]
-            out[model] = why
-    return out
-
-
 def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str]) -> list[MetricRow]:
     """Return rmse and mae of each of `models` that predicts ratings, of items new to the user; k is
     0.
@@ -180,22 +166,6 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
             ("n_ratings", float(errors.n_pairs)),
             ("n_unknown_ratings", float(errors.n_unknown)),
         )
-    ]
-
-
-def ladder_steps(config: Config, candidates: DataFrame, mode: str) -> list[tuple[str, DataFrame]]:
-    """Return the champion's lists and those of each fallback, of one mode, in the ladder's
-    order.
-    """
-    steps = (config.publish.model, *(m for m in config.publish.ladder if m != config.publish.model))
-    return [
-        (
-            model,
-            candidates.where((F.col("model") == model) & (F.col("mode") == mode)).select(
-                "user_idx", "item_idx", "rank", "score"
-            ),
-        )
-        for model in steps
     ]
 
 

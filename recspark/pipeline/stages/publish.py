@@ -13,7 +13,7 @@ from recspark.data.interactions import before, decayed_item_weights
 from recspark.errors import GateRefusedError, ModelError
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
-from recspark.hybrid.ladder import fill
+from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
 from recspark.pipeline.context import RunContext
@@ -21,7 +21,6 @@ from recspark.pipeline.fitted import load_model
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.runlog import StageResult
-from recspark.pipeline.stages.evaluate import ladder_steps
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
 
@@ -105,7 +104,7 @@ def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> D
     )
     mode = config.publish.mode
     lists = fill(
-        ladder_steps(config, candidates, mode),
+        ladder_steps(config.publish.steps, candidates, mode),
         answered.select("user_idx"),
         config.publish.k,
         kept_lists(context),
