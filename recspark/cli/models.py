@@ -19,28 +19,27 @@ def models(
 ) -> None:
     """List the algorithms, or one with its settings: value, default and meaning of each."""
     from recspark.models.registry import MODELS
-    from recspark.report.algorithms import algorithms
+    from recspark.report.algorithms import algorithms, with_settings
 
     if name is not None and name not in MODELS:
         raise ConfigError(f"no algorithm is called '{name}'.{suggest(name, MODELS)}")
-    rows = algorithms(None if name is None else [name])
+    rows = [row for row in algorithms() if name in (None, row["algorithm"])]
     if as_json:
-        print_json(rows)
+        print_json([with_settings(row) for row in rows])
         return
     if name is None:
         table = Table(title="algorithms", caption="recspark models NAME shows the settings of one")
-        for column in ("algorithm", "kind", "tags", "settings", "source"):
-            table.add_column(column, justify="right" if column == "settings" else "left")
+        for column in ("algorithm", "kind", "tags", "source"):
+            table.add_column(column)
         for row in rows:
             table.add_row(
                 row["algorithm"],
                 row["kind"],
                 ", ".join(row["tags"]),
-                str(len(row["settings"])),
                 row["source"],
             )
     else:
-        (row,) = rows
+        row = with_settings(rows[0])
         table = Table(title=f"{name}: {row['kind']}, {', '.join(row['tags'])}. {row['source']}")
         for column in ("setting", "value", "default", "meaning"):
             table.add_column(column)

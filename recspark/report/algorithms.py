@@ -8,9 +8,16 @@ from recspark.models.registry import MODELS, ModelSpec
 from recspark.report.settings_page import described
 
 
-def algorithms(names: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return one mapping for each algorithm of the registry, or of `names`. Imports its class."""
-    return [_about(spec) for name, spec in MODELS.items() if names is None or name in names]
+def algorithms() -> list[dict[str, Any]]:
+    """Return what the registry says of each algorithm. Imports none of them."""
+    return [_about(spec) for spec in MODELS.values()]
+
+
+def with_settings(algorithm: dict[str, Any]) -> dict[str, Any]:
+    """Return one of `algorithms` with all its settings. Imports its class."""
+    fields = MODELS[algorithm["algorithm"]].load().settings_class.model_fields
+    settings = [{"setting": name, **described(field)} for name, field in fields.items()]
+    return {**algorithm, "settings": settings}
 
 
 def _about(spec: ModelSpec) -> dict[str, Any]:
@@ -20,8 +27,4 @@ def _about(spec: ModelSpec) -> dict[str, Any]:
         "tags": sorted(spec.tags),
         "source": spec.source,
         "training_tables": list(spec.training),
-        "settings": [
-            {"setting": name, **described(field)}
-            for name, field in spec.load().settings_class.model_fields.items()
-        ],
     }

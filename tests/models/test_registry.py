@@ -12,6 +12,7 @@ from recspark.models.base import Recommender
 from recspark.models.popular import Popular
 from recspark.models.registry import MODELS, make, model_spec, spec_of
 from recspark.pipeline.checks import check_settings
+from recspark.report.algorithms import algorithms, with_settings
 
 OUTSIDE = """
 from recspark.models.popular import Popular, PopularModel
@@ -90,3 +91,15 @@ def test_an_algorithm_that_there_is_not_is_named(
 def test_a_name_that_cannot_be_a_file_or_a_task_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="models: "):
         load_config("test", [f"models=[popular, '{name}']"])
+
+
+def test_the_algorithms_are_listed_with_all_their_settings() -> None:
+    listed = [with_settings(row) for row in algorithms()]
+    assert [row["algorithm"] for row in listed] == list(MODELS)
+    for row in listed:
+        spec = MODELS[row["algorithm"]]
+        fields = spec.load().settings_class.model_fields
+        assert [setting["setting"] for setting in row["settings"]] == list(fields)
+        assert row["source"]
+        assert set(row["tags"]) == spec.tags
+        assert all(setting["value"] and setting["meaning"] for setting in row["settings"])

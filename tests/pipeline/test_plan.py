@@ -54,8 +54,8 @@ def test_a_task_comes_after_all_that_it_needs(models: list[str]) -> None:
 
 def test_a_stage_is_found_by_its_name() -> None:
     assert find_stage("train").trains
-    with pytest.raises(ConfigError, match=r"no stage is called 'trian'\. Did you mean 'train'\?"):
-        find_stage("trian")
+    with pytest.raises(ConfigError, match=r"no stage is called 'trains'\. Did you mean 'train'\?"):
+        find_stage("trains")
 
 
 def test_the_command_prints_it_without_spark_or_torch() -> None:
