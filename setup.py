@@ -8,8 +8,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-INIT = (ROOT / "recspark" / "__init__.py").read_text()
-VERSION = re.findall(r'^__version__ = "(.+)"$', INIT, re.M)[0]
+VERSION_FILE = (ROOT / "recspark" / "version.py").read_text()
+VERSION = re.findall(r'^__version__ = "(.+)"$', VERSION_FILE, re.M)[0]
 
 RUNTIME = [
     "delta-spark>=4.0.1,<4.1",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from recspark import __version__, masking
+from recspark import masking
 from recspark.cli import (
     doctor,
     export,
@@ -28,6 +28,7 @@ from recspark.cli import (
 )
 from recspark.errors import Interrupted, RecsparkError
 from recspark.terminal import log_to_terminal
+from recspark.version import __version__
 
 
 class Commands(TyperGroup):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
+import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 
 from recspark.data.blocks import Array
@@ -26,10 +31,23 @@ class TrainingSet:
     version: int
     files: tuple[tuple[str, int], ...]
 
+    @classmethod
+    def of_files(cls, table: str, version: int, uris: Iterable[str]) -> Self:
+        """Return the set of these files, sorted. No Spark job; the footer of each is read here."""
+        files = sorted(uris)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            rows = list(pool.map(_rows_of, files))
+        return cls(table, version, tuple(zip(files, rows, strict=True)))
+
     @property
     def n_rows(self) -> int:
         """Rows over all files."""
         return sum(rows for _, rows in self.files)
+
+
+def _rows_of(uri: str) -> int:
+    system, path = fsspec.core.url_to_fs(uri)
+    return int(pq.read_metadata(path, filesystem=system).num_rows)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-import recspark
 from recspark import storage
 from recspark.data.blocks import Array
 from recspark.errors import ArtifactError
 from recspark.models.base import RecommenderModel
 from recspark.models.registry import ModelSpec
+from recspark.version import __version__
 
 FORMAT = 2
 METADATA = "metadata.json"
@@ -44,7 +44,7 @@ def save(model: RecommenderModel, folder: str, training: dict[str, Any] | None =
         storage.join(folder, METADATA),
         {
             "format": FORMAT,
-            "recspark": recspark.__version__,
+            "recspark": __version__,
             "class": _class_path(type(model)),
             "settings": model.settings.model_dump(mode="json"),
             "cutoff": model.cutoff.isoformat(),

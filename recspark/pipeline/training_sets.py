@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
-import fsspec
-import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -68,11 +65,4 @@ def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) 
     Raises VersionNotFoundError. Cost: no Spark job; the footer of each file is read here.
     """
     files = active_files(catalog, table, version, slice_condition(where))
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        rows = list(pool.map(_footer_rows, files))
-    return TrainingSet(table, version, tuple(zip(files, rows, strict=True)))
-
-
-def _footer_rows(uri: str) -> int:
-    fs, path = fsspec.core.url_to_fs(uri)
-    return int(pq.read_metadata(path, filesystem=fs).num_rows)
+    return TrainingSet.of_files(table, version, files)
