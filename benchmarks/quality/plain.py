@@ -12,8 +12,8 @@ has a paired interval over users of the loop less ours.
   `quality.movielens_next`, films rated before masked. Settings of `conf/models`, where whole
   histories are read. `gru4rec_bpr`, the defaults of the class on whole histories, is measured
   only where it is asked for: some twenty minutes of a core.
-- `cdl`: CiteULike-a as in `quality.cdl`, 5 training items a user, the first 1,000 users and the
-  articles that 5 of them have; recall@50. Defaults of the class.
+- `cdl`: CiteULike-a as in `quality.cdl`, 5 training items a user, the first 2,000 users and the
+  articles that 12 of them have; recall@50. Defaults of the class.
 
 No setting of a network was chosen on these parts.
 
@@ -48,8 +48,12 @@ from recspark.models.base import FitOptions
 from recspark.testing import synth
 
 CONF = Path(__file__).parents[2] / "conf" / "models"
-BAG_USERS, NEXT_USERS, READERS = 2000, 1000, 1000
-OF_READER, HELD_BY, K = 5, 5, 50  # training articles of a user, least readers of one, list's length
+BAG_USERS, NEXT_USERS, READERS = 2000, 1000, 2000
+OF_READER, HELD_BY, K = (
+    5,
+    12,
+    50,
+)  # training articles of a user, least readers of one, list's length
 # What they are measured against has the settings of its own benchmark; the networks their own.
 SETTINGS = {row: movielens.SETTINGS[row] for row in ("popular", "item_knn", "ease")}
 NEXT = {  # row -> model, protocol
