@@ -2,8 +2,8 @@
 
 Each takes the histories to train on, those to answer (lists of films, newest last), the number of
 films and the settings of our model, uses those that the paper knows, and returns scores of all films,
-(n_users, n_items). Films count from 1 inside: 0 is what fills a row. A softmax's bias begins at the
-films' popularity, as ours: some hundred steps are too few to learn it.
+(n_users, n_items). Films count from 1 inside: 0 is what fills a row. SASRec's
+bias begins at the films' popularity, as both of ours do, GRU4Rec's at 0.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ def gru4rec(train: list[Array], asked: list[Array], n_items: int, s: Any) -> Ten
     items = nn.Embedding(n_items + 1, s.hidden_size, padding_idx=0)
     nn.init.uniform_(items.weight, -(s.hidden_size**-0.5), s.hidden_size**-0.5)
     gru = nn.GRU(s.hidden_size, s.hidden_size, batch_first=True)
-    counts = torch.bincount(rows[rows > 0], minlength=n_items + 1)
-    softmax, popular = s.loss == "cross_entropy", counts**s.sample_alpha
-    bias = (torch.log(counts + 0.1) if softmax else 0.0 * counts).requires_grad_()
+    bias = torch.zeros(n_items + 1, requires_grad=True)
+    popular = torch.bincount(rows[rows > 0], minlength=n_items + 1) ** s.sample_alpha
 
     def states(x: Tensor, dropout: float) -> Tensor:
         return F.dropout(gru(F.dropout(items(x), dropout))[0], dropout)
@@ -52,7 +51,7 @@ def gru4rec(train: list[Array], asked: list[Array], n_items: int, s: Any) -> Ten
     def loss(at: Tensor) -> Tensor:
         read, wanted = rows[at, :-1], rows[at, 1:]
         h, wanted = states(read, s.dropout)[wanted > 0], wanted[wanted > 0]
-        if softmax:
+        if s.loss == "cross_entropy":
             logits = (h @ items.weight.T + bias)[:, 1:]
             return F.cross_entropy(logits, wanted - 1, reduction="none")
         drawn = torch.multinomial(popular, s.n_samples, replacement=True)
