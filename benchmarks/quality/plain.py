@@ -1,9 +1,9 @@
 """Our networks with their shipped settings beside a plain torch loop of the same paper and settings.
 
 The loops are in `plain_nets.py`, `plain_sequences.py` and `plain_cdl.py`, at most 60 lines each; all
-data lies in their memory. Settings are the same on both sides. What differs: how the data comes, the
-loss where ours samples candidates and the loop does not, and how a user is answered. A loop's row
-has a paired interval over users of the loop less ours.
+data lies in their memory. What differs: how the data comes, the loss where ours samples candidates
+and the loop does not, and how a user is answered. A loop's row has a paired interval over users of
+the loop less ours.
 
 - `multvae`, `sdae`, `mf`, `autorec`: MovieLens 1M by RecBole's random split, as in
   `quality.movielens`, its first 2,000 users; NDCG@10, test part, the films of the other parts masked.
@@ -15,7 +15,8 @@ has a paired interval over users of the loop less ours.
 - `cdl`: CiteULike-a as in `quality.cdl`, 5 training items a user, the first 2,000 users and the
   articles that 12 of them have; recall@50. Defaults of the class.
 
-No setting of a network was chosen on these parts.
+Settings are the same on both sides, and were chosen elsewhere, with one overlap: those of `sdae`, `mf` and
+`autorec` by the validation part of all users, another draw, which holds a tenth of what is asked here.
 
     python -m benchmarks quality.plain
     RECSPARK_ML=models=mf:part=validation python -m benchmarks quality.plain
