@@ -18,7 +18,7 @@ from recspark.errors import (
     StageOrderError,
 )
 from recspark.layers import load_config
-from recspark.pipeline import run
+from recspark.pipeline import reuse, run
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import not_compared
 from recspark.pipeline.plan import STAGES, Stage
@@ -97,9 +97,8 @@ def fake_stages() -> Iterator[list[Night]]:
 
     with pytest.MonkeyPatch.context() as patch:
         for stage in STAGES:
-            _, reads = run.FUNCTIONS[stage.name]
-            patch.setitem(run.FUNCTIONS, stage.name, (of(stage), reads))
-        patch.setattr(run, "still_holds", lambda *_: True)
+            patch.setitem(run.FUNCTIONS, stage.name, of(stage))
+        patch.setattr(reuse, "still_holds", lambda *_: True)
         yield tonight
 
 

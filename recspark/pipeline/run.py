@@ -6,25 +6,24 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from itertools import groupby
-from typing import Any
 
 from recspark import storage
-from recspark.config import Config, digest
+from recspark.config import Config
 from recspark.errors import ModelsFailedError, RecsparkError, StageOrderError
 from recspark.layers import load_config
 from recspark.masking import mask
 from recspark.pipeline.checks import check_settings, check_slots
-from recspark.pipeline.code import algorithm_code, code_digest
+from recspark.pipeline.code import code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import NOT_FITTED, artifact_folder
-from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, Task, needed_models, needed_tasks, plan
+from recspark.pipeline.plan import STAGES, Stage, needed_models, needed_tasks, plan
 from recspark.pipeline.process import peak_memory_mb
-from recspark.pipeline.runlog import FAILED, RunRow, StageResult, open_run
+from recspark.pipeline.reuse import IDENTITY, Work, recorded
+from recspark.pipeline.runlog import FAILED, OK, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features
 from recspark.pipeline.stages.evaluate import evaluate
 from recspark.pipeline.stages.ingest import ingest
@@ -32,68 +31,24 @@ from recspark.pipeline.stages.publish import publish
 from recspark.pipeline.stages.recommend import recommend
 from recspark.pipeline.stages.sessionize import sessionize
 from recspark.pipeline.stages.train import train
-from recspark.pipeline.training_sets import TRAINING, training_tables
 from recspark.session import TRAINING as TRAINING_PROFILE
 from recspark.session import build_session
-from recspark.sources import landing_digest
 from recspark.tables import damage
 from recspark.tables.catalog import TableCatalog, retried
-from recspark.tables.specs import SPECS
 
 log = logging.getLogger("recspark")
 
 _SAID = 600  # characters of an error that are shown
 _TRACED = 4000  # characters of a traceback that `runs` keeps
 
-Function = Callable[..., StageResult]
-# stage -> its function, and the tables whose versions identify its input
-FUNCTIONS: dict[str, tuple[Function, tuple[str, ...]]] = {
-    "ingest": (ingest, ("events",)),
-    "sessionize": (sessionize, ("events",)),
-    "build_features": (build_features, ("events", "sessions", "user_ids", "item_ids", "items")),
-    "train": (train, ("histories", "items", "item_features", *TRAINING)),
-    "recommend": (
-        recommend,
-        ("histories", "items", "item_features", "user_ids", "item_ids", "recommendations"),
-    ),
-    "evaluate": (
-        evaluate,
-        (
-            "candidates",
-            "histories",
-            "interactions",
-            "user_features",
-            "item_features",
-            "user_ids",
-            "item_ids",
-            "recommendations",
-        ),
-    ),
-    "publish": (
-        publish,
-        (
-            "candidates",
-            "metrics",
-            "histories",
-            "user_features",
-            "item_features",
-            "user_ids",
-            "item_ids",
-            "items",
-            "recommendations",
-        ),
-    ),
-}
-
-IDENTITY = "identity"  # in the detail of a row: digest of the settings that the stage read
-# stage -> the settings that it reads: sections, or single ones; a stage that is not here reads all.
-# Paths and what the machine decides are no part of a result.
-SETTINGS_READ: dict[str, tuple[str, ...]] = {
-    "ingest": ("source", "ingest", "sessions", "features"),
-    "sessionize": ("sessions",),
-    "build_features": ("features", "sessions", "evaluate.horizon_days", "train.ranks"),
-    "train": ("features", "evaluate.horizon_days"),
-    "recommend": ("features", "evaluate", "publish", "n_candidates"),
+FUNCTIONS: dict[str, Callable[..., StageResult]] = {
+    "ingest": ingest,
+    "sessionize": sessionize,
+    "build_features": build_features,
+    "train": train,
+    "recommend": recommend,
+    "evaluate": evaluate,
+    "publish": publish,
 }
 
 
@@ -142,172 +97,92 @@ def open_night(
 def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     """Run one stage, or take its recorded result; its `runs` row is its last act.
 
-    A recorded result is taken when it is `ok`, of the same code and inputs, and `force` is off.
-    Raises StageOrderError when a stage that it reads from has no result in this run, and
+    A recorded result is taken when it is `ok`, of the same code, settings and inputs, and `force` is
+    off. Raises StageOrderError when a stage that it reads from has no result in this run, and
     DamagedFileError where a data file cannot be read.
     """
     context = replace(context, stage=stage.name)
-    label = f"{stage.name} {model}".strip()
-    function, _ = FUNCTIONS[stage.name]
     check_order(context, stage, model)
-    inputs = {
-        table: v
-        for table in tables_read(context.config, stage)
-        if (v := context.version(table)) is not None
-    }
-    done = context.runlog.find(stage.name, model)
-    code = stage_code(context.config, stage, model)
-    identity = settings_identity(context, stage, model)
-    is_done = done is not None and done.reusable(inputs, code)
-    if done and is_done and not context.force and still_holds(context, stage, model, done):
-        context.progress(f"{label}: as recorded ({done.rows_out:,} rows)")
-        return StageResult(done.outputs, done.rows_in, done.rows_out, done.detail)
-    if done is None and not context.force:
-        other = _of_another_run(context, stage, model, inputs, code, identity)
-        if other is not None:
-            return _take_over(context, stage, model, inputs, code, other)
+    work = Work.of(context, stage, model)
+    row = None if context.force else recorded(context, work)
+    if row is not None:
+        return _take(context, work, row)
     where = {"stage": stage.name, "model": model, "run_id": context.run_id}
-    log.info(json.dumps({"event": "stage start", **where, "inputs": inputs}))
-    context.progress(f"{label} ...")
+    log.info(json.dumps({"event": "stage start", **where, "inputs": work.inputs}))
+    context.progress(f"{work.label} ...")
     started = datetime.now(UTC)
     clock = time.monotonic()
+    result = _run(context, work, started)
+    seconds = time.monotonic() - clock
+    _record(context, work, result, started, seconds)
+    if stage is STAGES[-1]:
+        context.runlog.compact()
+    took = {"rows_in": result.rows_in, "rows_out": result.rows_out, "seconds": round(seconds, 1)}
+    log.info(json.dumps({"event": "stage end", **where, **took, "outputs": result.outputs}))
+    context.progress(f"{work.label}: {result.rows_out:,} rows, {seconds:.1f} s")
+    return result
+
+
+def _run(context: RunContext, work: Work, started_at: datetime) -> StageResult:
+    """Run the stage's function; what goes wrong is recorded, and raised by its name."""
+    function, model = FUNCTIONS[work.stage.name], work.model
+    done = context.runlog.find(work.stage.name, model)
     commits = dict(context.catalog.commits)
     try:
         # Where another writer was quicker, the stage reads again what that one left.
-        result = retried(lambda: function(context, model) if stage.per_model else function(context))
+        result = retried(lambda: function(context, model) if model else function(context))
     except Exception as error:
         named = damage.named(error, context.catalog.root) or error
-        if stage.per_model:
-            seconds = time.monotonic() - clock
-            _record_failure(context, stage, model, inputs, code, named, started, seconds)
+        if work.stage.per_model:
+            _record_failure(context, work, named, started_at)
         if not fails_alone(context, model):
             with suppress(Exception):  # what went wrong first is said
                 context.runlog.set_status(FAILED)
         if named is error:
             raise
         raise named from error
-    seconds = time.monotonic() - clock
     if done is not None:  # what the stage did not move is where it was when first recorded
         stayed = {t for t in result.outputs if context.catalog.commits[t] == commits.get(t, 0)}
         kept = {t: v for t, v in done.outputs.items() if t in stayed}
         result = replace(result, outputs={**result.outputs, **kept})
-    if identity is not None:
-        result = replace(result, detail={**result.detail, IDENTITY: identity})
+    if work.identity is not None:
+        result = replace(result, detail={**result.detail, IDENTITY: work.identity})
+    return result
+
+
+def _take(context: RunContext, work: Work, row: RunRow) -> StageResult:
+    """Return the result of a recorded row; that of another run becomes one of this run, too."""
+    result = StageResult(row.outputs, row.rows_in, row.rows_out, row.detail)
+    if row.run_id == context.run_id:
+        context.progress(f"{work.label}: as recorded ({row.rows_out:,} rows)")
+        return result
+    context.progress(f"{work.label}: as run {row.run_id} left it ({row.rows_out:,} rows)")
+    result = replace(result, detail={**row.detail, "of_run": row.run_id})
+    _record(context, work, result, datetime.now(UTC), 0.0)
+    return result
+
+
+def _record(
+    context: RunContext,
+    work: Work,
+    result: StageResult,
+    started_at: datetime,
+    seconds: float,
+    status: str = OK,
+) -> None:
+    """Write the stage's row in `runs`."""
     context.runlog.record(
-        stage=stage.name,
-        model=model,
-        inputs=inputs,
+        stage=work.stage.name,
+        model=work.model,
+        inputs=work.inputs,
         result=result,
         config=context.config.resolved(),
-        code=code,
+        code=work.code,
         seconds=seconds,
         peak_memory_mb=peak_memory_mb(),
-        started_at=started,
+        started_at=started_at,
+        status=status,
     )
-    if stage is STAGES[-1]:
-        context.runlog.compact()
-    took = {"rows_in": result.rows_in, "rows_out": result.rows_out, "seconds": round(seconds, 1)}
-    log.info(json.dumps({"event": "stage end", **where, **took, "outputs": result.outputs}))
-    context.progress(f"{label}: {result.rows_out:,} rows, {seconds:.1f} s")
-    return result
-
-
-def tables_read(config: Config, stage: Stage) -> tuple[str, ...]:
-    """Return the tables whose versions identify the input of a stage, with these settings."""
-    _, tables = FUNCTIONS[stage.name]
-    if stage.name == "recommend" and config.publish.rescore_days is None:
-        return tuple(table for table in tables if table != "recommendations")  # nobody keeps a list
-    return tables
-
-
-def settings_identity(context: RunContext, stage: Stage, model: str) -> str | None:
-    """Return the digest of the settings that one stage reads; None where it reads all of them.
-
-    For a model's stages the artifacts are among them: they are named by all that makes a model.
-    """
-    names = SETTINGS_READ.get(stage.name)
-    if names is None:
-        return None
-    settings = context.config.comparable()
-    read: dict[str, Any] = {}
-    for name in names:
-        section, _, setting = name.partition(".")
-        read[name] = settings[section][setting] if setting else settings[section]
-    if stage.name == "build_features":
-        read["training"] = sorted(training_tables(context.config))
-    if stage.per_model:
-        cutoffs = (context.backtest_cutoff, context.cutoff)
-        read["artifacts"] = [artifact_folder(context, model, cutoff) for cutoff in cutoffs]
-    return digest(read)
-
-
-def _of_another_run(
-    context: RunContext,
-    stage: Stage,
-    model: str,
-    inputs: Mapping[str, int],
-    code: str,
-    identity: str | None,
-) -> RunRow | None:
-    """Return the row of the same stage in another run of the night, where it would be the same.
-
-    That is: of the same settings as far as the stage reads them, the same inputs and code; what it
-    left is still there. A model more, or another number of ranks, does not ingest a day again.
-    """
-    if identity is None:
-        return None
-    for row in context.runlog.elsewhere(stage.name, model):
-        if row.detail.get(IDENTITY) != identity:
-            continue
-        if stage is STAGES[0]:
-            # It writes what it reads: it would write nothing again where all is as it left it.
-            now = context.catalog.versions()
-            if any(context.pins.get(t, now.get(t)) != v for t, v in row.outputs.items()):
-                continue
-            if landing_digest(context.config.source, context.run_date) != row.detail["landing"]:
-                continue
-            row = replace(row, inputs=dict(inputs))
-        if row.reusable(inputs, code) and still_holds(context, stage, model, row):
-            return row
-    return None
-
-
-def _take_over(
-    context: RunContext,
-    stage: Stage,
-    model: str,
-    inputs: dict[str, int],
-    code: str,
-    row: RunRow,
-) -> StageResult:
-    """Write the result of another run's stage as this run's own; return it."""
-    label = Task(stage, model).name
-    context.progress(f"{label}: as run {row.run_id} left it ({row.rows_out:,} rows)")
-    detail = {**row.detail, "of_run": row.run_id}
-    result = StageResult(row.outputs, row.rows_in, row.rows_out, detail)
-    context.runlog.record(
-        stage=stage.name,
-        model=model,
-        inputs=inputs,
-        result=result,
-        config=context.config.resolved(),
-        code=code,
-        seconds=0.0,
-        peak_memory_mb=peak_memory_mb(),
-        started_at=datetime.now(UTC),
-    )
-    return result
-
-
-def stage_code(config: Config, stage: Stage, model: str) -> str:
-    """Return the digest of the code that a stage runs: its own, and that of the models it loads."""
-    function, _ = FUNCTIONS[stage.name]
-    own = code_digest(function.__module__)
-    if stage.per_model:
-        return digest([own, algorithm_code(config, model)])
-    if "candidates" in FUNCTIONS[stage.name][1]:  # it reads what the models made
-        return digest([own, algorithm_code(config, *config.models)])
-    return own
 
 
 def execute_models(
@@ -362,33 +237,16 @@ def said(error: Exception) -> str:
 
 
 def _record_failure(
-    context: RunContext,
-    stage: Stage,
-    model: str,
-    inputs: dict[str, int],
-    code: str,
-    error: Exception,
-    started_at: datetime,
-    seconds: float,
+    context: RunContext, work: Work, error: Exception, started_at: datetime
 ) -> None:
     """Write the row of a model that failed; where even that fails, the model's error is the one."""
     trace = "" if isinstance(error, RecsparkError) else "".join(traceback.format_exception(error))
     detail = {"error": said(error), "traceback": trace[-_TRACED:]}
+    seconds = (datetime.now(UTC) - started_at).total_seconds()
     try:
-        context.runlog.record(
-            stage=stage.name,
-            model=model,
-            inputs=inputs,
-            result=StageResult({}, 0, 0, detail),
-            config=context.config.resolved(),
-            code=code,
-            seconds=seconds,
-            peak_memory_mb=peak_memory_mb(),
-            started_at=started_at,
-            status=FAILED,
-        )
+        _record(context, work, StageResult({}, 0, 0, detail), started_at, seconds, FAILED)
     except Exception as second:
-        log.warning("the failure of %s %s is not in `runs`: %s", stage.name, model, said(second))
+        log.warning("the failure of %s is not in `runs`: %s", work.label, said(second))
 
 
 def check_order(context: RunContext, stage: Stage, model: str = "") -> None:
@@ -406,49 +264,3 @@ def check_order(context: RunContext, stage: Stage, model: str = "") -> None:
                 f"stage '{stage.name}' of {context.run_date}, run {context.run_id}: stage "
                 f"'{task.stage.name}' {task.model} {state}; run it first, with the same settings"
             )
-
-
-def still_holds(context: RunContext, stage: Stage, model: str, done: RunRow) -> bool:
-    """Return whether what a recorded stage left, in the tables and beside them, is still there."""
-    if stage.name == "ingest":
-        now = landing_digest(context.config.source, context.run_date)
-        if now is not None and now != done.detail["landing"]:
-            context.progress(
-                f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
-                "use --repin to take it in"
-            )
-    if stage.name == "train" and not all(
-        storage.is_complete(artifact_folder(context, model, cutoff))
-        for cutoff in (context.backtest_cutoff, context.cutoff)
-        if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
-    ):
-        return False
-    if what := lost(context, stage, model, done):
-        context.progress(f"{stage.name} {model}".strip() + f": {what}; made again")
-        return False
-    return True
-
-
-# stage -> the table that holds its rows: a slice of it without a file has lost them
-_ROWS = {"recommend": "candidates", "evaluate": "metrics", "publish": "recommendations"}
-
-
-def lost(context: RunContext, stage: Stage, model: str, done: RunRow) -> str | None:
-    """Return what is no longer there of what a recorded stage left in the tables; None where all is.
-
-    Its own slice where the table has one for it, else the whole table as of the recorded version.
-    Cost: a job over the log for each table, a look at each file; no data is read.
-    """
-    known: dict[str, Any] = {
-        "run_date": context.run_date,
-        "ingest_date": context.run_date,
-        "model": model or PUBLISHED,
-        "cutoff": (context.backtest_cutoff, context.cutoff),
-    }
-    for table, version in sorted(done.outputs.items()):
-        partition = SPECS[table].partition
-        slice_ = {c: known[c] for c in partition} if known.keys() >= set(partition) else {}
-        some = done.rows_out > 0 and _ROWS.get(stage.name) == table
-        if what := context.catalog.lost(table, version, slice_, some=some):
-            return what
-    return None

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from recspark import storage
 from recspark.errors import MissingLandingError, ModelsFailedError, SourceError
 from recspark.eval import evaluate as scoring
+from recspark.pipeline import reuse
 from recspark.pipeline import run as running
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.maintain import forget
@@ -364,18 +365,17 @@ def settings_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     out: dict[str, set[str]] = {}
 
     def noting(name: str) -> Any:
-        function, _ = running.FUNCTIONS[name]
-        single = tuple(each for each in running.SETTINGS_READ.get(name, ()) if "." in each)
+        function = running.FUNCTIONS[name]
+        single = tuple(each for each in reuse.SETTINGS_READ.get(name, ()) if "." in each)
 
         def noted(context: RunContext, *model: str) -> Any:
             config: Any = Recorder(context.config, out.setdefault(name, set()), single)
             return function(replace(context, config=config), *model)
 
-        noted.__module__ = function.__module__
         return noted
 
-    for name, (_, reads) in list(running.FUNCTIONS.items()):
-        monkeypatch.setitem(running.FUNCTIONS, name, (noting(name), reads))
+    for name in running.FUNCTIONS:
+        monkeypatch.setitem(running.FUNCTIONS, name, noting(name))
     return out
 
 
@@ -393,7 +393,7 @@ def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     first = opened(LAST)
     night(first)
     for name, read in settings_read.items():
-        declared = set(running.SETTINGS_READ.get(name, read))
+        declared = set(reuse.SETTINGS_READ.get(name, read))
         assert read - NOT_COMPARED <= declared, name
     assert set(settings_read) == {stage.name for stage in STAGES}
     settings_read.clear()

@@ -13,7 +13,8 @@ from recspark.models.registry import MODELS
 from recspark.pipeline import code
 from recspark.pipeline.code import algorithm_code, code_digest, imported
 from recspark.pipeline.plan import STAGES
-from recspark.pipeline.run import FUNCTIONS, stage_code
+from recspark.pipeline.reuse import SETTINGS_READ, TABLES_READ, stage_code
+from recspark.pipeline.run import FUNCTIONS
 
 FILES = {
     "__init__.py": "",
@@ -91,8 +92,11 @@ def test_every_net_belongs_to_a_model_and_no_stage_runs_the_command_line() -> No
     folder = Path(code.__file__).parents[1] / "nets"
     files = {f"recspark.nets.{f.stem}" for f in folder.glob("*.py") if f.stem != "__init__"}
     assert nets == files
+    names = [stage.name for stage in STAGES]
+    assert list(FUNCTIONS) == list(TABLES_READ) == names
+    assert set(SETTINGS_READ) < set(names)
     for stage in STAGES:
-        modules = imported(FUNCTIONS[stage.name][0].__module__)
+        modules = imported(FUNCTIONS[stage.name].__module__)
         assert not [m for m in modules if m.startswith(("recspark.cli", "recspark.report"))]
 
 

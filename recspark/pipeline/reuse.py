@@ -1,0 +1,203 @@
+"""When a stage need not run again: its result is recorded, and would be the same.
+
+The same: the settings that the stage reads, the versions of the tables that it reads, and the code
+that it runs; and what it left is still there. Such a result is taken from this run's own row, or from
+the row of another run of the night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recspark import storage
+from recspark.config import Config, digest
+from recspark.pipeline.code import algorithm_code, code_digest
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import NOT_FITTED, artifact_folder
+from recspark.pipeline.plan import PUBLISHED, STAGES, Stage
+from recspark.pipeline.runlog import RunRow
+from recspark.pipeline.training_sets import TRAINING, training_tables
+from recspark.sources import landing_digest
+from recspark.tables.specs import SPECS
+
+# stage -> the tables whose versions identify its input
+TABLES_READ: dict[str, tuple[str, ...]] = {
+    "ingest": ("events",),
+    "sessionize": ("events",),
+    "build_features": ("events", "sessions", "user_ids", "item_ids", "items"),
+    "train": ("histories", "items", "item_features", *TRAINING),
+    "recommend": (
+        "histories", "items", "item_features", "user_ids", "item_ids", "recommendations",
+    ),
+    "evaluate": (
+        "candidates", "histories", "interactions", "user_features", "item_features", "user_ids",
+        "item_ids", "recommendations",
+    ),
+    "publish": (
+        "candidates", "metrics", "histories", "user_features", "item_features", "user_ids",
+        "item_ids", "items", "recommendations",
+    ),
+}  # fmt: skip
+# stage -> the settings that it reads: sections, or single ones; a stage that is not here reads all.
+# Paths and what the machine decides are no part of a result.
+SETTINGS_READ: dict[str, tuple[str, ...]] = {
+    "ingest": ("source", "ingest", "sessions", "features"),
+    "sessionize": ("sessions",),
+    "build_features": ("features", "sessions", "evaluate.horizon_days", "train.ranks"),
+    "train": ("features", "evaluate.horizon_days"),
+    "recommend": ("features", "evaluate", "publish", "n_candidates"),
+}
+IDENTITY = "identity"  # in the detail of a row: digest of the settings that the stage read
+_MODULE = "recspark.pipeline.stages."
+# stage -> the table that holds its rows: a slice of it without a file has lost them
+_ROWS = {"recommend": "candidates", "evaluate": "metrics", "publish": "recommendations"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage of this run, for one model where it runs per model, and all that its result follows
+    from.
+
+    Parameters
+    ----------
+    inputs : table -> version
+    code : digest of the modules that it runs
+    identity : digest of the settings that it reads; None where it reads all of them
+    """
+
+    stage: Stage
+    model: str
+    inputs: dict[str, int]
+    code: str
+    identity: str | None
+
+    @classmethod
+    def of(cls, context: RunContext, stage: Stage, model: str) -> Work:
+        """Return the work of one stage; `context` is that of the stage."""
+        versions = {t: context.version(t) for t in tables_read(context.config, stage)}
+        return cls(
+            stage,
+            model,
+            {table: version for table, version in versions.items() if version is not None},
+            stage_code(context.config, stage, model),
+            settings_identity(context, stage, model),
+        )
+
+    @property
+    def label(self) -> str:
+        """The stage and its model, for a person."""
+        return f"{self.stage.name} {self.model}".strip()
+
+
+def recorded(context: RunContext, work: Work) -> RunRow | None:
+    """Return the row whose result does for this work: this run's own, or that of another run of the
+    night; None where the stage has to run.
+
+    With a model more, or another number of ranks, a day is not ingested again.
+    """
+    own = context.runlog.find(work.stage.name, work.model)
+    rows = [own] if own else _of_other_runs(context, work)
+    return next((row for row in rows if _does(context, work, row)), None)
+
+
+def _does(context: RunContext, work: Work, row: RunRow) -> bool:
+    return row.reusable(work.inputs, work.code) and still_holds(context, work, row)
+
+
+def _of_other_runs(context: RunContext, work: Work) -> Iterator[RunRow]:
+    """Give the rows of the same stage, with the same settings, of the night's other runs."""
+    for row in context.runlog.elsewhere(work.stage.name, work.model):
+        if work.identity is None or row.detail.get(IDENTITY) != work.identity:
+            continue
+        if work.stage is STAGES[0]:
+            # Ingest writes what it reads: it would write nothing again where all is as it left it.
+            newest = context.catalog.versions()
+            if any(context.pins.get(t, newest.get(t)) != v for t, v in row.outputs.items()):
+                continue
+            if landing_digest(context.config.source, context.run_date) != row.detail["landing"]:
+                continue
+            row = replace(row, inputs=work.inputs)
+        yield row
+
+
+def tables_read(config: Config, stage: Stage) -> tuple[str, ...]:
+    """Return the tables whose versions identify the input of a stage, with these settings."""
+    tables = TABLES_READ[stage.name]
+    if stage.name == "recommend" and config.publish.rescore_days is None:
+        return tuple(table for table in tables if table != "recommendations")  # nobody keeps a list
+    return tables
+
+
+def settings_identity(context: RunContext, stage: Stage, model: str) -> str | None:
+    """Return the digest of the settings that one stage reads; None where it reads all of them.
+
+    For a model's stages the artifacts are among them: they are named by all that makes a model.
+    """
+    names = SETTINGS_READ.get(stage.name)
+    if names is None:
+        return None
+    settings = context.config.comparable()
+    read: dict[str, Any] = {}
+    for name in names:
+        section, _, setting = name.partition(".")
+        read[name] = settings[section][setting] if setting else settings[section]
+    if stage.name == "build_features":
+        read["training"] = sorted(training_tables(context.config))
+    if stage.per_model:
+        cutoffs = (context.backtest_cutoff, context.cutoff)
+        read["artifacts"] = [artifact_folder(context, model, cutoff) for cutoff in cutoffs]
+    return digest(read)
+
+
+def stage_code(config: Config, stage: Stage, model: str) -> str:
+    """Return the digest of the code that a stage runs: its own, and that of the models it loads."""
+    own = code_digest(_MODULE + stage.name)
+    if stage.per_model:
+        return digest([own, algorithm_code(config, model)])
+    if "candidates" in TABLES_READ[stage.name]:  # it reads what the models made
+        return digest([own, algorithm_code(config, *config.models)])
+    return own
+
+
+def still_holds(context: RunContext, work: Work, done: RunRow) -> bool:
+    """Return whether what a recorded stage left, in the tables and beside them, is still there."""
+    if work.stage.name == "ingest":
+        now = landing_digest(context.config.source, context.run_date)
+        if now is not None and now != done.detail["landing"]:
+            context.progress(
+                f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
+                "use --repin to take it in"
+            )
+    if work.stage.name == "train" and not all(
+        storage.is_complete(artifact_folder(context, work.model, cutoff))
+        for cutoff in (context.backtest_cutoff, context.cutoff)
+        if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
+    ):
+        return False
+    if what := lost(context, work, done):
+        context.progress(f"{work.label}: {what}; made again")
+        return False
+    return True
+
+
+def lost(context: RunContext, work: Work, done: RunRow) -> str | None:
+    """Return what is no longer there of what a recorded stage left in the tables; None where all is.
+
+    Its own slice where the table has one for it, else the whole table as of the recorded version.
+    Cost: a job over the log for each table, a look at each file; no data is read.
+    """
+    known: dict[str, Any] = {
+        "run_date": context.run_date,
+        "ingest_date": context.run_date,
+        "model": work.model or PUBLISHED,
+        "cutoff": (context.backtest_cutoff, context.cutoff),
+    }
+    for table, version in sorted(done.outputs.items()):
+        partition = SPECS[table].partition
+        slice_ = {c: known[c] for c in partition} if known.keys() >= set(partition) else {}
+        some = done.rows_out > 0 and _ROWS.get(work.stage.name) == table
+        if what := context.catalog.lost(table, version, slice_, some=some):
+            return what
+    return None
