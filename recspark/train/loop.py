@@ -9,14 +9,17 @@ those of its own rows.)
 This is one explicit allreduce instead of Horovod's `DistributedOptimizer`, which averages over
 ranks, however many rows each has.
 
-Everything random in a batch is drawn from (seed, epoch, batch, rank): a training that goes on from
-a checkpoint ends with the same bits as one that was never interrupted.
+Everything random in a batch is drawn from (seed, epoch, batch, rank), torch's own random numbers
+(`nn.Dropout`) too: a training that goes on from a checkpoint ends with the same bits as one that was
+never interrupted.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -26,17 +29,20 @@ from torch import nn
 
 from recspark.data.blocks import Array
 from recspark.errors import DeviceError, DivergedError, FeedError
-from recspark.train import adam, checkpoint
-from recspark.train.adam import Adam, Rows
+from recspark.train import checkpoint, parameters
+from recspark.train.buffers import average_buffers
 from recspark.train.checkpoint import Position
 from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
 from recspark.train.feed import Batch
+from recspark.train.optimisers import Adam, Optimiser
+from recspark.train.parameters import Parameters, Rows
 
 _TELL_EVERY_S = 15.0
+_TORCH_RANDOM = threading.Lock()  # torch has one generator for all ranks of a process
 
 # (batch, generator of everything random, share of the training done in [0, 1)) -> loss of each row
-# (B,)
+# (B,). It exchanges nothing between ranks.
 Loss = Callable[[Batch, torch.Generator, float], torch.Tensor]
 
 
@@ -68,8 +74,14 @@ class LoopOptions:
 
     Parameters
     ----------
-    learning_rate : at the first step, of a batch of all ranks together; falls linearly to 0
+    learning_rate : at the first step, of a batch of all ranks together; falls linearly to 0. It and
+        `weight_decay` are those of Adam, which moves what `optimisers` does not name
     weight_decay : times the parameter, added to its gradient
+    optimisers : of parameters, by their name or that of a module above them, "" being the whole
+        network; see `Parameters`
+    clip_norm : largest length of the gradient of a step, over all parameters and ranks together;
+        a longer one is scaled down to it. None = any length. Source: Pascanu, Mikolov, Bengio 2013,
+        "On the Difficulty of Training Recurrent Neural Networks", algorithm 1
     patience : epochs in a row without a better validation value that end the training; 0 = never.
         With validation the best epoch's weights are returned in any case
     seed : with epoch, batch and rank it sets dropout and sampling
@@ -85,6 +97,8 @@ class LoopOptions:
     epochs: int
     learning_rate: float
     weight_decay: float = 0.0
+    optimisers: Mapping[str, Optimiser] = field(default_factory=dict)
+    clip_norm: float | None = None
     patience: int = 0
     seed: int = 1
     accumulate: int = 1
@@ -104,7 +118,7 @@ class Trained:
     ----------
     curve : every epoch, those before a resumption too; `best` is the last without validation
     place : their checkpoint, on rank 0, where there is a folder
-    weights : `adam.weights` as arrays, on rank 0, where there is none
+    weights : `Parameters.weights` as arrays, on rank 0, where there is none
     """
 
     curve: Curve
@@ -120,17 +134,20 @@ def train(
     options: LoopOptions,
     validation: Validation | None = None,
 ) -> Trained:
-    """Train `net` in place on the rows of all ranks, by Adam (`recspark.train.adam`).
+    """Train `net` in place on the rows of all ranks.
 
     Every rank starts from rank 0's weights, or from the newest checkpoint of the same `identity`.
     With a folder for checkpoints the net's weights are those of the last epoch, not of the best.
-    Raises DivergedError, on every rank at the same step, when loss or gradient is not finite;
-    FeedError when an epoch's rows do not add up.
+    Each rank normalises by its own batch (`nn.BatchNorm1d`); the running means that this leaves are
+    averaged over ranks at every step. Raises DivergedError, on every rank at the same step, when loss
+    or gradient is not finite; FeedError when an epoch's rows do not add up; ModelError when
+    `optimisers` names nothing that is trained.
     """
     device = _device(options)
-    net.to(device)
-    optimiser = Adam(net, options.weight_decay)
-    at = _begin(comm, optimiser, options)
+    net.to(device).train()
+    adam = Adam(options.learning_rate, options.weight_decay)
+    held = Parameters(net, {"": adam, **options.optimisers})
+    at = _begin(comm, held, options)
     last_of_epoch = batches.steps - 1
     n_steps = options.epochs * -(-batches.steps // options.accumulate)
     generator = torch.Generator(device)
@@ -138,26 +155,32 @@ def train(
     best_weights: dict[str, Array] | None = None
     while at.epoch < options.epochs and not _patience_is_over(at, options):
         begun = time.monotonic() - at.seconds
-        optimiser.zero()
+        held.zero()
         for n, batch in enumerate(batches.epoch(at.epoch, at.batch), at.batch):
-            generator.manual_seed(_seed(options.seed, at.epoch, n, comm.rank))
+            draw = (options.seed, at.epoch, n, comm.rank)
+            generator.manual_seed(_seed(*draw))
             batch = _to(batch, device)
-            with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            with (
+                _torch_random(_seed(*draw, 1), device),  # not the numbers that `generator` draws
+                torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"),
+            ):
                 row_loss = loss(batch, generator, at.step / n_steps)  # (B,)
-                batch_loss = (row_loss.to(optimiser.sums.dtype) * batch.weight).sum()  # ()
+                batch_loss = (row_loss.to(held.sums.dtype) * batch.weight).sum()  # ()
             batch_loss.backward()  # adds to sums[:P] and to the touched rows of tables
-            optimiser.sums[-2] += batch_loss.detach()
-            optimiser.sums[-1] += batch.weight.sum()
+            held.sums[-2] += batch_loss.detach()
+            held.sums[-1] += batch.weight.sum()
             if (n + 1) % options.accumulate and n < last_of_epoch:
                 continue
 
-            gradient, rows, loss_sum, weight = _of_all_ranks(comm, optimiser, options)
+            average_buffers(comm, net, float(held.sums[-1]))
+            gradient, rows, loss_sum, weight = _of_all_ranks(comm, held, options)
             if not np.isfinite(loss_sum + _checksum(gradient, rows)):
                 what = f"the loss is {loss_sum}, or its gradient is not finite"
                 raise DivergedError(_diverged(at, n_steps, what, options))
-            rate = options.learning_rate * (1 - at.step / n_steps)
-            optimiser.step(at.step + 1, rate, gradient, rows)
-            optimiser.zero()
+            if options.clip_norm is not None:
+                _clip(gradient, rows, options.clip_norm)
+            held.move(at.step, n_steps, gradient, rows)
+            held.zero()
             at = replace(
                 at,
                 batch=n + 1,
@@ -172,7 +195,7 @@ def train(
                     told_at = time.monotonic()
                 due = time.monotonic() - saved_at >= options.checkpoint_every_s
                 if options.checkpoints and due:
-                    checkpoint.save(options.checkpoints, at, optimiser.state, options.identity)
+                    checkpoint.save(options.checkpoints, at, held.state(), options.identity)
                     saved_at = time.monotonic()
 
         if round(at.rows) != batches.n_rows_of_all:
@@ -198,10 +221,10 @@ def train(
             due = time.monotonic() - saved_at >= options.checkpoint_every_s
             kept = improved and validation is not None
             if options.checkpoints and (due or over or kept):
-                checkpoint.save(options.checkpoints, at, optimiser.state, options.identity)
+                checkpoint.save(options.checkpoints, at, held.state(), options.identity)
                 saved_at = time.monotonic()
             if not options.checkpoints and improved and (kept or over):
-                best_weights = _weights(optimiser)
+                best_weights = _arrays(held)
     place = checkpoint.at_epoch(options.checkpoints, at.best) if options.checkpoints else ""
     return Trained(Curve(at.curve, at.best), place if comm.rank == 0 else "", best_weights)
 
@@ -209,34 +232,34 @@ def train(
 def load_weights(net: nn.Module, trained: Trained) -> None:
     """Put the weights that rank 0 returned into a `net` of the same shape."""
     if trained.weights is None:
-        found = checkpoint.load(trained.place)
+        weights = checkpoint.load(trained.place)
     else:
-        found = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
-    adam.load_weights(net, found)
+        weights = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
+    parameters.load_weights(net, weights)
 
 
 def load_table(trained: Trained, name: str) -> Array:
-    """Return one table of sparse gradients alone, of a net that is too large to hold as a whole."""
+    """Return one tensor of `Parameters` alone, of a net that is too large to hold as a whole."""
     if trained.weights is None:
         return checkpoint.load(trained.place, [name])[name].numpy()
     return trained.weights[name]
 
 
-def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
+def _begin(comm: Comm, held: Parameters, options: LoopOptions) -> Position:
     """Give all ranks the state that rank 0 has, fresh or from a checkpoint; return its position.
 
     Rank 0 alone looks for a checkpoint, so that ranks cannot disagree about where to go on.
     """
-    position = Position()
+    position, state = Position(), held.state()
     if comm.rank == 0:
-        found = checkpoint.latest(options.checkpoints, options.identity, optimiser.state, comm.tell)
-        if found:
-            position, place = found
-            for name, tensor in optimiser.state.items():  # one at a time: they may fill the memory
+        newest = checkpoint.latest(options.checkpoints, options.identity, state, comm.tell)
+        if newest:
+            position, place = newest
+            for name, tensor in state.items():  # one at a time: they may fill the memory
                 tensor.copy_(checkpoint.load(place, [name])[name])
             within = f", batch {position.batch}" if position.batch else ""
             comm.tell(f"resuming after epoch {position.epoch} of {options.epochs}{within}")
-    for tensor in optimiser.state.values():
+    for tensor in state.values():
         tensor.copy_(comm.broadcast(tensor))
     text = torch.from_numpy(np.frombuffer(position.to_json(), np.uint8).copy())
     length = int(comm.broadcast(torch.tensor([len(text)])))
@@ -245,17 +268,17 @@ def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
 
 
 def _of_all_ranks(
-    comm: Comm, optimiser: Adam, options: LoopOptions
+    comm: Comm, held: Parameters, options: LoopOptions
 ) -> tuple[torch.Tensor, dict[str, Rows], float, float]:
     """Return the mean gradient of all ranks' rows, (P,) and by table, their loss and weight."""
-    rows = optimiser.rows()
+    rows = held.rows()
     if options.compression == "float16":
         # Rounded as means of a rank, far from float16's largest number.
-        loss_and_weight = comm.allreduce(optimiser.sums[-2:])  # (2,)
-        mean = optimiser.sums[:-2] / loss_and_weight[1]  # (P,)
+        loss_and_weight = comm.allreduce(held.sums[-2:])  # (2,)
+        mean = held.sums[:-2] / loss_and_weight[1]  # (P,)
         gradient = comm.allreduce(mean.half()).to(mean.dtype)  # (P,)
     else:
-        of_all = comm.allreduce(optimiser.sums)  # (P + 2,)
+        of_all = comm.allreduce(held.sums)  # (P + 2,)
         loss_and_weight = of_all[-2:]  # (2,)
         gradient = of_all[:-2].div_(of_all[-1])  # (P,)
     loss_sum, weight = loss_and_weight.tolist()
@@ -311,10 +334,17 @@ def _checksum(gradient: torch.Tensor, rows: dict[str, Rows]) -> float:
     return float(gradient.sum()) + sum(float(values.sum()) for _, values in rows.values())
 
 
-def _weights(optimiser: Adam) -> dict[str, Array]:
-    return {
-        name: tensor.cpu().numpy().copy() for name, tensor in adam.weights(optimiser.state).items()
-    }
+def _clip(gradient: torch.Tensor, rows: dict[str, Rows], longest: float) -> None:
+    """Scale the whole gradient, in place, to the length `longest` where it is longer."""
+    parts = [gradient, *(values for _, values in rows.values())]
+    length = nn.utils.get_total_norm(parts)  # ()
+    if length > longest:
+        for part in parts:
+            part.mul_(longest / length)
+
+
+def _arrays(held: Parameters) -> dict[str, Array]:
+    return {name: tensor.cpu().numpy().copy() for name, tensor in held.weights().items()}
 
 
 def _diverged(at: Position, n_steps: int, what: str, options: LoopOptions) -> str:
@@ -364,6 +394,20 @@ def _to(batch: Batch, device: str) -> Batch:
         return batch
     tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
     return Batch(tensors, batch.weight.to(device))
+
+
+@contextmanager
+def _torch_random(seed: int, device: str) -> Iterator[None]:
+    """Let torch draw from `seed` within; afterwards from what it drew from before.
+
+    Ranks that are threads of one process wait for each other.
+    """
+    gpus = [torch.cuda.current_device()] if device == "cuda" else []
+    with _TORCH_RANDOM, torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` costs 20 times as much
+        if gpus:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def _seed(*parts: int) -> int:
