@@ -1,8 +1,8 @@
 """How a step moves parameters: Adam, Adagrad, SGD and FTRL, each with a learning rate of its own.
 
 Adagrad and SGD are torch's own functions. Its optimiser objects are not used: they import torch's
-whole compiler, several seconds of two cores on every rank of every training. Adam is written out
-because it began so, and the same settings should give the same bits; torch has no FTRL.
+whole compiler, several seconds of two cores on every rank of every training. Adam is written out, so
+that the models trained by it keep their bits; torch has no FTRL.
 """
 
 from __future__ import annotations
