@@ -12,8 +12,9 @@ def persistent_buffers(net: nn.Module) -> dict[str, torch.Tensor]:
     """Return the buffers that belong to the state of `net`, by name; those of a constant that it can
     make again (`persistent=False`) do not.
     """
-    state = net.state_dict()
-    return {name: buffer for name, buffer in net.named_buffers() if name in state}
+    buffers = dict(net.named_buffers())
+    state = net.state_dict() if buffers else {}
+    return {name: buffer for name, buffer in buffers.items() if name in state}
 
 
 def average_buffers(comm: Comm, net: nn.Module, weight: float) -> None:
@@ -26,8 +27,7 @@ def average_buffers(comm: Comm, net: nn.Module, weight: float) -> None:
     Cost: one exchange of 8 bytes a number, in each step. A constant that is large belongs into a
     frozen parameter instead, which is exchanged once.
     """
-    buffers = list(persistent_buffers(net).values())
-    if comm.size == 1 or not buffers:
+    if comm.size == 1 or not (buffers := list(persistent_buffers(net).values())):
         return
     shares = [weight if b.is_floating_point() else float(comm.rank == 0) for b in buffers]
     parts = [b.double().reshape(-1) * share for b, share in zip(buffers, shares)]
