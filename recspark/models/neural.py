@@ -16,6 +16,7 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions, Settings
+from recspark.train.buffers import persistent_buffers
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
 from recspark.train.launch import launcher
@@ -219,5 +220,6 @@ def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -
 
 
 def net_arrays(net: nn.Module) -> dict[str, Array]:
-    """Return a copy of every parameter, by its name."""
-    return {name: tensor.detach().numpy().copy() for name, tensor in net.named_parameters()}
+    """Return a copy of every parameter and persistent buffer, by its name."""
+    tensors = {**dict(net.named_parameters()), **persistent_buffers(net)}
+    return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}

@@ -61,6 +61,8 @@ class HorovodComm:
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_cuda:
             return self.broadcast(tensor.cpu()).to(tensor.device)
+        if tensor.dtype == torch.bool:  # Horovod's torch binding knows none
+            return self.broadcast(tensor.byte()).bool()
         name = f"{tensor.dtype} {tuple(tensor.shape)}"
         return self._exchanged(self._hvd.broadcast(tensor, root_rank=0, name=name))
 

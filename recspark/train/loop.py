@@ -9,14 +9,15 @@ those of its own rows.)
 This is one explicit allreduce instead of Horovod's `DistributedOptimizer`, which averages over
 ranks, however many rows each has.
 
-Everything random in a batch is drawn from (seed, epoch, batch, rank): a training that goes on from
-a checkpoint ends with the same bits as one that was never interrupted.
+Everything random in a batch is drawn from (seed, epoch, batch, rank), torch's own random numbers
+(`nn.Dropout`) too: a training that goes on from a checkpoint ends with the same bits as one that was
+never interrupted.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -26,17 +27,20 @@ from torch import nn
 
 from recspark.data.blocks import Array
 from recspark.errors import DeviceError, DivergedError, FeedError
-from recspark.train import adam, checkpoint
-from recspark.train.adam import Adam, Rows
+from recspark.train import checkpoint, parameters
+from recspark.train.buffers import average_buffers
 from recspark.train.checkpoint import Position
 from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
 from recspark.train.feed import Batch
+from recspark.train.optimisers import Adam, Optimiser
+from recspark.train.parameters import Parameters, Rows
+from recspark.train.random_numbers import seed_of, torch_random
 
-_TELL_EVERY_S = 15.0
+_LINE_EVERY_S = 15.0
 
 # (batch, generator of everything random, share of the training done in [0, 1)) -> loss of each row
-# (B,)
+# (B,). It exchanges nothing between ranks.
 Loss = Callable[[Batch, torch.Generator, float], torch.Tensor]
 
 
@@ -68,8 +72,14 @@ class LoopOptions:
 
     Parameters
     ----------
-    learning_rate : at the first step, of a batch of all ranks together; falls linearly to 0
+    learning_rate : at the first step, of a batch of all ranks together; falls linearly to 0. It and
+        `weight_decay` are those of Adam, which moves what `optimisers` does not name
     weight_decay : times the parameter, added to its gradient
+    optimisers : of parameters, by their name or that of a module above them, "" being the whole
+        network; see `Parameters`
+    clip_norm : largest length of the gradient of a step, over all parameters and ranks together;
+        a longer one is scaled down to it. None = any length. Source: Pascanu, Mikolov, Bengio 2013,
+        "On the Difficulty of Training Recurrent Neural Networks", algorithm 1
     patience : epochs in a row without a better validation value that end the training; 0 = never.
         With validation the best epoch's weights are returned in any case
     seed : with epoch, batch and rank it sets dropout and sampling
@@ -85,6 +95,8 @@ class LoopOptions:
     epochs: int
     learning_rate: float
     weight_decay: float = 0.0
+    optimisers: Mapping[str, Optimiser] = field(default_factory=dict)
+    clip_norm: float | None = None
     patience: int = 0
     seed: int = 1
     accumulate: int = 1
@@ -104,7 +116,7 @@ class Trained:
     ----------
     curve : every epoch, those before a resumption too; `best` is the last without validation
     place : their checkpoint, on rank 0, where there is a folder
-    weights : `adam.weights` as arrays, on rank 0, where there is none
+    weights : `Parameters.weights` as arrays, on rank 0, where there is none
     """
 
     curve: Curve
@@ -120,123 +132,142 @@ def train(
     options: LoopOptions,
     validation: Validation | None = None,
 ) -> Trained:
-    """Train `net` in place on the rows of all ranks, by Adam (`recspark.train.adam`).
+    """Train `net` in place on the rows of all ranks.
 
     Every rank starts from rank 0's weights, or from the newest checkpoint of the same `identity`.
     With a folder for checkpoints the net's weights are those of the last epoch, not of the best.
-    Raises DivergedError, on every rank at the same step, when loss or gradient is not finite;
-    FeedError when an epoch's rows do not add up.
+    Each rank normalises by its own batch (`nn.BatchNorm1d`); the running means that this leaves are
+    averaged over ranks at every step. Raises DivergedError, on every rank at the same step, when loss
+    or gradient is not finite; FeedError when an epoch's rows do not add up; ModelError when
+    `optimisers` names nothing that is trained.
     """
     device = _device(options)
-    net.to(device)
-    optimiser = Adam(net, options.weight_decay)
-    at = _begin(comm, optimiser, options)
+    net.to(device).train()
+    adam = Adam(options.learning_rate, options.weight_decay)
+    held = Parameters(net, {"": adam, **options.optimisers})
+    position = _begin(comm, held, options)
     last_of_epoch = batches.steps - 1
     n_steps = options.epochs * -(-batches.steps // options.accumulate)
     generator = torch.Generator(device)
-    saved_at = told_at = time.monotonic()
+    saved_at = printed_at = time.monotonic()
     best_weights: dict[str, Array] | None = None
-    while at.epoch < options.epochs and not _patience_is_over(at, options):
-        begun = time.monotonic() - at.seconds
-        optimiser.zero()
-        for n, batch in enumerate(batches.epoch(at.epoch, at.batch), at.batch):
-            generator.manual_seed(_seed(options.seed, at.epoch, n, comm.rank))
+    while position.epoch < options.epochs and not _patience_is_over(position, options):
+        begun = time.monotonic() - position.seconds
+        held.zero()
+        for n, batch in enumerate(batches.epoch(position.epoch, position.batch), position.batch):
+            draw = (options.seed, position.epoch, n, comm.rank)
+            generator.manual_seed(seed_of(*draw))
             batch = _to(batch, device)
-            with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                row_loss = loss(batch, generator, at.step / n_steps)  # (B,)
-                batch_loss = (row_loss.to(optimiser.sums.dtype) * batch.weight).sum()  # ()
+            with (
+                torch_random(seed_of(*draw, 1), device),  # not the numbers that `generator` draws
+                torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"),
+            ):
+                row_loss = loss(batch, generator, position.step / n_steps)  # (B,)
+                batch_loss = (row_loss.to(held.sums.dtype) * batch.weight).sum()  # ()
             batch_loss.backward()  # adds to sums[:P] and to the touched rows of tables
-            optimiser.sums[-2] += batch_loss.detach()
-            optimiser.sums[-1] += batch.weight.sum()
+            held.sums[-2] += batch_loss.detach()
+            held.sums[-1] += batch.weight.sum()
             if (n + 1) % options.accumulate and n < last_of_epoch:
                 continue
 
-            gradient, rows, loss_sum, weight = _of_all_ranks(comm, optimiser, options)
+            average_buffers(comm, net, float(held.sums[-1]))
+            gradient, rows, loss_sum, weight = _of_all_ranks(comm, held, options)
             if not np.isfinite(loss_sum + _checksum(gradient, rows)):
                 what = f"the loss is {loss_sum}, or its gradient is not finite"
-                raise DivergedError(_diverged(at, n_steps, what, options))
-            rate = options.learning_rate * (1 - at.step / n_steps)
-            optimiser.step(at.step + 1, rate, gradient, rows)
-            optimiser.zero()
-            at = replace(
-                at,
+                raise DivergedError(_diverged(position, n_steps, what, options))
+            if options.clip_norm is not None:
+                _clip(gradient, rows, options.clip_norm)
+            held.move(position.step, n_steps, gradient, rows)
+            held.zero()
+            position = replace(
+                position,
                 batch=n + 1,
-                step=at.step + 1,
-                loss=at.loss + loss_sum,
-                rows=at.rows + weight,
+                step=position.step + 1,
+                loss=position.loss + loss_sum,
+                rows=position.rows + weight,
                 seconds=time.monotonic() - begun,
             )
             if comm.rank == 0 and n < last_of_epoch:
-                if time.monotonic() - told_at >= _TELL_EVERY_S:
-                    comm.tell(_progress(at, batches, options))
-                    told_at = time.monotonic()
+                if time.monotonic() - printed_at >= _LINE_EVERY_S:
+                    comm.tell(_batch_line(position, batches, options))
+                    printed_at = time.monotonic()
                 due = time.monotonic() - saved_at >= options.checkpoint_every_s
                 if options.checkpoints and due:
-                    checkpoint.save(options.checkpoints, at, optimiser.state, options.identity)
+                    checkpoint.save(options.checkpoints, position, held.state(), options.identity)
                     saved_at = time.monotonic()
 
-        if round(at.rows) != batches.n_rows_of_all:
+        if round(position.rows) != batches.n_rows_of_all:
             raise FeedError(
-                f"epoch {at.epoch + 1} counted {at.rows:.0f} rows over all ranks, "
+                f"epoch {position.epoch + 1} counted {position.rows:.0f} rows over all ranks, "
                 f"planned were {batches.n_rows_of_all}"
             )
         value = None if validation is None else _validate(comm, net, validation, device)
         if value is not None and not np.isfinite(value):
-            raise DivergedError(_diverged(at, n_steps, f"its validation value is {value}", options))
-        done = Epoch(at.epoch + 1, at.loss / at.rows, at.rows / at.seconds, value, at.seconds)
-        improved = validation is None or _is_better(done, at, validation)
-        at = Position(
+            raise DivergedError(
+                _diverged(position, n_steps, f"its validation value is {value}", options)
+            )
+        done = Epoch(
+            position.epoch + 1,
+            position.loss / position.rows,
+            position.rows / position.seconds,
+            value,
+            position.seconds,
+        )
+        improved = validation is None or _is_better(done, position, validation)
+        position = Position(
             epoch=done.epoch,
-            step=at.step,
-            curve=(*at.curve, done),
-            best=done.epoch if improved else at.best,
+            step=position.step,
+            curve=(*position.curve, done),
+            best=done.epoch if improved else position.best,
         )
         if comm.rank == 0:
-            comm.tell(_told(done, at, options))
-            told_at = time.monotonic()
-            over = at.epoch == options.epochs or _patience_is_over(at, options)
+            comm.tell(_epoch_line(done, position, options))
+            printed_at = time.monotonic()
+            over = position.epoch == options.epochs or _patience_is_over(position, options)
             due = time.monotonic() - saved_at >= options.checkpoint_every_s
             kept = improved and validation is not None
             if options.checkpoints and (due or over or kept):
-                checkpoint.save(options.checkpoints, at, optimiser.state, options.identity)
+                checkpoint.save(options.checkpoints, position, held.state(), options.identity)
                 saved_at = time.monotonic()
             if not options.checkpoints and improved and (kept or over):
-                best_weights = _weights(optimiser)
-    place = checkpoint.at_epoch(options.checkpoints, at.best) if options.checkpoints else ""
-    return Trained(Curve(at.curve, at.best), place if comm.rank == 0 else "", best_weights)
+                best_weights = _arrays(held)
+    place = checkpoint.at_epoch(options.checkpoints, position.best) if options.checkpoints else ""
+    return Trained(
+        Curve(position.curve, position.best), place if comm.rank == 0 else "", best_weights
+    )
 
 
 def load_weights(net: nn.Module, trained: Trained) -> None:
     """Put the weights that rank 0 returned into a `net` of the same shape."""
     if trained.weights is None:
-        found = checkpoint.load(trained.place)
+        weights = checkpoint.load(trained.place)
     else:
-        found = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
-    adam.load_weights(net, found)
+        weights = {name: torch.from_numpy(array) for name, array in trained.weights.items()}
+    parameters.load_weights(net, weights)
 
 
 def load_table(trained: Trained, name: str) -> Array:
-    """Return one table of sparse gradients alone, of a net that is too large to hold as a whole."""
+    """Return one tensor of `Parameters` alone, of a net that is too large to hold as a whole."""
     if trained.weights is None:
         return checkpoint.load(trained.place, [name])[name].numpy()
     return trained.weights[name]
 
 
-def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
+def _begin(comm: Comm, held: Parameters, options: LoopOptions) -> Position:
     """Give all ranks the state that rank 0 has, fresh or from a checkpoint; return its position.
 
     Rank 0 alone looks for a checkpoint, so that ranks cannot disagree about where to go on.
     """
-    position = Position()
+    position, state = Position(), held.state()
     if comm.rank == 0:
-        found = checkpoint.latest(options.checkpoints, options.identity, optimiser.state, comm.tell)
-        if found:
-            position, place = found
-            for name, tensor in optimiser.state.items():  # one at a time: they may fill the memory
+        newest = checkpoint.latest(options.checkpoints, options.identity, state, comm.tell)
+        if newest:
+            position, place = newest
+            for name, tensor in state.items():  # one at a time: they may fill the memory
                 tensor.copy_(checkpoint.load(place, [name])[name])
             within = f", batch {position.batch}" if position.batch else ""
             comm.tell(f"resuming after epoch {position.epoch} of {options.epochs}{within}")
-    for tensor in optimiser.state.values():
+    for tensor in state.values():
         tensor.copy_(comm.broadcast(tensor))
     text = torch.from_numpy(np.frombuffer(position.to_json(), np.uint8).copy())
     length = int(comm.broadcast(torch.tensor([len(text)])))
@@ -245,29 +276,29 @@ def _begin(comm: Comm, optimiser: Adam, options: LoopOptions) -> Position:
 
 
 def _of_all_ranks(
-    comm: Comm, optimiser: Adam, options: LoopOptions
+    comm: Comm, held: Parameters, options: LoopOptions
 ) -> tuple[torch.Tensor, dict[str, Rows], float, float]:
     """Return the mean gradient of all ranks' rows, (P,) and by table, their loss and weight."""
-    rows = optimiser.rows()
+    rows = held.rows()
     if options.compression == "float16":
         # Rounded as means of a rank, far from float16's largest number.
-        loss_and_weight = comm.allreduce(optimiser.sums[-2:])  # (2,)
-        mean = optimiser.sums[:-2] / loss_and_weight[1]  # (P,)
+        loss_and_weight = comm.allreduce(held.sums[-2:])  # (2,)
+        mean = held.sums[:-2] / loss_and_weight[1]  # (P,)
         gradient = comm.allreduce(mean.half()).to(mean.dtype)  # (P,)
     else:
-        of_all = comm.allreduce(optimiser.sums)  # (P + 2,)
+        of_all = comm.allreduce(held.sums)  # (P + 2,)
         loss_and_weight = of_all[-2:]  # (2,)
         gradient = of_all[:-2].div_(of_all[-1])  # (P,)
     loss_sum, weight = loss_and_weight.tolist()
     mean_rows = {}
-    for name, (at, values) in rows.items():
+    for name, (indices, values) in rows.items():
         if comm.size > 1:
-            at, values = comm.allgather(at), comm.allgather(values)  # (u of all,), (u of all, d)
-        at, which = torch.unique(at, return_inverse=True)  # (u,), (u of all,)
-        summed = values.new_zeros(len(at), *values.shape[1:]).index_add_(0, which, values)
+            indices, values = comm.allgather(indices), comm.allgather(values)  # (v,), (v, d)
+        indices, which = torch.unique(indices, return_inverse=True)  # (u,), (v,)
+        summed = values.new_zeros(len(indices), *values.shape[1:]).index_add_(0, which, values)
         # Rows at weight 0 only fill a batch up: what they touch must not move.
         moved = summed.any(dim=1)  # (u,)
-        mean_rows[name] = at[moved], summed[moved].div_(weight)  # (u,), (u, d)
+        mean_rows[name] = indices[moved], summed[moved].div_(weight)  # (u,), (u, d)
     return gradient, mean_rows, loss_sum, weight
 
 
@@ -291,19 +322,19 @@ def _validate(comm: Comm, net: nn.Module, validation: Validation, device: str) -
     return float(value_sum / rows)
 
 
-def _is_better(done: Epoch, at: Position, validation: Validation) -> bool:
+def _is_better(done: Epoch, position: Position, validation: Validation) -> bool:
     """Return whether this epoch's validation value beats the best one so far."""
     assert done.validation is not None
-    if at.best == 0:
+    if position.best == 0:
         return True
-    best = at.curve[at.best - 1].validation
+    best = position.curve[position.best - 1].validation
     assert best is not None
     lower = validation.better == "lower"
     return done.validation < best if lower else done.validation > best
 
 
-def _patience_is_over(at: Position, options: LoopOptions) -> bool:
-    return 0 < options.patience <= at.epoch - at.best
+def _patience_is_over(position: Position, options: LoopOptions) -> bool:
+    return 0 < options.patience <= position.epoch - position.best
 
 
 def _checksum(gradient: torch.Tensor, rows: dict[str, Rows]) -> float:
@@ -311,37 +342,45 @@ def _checksum(gradient: torch.Tensor, rows: dict[str, Rows]) -> float:
     return float(gradient.sum()) + sum(float(values.sum()) for _, values in rows.values())
 
 
-def _weights(optimiser: Adam) -> dict[str, Array]:
-    return {
-        name: tensor.cpu().numpy().copy() for name, tensor in adam.weights(optimiser.state).items()
-    }
+def _clip(gradient: torch.Tensor, rows: dict[str, Rows], longest: float) -> None:
+    """Scale the whole gradient, in place, to the length `longest` where it is longer."""
+    parts = [gradient, *(values for _, values in rows.values())]
+    length = nn.utils.get_total_norm(parts)  # ()
+    if length > longest:
+        for part in parts:
+            part.mul_(longest / length)
 
 
-def _diverged(at: Position, n_steps: int, what: str, options: LoopOptions) -> str:
+def _arrays(held: Parameters) -> dict[str, Array]:
+    return {name: tensor.cpu().numpy().copy() for name, tensor in held.weights().items()}
+
+
+def _diverged(position: Position, n_steps: int, what: str, options: LoopOptions) -> str:
     good = checkpoint.newest(options.checkpoints) or "none"
     return (
-        f"step {min(at.step + 1, n_steps)} of {n_steps} (epoch {at.epoch + 1}): {what}; last good "
-        f"checkpoint: {good}. Lower learning_rate, or look for bad weights in the data"
+        f"step {min(position.step + 1, n_steps)} of {n_steps} (epoch {position.epoch + 1}): "
+        f"{what}; last good checkpoint: {good}. Lower learning_rate, or look for bad weights in the data"
     )
 
 
-def _progress(at: Position, batches: Batches, options: LoopOptions) -> str:
-    """Return a line within an epoch: `at` is `at.batch` batches into it."""
-    share = at.batch / batches.steps
-    left = at.seconds / share * (1 - share)
+def _batch_line(position: Position, batches: Batches, options: LoopOptions) -> str:
+    """Return the line that says how far an epoch is."""
+    share = position.batch / batches.steps
+    left = position.seconds / share * (1 - share)
     return (
-        f"epoch {at.epoch + 1} of {options.epochs}, batch {at.batch} of {batches.steps}: "
-        f"loss {at.loss / at.rows:.4f}, {at.rows / at.seconds:,.0f} rows/s, {left:.0f} s to its end"
+        f"epoch {position.epoch + 1} of {options.epochs}, "
+        f"batch {position.batch} of {batches.steps}: loss {position.loss / position.rows:.4f}, "
+        f"{position.rows / position.seconds:,.0f} rows/s, {left:.0f} s to its end"
     )
 
 
-def _told(done: Epoch, at: Position, options: LoopOptions) -> str:
+def _epoch_line(done: Epoch, position: Position, options: LoopOptions) -> str:
     """Return the line at an epoch's end."""
     validation = "" if done.validation is None else f", validation {done.validation:.4f}"
     left = (options.epochs - done.epoch) * done.seconds
     last = f"{left:.0f} s left" if left else "done"
-    if _patience_is_over(at, options):
-        last = f"no better for {options.patience} epochs: done, best was epoch {at.best}"
+    if _patience_is_over(position, options):
+        last = f"no better for {options.patience} epochs: done, best was epoch {position.best}"
     return (
         f"epoch {done.epoch} of {options.epochs}: loss {done.loss:.4f}{validation}, "
         f"{done.rows_per_s:,.0f} rows/s, {last}"
@@ -350,13 +389,13 @@ def _told(done: Epoch, at: Position, options: LoopOptions) -> str:
 
 def _device(options: LoopOptions) -> str:
     """Return cpu or cuda; ranks of a machine share its first GPU. DeviceError where there is none."""
-    found = torch.cuda.is_available()
-    if options.device == "cuda" and not found:
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
         raise DeviceError(
             "train.device is cuda, but this rank sees no GPU; set it to auto or cpu, or give the "
             "executors one (spark.executor.resource.gpu.amount)"
         )
-    return "cuda" if found and options.device != "cpu" else "cpu"
+    return "cuda" if has_gpu and options.device != "cpu" else "cpu"
 
 
 def _to(batch: Batch, device: str) -> Batch:
@@ -364,8 +403,3 @@ def _to(batch: Batch, device: str) -> Batch:
         return batch
     tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
     return Batch(tensors, batch.weight.to(device))
-
-
-def _seed(*parts: int) -> int:
-    """Return a seed for each combination of `parts`."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

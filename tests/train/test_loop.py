@@ -486,7 +486,7 @@ def test_sparse_tables_are_part_of_a_checkpoint(folder: str) -> None:
 
 
 def test_long_epochs_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recspark.train.loop._TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("recspark.train.loop._LINE_EVERY_S", 0.0)
     told: list[str] = []
     trained(TWO, LoopOptions(epochs=1, learning_rate=0.1), tell=told.append)
     pattern = r"epoch 1 of 1, batch 1 of 2: loss \d\.\d{4}, [\d,]+ rows/s, \d+ s to its end"
