@@ -16,7 +16,7 @@ from benchmarks import machine
 from recspark.data.blocks import Histories, QueryBlock, Ragged
 from recspark.engines.als_kernels import eigenbasis, fold_in, solve
 from recspark.engines.als_objective import Objective, gramian
-from recspark.models import topk
+from recspark.models.scoring import topk
 
 REPEATS = 3
 

@@ -24,7 +24,7 @@ from benchmarks import machine, plot
 from benchmarks.memory import PeakMemory
 from recspark import schema
 from recspark.data.blocks import Array, QueryBlock
-from recspark.models import topk
+from recspark.models.scoring import topk
 
 N_SEEN = 50
 

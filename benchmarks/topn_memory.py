@@ -28,7 +28,7 @@ from benchmarks import machine
 from benchmarks.memory import held
 from recspark import schema
 from recspark.models import artifacts
-from recspark.models.als import AlsModel, AlsSettings
+from recspark.models.factors.als import AlsModel, AlsSettings
 from recspark.models.registry import model_spec
 
 _EXECUTOR = "org.apache.spark.executor.CoarseGrainedExecutorBackend"

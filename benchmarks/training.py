@@ -25,7 +25,8 @@ import torch
 
 from benchmarks import machine, plot
 from recspark.config import Train
-from recspark.models import mf, multvae
+from recspark.models.autoencoders import multvae
+from recspark.models.factors import mf
 from recspark.models.neural import Job
 from recspark.testing import synth
 from recspark.train.comm import Comm

@@ -39,7 +39,7 @@ def prepare() -> None:
 
     from recspark.engines import als, word2vec  # noqa: F401
     from recspark.engines.word2vec_kernels import alias_table
-    from recspark.models import topk  # noqa: F401
+    from recspark.models.scoring import topk  # noqa: F401
 
     alias_table(np.ones(2))
     gc.collect()

@@ -30,7 +30,7 @@ from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
 from recspark.layers import load_config
 from recspark.models.base import FitOptions
-from recspark.models.popular import Popular, PopularModel
+from recspark.models.items.popular import Popular, PopularModel
 from recspark.pipeline import job
 from recspark.pipeline.checks import check_settings
 from recspark.pipeline.context import RunContext

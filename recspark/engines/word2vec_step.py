@@ -18,7 +18,7 @@ from recspark.engines.word2vec_cells import Layout
 
 @dataclass(frozen=True)
 class Word2Vec:
-    """Settings of a run; see `recspark.models.item2vec` for what each means."""
+    """Settings of a run; see `recspark.models.vectors.item2vec` for what each means."""
 
     size: int = 64
     architecture: Literal["skipgram", "cbow"] = "skipgram"

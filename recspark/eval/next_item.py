@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from recspark.data.blocks import Array, Histories, QueryBlock, Ragged
-from recspark.models import topk
+from recspark.models.scoring import topk
 
 _AT_ONCE = 2048  # prefixes
 

@@ -17,7 +17,7 @@ from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ModelError
 from recspark.layers import explain_settings
-from recspark.models import topk
+from recspark.models.scoring import topk
 from recspark.train.curve import Curve
 
 

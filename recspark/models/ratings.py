@@ -11,8 +11,8 @@ from pyspark.sql import DataFrame
 from recspark import schema
 from recspark.data.blocks import parse_queries
 from recspark.errors import ModelError
-from recspark.models import topk
 from recspark.models.base import RecommenderModel
+from recspark.models.scoring import topk
 
 
 def predicted(model: RecommenderModel, asked: DataFrame) -> DataFrame:

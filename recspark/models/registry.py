@@ -56,9 +56,14 @@ class ModelSpec:
 
 
 def _line(
-    name: str, classes: str, *tags: str, training: tuple[str, ...] = (), source: str = ""
+    family: str,
+    name: str,
+    classes: str,
+    *tags: str,
+    training: tuple[str, ...] = (),
+    source: str = "",
 ) -> ModelSpec:
-    module = f"recspark.models.{name}"
+    module = f"recspark.models.{family}.{name}"
     recommender, model = f"{module}:{classes}", f"{module}:{classes}Model"
     return ModelSpec(name, recommender, model, frozenset(tags), training, source)
 
@@ -76,46 +81,46 @@ _SEQUENCES = (
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in [
-        _line("popular", "Popular", "cold_users", "decay", source="counts, decayed"),
+        _line("items", "popular", "Popular", "cold_users", "decay", source="counts, decayed"),
         _line(
-            "item_knn", "ItemKNN", "personal", "neighbours", "decay",
+            "items", "item_knn", "ItemKNN", "personal", "neighbours", "decay",
             source="Deshpande & Karypis 2004",
         ),
-        _line("ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
-        _line("als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
+        _line("items", "ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
+        _line("factors", "als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
         _line(
-            "item2vec", "Item2Vec", "personal", "neighbours", "decay",
+            "vectors", "item2vec", "Item2Vec", "personal", "neighbours", "decay",
             source="Barkan & Koenigstein 2016",
         ),
         _line(
-            "mf", "Mf", "personal", "neural", training=_BAGS,
+            "factors", "mf", "Mf", "personal", "neural", training=_BAGS,
             source="Koren, Bell & Volinsky 2009; BPR: Rendle et al. 2009",
         ),
         _line(
-            "autorec", "AutoRec", "personal", "neural", training=_BOTH_BAGS,
+            "autoencoders", "autorec", "AutoRec", "personal", "neural", training=_BOTH_BAGS,
             source="Sedhain et al. 2015",
         ),
         _line(
-            "sdae", "Sdae", "personal", "neural", training=_BAGS, source="Vincent et al. 2010"
+            "autoencoders", "sdae", "Sdae", "personal", "neural", training=_BAGS, source="Vincent et al. 2010"
         ),
         _line(
-            "cdl", "Cdl", "personal", "neural", training=("training_texts",),
+            "autoencoders", "cdl", "Cdl", "personal", "neural", training=("training_texts",),
             source="Wang, Wang & Yeung 2015",
         ),
         _line(
-            "multvae", "MultVae", "personal", "neural", training=_BAGS,
+            "autoencoders", "multvae", "MultVae", "personal", "neural", training=_BAGS,
             source="Liang et al. 2018",
         ),
         _line(
-            "session_knn", "SessionKNN", "personal",
+            "sequences", "session_knn", "SessionKNN", "personal",
             source="VSKNN: Ludewig & Jannach 2018; STAN: Garg et al. 2019",
         ),
         _line(
-            "gru4rec", "Gru4Rec", "personal", "neural", training=_SEQUENCES,
+            "sequences", "gru4rec", "Gru4Rec", "personal", "neural", training=_SEQUENCES,
             source="Hidasi et al. 2016, Hidasi & Karatzoglou 2018",
         ),
         _line(
-            "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
+            "sequences", "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
             source="Kang & McAuley 2018",
         ),
     ]

@@ -17,7 +17,7 @@ class SequenceNet(nn.Module):
 
     `scores = state @ items_out.T + items_out_bias`. With `tied` item vectors, `items_out` is
     `items_in` itself. With `click_head` there are `click_scale` (H,) and `click_bias` (n_items,) as
-    well, for a second score of the same vectors (`recspark.models.click_through`). `has_positions` :
+    well, for a second score of the same vectors (`recspark.models.sequences.click_through`). `has_positions` :
     there is a vector for each place in a row, which is learned where rows are that long. `sparse` : the
     gradients of item vectors hold the rows that a step reads, see `recspark.train.parameters`.
     """

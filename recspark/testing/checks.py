@@ -21,8 +21,9 @@ from pyspark.sql import functions as F
 from recspark import schema, storage
 from recspark.data.blocks import Array, parse_queries
 from recspark.errors import ArtifactError, ConfigError, ModelError
-from recspark.models import artifacts, topk
+from recspark.models import artifacts
 from recspark.models.registry import ModelSpec
+from recspark.models.scoring import topk
 from recspark.session import JOB_GROUP
 from recspark.testing import synth
 from recspark.testing.case import Case, K, ordered
@@ -324,7 +325,7 @@ def lists_beat_chance(case: Case) -> None:
 @check("personal")
 def personal_lists_beat_popular_ones(case: Case) -> None:
     """More held-out events are found than by what is popular, by a third at least."""
-    from recspark.models.popular import Popular, PopularSettings
+    from recspark.models.items.popular import Popular, PopularSettings
 
     popular = Popular(PopularSettings(half_life_days=None)).fit(case.data, case.options)
     bar = hit_rate(ordered(popular.recommend(case.queries, K)), case.truth)

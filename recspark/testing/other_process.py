@@ -15,8 +15,9 @@ from functools import cache
 import pyarrow as pa
 
 from recspark.data.blocks import parse_queries
-from recspark.models import artifacts, topk
+from recspark.models import artifacts
 from recspark.models.registry import model_spec
+from recspark.models.scoring import topk
 
 
 class OtherProcess:

@@ -29,8 +29,8 @@ from recspark.data.impressions import TABLES as IMPRESSION_TABLES
 from recspark.data.impressions import sequences_shown
 from recspark.data.interactions import before, interactions, queries
 from recspark.data.windows import Unit, bags, sequences, training_item_bags
-from recspark.models import topk
 from recspark.models.base import RecommenderModel
+from recspark.models.scoring import topk
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
 

@@ -15,11 +15,12 @@ from pyspark.sql import functions as F
 
 from recspark import schema, storage
 from recspark.errors import ConfigError
-from recspark.models import artifacts, topk
+from recspark.models import artifacts
 from recspark.models.base import FitOptions
-from recspark.models.item_knn import ItemKNN, ItemKNNSettings
-from recspark.models.popular import Popular, PopularSettings
+from recspark.models.items.item_knn import ItemKNN, ItemKNNSettings
+from recspark.models.items.popular import Popular, PopularSettings
 from recspark.models.registry import model_spec
+from recspark.models.scoring import topk
 from recspark.testing import checks
 from recspark.testing.case import Case, K, left_behind, ordered
 from recspark.testing.checks import CHECKS

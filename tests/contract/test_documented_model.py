@@ -39,8 +39,8 @@ def case(
     spec = eval(line, {"_line": registry._line})
     spec = replace(
         spec,
-        recommender=spec.recommender.removeprefix("recspark.models."),
-        model=spec.model.removeprefix("recspark.models."),
+        recommender=spec.recommender.rpartition(".")[2],
+        model=spec.model.rpartition(".")[2],
     )
     options = FitOptions(in_process=True, train=Train(ranks=1))
     short = {"batch_size": 32} if name == "narrow" else {}

@@ -109,7 +109,7 @@ def test_every_check_applies_to_some_model() -> None:
 
 def test_every_model_is_registered() -> None:
     found = set()
-    for module in pkgutil.iter_modules(recspark.models.__path__, "recspark.models."):
+    for module in pkgutil.walk_packages(recspark.models.__path__, "recspark.models."):
         for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             is_model = issubclass(kind, Recommender) and not inspect.isabstract(kind)
             if is_model and kind.__module__ == module.name:

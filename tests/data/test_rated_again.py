@@ -18,8 +18,8 @@ from recspark.data.histories import event_weight
 from recspark.data.interactions import before, decayed_item_weights, interactions
 from recspark.data.windows import training_bags, training_item_bags
 from recspark.eval.ratings import ratings_of
-from recspark.models.item_item import HistoryWeights
 from recspark.models.neural import entries
+from recspark.models.weights import HistoryWeights
 from recspark.train.feed import Batch
 
 pytestmark = pytest.mark.spark

@@ -9,7 +9,7 @@ import pytest
 
 from recspark.data.blocks import QueryBlock, Ragged
 from recspark.eval import next_item
-from recspark.models import topk
+from recspark.models.scoring import topk
 
 ITEMS = np.array([10, 20, 30, 40], np.int32)
 

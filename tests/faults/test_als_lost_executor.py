@@ -21,8 +21,8 @@ import psutil
 from recspark.layers import load_config
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
-from recspark.models.als import pairs
-from recspark.models.item_item import HistoryWeights
+from recspark.models.factors.als import pairs
+from recspark.models.weights import HistoryWeights
 from recspark.session import build_session
 from recspark.testing import synth
 

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from recspark.models import topk
+from recspark.models.scoring import topk
 
 
 class Scorer:
@@ -35,7 +35,7 @@ import numpy as np
 import psutil
 from recspark import schema, storage
 from recspark.layers import load_config
-from recspark.models import topk
+from recspark.models.scoring import topk
 from recspark.session import build_session
 from scorer import Scorer
 

@@ -13,7 +13,7 @@ import pytest
 from recspark import storage
 from recspark.config import Train
 from recspark.errors import DivergedError, RankFailedError
-from recspark.models import multvae
+from recspark.models.autoencoders import multvae
 from recspark.models.neural import Job
 from recspark.testing import synth
 from recspark.train import checkpoint
@@ -50,7 +50,7 @@ def broken(how: str, at: int, once: Path) -> Callable[..., Any]:
     def fn(comm: Any, job: Any) -> Any:
         import os
 
-        from recspark.models import multvae
+        from recspark.models.autoencoders import multvae
 
         loss, calls = multvae.row_loss, iter(range(10**6))
 

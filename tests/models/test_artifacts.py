@@ -14,8 +14,8 @@ import pytest
 from recspark import storage
 from recspark.errors import ArtifactError
 from recspark.models import artifacts
-from recspark.models.ease import EaseModel, EaseSettings
-from recspark.models.popular import PopularModel, PopularSettings
+from recspark.models.items.ease import EaseModel, EaseSettings
+from recspark.models.items.popular import PopularModel, PopularSettings
 from recspark.models.registry import model_spec
 from tests.damage import damages, put
 
@@ -55,7 +55,7 @@ def test_what_is_saved_is_loaded(place: str, tmp_path: Path) -> None:
 
 def test_metadata_says_what_it_is(folder: str) -> None:
     metadata = storage.read_json(f"{folder}/metadata.json")
-    assert metadata["class"] == "recspark.models.ease:EaseModel"
+    assert metadata["class"] == "recspark.models.items.ease:EaseModel"
     assert metadata["format"] == artifacts.FORMAT
     assert metadata["settings"]["reg"] == 7.5
     assert metadata["cutoff"] == "2020-07-01T00:00:00+00:00"
@@ -132,7 +132,7 @@ def test_every_damage_is_refused_by_name_or_changes_nothing(tmp_path: Path) -> N
         (flip, "array 'matrix' cannot be read: its bytes are not those that were written"),
         (change("settings", {"reg": 1}), "metadata.json cannot be read: it has changed"),
         (sealed("format", 0), "format 0, written by recspark"),
-        (sealed("class", "x:Y"), "holds x:Y, expected recspark.models.ease:EaseModel"),
+        (sealed("class", "x:Y"), "holds x:Y, expected recspark.models.items.ease:EaseModel"),
         (sealed("settings", {"regularisation": 1}), "does not fit"),
     ],
 )

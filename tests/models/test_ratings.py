@@ -11,10 +11,10 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from recspark.errors import ModelError
-from recspark.models.als import AlsModel, AlsSettings
-from recspark.models.autorec import AutoRecModel, AutoRecSettings
+from recspark.models.autoencoders.autorec import AutoRecModel, AutoRecSettings
 from recspark.models.base import RecommenderModel
-from recspark.models.mf import MfModel, MfSettings, make_net, row_loss
+from recspark.models.factors.als import AlsModel, AlsSettings
+from recspark.models.factors.mf import MfModel, MfSettings, make_net, row_loss
 from recspark.models.ratings import predicted
 from recspark.testing import synth
 from recspark.train.feed import Batch

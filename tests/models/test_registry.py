@@ -9,13 +9,13 @@ import pytest
 from recspark.errors import ConfigError
 from recspark.layers import load_config
 from recspark.models.base import Recommender
-from recspark.models.popular import Popular
+from recspark.models.items.popular import Popular
 from recspark.models.registry import MODELS, make, model_spec, spec_of
 from recspark.pipeline.checks import check_settings
 from recspark.report.algorithms import algorithms, with_settings
 
 OUTSIDE = """
-from recspark.models.popular import Popular, PopularModel
+from recspark.models.items.popular import Popular, PopularModel
 
 class Mine(Popular):
     model_class = PopularModel

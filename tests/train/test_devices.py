@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from recspark.models import autorec, cdl, mf, multvae, next_item_training, sdae
-from recspark.models.gru4rec import Gru4Rec, Gru4RecSettings
-from recspark.models.sasrec import SasRec, SasRecSettings
+from recspark.models.autoencoders import autorec, cdl, multvae, sdae
+from recspark.models.factors import mf
+from recspark.models.sequences import next_item_training
+from recspark.models.sequences.gru4rec import Gru4Rec, Gru4RecSettings
+from recspark.models.sequences.sasrec import SasRec, SasRecSettings
 from recspark.train.feed import Batch
 from recspark.train.negatives import Negatives
 

@@ -83,7 +83,12 @@ def ten_steps(reader: str = "petastorm", learning_rate: float = 1e-3) -> Callabl
 
         import torch
 
-        from recspark.models.multvae import MultVaeSettings, log_shares, make_net, row_loss
+        from recspark.models.autoencoders.multvae import (
+            MultVaeSettings,
+            log_shares,
+            make_net,
+            row_loss,
+        )
         from recspark.train.loop import LoopOptions, train
 
         feed = make_feed(

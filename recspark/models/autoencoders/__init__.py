@@ -1,0 +1,1 @@
+"""Networks that rebuild what a user has, or an item's words."""

@@ -1,0 +1,190 @@
+"""Mult-VAE: the user's taste as a latent vector that rebuilds all of the user's items (Liang et al.
+2018).
+
+Trained by Horovod ranks on Spark executors, from the files of one version of `training_bags`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from recspark.data.blocks import Array
+from recspark.data.dataset import Dataset
+from recspark.models.autoencoders.encoder import EncoderModel, Layers
+from recspark.models.base import FitOptions, Recommender
+from recspark.models.neural import (
+    Job,
+    NeuralSettings,
+    check_catalogue,
+    entries,
+    fit_network,
+    log_shares,
+    net_arrays,
+)
+from recspark.nets.multvae import MultVaeNet
+from recspark.train.comm import Comm
+from recspark.train.feed import Batch
+from recspark.train.loop import Trained, Validation, load_weights, train
+from recspark.train.losses import kl_to_standard_normal, multinomial_nll
+
+LAYERS: Layers = (("items_in", "tanh"), ("to_latent", "identity"), ("from_latent", "tanh"))
+_COLUMNS = ("items", "weights")
+
+
+class MultVaeSettings(NeuralSettings):
+    """Settings of `MultVae`. "Bundled" = chosen on the bundled data at cutoff 2010-11-10."""
+
+    hidden_size: int = Field(
+        200,
+        ge=1,
+        description="units of the layer on either side of the latent one. Paper: 600; bundled: 200",
+        json_schema_extra={"tune": {"choices": [100, 200, 400, 600]}},
+    )
+    latent_size: int = Field(
+        64,
+        ge=1,
+        description="length of the latent vector. Paper: 200; bundled: 64",
+        json_schema_extra={"tune": {"choices": [32, 64, 128, 200]}},
+    )
+    dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of a user's items hidden from the encoder. Paper, section 3.3",
+        json_schema_extra={"tune": {"low": 0.2, "high": 0.8}},
+    )
+    beta: float = Field(
+        0.2,
+        ge=0,
+        description="weight of the KL term when fully grown. Paper, section 2.2.2: 0.2",
+        json_schema_extra={"tune": {"low": 0.02, "high": 1.0, "log": True}},
+    )
+    anneal: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the training in which beta grows from 0. Paper: most of it; guess",
+    )
+    input_weights: Literal["binary", "weights"] = Field(
+        "binary",
+        description="what the encoder sees in training: 1 per item, or the training set's weights; "
+        "what it rebuilds is always the weights. Bundled: binary",
+    )
+    half_life_days: float | None = Field(
+        30.0,
+        gt=0,
+        description="days; at scoring an event this old counts half; null = no decay. Bundled",
+        json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
+    )
+    epochs: int = Field(
+        12,
+        ge=1,
+        description="passes over the training set. Bundled",
+        json_schema_extra={"tune": {"choices": [6, 12, 24]}},
+    )
+    batch_size: int = Field(
+        256, ge=1, description="users of a step, of all ranks together; ranks share them. Bundled"
+    )
+    learning_rate: float = Field(
+        5e-3,
+        gt=0,
+        description="of Adam at the first step, falling linearly to 0. Bundled",
+        json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
+    )
+    max_items: int = Field(
+        100_000,
+        ge=1,
+        description="largest catalogue; a rank takes about 72 bytes an item and hidden unit "
+        "(1.4 GB at 100,000 and 200). Guess: what an executor of 4 GB leaves to Python",
+    )
+
+
+class MultVae(Recommender[MultVaeSettings]):
+    """Maximise E[log p(x | z)] - beta KL(q(z | x) || N(0, I)), p multinomial over all items.
+
+    Source: Liang et al. 2018, equations 1 to 7. The last bias starts at the items' log share of the
+    training set, which saves the epochs that it would take to learn it.
+    """
+
+    settings_class = MultVaeSettings
+
+    @property
+    def training_table(self) -> str:
+        """See `Recommender`."""
+        return "training_bags"
+
+    def fit(self, data: Dataset, options: FitOptions) -> MultVaeModel:
+        """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
+        settings = self.settings
+        items = data.vocabulary()
+        check_catalogue("multvae", items, settings.max_items, 72 * settings.hidden_size, "als")
+        trained = fit_network("multvae", data, options, settings, items, train_rank)
+        net = make_net(settings, len(items), options.seed)
+        load_weights(net, trained)
+        return MultVaeModel(settings, data.cutoff, items, scoring_arrays(net))
+
+
+class MultVaeModel(EncoderModel):
+    """The network without what only training needs; names as in `MultVaeNet`."""
+
+    @property
+    def layers(self) -> Layers:
+        """See `EncoderModel`."""
+        return LAYERS
+
+
+def train_rank(comm: Comm, job: Job) -> Trained:
+    """Train on one rank; see `recspark.train.launch`."""
+    settings: MultVaeSettings = job.settings
+    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
+    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
+    net = make_net(settings, len(job.items), job.loop.seed)
+    net.items_out_bias.data = log_shares(comm, feed.epoch(0), vocabulary)
+    loss = partial(row_loss, net, vocabulary, settings)
+    validation = None
+    if held_out is not None:
+        validation = Validation(held_out, lambda batch: loss(batch, None, 1.0))
+    return train(comm, net, loss, feed, job.loop, validation)
+
+
+def make_net(settings: MultVaeSettings, n_items: int, seed: int) -> MultVaeNet:
+    """Return the network with the weights of `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return MultVaeNet(n_items, settings.hidden_size, settings.latent_size, generator)
+
+
+def row_loss(
+    net: MultVaeNet,
+    vocabulary: torch.Tensor,
+    settings: MultVaeSettings,
+    batch: Batch,
+    generator: torch.Generator | None,
+    done: float,
+) -> torch.Tensor:
+    """Return the negative ELBO of each row, (B,), when the share `done` of the training is over.
+
+    Without a `generator` there is no dropout and no sampling.
+    """
+    rows, items, targets = entries(batch, vocabulary)  # (P,) each
+    inputs = torch.ones_like(targets) if settings.input_weights == "binary" else targets  # (P,)
+    logits, mean, log_variance = net(
+        rows, items, inputs, len(batch.weight), settings.dropout, generator
+    )  # (B, n_items), (B, Z), (B, Z)
+    beta = settings.beta * min(1.0, done / settings.anneal)
+    return multinomial_nll(logits, rows, items, targets) + beta * kl_to_standard_normal(
+        mean, log_variance
+    )  # (B,)
+
+
+def scoring_arrays(net: MultVaeNet) -> dict[str, Array]:
+    """Return what scoring needs: of the latent layer, the half that gives the mean."""
+    arrays = net_arrays(net)
+    size = arrays["from_latent"].shape[0]
+    arrays["to_latent"] = arrays["to_latent"][:, :size].copy()
+    arrays["to_latent_bias"] = arrays["to_latent_bias"][:size].copy()
+    return arrays

@@ -1,0 +1,90 @@
+"""Models that are item factors once fitted: every user is folded in at scoring, none is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from recspark.data.blocks import Array, QueryBlock
+from recspark.engines.als_kernels import fold_in
+from recspark.engines.als_objective import Objective, gramian
+from recspark.models.base import RecommenderModel, Settings
+from recspark.models.scoring import topk
+from recspark.models.weights import HistoryWeights
+
+
+class FactorSettings(Protocol):
+    """What the settings of such a model say about fold-in."""
+
+    @property
+    def half_life_days(self) -> float | None:
+        """Days after which an event weighs half; None = no decay."""
+
+    @property
+    def objective(self) -> Objective:
+        """What a user's factor minimises, item factors given."""
+
+
+class FactorModel(RecommenderModel):
+    """`factors` float32 (n_items, rank); `settings` : `FactorSettings`."""
+
+    def __init__(self, settings: Any, cutoff: datetime, items: Array, factors: Array) -> None:
+        super().__init__(settings, cutoff, items)
+        self.factors = factors
+        self._settings: FactorSettings = settings
+
+    @property
+    def rates(self) -> bool:
+        """See `RecommenderModel`: where weights themselves are fitted, and do not decay."""
+        settings = self._settings
+        return settings.objective.feedback == "explicit" and settings.half_life_days is None
+
+    def scorer(self) -> topk.Scorer:
+        """See `RecommenderModel`."""
+        return FactorScorer(
+            HistoryWeights.sums(
+                self.cutoff,
+                self._settings.half_life_days,
+                ratings=not self._settings.objective.implicit,
+            ),
+            self.items,
+            topk.Shared(self.factors),
+            self._settings.objective,
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """See `RecommenderModel`."""
+        return {"factors": self.factors}
+
+    @classmethod
+    def from_arrays(
+        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
+    ) -> Self:
+        """See `RecommenderModel`."""
+        return cls(settings, cutoff, items, arrays["factors"])
+
+
+@dataclass(frozen=True)
+class FactorScorer:
+    """Folds the users of a block in, and multiplies."""
+
+    weights: HistoryWeights
+    items: Array
+    factors: topk.Shared
+    objective: Objective
+
+    def score(self, block: QueryBlock) -> topk.Scores:
+        """See `topk.Scorer`."""
+        start, items, weights = self.weights.local(block.history, self.items)
+        factors = np.asarray(self.factors.array)
+        users = fold_in(start, items, weights, factors, self.objective, self._gram)
+        return topk.DotScores(users, factors, None, np.diff(start) > 0)
+
+    @cached_property
+    def _gram(self) -> Array:
+        """Of the item factors, once a worker."""
+        return gramian(np.asarray(self.factors.array))

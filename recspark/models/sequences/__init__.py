@@ -1,0 +1,1 @@
+"""Models of what comes next, in a session or a history."""

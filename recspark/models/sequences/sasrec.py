@@ -1,0 +1,85 @@
+"""SASRec: causal self-attention over the items of a history (Kang & McAuley 2018)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+
+from recspark.data.blocks import Array
+from recspark.data.windows import Unit
+from recspark.models.sequences.next_item import NextItem, NextItemModel
+from recspark.models.sequences.next_item_settings import NextItemSettings
+from recspark.nets.sasrec import SasRecNet
+
+
+class SasRecSettings(NextItemSettings):
+    """Settings of `SasRec`."""
+
+    train_on: Unit = Field(
+        "history", description="what a row of the training set is: a session, or a whole history"
+    )
+    context: Unit = Field(
+        "history",
+        description="what is read to answer: the last session of the history, or all of it",
+    )
+    embedding_size: int = Field(
+        64,
+        ge=1,
+        description="length of an item's vector and of a state. Paper: 50",
+        json_schema_extra={"tune": {"choices": [32, 64, 128]}},
+    )
+    n_blocks: int = Field(2, ge=1, description="blocks of attention. Paper: 2")
+    n_heads: int = Field(1, ge=1, description="heads of each; they share embedding_size. Paper: 1")
+
+    @property
+    def state_size(self) -> int:
+        """See `NextItemSettings`."""
+        return self.embedding_size
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.embedding_size % self.n_heads:
+            raise ValueError(
+                f"embedding_size ({self.embedding_size}) must be a multiple of n_heads "
+                f"({self.n_heads})"
+            )
+        return self
+
+
+def make_net(settings: SasRecSettings, n_items: int, seed: int) -> SasRecNet:
+    """Return the network with the weights of `seed`."""
+    return SasRecNet(
+        n_items,
+        settings.length,
+        settings.embedding_size,
+        settings.n_blocks,
+        settings.n_heads,
+        settings.tied,
+        torch.Generator().manual_seed(seed),
+        settings.head == "click_through",
+        settings.is_sparse,
+    )
+
+
+class SasRecModel(NextItemModel):
+    """Trained `SasRec`."""
+
+    make_net = staticmethod(make_net)
+
+
+class SasRec(NextItem[SasRecSettings]):
+    """Each item attends to those before it; the state after it scores the next one.
+
+    Source: Kang & McAuley 2018. The loss is the softmax over all items or over candidates, or
+    gSASRec's gBCE, not the paper's one negative (Petrov & Macdonald 2023 show what that costs).
+    """
+
+    settings_class = SasRecSettings
+    make_net = staticmethod(make_net)
+
+    def fitted(self, cutoff: datetime, items: Array, arrays: dict[str, Array]) -> SasRecModel:
+        """See `NextItem`."""
+        return SasRecModel(self.settings, cutoff, items, arrays)

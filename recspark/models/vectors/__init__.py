@@ -1,0 +1,1 @@
+"""Models that learn vectors of items from what stands beside them."""
