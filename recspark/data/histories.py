@@ -77,8 +77,9 @@ def merged(histories: DataFrame, changed: DataFrame, new: DataFrame, n_buckets: 
     n_buckets : slices of the table
 
     Old events before `changed_at` stay as they are, `suffix` follows. A user left without events
-    loses the row. The joins broadcast `changed` and `new` while they are small, so a night's cost
-    follows the new day; users not in `histories` are found by an anti join on the index alone.
+    loses the row. The joins broadcast `changed` and `new` while they are small, so what they cost
+    follows the new day (every row of the buckets is written again); users not in `histories` are
+    found by an anti join on the index alone.
     """
     kept = (
         histories.join(changed, on="user_idx", how="left")
