@@ -42,6 +42,9 @@ class InMemory(RunLog):
         self._rows: dict[tuple[str, str], RunRow] = {}
         self._others: list[RunRow] = []
 
+    def trained(self, run_date: date, model: str) -> list[RunRow]:
+        return []
+
     def record(self, **row: Any) -> None:
         result: StageResult = row["result"]
         self._rows[row["stage"], row["model"]] = RunRow(

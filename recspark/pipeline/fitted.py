@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from pyspark.sql import functions as F
 
 from recspark import storage
-from recspark.config import digest
+from recspark.config import Config, digest
 from recspark.data import features
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before
@@ -17,12 +18,18 @@ from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.runlog import OK
+from recspark.pipeline.runlog import OK, RunRow
 from recspark.pipeline.training_sets import training_set
 from recspark.train.curve import Curve
 
 # What makes the data that every model is fitted on.
 _DATA_MODULES = ("recspark.data.features", "recspark.data.interactions")
+# In the detail of the row of `train`, beside cutoff -> folder of the artifact:
+RECIPE = "recipe"  # what made them but their data
+ITEM_IDS = "item_ids"  # version and commit of the dictionary whose integers they hold
+BACKTEST_OF = (
+    "backtest_of_run"  # the run whose artifact the backtest takes, where it is not this one
+)
 NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there is no model of it
 
 
@@ -70,24 +77,78 @@ def dataset(context: RunContext, cutoff: datetime, training_table: str | None) -
     )
 
 
-def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Return where the model of this cutoff is kept: named by settings, inputs, seed, and the
-    code of the algorithm and of its data: no other code makes it be trained again.
+def recipe(config: Config, model: str) -> str:
+    """Return the digest of all that makes a model but its data: settings, seed, and the code of the
+    algorithm and of its data. No other code makes it be trained again.
     """
-    config = context.config
     settings = config.settings_of(model)
-    spec, train = spec_of(model, settings), config.train
-    tables = ("histories", "item_features", "items", *spec.training)
-    key = digest(
+    is_network = "neural" in spec_of(model, settings).tags
+    return digest(
         {
             "settings": settings,
             "features": config.features.model_dump(),
-            "inputs": {t: context.version(t) for t in tables},
-            "training": train.arithmetic() if "neural" in spec.tags else {"seed": train.seed},
+            "training": config.train.arithmetic() if is_network else {"seed": config.train.seed},
             "code": [algorithm_code(config, model), code_digest(*_DATA_MODULES)],
         }
     )
+
+
+def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
+    """Return where the model of this cutoff is kept, if it is fitted on the data that this run reads."""
+    config = context.config
+    tables = ("histories", "item_features", "items", *_training(config, model))
+    inputs = {table: context.version(table) for table in tables}
+    key = digest({"recipe": recipe(config, model), "inputs": inputs})
     return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
+
+
+def _training(config: Config, model: str) -> tuple[str, ...]:
+    return spec_of(model, config.settings_of(model)).training
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A fitted model of the backtest's cutoff.
+
+    Parameters
+    ----------
+    folder : of its artifact
+    run_id : of the night that fitted it as its own; None where this run does
+    """
+
+    folder: str
+    run_id: str | None
+
+
+def backtest_artifact(context: RunContext, model: str) -> Kept:
+    """Return the artifact that the backtest takes: as fitted on the night of its cutoff, where that
+    was by the same recipe, and the integers of items are the same; else one that is made tonight.
+
+    What was fitted that night is what was published then, without what came late. One small job a
+    process.
+    """
+    night = context.backtest_cutoff.date() - timedelta(days=1)
+    day = f"{context.backtest_cutoff:%Y-%m-%d}"
+    made_by = recipe(context.config, model)
+    for row in context.runlog.trained(night, model):
+        kept, items = row.detail.get(day), row.detail.get(ITEM_IDS)
+        if row.detail.get(RECIPE) != made_by or kept is None or items is None:
+            continue
+        folder = _folder(context, kept)
+        now = context.version(ITEM_IDS)
+        if storage.is_complete(folder) and context.catalog.extends(ITEM_IDS, now, items):
+            return Kept(folder, row.run_id)
+    return Kept(artifact_folder(context, model, context.backtest_cutoff), None)
+
+
+def artifacts_of(context: RunContext, row: RunRow) -> list[str]:
+    """Return the folders of the artifacts that a row of `train` names, that of the backtest first."""
+    days = [f"{cutoff:%Y-%m-%d}" for cutoff in (context.backtest_cutoff, context.cutoff)]
+    return [_folder(context, row.detail[day]) for day in days if day in row.detail]
+
+
+def _folder(context: RunContext, kept: str) -> str:
+    return storage.join(storage.absolute(context.config.paths.artifacts), kept)
 
 
 def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
@@ -110,13 +171,16 @@ def backtest_model(context: RunContext, model: str) -> RecommenderModel | None:
 
 def load_model(context: RunContext, model: str, cutoff: datetime) -> RecommenderModel:
     """Return the fitted model of this run; StageOrderError where it was not trained."""
-    folder = artifact_folder(context, model, cutoff)
-    if not storage.is_complete(folder):
+    row = context.runlog.find("train", model)
+    kept = None if row is None else row.detail.get(f"{cutoff:%Y-%m-%d}")
+    same = row is not None and row.detail.get(RECIPE) == recipe(context.config, model)
+    if kept is None or not same or not storage.is_complete(_folder(context, kept)):
         raise StageOrderError(
             f"no artifact of model '{model}' as of {cutoff:%Y-%m-%d} for run {context.run_id}; run stage "
             f"train for it first (the code or the settings may have changed since)"
         )
-    return artifacts.load(folder, spec_of(model, context.config.settings_of(model)))
+    spec = spec_of(model, context.config.settings_of(model))
+    return artifacts.load(_folder(context, kept), spec)
 
 
 def not_compared(context: RunContext) -> dict[str, str]:

@@ -15,7 +15,7 @@ from recspark import storage
 from recspark.config import Config, digest
 from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import NOT_FITTED, artifact_folder
+from recspark.pipeline.fitted import artifact_folder, artifacts_of, backtest_artifact
 from recspark.pipeline.plan import PUBLISHED, STAGES, Stage
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.training_sets import TRAINING, training_tables
@@ -145,9 +145,12 @@ def settings_identity(context: RunContext, stage: Stage, model: str) -> str | No
         read[name] = settings[section][setting] if setting else settings[section]
     if stage.name == "build_features":
         read["training"] = sorted(training_tables(context.config))
-    if stage.per_model:
-        cutoffs = (context.backtest_cutoff, context.cutoff)
-        read["artifacts"] = [artifact_folder(context, model, cutoff) for cutoff in cutoffs]
+    if stage.trains:
+        tonight = artifact_folder(context, model, context.cutoff)
+        read["artifacts"] = [tonight, backtest_artifact(context, model).folder]
+    elif stage.per_model:
+        row = context.runlog.find("train", model)
+        read["artifacts"] = None if row is None else artifacts_of(context, row)
     return digest(read)
 
 
@@ -170,12 +173,10 @@ def still_holds(context: RunContext, work: Work, done: RunRow) -> bool:
                 f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
                 "use --repin to take it in"
             )
-    if work.stage.name == "train" and not all(
-        storage.is_complete(artifact_folder(context, work.model, cutoff))
-        for cutoff in (context.backtest_cutoff, context.cutoff)
-        if f"{cutoff:%Y-%m-%d}" not in done.detail.get(NOT_FITTED, {})
-    ):
-        return False
+    if work.stage.trains:
+        folders = artifacts_of(context, done)
+        if not folders or not all(map(storage.is_complete, folders)):
+            return False
     if what := lost(context, work, done):
         context.progress(f"{work.label}: {what}; made again")
         return False

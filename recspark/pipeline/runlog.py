@@ -65,26 +65,14 @@ class RunLog:
         self.run_date = run_date
         self.run_id = run_id
         self._rows: dict[tuple[str, str], RunRow] | None = None
+        self._nights: dict[date, list[RunRow]] = {}  # what other nights trained
         self._others: list[RunRow] = []  # of the night's other runs, when this one was first read
 
     def rows(self) -> dict[tuple[str, str], RunRow]:
         """Return this run's rows by (stage, model), in the order they were written."""
         if self._rows is None:
-            rows = [
-                RunRow(
-                    r["stage"],
-                    r["model"],
-                    dict(r["inputs"] or {}),
-                    dict(r["outputs"] or {}),
-                    r["code"],
-                    json.loads(r["detail"] or "{}"),
-                    r["rows_in"],
-                    r["rows_out"],
-                    r["status"],
-                    r["run_id"],
-                )
-                for r in night_rows(self.catalog, self.run_date).orderBy("ended_at").collect()
-            ]
+            night = night_rows(self.catalog, self.run_date).orderBy("ended_at").collect()
+            rows = [_run_row(row) for row in night]
             self._rows = {(r.stage, r.model): r for r in rows if r.run_id == self.run_id}
             self._others = [r for r in rows if r.run_id != self.run_id]
         return self._rows
@@ -93,6 +81,19 @@ class RunLog:
         """Return the rows of one stage in the night's other runs, the newest first."""
         self.rows()
         return [r for r in reversed(self._others) if (r.stage, r.model) == (stage, model)]
+
+    def trained(self, run_date: date, model: str) -> list[RunRow]:
+        """Return the rows of another night's runs that trained a model, the newest first.
+
+        A night is read once by each process.
+        """
+        if run_date not in self._nights:
+            rows = night_rows(self.catalog, run_date).where(
+                (F.col("stage") == "train") & (F.col("status") == OK)
+            )
+            newest_first = rows.orderBy(F.desc("ended_at")).collect()
+            self._nights[run_date] = [_run_row(row) for row in newest_first]
+        return [row for row in self._nights[run_date] if row.model == model]
 
     def find(self, stage: str, model: str = "") -> RunRow | None:
         """Return the row of one stage, None where it has not ended yet."""
@@ -337,6 +338,21 @@ def newer_than(run: Begun, begun: list[Begun]) -> Begun | None:
     """Return the newest run of the night that began after `run` and has not failed; None without."""
     later = [other for other in begun if other.number > run.number and other.status != FAILED]
     return later[-1] if later else None
+
+
+def _run_row(row: Row) -> RunRow:
+    return RunRow(
+        row["stage"],
+        row["model"],
+        dict(row["inputs"] or {}),
+        dict(row["outputs"] or {}),
+        row["code"],
+        json.loads(row["detail"] or "{}"),
+        row["rows_in"],
+        row["rows_out"],
+        row["status"],
+        row["run_id"],
+    )
 
 
 def published_row(catalog: TableCatalog, run_date: date) -> Row | None:

@@ -22,6 +22,7 @@ from recspark.errors import (
 )
 from recspark.pipeline import runlog
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import BACKTEST_OF
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.run import execute, night
 from recspark.pipeline.runlog import RunLog, StageResult, begun_runs
@@ -273,6 +274,48 @@ def test_a_follow_up_has_the_mode_that_the_list_was_published_in(opened: Open) -
     mode, lists = found
     assert mode == "repeat"
     assert {r["mode"] for r in lists.select("mode").distinct().collect()} == {"repeat"}
+
+
+def fitted_by(context: RunContext) -> dict[str, str]:
+    """Model -> the run whose artifact the backtest takes."""
+    rows = {m: context.runlog.find("train", m) for m in context.config.models}
+    return {m: row.detail.get(BACKTEST_OF, context.run_id) for m, row in rows.items() if row}
+
+
+def test_the_backtest_takes_what_was_fitted_on_the_night_of_its_cutoff(opened: Open) -> None:
+    """Its cutoff is the one of the second night's lists; a model with other settings is made anew."""
+    before_train = ("ingest", "sessionize", "build_features")
+    context = opened(LAST)
+    (second,) = begun_runs(context.catalog, SECOND)
+    assert context.backtest_cutoff.date() == LAST
+    stages(context, *before_train, "train", "recommend")
+    assert fitted_by(context) == dict.fromkeys(context.config.models, second.run_id)
+    artifacts = Path(context.catalog.root).parent / "artifacts"
+    per_cutoff = {
+        (folder.parent.name, folder.name): len(list(folder.iterdir()))
+        for folder in artifacts.glob("*/*")
+    }
+    cutoffs = {
+        str(day + timedelta(days=1)) for day in (FIRST - timedelta(days=1), FIRST, SECOND, LAST)
+    }
+    # The first night's backtest was made that night; all others are a night's own.
+    assert per_cutoff == {(m, day): 1 for m in context.config.models for day in cutoffs}
+
+    other = opened(LAST, "models.item_knn.shrink=3", repin=True)
+    stages(other, *before_train, "train")
+    assert fitted_by(other) == {"popular": second.run_id, "item_knn": other.run_id}
+
+    forced = opened(LAST, force=True)
+    stages(forced, "train", model="popular")
+    assert fitted_by(forced)["popular"] == forced.run_id
+
+    # Another dictionary: the integers of that night may stand for other items.
+    shutil.rmtree(artifacts.parent / "tables" / "item_ids")
+    for table in ("histories", "sessions", "items"):
+        shutil.rmtree(artifacts.parent / "tables" / table)
+    anew = opened(LAST, repin=True)
+    stages(anew, *before_train, "train")
+    assert set(fitted_by(anew).values()) == {anew.run_id}
 
 
 def gone(root: Path) -> None:

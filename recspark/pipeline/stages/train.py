@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 from recspark import schema, storage
 from recspark.errors import EmptyDataError, FeedError, ModelError
 from recspark.models import artifacts
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import NOT_FITTED, artifact_folder, fit
+from recspark.pipeline.fitted import (
+    BACKTEST_OF,
+    ITEM_IDS,
+    NOT_FITTED,
+    RECIPE,
+    backtest_artifact,
+    fit,
+    recipe,
+)
 from recspark.pipeline.runlog import StageResult
 from recspark.train.curve import Curve
 from recspark.train.draw import draw
@@ -17,40 +26,58 @@ _TOO_LITTLE = (EmptyDataError, FeedError, ModelError)  # what a fit says where d
 
 
 def train(context: RunContext, model: str) -> StageResult:
-    """Fit one model twice: on everything before the backtest's cutoff, and before the published
-    one.
+    """Fit one model on everything before the published lists' cutoff.
 
-    A shop may have nothing, or not enough for this model, before the backtest's cutoff: then there
-    is no backtest of it, which `detail` says, and the published lists are made all the same.
+    The backtest takes the model that was fitted on the night of its own cutoff, by the same recipe;
+    where there is none (a first night, other settings or code), it is fitted here, and kept. A shop
+    may have nothing, or not enough for this model, before that cutoff: then there is no backtest of
+    it, which `detail` says, and the published lists are made all the same.
     """
-    kept: dict[str, str] = {}
-    not_fitted: dict[str, str] = {}
-    curves: dict[datetime, Curve] = {}
+    detail: dict[str, Any] = {
+        RECIPE: recipe(context.config, model),
+        ITEM_IDS: context.catalog.identity("item_ids", context.version("item_ids")),
+    }
+    curves: dict[str, Curve] = {}
+    n_models = 0
     for cutoff in (context.backtest_cutoff, context.cutoff):
         day = f"{cutoff:%Y-%m-%d}"
         try:
-            folder = fit(context, model, cutoff)
+            folder = _fitted(context, model, cutoff, detail)
         except _TOO_LITTLE as error:
             if cutoff == context.cutoff:
                 raise
-            not_fitted[day] = str(error)
+            detail[NOT_FITTED] = {day: str(error)}
             context.progress(f"  {model} as of {day}: no backtest of it, {error}")
             continue
         if about := artifacts.training(folder):
-            curves[cutoff] = Curve.from_dict(about)
-        kept[day] = storage.join(model, *folder.rsplit("/", 2)[1:])
+            curves[folder] = Curve.from_dict(about)
+        detail[day] = storage.join(model, *folder.rsplit("/", 2)[1:])
+        n_models += 1
     outputs = write_curves(context, model, curves) if curves else {}
-    detail = {**kept, NOT_FITTED: not_fitted} if not_fitted else dict(kept)
-    return StageResult(outputs, context.count("histories"), len(kept), detail)
+    return StageResult(outputs, context.count("histories"), n_models, detail)
 
 
-def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve]) -> dict[str, int]:
-    """Write one model's curves to `training_curves` and draw them beside its artifacts."""
+def _fitted(context: RunContext, model: str, cutoff: datetime, detail: dict[str, Any]) -> str:
+    """Return the folder of the model of one cutoff, fitted now or on the night of that cutoff."""
+    if cutoff == context.backtest_cutoff and not context.force:
+        kept = backtest_artifact(context, model)
+        if kept.run_id is not None:
+            context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: as run {kept.run_id} fitted it")
+            detail[BACKTEST_OF] = kept.run_id
+            return kept.folder
+    return fit(context, model, cutoff)
+
+
+def write_curves(context: RunContext, model: str, curves: dict[str, Curve]) -> dict[str, int]:
+    """Write one model's curves to `training_curves` and draw them beside its artifacts.
+
+    `curves` : folder of the artifact -> its curve.
+    """
     rows = [
         (
             context.run_date,
             model,
-            cutoff,
+            _cutoff_of(folder),
             epoch.epoch,
             epoch.loss,
             epoch.validation,
@@ -58,15 +85,19 @@ def write_curves(context: RunContext, model: str, curves: dict[datetime, Curve])
             epoch.rows_per_s,
             epoch.seconds,
         )
-        for cutoff, curve in curves.items()
+        for folder, curve in curves.items()
         for epoch in curve.epochs
     ]
     frame = context.spark.createDataFrame(rows, schema.TRAINING_CURVES)
     written = context.catalog.replace_slice(
         "training_curves", frame, {"run_date": context.run_date, "model": model}
     )
-    for cutoff, curve in curves.items():
-        uri = storage.join(artifact_folder(context, model, cutoff), "training.png")
+    for folder, curve in curves.items():
+        uri = storage.join(folder, "training.png")
         if not storage.exists(uri):  # the artifact of an earlier run has its picture
-            draw(curve, f"{model} as of {cutoff:%Y-%m-%d}", uri)
+            draw(curve, f"{model} as of {_cutoff_of(folder):%Y-%m-%d}", uri)
     return {"training_curves": written.version}
+
+
+def _cutoff_of(folder: str) -> datetime:
+    return datetime.fromisoformat(folder.rsplit("/", 2)[1]).replace(tzinfo=UTC)
