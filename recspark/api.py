@@ -160,12 +160,7 @@ class Fitted:
             known = wanted.join(self._users, on="user_id", how="left").withColumn(
                 "user_idx", F.coalesce("user_idx", -1 - F.pmod(F.xxhash64("user_id"), F.lit(2**62)))
             )
-            asked = known.select("user_idx").join(asked, on="user_idx", how="left")
-            asked = asked.select(
-                "user_idx",
-                F.coalesce("history", F.array().cast(schema.HISTORY)).alias("history"),
-                F.coalesce("seen", F.array().cast(schema.ITEM_IDXS)).alias("seen"),
-            )
+            asked = self._histories_of(known.select("user_idx"))
         lists = self.model.recommend(queries(asked, mode), k)
         return (
             lists.join(known.select("user_id", "user_idx"), on="user_idx", how="inner")
@@ -219,12 +214,7 @@ class Fitted:
             self.data.user_features.select("user_idx", "activity"), on="user_idx", how="inner"
         )
         population = scoring.population(truths, known)
-        asked = truths.select("user_idx").join(self.data.histories, on="user_idx", how="left")
-        asked = asked.select(
-            "user_idx",
-            F.coalesce("history", F.array().cast(schema.HISTORY)).alias("history"),
-            F.coalesce("seen", F.array().cast(schema.ITEM_IDXS)).alias("seen"),
-        )
+        asked = self._histories_of(truths.select("user_idx"))
         lists = self.model.recommend(queries(asked, mode), max(ks)).select(
             F.lit(self.algorithm).alias("model"), F.lit(mode).alias("mode"), "user_idx", "item_idx",
             "rank",
@@ -250,6 +240,14 @@ class Fitted:
         """Let Spark drop what this holds in memory; nothing can be asked afterwards."""
         for frame in self._kept:
             frame.unpersist()
+
+    def _histories_of(self, users: DataFrame) -> DataFrame:
+        """Return `user_idx, history, seen` of `users`; those of a cold user are empty."""
+        return users.join(self.data.histories, on="user_idx", how="left").select(
+            "user_idx",
+            F.coalesce("history", F.array().cast(schema.HISTORY)).alias("history"),
+            F.coalesce("seen", F.array().cast(schema.ITEM_IDXS)).alias("seen"),
+        )
 
     def _asked(self, users: DataFrame | Iterable[Any]) -> DataFrame:
         """Return `user_id` of the users that are asked for, each once."""
