@@ -102,6 +102,11 @@ def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
 
 
+def artifact_name(folder: str) -> str:
+    """Return model/cutoff/key of an artifact's folder: its name below any root."""
+    return "/".join(folder.rsplit("/", 3)[1:])
+
+
 def _training(config: Config, model: str) -> tuple[str, ...]:
     return spec_of(model, config.settings_of(model)).training
 

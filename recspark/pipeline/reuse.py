@@ -15,7 +15,7 @@ from recspark import storage
 from recspark.config import Config, digest
 from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import artifact_folder, artifacts_of, backtest_artifact
+from recspark.pipeline.fitted import artifact_folder, artifact_name, artifacts_of, backtest_artifact
 from recspark.pipeline.plan import PUBLISHED, STAGES, Stage
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.training_sets import TRAINING, training_tables
@@ -145,12 +145,13 @@ def settings_identity(context: RunContext, stage: Stage, model: str) -> str | No
         read[name] = settings[section][setting] if setting else settings[section]
     if stage.name == "build_features":
         read["training"] = sorted(training_tables(context.config))
+    folders: list[str] = []
     if stage.trains:
         tonight = artifact_folder(context, model, context.cutoff)
-        read["artifacts"] = [tonight, backtest_artifact(context, model).folder]
-    elif stage.per_model:
-        row = context.runlog.find("train", model)
-        read["artifacts"] = None if row is None else artifacts_of(context, row)
+        folders = [tonight, backtest_artifact(context, model).folder]
+    elif stage.per_model and (row := context.runlog.find("train", model)) is not None:
+        folders = artifacts_of(context, row)
+    read["artifacts"] = [artifact_name(folder) for folder in folders]
     return digest(read)
 
 

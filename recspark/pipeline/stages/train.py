@@ -14,6 +14,7 @@ from recspark.pipeline.fitted import (
     ITEM_IDS,
     NOT_FITTED,
     RECIPE,
+    artifact_name,
     backtest_artifact,
     fit,
     recipe,
@@ -51,7 +52,7 @@ def train(context: RunContext, model: str) -> StageResult:
             continue
         if about := artifacts.training(folder):
             curves[folder] = Curve.from_dict(about)
-        detail[day] = storage.join(model, *folder.rsplit("/", 2)[1:])
+        detail[day] = artifact_name(folder)
         n_models += 1
     outputs = write_curves(context, model, curves) if curves else {}
     return StageResult(outputs, context.count("histories"), n_models, detail)
