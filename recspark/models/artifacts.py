@@ -25,10 +25,16 @@ METADATA = "metadata.json"
 _AGAIN = "train the model again: run the night with --force"
 
 
-def save(model: RecommenderModel, folder: str, training: dict[str, Any] | None = None) -> None:
+def save(
+    model: RecommenderModel,
+    folder: str,
+    training: dict[str, Any] | None = None,
+    made_of: dict[str, Any] | None = None,
+) -> None:
     """Write `model` to `folder` (any URI), replacing what is there. No Spark job.
 
-    `training` is kept with it, for `training`: how it was trained.
+    Kept with it: `training`, how it was trained; `made_of`, version and commit of each table that it
+    follows from. The functions of these names give them back.
     """
     storage.remove(folder)
     arrays = {"items": model.items, **model.arrays()}
@@ -50,6 +56,7 @@ def save(model: RecommenderModel, folder: str, training: dict[str, Any] | None =
             "cutoff": model.cutoff.isoformat(),
             "arrays": described,
             "training": training,
+            "made_of": made_of,
         },
     )
     storage.mark_complete(folder)
@@ -80,6 +87,11 @@ def training(folder: str) -> dict[str, Any] | None:
     """Return what `save` was given about the training of the model in `folder`."""
     found: dict[str, Any] | None = _metadata(folder)["training"]
     return found
+
+
+def made_of(folder: str) -> dict[str, Any]:
+    """Return table -> [version, commit], as `save` was given them; {} where it was given none."""
+    return dict(_metadata(folder).get("made_of") or {})
 
 
 def _metadata(folder: str) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from pyspark.sql import functions as F
 
@@ -12,7 +14,7 @@ from recspark.config import Config, digest
 from recspark.data import features
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before
-from recspark.errors import StageOrderError
+from recspark.errors import ArtifactError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions, RecommenderModel
 from recspark.models.registry import make, spec_of
@@ -26,7 +28,6 @@ from recspark.train.curve import Curve
 _DATA_MODULES = ("recspark.data.features", "recspark.data.interactions")
 # In the detail of the row of `train`, beside cutoff -> folder of the artifact:
 RECIPE = "recipe"  # what made them but their data
-ITEM_IDS = "item_ids"  # version and commit of the dictionary whose integers they hold
 BACKTEST_OF = (
     "backtest_of_run"  # the run whose artifact the backtest takes, where it is not this one
 )
@@ -37,7 +38,8 @@ def fit(context: RunContext, model: str, cutoff: datetime) -> str:
     """Fit one model on everything before `cutoff`, or find it fitted; return its artifact's folder."""
     recommender = make(model, context.config.settings_of(model))
     folder = artifact_folder(context, model, cutoff)
-    if not context.force and storage.is_complete(folder):
+    made_of = _made_of(context, model)
+    if not context.force and _is_of(folder, made_of):
         context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code")
         return folder
     data = dataset(context, cutoff, recommender.training_table)
@@ -49,7 +51,7 @@ def fit(context: RunContext, model: str, cutoff: datetime) -> str:
         record=told.append,
     )
     fitted = recommender.fit(data, options)
-    artifacts.save(fitted, folder, told[0].to_dict() if told else None)
+    artifacts.save(fitted, folder, told[0].to_dict() if told else None, made_of)
     storage.remove(options.scratch)
     return folder
 
@@ -96,8 +98,7 @@ def recipe(config: Config, model: str) -> str:
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return where the model of this cutoff is kept, if it is fitted on the data that this run reads."""
     config = context.config
-    tables = ("histories", "item_features", "items", *_training(config, model))
-    inputs = {table: context.version(table) for table in tables}
+    inputs = {table: context.version(table) for table in _inputs(config, model)}
     key = digest({"recipe": recipe(config, model), "inputs": inputs})
     return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
 
@@ -107,8 +108,26 @@ def artifact_name(folder: str) -> str:
     return "/".join(folder.rsplit("/", 3)[1:])
 
 
-def _training(config: Config, model: str) -> tuple[str, ...]:
-    return spec_of(model, config.settings_of(model)).training
+def _inputs(config: Config, model: str) -> tuple[str, ...]:
+    """Return the tables that a model is fitted on."""
+    training = spec_of(model, config.settings_of(model)).training
+    return ("histories", "item_features", "items", *training)
+
+
+def _made_of(context: RunContext, model: str) -> dict[str, Any]:
+    """Return version and commit of what a model is fitted on, and of the dictionary of its items."""
+    tables = (*_inputs(context.config, model), "item_ids")
+    return {table: context.catalog.identity(table, context.version(table)) for table in tables}
+
+
+def _is_of(folder: str, made_of: Mapping[str, Any]) -> bool:
+    """Return whether a whole artifact lies there, made of these commits: a table put back from a
+    backup has other commits of the same numbers.
+    """
+    try:
+        return storage.is_complete(folder) and artifacts.made_of(folder) == made_of
+    except ArtifactError:  # it is damaged: it is made again
+        return False
 
 
 @dataclass(frozen=True)
@@ -136,14 +155,23 @@ def backtest_artifact(context: RunContext, model: str) -> Kept:
     day = f"{context.backtest_cutoff:%Y-%m-%d}"
     made_by = recipe(context.config, model)
     for row in context.runlog.trained(night, model):
-        kept, items = row.detail.get(day), row.detail.get(ITEM_IDS)
-        if row.detail.get(RECIPE) != made_by or kept is None or items is None:
+        kept = row.detail.get(day)
+        if row.detail.get(RECIPE) != made_by or kept is None:
             continue
         folder = _folder(context, kept)
-        now = context.version(ITEM_IDS)
-        if storage.is_complete(folder) and context.catalog.extends(ITEM_IDS, now, items):
+        if storage.is_complete(folder) and _has_items_of(context, folder):
             return Kept(folder, row.run_id)
     return Kept(artifact_folder(context, model, context.backtest_cutoff), None)
+
+
+def _has_items_of(context: RunContext, folder: str) -> bool:
+    """Return whether the integers of a model's items stand for the same items now."""
+    try:
+        then = artifacts.made_of(folder).get("item_ids")
+    except ArtifactError:
+        return False
+    now = context.version("item_ids")
+    return then is not None and context.catalog.extends("item_ids", now, then)
 
 
 def artifacts_of(context: RunContext, row: RunRow) -> list[str]:

@@ -7,7 +7,7 @@ the row of another run of the night.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,11 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
     "train": ("features", "evaluate.horizon_days"),
     "recommend": ("features", "evaluate", "publish", "n_candidates"),
 }
-IDENTITY = "identity"  # in the detail of a row: digest of the settings that the stage read
+# In the detail of a row:
+IDENTITY = (
+    "identity"  # digest of the settings that the stage read, and of the commits of its inputs
+)
+COMMITS = "commits"  # table -> the commit that the stage left it at
 _MODULE = "recspark.pipeline.stages."
 # stage -> the table that holds its rows: a slice of it without a file has lost them
 _ROWS = {"recommend": "candidates", "evaluate": "metrics", "publish": "recommendations"}
@@ -64,7 +68,8 @@ class Work:
     ----------
     inputs : table -> version
     code : digest of the modules that it runs
-    identity : digest of the settings that it reads; None where it reads all of them
+    identity : digest of the settings that it reads, and of the commits of its inputs: a table put
+        back from a backup has other commits of the same numbers. None where it reads all settings
     """
 
     stage: Stage
@@ -77,13 +82,12 @@ class Work:
     def of(cls, context: RunContext, stage: Stage, model: str) -> Work:
         """Return the work of one stage; `context` is that of the stage."""
         versions = {t: context.version(t) for t in tables_read(context.config, stage)}
-        return cls(
-            stage,
-            model,
-            {table: version for table, version in versions.items() if version is not None},
-            stage_code(context.config, stage, model),
-            settings_identity(context, stage, model),
-        )
+        inputs = {table: version for table, version in versions.items() if version is not None}
+        identity = settings_identity(context, stage, model)
+        if identity is not None and stage is not STAGES[0]:
+            identity = digest([identity, commits_of(context, inputs)])
+        code = stage_code(context.config, stage, model)
+        return cls(stage, model, inputs, code, identity)
 
     @property
     def label(self) -> str:
@@ -119,7 +123,13 @@ def _of_other_runs(context: RunContext, work: Work) -> Iterator[RunRow]:
             if landing_digest(context.config.source, context.run_date) != row.detail["landing"]:
                 continue
             row = replace(row, inputs=work.inputs)
-        yield row
+        if row.detail.get(COMMITS) == commits_of(context, row.outputs):
+            yield row
+
+
+def commits_of(context: RunContext, versions: Mapping[str, int]) -> dict[str, Any]:
+    """Return table -> id of the commit of its version; None where its log does not have that."""
+    return {table: context.catalog.identity(table, v)[1] for table, v in versions.items()}
 
 
 def tables_read(config: Config, stage: Stage) -> tuple[str, ...]:

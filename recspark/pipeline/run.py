@@ -22,7 +22,7 @@ from recspark.pipeline.code import code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import STAGES, Stage, needed_models, needed_tasks, plan
 from recspark.pipeline.process import peak_memory_mb
-from recspark.pipeline.reuse import IDENTITY, Work, recorded
+from recspark.pipeline.reuse import COMMITS, IDENTITY, Work, commits_of, recorded
 from recspark.pipeline.runlog import FAILED, OK, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features
 from recspark.pipeline.stages.evaluate import evaluate
@@ -146,7 +146,8 @@ def _run(context: RunContext, work: Work, started_at: datetime) -> StageResult:
         kept = {t: v for t, v in done.outputs.items() if t in stayed}
         result = replace(result, outputs={**result.outputs, **kept})
     if work.identity is not None:
-        result = replace(result, detail={**result.detail, IDENTITY: work.identity})
+        about = {IDENTITY: work.identity, COMMITS: commits_of(context, result.outputs)}
+        result = replace(result, detail={**result.detail, **about})
     return result
 
 

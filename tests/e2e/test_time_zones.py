@@ -26,7 +26,7 @@ from recspark.report.answers import bought
 from recspark.session import together
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.spark_reader import reader_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_commits
 from tests.e2e.test_odd_nights import settings_of
 
 pytestmark = pytest.mark.spark
@@ -59,7 +59,7 @@ def tables(spark: SparkSession, folder: Path) -> dict[str, list[str]]:
     for table, version in catalog.versions().items():
         rows = catalog.read(table, version).drop(*MEASURED.get(table, ()))
         texts = rows.select(F.to_json(F.struct("*"))).collect()
-        out[table] = sorted(r[0].replace(str(folder), "") for r in texts)
+        out[table] = sorted(without_commits(r[0].replace(str(folder), "")) for r in texts)
     return out
 
 

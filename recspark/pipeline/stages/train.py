@@ -11,7 +11,6 @@ from recspark.models import artifacts
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     BACKTEST_OF,
-    ITEM_IDS,
     NOT_FITTED,
     RECIPE,
     artifact_name,
@@ -34,10 +33,7 @@ def train(context: RunContext, model: str) -> StageResult:
     may have nothing, or not enough for this model, before that cutoff: then there is no backtest of
     it, which `detail` says, and the published lists are made all the same.
     """
-    detail: dict[str, Any] = {
-        RECIPE: recipe(context.config, model),
-        ITEM_IDS: context.catalog.identity("item_ids", context.version("item_ids")),
-    }
+    detail: dict[str, Any] = {RECIPE: recipe(context.config, model)}
     curves: dict[str, Curve] = {}
     n_models = 0
     for cutoff in (context.backtest_cutoff, context.cutoff):
