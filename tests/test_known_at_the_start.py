@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from recspark import session
 from recspark.cli import app
 from recspark.errors import ConfigError, MissingLandingError, RecsparkError, SetupError
+from recspark.pipeline import run
 from recspark.pipeline.job import run_job
 from tests.conftest import NIGHT, ROOT
 
@@ -31,7 +32,7 @@ def no_spark(monkeypatch: pytest.MonkeyPatch) -> None:
     def build_session(*_: object) -> None:
         raise SparkWasStarted
 
-    monkeypatch.setattr(session, "build_session", build_session)
+    monkeypatch.setattr(run, "build_session", build_session)
 
 
 def outcome(*words: str) -> BaseException | None:

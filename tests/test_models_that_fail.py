@@ -65,7 +65,11 @@ class Night:
         self.version = 0
         self.context = RunContext(
             spark=None,  # type: ignore[arg-type]
-            catalog=SimpleNamespace(commits={"candidates": 0}, root="/tables"),  # type: ignore[arg-type]
+            catalog=SimpleNamespace(
+                commits={"candidates": 0},
+                root="/tables",
+                identity=lambda _, version: [version, "x"],
+            ),  # type: ignore[arg-type]
             config=load_config("test", SETTINGS),
             run_date=date(2024, 5, 31),
             run_id="run",

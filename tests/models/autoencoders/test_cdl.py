@@ -18,6 +18,7 @@ from recspark.models.base import FitOptions
 from recspark.testing import synth
 from recspark.train.curve import Curve
 from recspark.train.feed import Batch
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.torch
 SETTINGS = CdlSettings(
@@ -25,7 +26,7 @@ SETTINGS = CdlSettings(
     unobserved_weight=0.05,
 )  # fmt: skip
 SHORT = {"hidden_sizes": [4, 3], "sweeps": 1, "epochs": 2, "pretraining_epochs": 1, "n_blocks": 1}
-SHIPPED = Path(__file__).parents[2] / "conf" / "models" / "cdl.yaml"
+SHIPPED = ROOT / "conf" / "models" / "cdl.yaml"
 N_WORDS = 6
 TEXTS = np.array([[0.5, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0.25, 0, 1, 0, 0]])
 
