@@ -147,7 +147,7 @@ def test_a_local_session_listens_to_its_machine_and_runs_its_own_modules(tmp_pat
         env={**os.environ, "RECSPARK_CONF": str(ROOT / "conf"), "SPARK_LOCAL_DIRS": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert "SEEN" in run.stdout, run.stdout + run.stderr
