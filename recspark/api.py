@@ -41,7 +41,7 @@ from recspark.data.interactions import before, interactions, queries
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SchemaError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions, RecommenderModel, check_k
-from recspark.models.registry import make, spec_of
+from recspark.models.registry import make, model_spec
 
 _IDS = (StringType, ByteType, ShortType, IntegerType, LongType)
 _ANY_DAY = date(1970, 1, 1)  # dictionaries carry the night that first saw an id; here there is none
@@ -174,7 +174,7 @@ class Fitted:
         Raises ModelError where the algorithm gives none (`recspark models`: tag `neighbours`).
         """
         check_k(k)
-        spec = spec_of(self.algorithm, {})
+        spec = model_spec(self.algorithm)
         if "neighbours" not in spec.tags:
             raise ModelError(f"{self.algorithm} gives no neighbours of items")
         theirs = self._items.select(

@@ -106,8 +106,7 @@ def lists_code(context: RunContext) -> str:
     """Return the digest of the code that makes tonight's lists: of the stages, and of the models of
     the ladder.
     """
-    publish = context.config.publish
-    algorithms = algorithm_code(context.config, publish.model, *publish.ladder)
+    algorithms = algorithm_code(context.config, *context.config.publish.steps)
     return digest([algorithms, code_digest(*_LIST_MODULES)])
 
 

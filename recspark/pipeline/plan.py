@@ -113,8 +113,7 @@ def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[
 
 def needed_models(config: Config) -> frozenset[str]:
     """Return the models without which nothing is published; any other may fail alone."""
-    publish = config.publish
-    names = (publish.model, *publish.ladder, publish.neighbours_model)
+    names = (*config.publish.steps, config.publish.neighbours_model)
     return frozenset(name for name in names if name is not None)
 
 

@@ -50,9 +50,7 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
     "recommend": ("features", "evaluate", "publish", "n_candidates"),
 }
 # In the detail of a row:
-IDENTITY = (
-    "identity"  # digest of the settings that the stage read, and of the commits of its inputs
-)
+IDENTITY = "identity"  # as in `Work`
 COMMITS = "commits"  # table -> the commit that the stage left it at
 _MODULE = "recspark.pipeline.stages."
 # stage -> the table that holds its rows: a slice of it without a file has lost them
@@ -117,8 +115,10 @@ def _of_other_runs(context: RunContext, work: Work) -> Iterator[RunRow]:
             continue
         if work.stage is STAGES[0]:
             # Ingest writes what it reads: it would write nothing again where all is as it left it.
-            newest = context.catalog.versions()
-            if any(context.pins.get(t, newest.get(t)) != v for t, v in row.outputs.items()):
+            if any(
+                (context.pins[t] if t in context.pins else context.catalog.version(t)) != v
+                for t, v in row.outputs.items()
+            ):
                 continue
             if landing_digest(context.config.source, context.run_date) != row.detail["landing"]:
                 continue
