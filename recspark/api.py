@@ -40,7 +40,7 @@ from recspark.data.ids import new_ids
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SchemaError
 from recspark.eval import evaluate as scoring
-from recspark.models.base import FitOptions, RecommenderModel, check_k
+from recspark.models.base import FitOptions, RetrieverModel, check_k
 from recspark.models.registry import make, model_spec
 
 _IDS = (StringType, ByteType, ShortType, IntegerType, LongType)
@@ -81,7 +81,10 @@ def fit(
     of another type, or without a value in some row, EmptyDataError without an event before the
     cutoff. `events` are read three times; histories and ids stay persisted until `close`.
     """
-    recommender = make(algorithm, settings)
+    unfitted = make(algorithm, settings)
+    spec = model_spec(algorithm)
+    if spec.kind != "retriever":
+        raise ConfigError(f"{algorithm} is a {spec.kind}: it is built on other models, in a night")
     types = _check_columns(events, {"user": _IDS, "item": _IDS, "time": (TimestampType,)})
     newest = _check_rows(events)
     cutoff = cutoff_of(newest.date()) if cutoff is None else _utc(cutoff)
@@ -106,13 +109,17 @@ def fit(
             items=catalogue,
             user_features=features.user_features(sliced, cutoff).drop("cutoff"),
             item_features=features.item_features(sliced, catalogue, cutoff).drop("cutoff"),
-            training=_training_set(recommender.training_table, sliced, cutoff, place, ranks),
+            training={
+                table: _training_set(table, sliced, cutoff, place, ranks)
+                for table in unfitted.training_tables
+            },
         )
         options = FitOptions(
             train=Train(ranks=ranks, seed=seed),  # type: ignore[call-arg]
             scratch=storage.join(place, "checkpoints"),
         )
-        model = recommender.fit(data, options)
+        model = unfitted.fit(data, options)
+        assert isinstance(model, RetrieverModel)
     except BaseException:
         for frame in kept:
             frame.unpersist()
@@ -130,12 +137,12 @@ class Fitted:
     Parameters
     ----------
     algorithm : its name
-    model : what answers in integers (`recspark.models.base.RecommenderModel`)
+    model : what answers in integers (`recspark.models.base.RetrieverModel`)
     data : what it was fitted on
     """
 
     algorithm: str
-    model: RecommenderModel
+    model: RetrieverModel
     data: Dataset
     _users: DataFrame = field(repr=False)
     _items: DataFrame = field(repr=False)
@@ -347,11 +354,9 @@ def _histories(events: DataFrame, users: DataFrame, items: DataFrame) -> DataFra
 
 
 def _training_set(
-    table: str | None, sliced: DataFrame, cutoff: datetime, place: str, ranks: int
-) -> TrainingSet | None:
+    table: str, sliced: DataFrame, cutoff: datetime, place: str, ranks: int
+) -> TrainingSet:
     """Write the training set that a network reads below `place`."""
-    if table is None:
-        return None
     if table not in windows.TRAINING_TABLES:
         what = "the words of items" if table == texts.TABLE else "what was shown to users"
         raise ModelError(f"this model learns from {what}, which events alone do not have")

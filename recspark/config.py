@@ -575,6 +575,34 @@ class Evaluate(Section):
     )
 
 
+class Examples(Section):
+    """What rankers learn from: the candidates of earlier cutoffs, and what their users did then."""
+
+    every_days: int = Field(
+        7,
+        ge=1,
+        le=3650,
+        description="days between the cutoffs of the grid, counted from 1970-01-01: 7 gives Thursdays. "
+        "Habit: a week",
+    )
+    n_cutoffs: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="newest cutoffs of the grid whose horizon has ended before the lists' cutoff. Guess",
+    )
+    n_negatives: int = Field(
+        30,
+        ge=1,
+        le=10_000,
+        description="candidates kept of each user and cutoff that were not acted on, a seeded hash "
+        "sample. Guess",
+    )
+    max_users: int = Field(
+        200_000, ge=1, description="users of a cutoff; above it a seeded hash sample of them. Guess"
+    )
+
+
 class Publish(Section):
     """Which list is published, and what refuses it."""
 
@@ -645,10 +673,12 @@ class Config(Section):
     model_settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="model to its settings, over conf/models and conf/tuned; in --set `models.<name>.`. "
-        "`algorithm` among them names what it is, where that is not the model's own name",
+        "`algorithm` among them names what it is, where that is not the model's own name; `needs` lists the "
+        "night's models that it is built on; `kind` says what a class from outside is",
     )
     train: Train = Train()  # type: ignore[call-arg]
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
+    examples: Examples = Examples()  # type: ignore[call-arg]
     publish: Publish = Publish()  # type: ignore[call-arg]
     tune: Tune = Tune()  # type: ignore[call-arg]
     keep_nights: int = Field(
@@ -692,15 +722,68 @@ class Config(Section):
         twice = sorted({name for name in self.models if self.models.count(name) > 1})
         if twice:
             wrong.append(f"models names {twice} twice")
+        wrong += self._wrong_needs()
         if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
             wrong.append("n_candidates must be at least publish.k and every evaluate.ks")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
 
+    def _wrong_needs(self) -> list[str]:
+        """Return what is wrong with what the night's models say they are built on."""
+        wrong = []
+        for model in self.models:
+            needs = self.settings_of(model).get("needs", [])
+            if not isinstance(needs, list) or not all(isinstance(name, str) for name in needs):
+                wrong.append(f"models.{model}.needs = {needs!r} is no list of names")
+                return wrong
+            wrong += [
+                f"models.{model}.needs names '{name}', which is not among models {list(self.models)}."
+                f"{suggest(name, self.models)}"
+                for name in needs
+                if name not in self.models
+            ]
+            if len({*needs}) < len(needs):
+                wrong.append(f"models.{model}.needs names a model twice: {needs}")
+        if not wrong and (circle := self._circle_of_needs()):
+            wrong.append(f"models need one another in a circle: {' -> '.join(circle)}")
+        return wrong
+
+    def _circle_of_needs(self) -> list[str]:
+        """Return models of which each needs the next, and the last the first; [] where none do."""
+        checked: set[str] = set()
+
+        def walk(model: str, path: list[str]) -> list[str]:
+            if model in path:
+                return [*path[path.index(model) :], model]
+            if model in checked:
+                return []
+            found: list[str] = []
+            for name in self.needs_of(model):
+                found = found or walk(name, [*path, model])
+            checked.add(model)
+            return found
+
+        return next((found for model in self.models if (found := walk(model, []))), [])
+
     def settings_of(self, model: str) -> dict[str, Any]:
         """Return the settings of one of the night's models, as the layers give them."""
         return self.model_settings.get(model, {})
+
+    def needs_of(self, model: str) -> tuple[str, ...]:
+        """Return the night's models that one of them is built on, as its settings name them."""
+        return tuple(self.settings_of(model).get("needs", ()))
+
+    def with_needs(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Return `models`, and all that they are built on, in the night's order."""
+        wanted: set[str] = set()
+        waiting = list(models)
+        while waiting:
+            model = waiting.pop()
+            if model not in wanted:
+                wanted.add(model)
+                waiting += self.needs_of(model)
+        return tuple(model for model in self.models if model in wanted)
 
     def secrets(self) -> dict[str, str]:
         """Return the free settings whose name says that they hold a secret, name to value."""
@@ -752,6 +835,17 @@ def digest(data: object, length: int = 16) -> str:
     """
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def on_grid(moment: datetime, every_days: int) -> datetime:
+    """Return the newest midnight UTC, not after `moment`, of those `every_days` apart since 1970-01-01.
+
+    >>> on_grid(datetime(2010, 11, 30, 12, tzinfo=UTC), 7).isoformat()
+    '2010-11-25T00:00:00+00:00'
+    """
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    days = (moment - epoch).days
+    return epoch + timedelta(days=days - days % every_days)
 
 
 def cutoff_of(run_date: date) -> datetime:

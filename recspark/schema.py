@@ -172,6 +172,28 @@ ITEM_FEATURES = columns(
     category=STRINGS,
 )
 
+SOURCE_OF_EXAMPLE = columns(model=STRING, rank=INT, score=FLOAT)
+
+EXAMPLES = columns(
+    cutoff=TIMESTAMP,
+    model=STRING,  # the ranker that learns from them
+    user_idx=LONG,
+    item_idx=INT,
+    label=FLOAT,  # weight of what the user did with the item in the horizon; 0 = nothing
+    sources=ArrayType(SOURCE_OF_EXAMPLE),  # which retrievers proposed the item
+    numbers=ArrayType(FLOAT),
+    fields=ArrayType(INT),
+)
+
+ITEM_VECTORS = columns(
+    encoder=STRING,
+    artifact=STRING,  # the fitted encoder: cutoff and key of its artifact
+    item_idx=INT,
+    content=STRING,  # digest of what was encoded
+    vector=ArrayType(FLOAT),  # null = the encoder has none for this content
+    encoded_date=DATE,
+)
+
 TRAINING_BAGS = columns(
     cutoff=TIMESTAMP,
     user_idx=LONG,
@@ -323,6 +345,16 @@ TUNING = columns(
 
 QUERIES = columns(user_idx=LONG, history=HISTORY, seen=ITEM_IDXS)
 RECOMMENDED = columns(user_idx=LONG, item_idx=INT, rank=INT, score=FLOAT)
+# Features in code: numbers, missing = NaN, and fields, missing = 0, unknown = 1.
+ENCODED = columns(numbers=ArrayType(FLOAT), fields=ArrayType(INT))
+# What a ranker scores, and its answer.
+PAIRS = columns(user_idx=LONG, item_idx=INT, numbers=ArrayType(FLOAT), fields=ArrayType(INT))
+SCORED = columns(user_idx=LONG, item_idx=INT, score=FLOAT)
+# What an encoder reads of an item, and its answer.
+CONTENT = columns(
+    item_idx=INT, item_name=STRING, category=STRINGS, price=DOUBLE, text=STRING, media=STRINGS
+)
+VECTORS = columns(item_idx=INT, vector=ArrayType(FLOAT))
 PREDICTED = columns(user_idx=LONG, item_idx=INT, rating=FLOAT, predicted=FLOAT)
 NEIGHBOURS = columns(item_idx=INT, rank=INT, neighbour_idx=INT, score=FLOAT)
 

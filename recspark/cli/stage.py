@@ -39,6 +39,6 @@ def stage(
         app=f"recspark {name}",
         what=f"stage {name} of the night",
     ) as (context, _):
-        models = chosen.models(context.config.models, asked)
+        models = chosen.models(context.config, asked)
         for error in execute_models(context, chosen, models).values():
             raise error

@@ -76,6 +76,7 @@ class QueryBlock:
     user_idx: Array  # int64 (n,)
     history: Histories
     seen: Ragged  # item_idx int32; to mask
+    features: pa.StructArray | None = None  # as `encoded.parse_encoded` reads; None = not asked for
 
     def __len__(self) -> int:
         return len(self.user_idx)
@@ -96,10 +97,12 @@ def micros(moment: datetime) -> int:
 def parse_queries(batch: pa.RecordBatch) -> QueryBlock:
     """Return the arrays of a batch of `schema.QUERIES`; null lists count as empty."""
     seen_start, seen = _list(batch.column("seen"))
+    has_features = batch.schema.get_field_index("features") >= 0
     return QueryBlock(
         user_idx=_numpy(batch.column("user_idx"), np.int64),
         history=parse_histories(batch.column("history")),
         seen=Ragged(seen_start, _numpy(seen, np.int32)),
+        features=batch.column("features") if has_features else None,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 
 from recspark.data.blocks import Array
-from recspark.errors import EmptyDataError
+from recspark.data.encoded import Encoding
+from recspark.errors import EmptyDataError, ModelError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,22 @@ def _rows_of(uri: str) -> int:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """What a ranker learns from.
+
+    Parameters
+    ----------
+    rows : cutoff, user_idx, item_idx, label float (0 = the user did nothing with the item in the
+        horizon after the cutoff), numbers array<float>, fields array<int>; horizons ended before the
+        cutoff of the data that these are part of
+    encoding : of `numbers` and `fields`
+    """
+
+    rows: DataFrame
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Everything before `cutoff`, and nothing after it; frames are lazy and from pinned versions.
 
@@ -63,8 +80,11 @@ class Dataset:
     items : item_idx int, item_id, item_name, category, price, text: items with an event before
         cutoff
     user_features, item_features : as in the tables, without `cutoff`
-    training : files of the fixed-length training set that the model asks for
-        (`Recommender.training_table`); None where it asks for none
+    training : table to the files of its fixed-length training set, of the tables that the model asks
+        for (`Algorithm.training_tables`)
+    vectors : encoder to `item_idx, vector array<float>` of the items as they were before the cutoff, of
+        the encoders that the model needs; an item may have none
+    examples : of a ranker; None for other models
     """
 
     cutoff: datetime
@@ -73,7 +93,18 @@ class Dataset:
     items: DataFrame
     user_features: DataFrame
     item_features: DataFrame
-    training: TrainingSet | None = None
+    training: Mapping[str, TrainingSet] = field(default_factory=dict)
+    vectors: Mapping[str, DataFrame] = field(default_factory=dict)
+    examples: Examples | None = None
+
+    def training_set(self, table: str) -> TrainingSet:
+        """Return the training set of `table`; ModelError where this data has none of it."""
+        if table not in self.training:
+            raise ModelError(
+                f"no training set '{table}' is here, but {sorted(self.training)}; run build_features "
+                "with this model among `models`, and with the settings that it has"
+            )
+        return self.training[table]
 
     def vocabulary(self) -> Array:
         """Return the eligible items' `item_idx`, int32 ascending (n_items,).

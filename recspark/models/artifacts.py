@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from recspark import storage
 from recspark.data.blocks import Array
 from recspark.errors import ArtifactError
-from recspark.models.base import RecommenderModel
+from recspark.models.base import FittedModel
 from recspark.models.registry import ModelSpec
 from recspark.version import __version__
 
@@ -26,7 +26,7 @@ _AGAIN = "train the model again: run the night with --force"
 
 
 def save(
-    model: RecommenderModel,
+    model: FittedModel,
     folder: str,
     training: dict[str, Any] | None = None,
     made_of: dict[str, Any] | None = None,
@@ -37,7 +37,7 @@ def save(
     follows from. The functions of these names give them back.
     """
     storage.remove(folder)
-    arrays = {"items": model.items, **model.arrays()}
+    arrays = model.saved_arrays()
     described = {}
     for name, array in arrays.items():
         array = np.ascontiguousarray(array)
@@ -62,7 +62,7 @@ def save(
     storage.mark_complete(folder)
 
 
-def load(folder: str, spec: ModelSpec) -> RecommenderModel:
+def load(folder: str, spec: ModelSpec) -> FittedModel:
     """Return the model of registry line `spec` saved in `folder`.
 
     Arrays of a local folder are memory-mapped: workers on a machine that sees it share them.
@@ -76,7 +76,7 @@ def load(folder: str, spec: ModelSpec) -> RecommenderModel:
     try:
         settings = spec.load().settings_class(**metadata["settings"])
         cutoff = datetime.fromisoformat(metadata["cutoff"])
-        return spec.load_model().from_arrays(settings, cutoff, arrays.pop("items"), arrays)
+        return spec.load_model().restored(settings, cutoff, arrays)
     except (KeyError, ValidationError) as error:
         raise ArtifactError(
             f"{folder}: does not fit {spec.model}: {error}; train it again"
@@ -120,5 +120,5 @@ def _file(folder: str, name: str) -> str:
     return storage.join(folder, f"{name}.npy")
 
 
-def _class_path(kind: type[RecommenderModel]) -> str:
+def _class_path(kind: type[FittedModel]) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"

@@ -81,17 +81,25 @@ def fit_network(
     settings: NeuralSettings,
     items: Array,
     train_rank: Callable[[Comm, Job], Trained],
+    *,
+    table: str | None = None,
 ) -> Trained:
     """Run `train_rank` on every rank; return what rank 0 returned; its curve goes to `options.record`.
 
-    `train_rank` is a module-level function: it travels to the executors. Raises ModelError where
-    `data` has no training set, FeedError where it is empty, and what a rank raises. Driver: the
-    weights.
+    `train_rank` is a module-level function: it travels to the executors. `table` : the training set
+    that the ranks read, of a model that has several. Raises ModelError where `data` does not have
+    it, FeedError where it is empty, and what a rank raises. Driver: the weights.
     """
-    if data.training is None:
-        raise ModelError(f"{name}: this data has no training set; run build_features with it")
+    if table is None:
+        if len(data.training) != 1:
+            raise ModelError(
+                f"{name}: this data has the training sets {sorted(data.training)}, and one is read; run "
+                "build_features with this model among `models`"
+            )
+        [table] = data.training
+    whole = data.training_set(table)
     train = options.train
-    training, held_out = split_files(data.training, settings.validation, train.ranks)
+    training, held_out = split_files(whole, settings.validation, train.ranks)
     loop = LoopOptions(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -107,9 +115,9 @@ def fit_network(
         identity={
             "model": name,
             "settings": settings.model_dump(),
-            "table": data.training.table,
-            "version": data.training.version,
-            "files": digest(data.training.files),
+            "table": whole.table,
+            "version": whole.version,
+            "files": digest(whole.files),
             "items": digest(items.tolist()),
             "train": train.arithmetic(),
         },

@@ -11,11 +11,11 @@ from pyspark.sql import DataFrame
 from recspark import schema
 from recspark.data.blocks import parse_queries
 from recspark.errors import ModelError
-from recspark.models.base import RecommenderModel
+from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 
 
-def predicted(model: RecommenderModel, asked: DataFrame) -> DataFrame:
+def predicted(model: RetrieverModel, asked: DataFrame) -> DataFrame:
     """Return `user_idx, item_idx, rating, predicted`: `schema.PREDICTED`, a row per asked item.
 
     Parameters
@@ -40,11 +40,7 @@ def predicted(model: RecommenderModel, asked: DataFrame) -> DataFrame:
             counts = wanted.value_lengths().fill_null(0).to_numpy()
             row, pairs = np.repeat(np.arange(len(block)), counts), wanted.flatten()
             item = pairs.field("item_idx").to_numpy()
-            local = topk.local_index(vocabulary, item)
-            scores = scorer.score(block)
-            known = (local >= 0) & scores.known[row]
-            found = np.full(len(row), np.nan)
-            found[known] = scores.exact(row[known], local[known])
+            found, known = topk.pair_scores(block, vocabulary, scorer, row, item)
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(block.user_idx[row], pa.int64()),

@@ -1,7 +1,8 @@
 """Every algorithm that recspark knows: one line each; and one from outside, by its class path.
 
 A model's name is its user's own: `conf/models/NAME.yaml` may say `algorithm:`, so that one night
-compares two settings of one algorithm, or brings a class from another package.
+compares two settings of one algorithm, or brings a class from another package. Importing this module
+imports no algorithm, neither Spark nor torch: the plan of a night reads it.
 """
 
 from __future__ import annotations
@@ -9,30 +10,37 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from recspark.errors import ConfigError, suggest
-from recspark.models.base import Recommender, RecommenderModel, Settings
+from recspark.models.kinds import KINDS, Kind
 
-ALGORITHM = "algorithm"  # the key of a model's settings that names its algorithm
-Kind = Literal["retriever"]
+if TYPE_CHECKING:
+    from recspark.models.base import Algorithm, FittedModel, Settings
+
+# Keys of a model's settings in a night that are no settings of its algorithm:
+ALGORITHM = "algorithm"  # which algorithm it is, where that is not the model's own name
+KIND = (
+    "kind"  # of an algorithm from outside: retriever (also where nothing is said), ranker, encoder
+)
+NEEDS = "needs"  # the night's models that it is built on
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """One registry line; classes are named by path so that listing models imports none of them.
 
-    `kind`: what a fitted model does; a retriever answers from the whole catalogue. `source`: the
-    paper.
+    `kind`: what a fitted model does; a retriever answers from the whole catalogue, a ranker scores
+    given pairs, an encoder gives items vectors. `source`: the paper.
 
     Tags: `personal` (lists differ by user), `neural` (trains through `recspark.train`),
     `neighbours` (gives item neighbours), `cold_users` (answers users without events), `decay` (a
     setting `half_life_days` decays events). `training`: the training tables that its settings may
-    make it read; build_features writes the one that they do.
+    make it read; build_features writes those that they do.
     """
 
     name: str
-    recommender: str  # module:class, of the settings-only class
+    algorithm_class: str  # module:class, of the settings-only class
     model: str  # module:class, of the fitted class
     tags: frozenset[str]
     training: tuple[str, ...] = ()
@@ -42,16 +50,16 @@ class ModelSpec:
     @property
     def modules(self) -> tuple[str, str]:
         """The modules of both classes."""
-        return self.recommender.partition(":")[0], self.model.partition(":")[0]
+        return self.algorithm_class.partition(":")[0], self.model.partition(":")[0]
 
-    def load(self) -> type[Recommender[Settings]]:
+    def load(self) -> type[Algorithm[Settings]]:
         """Import and return the settings-only class."""
-        found: type[Recommender[Settings]] = _import(self.recommender)
+        found: type[Algorithm[Settings]] = _import(self.algorithm_class)
         return found
 
-    def load_model(self) -> type[RecommenderModel]:
+    def load_model(self) -> type[FittedModel]:
         """Import and return the fitted class."""
-        found: type[RecommenderModel] = _import(self.model)
+        found: type[FittedModel] = _import(self.model)
         return found
 
 
@@ -62,10 +70,11 @@ def _line(
     *tags: str,
     training: tuple[str, ...] = (),
     source: str = "",
+    kind: Kind = "retriever",
 ) -> ModelSpec:
     module = f"recspark.models.{family}.{name}"
-    recommender, model = f"{module}:{classes}", f"{module}:{classes}Model"
-    return ModelSpec(name, recommender, model, frozenset(tags), training, source)
+    algorithm, model = f"{module}:{classes}", f"{module}:{classes}Model"
+    return ModelSpec(name, algorithm, model, frozenset(tags), training, source, kind)
 
 
 _BAGS = ("training_bags",)
@@ -131,7 +140,7 @@ def model_spec(algorithm: str) -> ModelSpec:
     """Return the registry line of `algorithm`, or one made of the class that it is the path of.
 
     Raises ConfigError with a suggestion where there is none of that name, and where
-    `package.module:Class` cannot be imported or is no Recommender with a `model_class`.
+    `package.module:Class` cannot be imported or is no Algorithm with a `model_class`.
     """
     if ":" in algorithm:
         return _from_outside(algorithm)
@@ -141,25 +150,49 @@ def model_spec(algorithm: str) -> ModelSpec:
 
 
 def spec_of(name: str, settings: Mapping[str, Any]) -> ModelSpec:
-    """Return the registry line of a night's model: of its `algorithm`, else of its own name."""
+    """Return the registry line of a night's model: of its `algorithm`, else of its own name.
+
+    Raises ConfigError as `model_spec`, and where `kind` among the settings is not that of the class.
+    """
     algorithm = settings.get(ALGORITHM, name)
     if not isinstance(algorithm, str):
         raise ConfigError(f"model '{name}': {ALGORITHM} = {algorithm!r} is no name")
     try:
-        return model_spec(algorithm)
+        spec = model_spec(algorithm)
     except ConfigError as error:
         if algorithm == name:
             raise
         raise ConfigError(f"model '{name}': {error}") from None
+    if kind_of(name, settings) != spec.kind:
+        raise ConfigError(
+            f"model '{name}': {algorithm} is a {spec.kind}; say so in its settings, {KIND}: {spec.kind}"
+        )
+    return spec
 
 
-def make(name: str, settings: Mapping[str, Any]) -> Recommender[Settings]:
+def kind_of(name: str, settings: Mapping[str, Any]) -> Kind:
+    """Return what a night's model is, as far as its settings and the registry say: imports nothing.
+
+    A class from outside is what `kind` says, a retriever where nothing is said. Raises ConfigError
+    for a kind that there is not.
+    """
+    algorithm = settings.get(ALGORITHM, name)
+    known = MODELS.get(algorithm) if isinstance(algorithm, str) else None
+    kind = settings.get(KIND, known.kind if known else KINDS[0])
+    if kind not in KINDS:
+        raise ConfigError(f"model '{name}': {KIND} = {kind!r}: one of {', '.join(KINDS)}")
+    return kind
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Algorithm[Settings]:
     """Return a night's model `name` with `settings` over the defaults of its algorithm."""
-    values = {key: value for key, value in settings.items() if key != ALGORITHM}
+    values = {k: value for k, value in settings.items() if k not in (ALGORITHM, KIND, NEEDS)}
     return spec_of(name, settings).load().from_dict(values)
 
 
 def _from_outside(path: str) -> ModelSpec:
+    from recspark.models.base import Algorithm, FittedModel
+
     try:
         found = _import(path)
     except (ImportError, AttributeError, ValueError) as error:
@@ -167,21 +200,15 @@ def _from_outside(path: str) -> ModelSpec:
             f"algorithm '{path}' cannot be imported: {error}. Name it package.module:Class, and install "
             "the package where the driver and the executors run"
         ) from None
-    if not (isinstance(found, type) and issubclass(found, Recommender)):
-        raise ConfigError(f"algorithm '{path}' is no subclass of recspark.models.base.Recommender")
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise ConfigError(f"algorithm '{path}' is no subclass of recspark.models.base.Algorithm")
     model = getattr(found, "model_class", None)
-    if not (isinstance(model, type) and issubclass(model, RecommenderModel)):
+    if not (isinstance(model, type) and issubclass(model, FittedModel)):
         raise ConfigError(
-            f"algorithm '{path}': its class needs `model_class`, the RecommenderModel that fit gives"
+            f"algorithm '{path}': its class needs `model_class`, the fitted model that fit gives"
         )
-    return ModelSpec(
-        path,
-        path,
-        f"{model.__module__}:{model.__qualname__}",
-        found.tags,
-        found.training_tables,
-        f"class {path}",
-    )
+    fitted = f"{model.__module__}:{model.__qualname__}"
+    return ModelSpec(path, path, fitted, found.tags, source=f"class {path}", kind=model.kind)
 
 
 def _import(path: str) -> Any:

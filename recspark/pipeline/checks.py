@@ -10,7 +10,7 @@ from recspark.config import Config
 from recspark.errors import ConfigError, NoSlotsError, suggest
 from recspark.eval.kernel import METRICS
 from recspark.models.registry import make, spec_of
-from recspark.pipeline.plan import STAGES, Stage
+from recspark.pipeline.plan import STAGES, Stage, kind_of_model
 from recspark.session import most_slots
 from recspark.sources import check_places
 
@@ -22,9 +22,14 @@ def check_settings(config: Config) -> None:
     wrong = []
     for model in dict.fromkeys([*config.models, *config.model_settings]):
         try:
-            make(model, config.settings_of(model))
+            algorithm = make(model, config.settings_of(model))
+            if model in config.models:
+                kinds = {name: kind_of_model(config, name) for name in config.needs_of(model)}
+                algorithm.check_needs(kinds)
         except ConfigError as error:
             wrong.append(str(error))
+    if not wrong:
+        wrong += _encoders_that_should_list(config)
     metric = config.evaluate.metric
     if metric not in METRICS:
         wrong.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
@@ -39,6 +44,20 @@ def check_settings(config: Config) -> None:
         raise ConfigError("; ".join(wrong))
 
 
+def _encoders_that_should_list(config: Config) -> list[str]:
+    """Return what is wrong with settings that name an encoder where lists are wanted."""
+    named = {
+        "publish.model": config.publish.model,
+        "evaluate.baseline": config.evaluate.baseline,
+        **{f"publish.ladder ({step})": step for step in config.publish.ladder},
+    }
+    return [
+        f"{setting} = '{model}' is an encoder, which gives vectors and no lists"
+        for setting, model in named.items()
+        if kind_of_model(config, model) == "encoder"
+    ]
+
+
 def check_landing(config: Config, run_date: date) -> None:
     """Raise MissingLandingError, or SourceError, where the landing of a night that has not begun is
     not there; a night that has begun may have taken it in, and nobody needs it again.
@@ -50,7 +69,7 @@ def check_landing(config: Config, run_date: date) -> None:
 
 def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[str] = ()) -> None:
     """Raise what is wrong with a stage that is asked for, as far as it is known without Spark."""
-    stage.models(config.models, asked)
+    stage.models(config, asked)
     if stage is STAGES[0]:
         check_landing(config, run_date)
 

@@ -10,8 +10,8 @@ from datetime import date, datetime, timedelta
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recspark.config import Config, cutoff_of
-from recspark.pipeline.plan import PUBLISHED, stages_before
+from recspark.config import Config, cutoff_of, on_grid
+from recspark.pipeline.plan import PUBLISHED, kind_of_model, stages_before
 from recspark.pipeline.runlog import RunLog
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
@@ -29,7 +29,7 @@ class RunContext:
     pins : table -> version when the run began
     runlog : the rows of `runs`
     force : run a stage even where its recorded result would do
-    stage : the stage that runs; it reads what the stages before it left
+    stage, model : the task that runs; it reads what the stages before it left
     progress : told of each step, for a person to see
     """
 
@@ -42,6 +42,7 @@ class RunContext:
     runlog: RunLog
     force: bool = False
     stage: str | None = None
+    model: str = ""
     progress: Callable[[str], None] = field(default=lambda _text: None)
 
     @property
@@ -54,11 +55,43 @@ class RunContext:
         """Of the backtest: one horizon before `cutoff`."""
         return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
 
+    @property
+    def example_cutoffs(self) -> tuple[datetime, ...]:
+        """The cutoffs of the grid that the night's rankers learn from, ascending; () without rankers.
+
+        Of the published lists and of the backtest: see `examples_before`.
+        """
+        if not any(kind_of_model(self.config, model) == "ranker" for model in self.config.models):
+            return ()
+        both = (self.backtest_cutoff, self.cutoff)
+        return tuple(sorted({c for cutoff in both for c in self.examples_before(cutoff)}))
+
+    def examples_before(self, cutoff: datetime) -> tuple[datetime, ...]:
+        """Return the cutoffs that a ranker of `cutoff` learns from: the newest of the grid whose
+        horizon has ended by then, ascending.
+        """
+        settings, horizon = self.config.examples, self.config.evaluate.horizon_days
+        newest = on_grid(cutoff - timedelta(days=horizon), settings.every_days)
+        step = timedelta(days=settings.every_days)
+        return tuple(newest - n * step for n in reversed(range(settings.n_cutoffs)))
+
+    @property
+    def cutoffs(self) -> tuple[datetime, ...]:
+        """All cutoffs that models of the night are fitted at: of the examples, the backtest, and the
+        published lists, which come last.
+        """
+        return (*sorted({*self.example_cutoffs, self.backtest_cutoff}), self.cutoff)
+
+    @functools.cached_property
+    def before(self) -> frozenset[str]:
+        """The stages whose results the task reads."""
+        return stages_before(self.config, self.stage, self.model)
+
     def version(self, table: str) -> int | None:
         """Return the version of `table` that this run reads: as an earlier stage left it, else
         pinned. Of a table that has a slice for each model it is the newest one's (see `read`).
         """
-        written = self.runlog.outputs(stages_before(self.stage))
+        written = self.runlog.outputs(self.before)
         return written.get(table, self.pins.get(table))
 
     def read(self, table: str, also: Mapping[str, int] | None = None) -> DataFrame:
@@ -71,7 +104,7 @@ class RunContext:
         """
         if SPECS[table].partition != ("run_date", "model"):
             return self.catalog.read(table, self.version(table))
-        recorded = self.runlog.slices(table, stages_before(self.stage))
+        recorded = self.runlog.slices(table, self.before)
         slices = {**{model or PUBLISHED: v for model, v in recorded.items()}, **(also or {})}
         versions = sorted(set(slices.values()))
         if not versions or versions == list(range(versions[0], versions[-1] + 1)):

@@ -70,7 +70,7 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
         with opened(
             begin, progress, f"stage {stage} of the night of {arguments.run_date}"
         ) as context:
-            models = chosen.models(context.config.models, asked)
+            models = chosen.models(context.config, asked)
             for error in execute_models(context, chosen, models).values():
                 raise error
     except RecsparkError as error:

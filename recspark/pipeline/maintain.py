@@ -29,11 +29,12 @@ def forget(context: RunContext) -> None:
     """
     oldest = context.run_date - timedelta(days=context.config.keep_nights)
     since = cutoff_of(oldest) - timedelta(days=context.config.evaluate.horizon_days)
+    since = min(since, *context.cutoffs)  # those of examples are looked at again
     olds = {table: F.col("run_date") < F.lit(oldest) for table in _BY_NIGHT}
     olds |= {
         table: F.col("cutoff") < F.lit(since)
         for table, spec in SPECS.items()
-        if spec.partition == ("cutoff",)
+        if spec.partition[:1] == ("cutoff",)
     }
     versions = context.catalog.versions()
     together(

@@ -13,10 +13,18 @@ from typing import Any
 
 from recspark import storage
 from recspark.config import Config, digest
+from recspark.errors import EmptyDataError
 from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import artifact_folder, artifact_name, artifacts_of, backtest_artifact
-from recspark.pipeline.plan import PUBLISHED, STAGES, Stage
+from recspark.pipeline.fitted import (
+    artifact_folder,
+    artifact_name,
+    artifacts_of,
+    cutoffs_of,
+    kept_artifact,
+    sources_of,
+)
+from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, kind_of_model
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.training_sets import TRAINING, training_tables
 from recspark.sources import landing_digest
@@ -28,8 +36,11 @@ TABLES_READ: dict[str, tuple[str, ...]] = {
     "sessionize": ("events",),
     "build_features": ("events", "sessions", "user_ids", "item_ids", "items"),
     "train": ("histories", "items", "item_features", *TRAINING),
+    "encode": ("items",),
+    "examples": ("histories", "items", "user_features", "item_features"),
     "recommend": (
-        "histories", "items", "item_features", "user_ids", "item_ids", "recommendations",
+        "histories", "items", "user_features", "item_features", "user_ids", "item_ids",
+        "recommendations",
     ),
     "evaluate": (
         "candidates", "histories", "interactions", "user_features", "item_features", "user_ids",
@@ -47,6 +58,15 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
     "sessionize": ("sessions",),
     "build_features": ("features", "sessions", "evaluate.horizon_days", "train.ranks"),
     "train": ("features", "evaluate.horizon_days"),
+    "encode": (),
+    "examples": (
+        "features",
+        "evaluate.horizon_days",
+        "examples",
+        "publish.mode",
+        "n_candidates",
+        "train.seed",
+    ),
     "recommend": ("features", "evaluate", "publish", "n_candidates"),
 }
 # In the detail of a row:
@@ -54,7 +74,13 @@ IDENTITY = "identity"  # as in `Work`
 COMMITS = "commits"  # table -> the commit that the stage left it at
 _MODULE = "recspark.pipeline.stages."
 # stage -> the table that holds its rows: a slice of it without a file has lost them
-_ROWS = {"recommend": "candidates", "evaluate": "metrics", "publish": "recommendations"}
+_ROWS = {
+    "encode": "item_vectors",
+    "examples": "examples",
+    "recommend": "candidates",
+    "evaluate": "metrics",
+    "publish": "recommendations",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +106,7 @@ class Work:
     def of(cls, context: RunContext, stage: Stage, model: str) -> Work:
         """Return the work of one stage; `context` is that of the stage."""
         versions = {t: context.version(t) for t in tables_read(context.config, stage)}
+        versions.update(_written_for(context, stage, model))
         inputs = {table: version for table, version in versions.items() if version is not None}
         identity = settings_identity(context, stage, model)
         if identity is not None and stage is not STAGES[0]:
@@ -140,6 +167,28 @@ def tables_read(config: Config, stage: Stage) -> tuple[str, ...]:
     return tables
 
 
+def _written_for(context: RunContext, stage: Stage, model: str) -> dict[str, int]:
+    """Return the versions of tables that a model's own tasks, or those of models that it needs, left
+    for this one: their tables have a slice for each model, and others write there, too.
+    """
+    config, find = context.config, context.runlog.find
+    if not model:
+        return {}
+    out: dict[str, int] = {}
+    rows = []
+    if kind_of_model(config, model) == "ranker" and stage.name == "train":
+        rows.append(("examples", find("examples", model)))
+    if kind_of_model(config, model) == "ranker" and stage.name == "recommend":
+        rows += [("candidates", find("recommend", name)) for name in sources_of(context, model)]
+    if stage.name in ("train", "examples"):
+        needs = [n for n in config.needs_of(model) if kind_of_model(config, n) == "encoder"]
+        rows += [("item_vectors", find("encode", name)) for name in needs]
+    for table, row in rows:
+        if row is not None and table in row.outputs:
+            out[table] = max(row.outputs[table], out.get(table, 0))
+    return out
+
+
 def settings_identity(context: RunContext, stage: Stage, model: str) -> str | None:
     """Return the digest of the settings that one stage reads; None where it reads all of them.
 
@@ -155,21 +204,37 @@ def settings_identity(context: RunContext, stage: Stage, model: str) -> str | No
         read[name] = settings[section][setting] if setting else settings[section]
     if stage.name == "build_features":
         read["training"] = sorted(training_tables(context.config))
-    folders: list[str] = []
-    if stage.trains:
-        tonight = artifact_folder(context, model, context.cutoff)
-        folders = [tonight, backtest_artifact(context, model).folder]
-    elif stage.per_model and (row := context.runlog.find("train", model)) is not None:
-        folders = artifacts_of(context, row)
-    read["artifacts"] = [artifact_name(folder) for folder in folders]
+        read["cutoffs"] = context.cutoffs
+    read["artifacts"] = [artifact_name(folder) for folder in _artifacts_read(context, stage, model)]
     return digest(read)
+
+
+def _artifacts_read(context: RunContext, stage: Stage, model: str) -> list[str]:
+    """Return the folders of the artifacts that a stage makes or reads, as far as they are known."""
+    if stage.trains:
+        folders = []
+        for cutoff in cutoffs_of(context, model):
+            try:
+                is_kept = cutoff != context.cutoff
+                kept = kept_artifact(context, model, cutoff).folder if is_kept else None
+                folders.append(kept or artifact_folder(context, model, cutoff))
+            except EmptyDataError:  # a model that it needs has too little before this cutoff
+                continue
+        return folders
+    if not stage.per_model:
+        return []
+    models = context.config.with_needs([model])
+    if stage.name == "examples":
+        models = tuple(name for name in models if name != model)
+    rows = [context.runlog.find("train", name) for name in models]
+    return [folder for row in rows if row is not None for folder in artifacts_of(context, row)]
 
 
 def stage_code(config: Config, stage: Stage, model: str) -> str:
     """Return the digest of the code that a stage runs: its own, and that of the models it loads."""
     own = code_digest(_MODULE + stage.name)
     if stage.per_model:
-        return digest([own, algorithm_code(config, model)])
+        return digest([own, algorithm_code(config, *config.with_needs([model]))])
     if "candidates" in TABLES_READ[stage.name]:  # it reads what the models made
         return digest([own, algorithm_code(config, *config.models)])
     return own
@@ -204,7 +269,8 @@ def lost(context: RunContext, work: Work, done: RunRow) -> str | None:
         "run_date": context.run_date,
         "ingest_date": context.run_date,
         "model": work.model or PUBLISHED,
-        "cutoff": (context.backtest_cutoff, context.cutoff),
+        "encoder": work.model,
+        "cutoff": context.cutoffs,
     }
     for table, version in sorted(done.outputs.items()):
         partition = SPECS[table].partition

@@ -25,7 +25,9 @@ from recspark.pipeline.process import peak_memory_mb
 from recspark.pipeline.reuse import COMMITS, IDENTITY, Work, commits_of, recorded
 from recspark.pipeline.runlog import FAILED, OK, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features
+from recspark.pipeline.stages.encode import encode
 from recspark.pipeline.stages.evaluate import evaluate
+from recspark.pipeline.stages.examples import examples
 from recspark.pipeline.stages.ingest import ingest
 from recspark.pipeline.stages.publish import publish
 from recspark.pipeline.stages.recommend import recommend
@@ -46,6 +48,8 @@ FUNCTIONS: dict[str, Callable[..., StageResult]] = {
     "sessionize": sessionize,
     "build_features": build_features,
     "train": train,
+    "encode": encode,
+    "examples": examples,
     "recommend": recommend,
     "evaluate": evaluate,
     "publish": publish,
@@ -101,7 +105,7 @@ def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
     off. Raises StageOrderError when a stage that it reads from has no result in this run, and
     DamagedFileError where a data file cannot be read.
     """
-    context = replace(context, stage=stage.name)
+    context = replace(context, stage=stage.name, model=model)
     check_order(context, stage, model)
     work = Work.of(context, stage, model)
     row = None if context.force else recorded(context, work)
@@ -220,7 +224,13 @@ def night(context: RunContext) -> None:
     """
     failed: dict[str, str] = {}
     for stage, tasks in groupby(plan(context.config), key=lambda task: task.stage):
-        models = [task.model for task in tasks if task.model not in failed]
+        models = []
+        for task in tasks:
+            lost = [name for name in context.config.needs_of(task.model) if name in failed]
+            if lost and task.model not in failed:
+                failed[task.model] = f"{task.model}, which is built on {', '.join(lost)}"
+            if task.model not in failed:
+                models.append(task.model)
         for model, error in execute_models(context, stage, models).items():
             failed[model] = f"{model} in stage {stage.name}, {said(error)}"
     if failed:
@@ -256,8 +266,10 @@ def check_order(context: RunContext, stage: Stage, model: str = "") -> None:
     A model that nothing published needs may be without: `evaluate` leaves it out, and says so.
     """
     for task in needed_tasks(plan(context.config), stage, model):
-        if task.may_fail or (stage.per_model and task.model == model and model):
-            continue  # a model's own stages are checked by its artifact
+        if task.may_fail and not model:
+            continue
+        if model and (task.model, task.stage.name) == (model, "train"):
+            continue  # it is checked by its artifact
         if not context.runlog.ended_well(task.stage.name, task.model):
             row = context.runlog.find(task.stage.name, task.model)
             state = "has not ended yet" if row is None else f"failed: {row.detail.get('error')}"

@@ -65,7 +65,7 @@ class RunLog:
         self.run_date = run_date
         self.run_id = run_id
         self._rows: dict[tuple[str, str], RunRow] | None = None
-        self._nights: dict[date, list[RunRow]] = {}  # what other nights trained
+        self._trained: dict[tuple[date, date], list[RunRow]] = {}  # of nights, first and last
         self._others: list[RunRow] = []  # of the night's other runs, when this one was first read
 
     def rows(self) -> dict[tuple[str, str], RunRow]:
@@ -82,18 +82,19 @@ class RunLog:
         self.rows()
         return [r for r in reversed(self._others) if (r.stage, r.model) == (stage, model)]
 
-    def trained(self, run_date: date, model: str) -> list[RunRow]:
-        """Return the rows of another night's runs that trained a model, the newest first.
+    def trained(self, first: date, last: date, model: str) -> list[RunRow]:
+        """Return the rows of runs of the nights from `first` to `last` that trained a model, the newest
+        first.
 
-        A night is read once by each process.
+        They are read once by each process.
         """
-        if run_date not in self._nights:
-            rows = night_rows(self.catalog, run_date).where(
-                (F.col("stage") == "train") & (F.col("status") == OK)
-            )
+        if (first, last) not in self._trained:
+            runs = self.catalog.read("runs", self.catalog.version("runs"))
+            nights = F.col("run_date").between(F.lit(first), F.lit(last))
+            rows = runs.where(nights & (F.col("stage") == "train") & (F.col("status") == OK))
             newest_first = rows.orderBy(F.desc("ended_at")).collect()
-            self._nights[run_date] = [_run_row(row) for row in newest_first]
-        return [row for row in self._nights[run_date] if row.model == model]
+            self._trained[first, last] = [_run_row(row) for row in newest_first]
+        return [row for row in self._trained[first, last] if row.model == model]
 
     def find(self, stage: str, model: str = "") -> RunRow | None:
         """Return the row of one stage, None where it has not ended yet."""

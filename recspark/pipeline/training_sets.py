@@ -21,8 +21,14 @@ TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
 
 def training_tables(config: Config) -> set[str]:
     """Return the training tables that tonight's models read, with the settings that they have."""
-    tables = {make(name, config.settings_of(name)).training_table for name in config.models}
-    return {table for table in tables if table is not None}
+    models = [make(name, config.settings_of(name)) for name in config.models]
+    return {table for model in models for table in model.training_tables}
+
+
+def features_as_of(context: RunContext, cutoff: datetime) -> tuple[DataFrame, DataFrame]:
+    """Return the slices of `user_features` and `item_features` of one cutoff."""
+    at = F.col("cutoff") == F.lit(cutoff)
+    return context.read("user_features").where(at), context.read("item_features").where(at)
 
 
 def write_training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,9 +22,10 @@ from recspark.data.dataset import Dataset
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
-from recspark.models.base import FitOptions
+from recspark.models.base import FitOptions, RetrieverModel
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.plan import kind_of_model
 from recspark.pipeline.training_sets import training_set, write_training
 
 
@@ -51,9 +52,14 @@ def tune(
     """
     config = context.config
     configured = config.settings_of(model)
+    if kind_of_model(config, model) != "retriever" or config.needs_of(model):
+        raise ConfigError(
+            f"'{model}' is built on other models or gives no lists; only retrievers that need no other "
+            "model can be tuned"
+        )
     space = search_space(model, configured)
     cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
-    data, kept = _dataset(context, cutoff, make(model, configured).training_table)
+    data, kept = _dataset(context, cutoff, make(model, configured).training_tables)
     mode = config.publish.mode
     everyone = context.read("histories")
     truths = scoring.truth(everyone, cutoff, config.evaluate.horizon_days)
@@ -74,6 +80,7 @@ def tune(
         values = {**configured, **{name: _suggest(trial, name, how) for name, how in space.items()}}
         with fit_options(context, model) as options:
             fitted = make(model, values).fit(data, options)
+            assert isinstance(fitted, RetrieverModel)
             lists = fitted.recommend(asked, max(settings.ks)).select(
                 F.lit(model).alias("model"),
                 F.lit(mode).alias("mode"),
@@ -172,9 +179,9 @@ def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:
 
 
 def _dataset(
-    context: RunContext, cutoff: datetime, training_table: str | None
+    context: RunContext, cutoff: datetime, training_tables: Sequence[str]
 ) -> tuple[Dataset, list[DataFrame]]:
-    """Return the data before `cutoff`, kept in memory for the trials; only the feed's table is
+    """Return the data before `cutoff`, kept in memory for the trials; only the feed's tables are
     written.
     """
     config = context.config
@@ -186,12 +193,10 @@ def _dataset(
     item_features = features.item_features(histories, items, cutoff).persist(
         StorageLevel.MEMORY_AND_DISK
     )
-    training = None
-    if training_table is not None:
-        written = write_training(context, training_table, histories, cutoff)
-        training = training_set(
-            context.catalog, training_table, written.version, {"cutoff": cutoff}
-        )
+    training = {}
+    for table in training_tables:
+        written = write_training(context, table, histories, cutoff)
+        training[table] = training_set(context.catalog, table, written.version, {"cutoff": cutoff})
     data = Dataset(
         cutoff=cutoff,
         histories=histories,

@@ -125,6 +125,20 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=80,
         ),
         TableSpec(
+            "item_vectors",
+            schema.ITEM_VECTORS,
+            key=("encoder", "artifact", "item_idx", "content"),
+            partition=("encoder",),
+            row_bytes=400,
+        ),
+        TableSpec(
+            "examples",
+            schema.EXAMPLES,
+            key=("cutoff", "model", "user_idx", "item_idx"),
+            partition=("cutoff", "model"),
+            row_bytes=150,
+        ),
+        TableSpec(
             "training_bags",
             schema.TRAINING_BAGS,
             key=("cutoff", "user_idx"),

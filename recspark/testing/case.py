@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema, storage
 from recspark.data.dataset import Dataset
+from recspark.data.encoded import with_features
 from recspark.models import artifacts
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.base import (
+    NOTHING,
+    Algorithm,
+    FitOptions,
+    FittedModel,
+    Needed,
+    RetrieverModel,
+    Settings,
+)
 from recspark.models.registry import ModelSpec
 from recspark.testing import synth
 
 K = 10
 
 
-class Case:
-    """One model under test: fitted once on `synth.power_law`, each user's newest event held out.
+class BaseCase:
+    """One model of any kind under test, fitted once.
 
     Parameters
     ----------
@@ -29,6 +40,8 @@ class Case:
     folder : URI; saved models and training sets go below it
     options : of every fit; ranks in process
     """
+
+    data: Dataset
 
     def __init__(
         self,
@@ -40,47 +53,86 @@ class Case:
     ) -> None:
         self.spark, self.spec, self.settings = spark, spec, settings
         self.folder, self.options = folder, options
-        self.log, self.truth = synth.hold_out_newest(synth.power_law(150, 60))
-        self.recommender = self.make()
-        self.data = self.dataset(self.log, "shared")
+        self.algorithm = self.make()
+        self.needed: Needed = NOTHING
+        self.data = self.first_data()
         before = left_behind(spark)
-        self.model = self.recommender.fit(self.data, options)
+        self.fitted = self.fit(self.data)
         self.left_behind = left_behind(spark) - before
 
-    def make(self, **settings: Any) -> Recommender[Settings]:
+    def first_data(self) -> Dataset:
+        """Return what the model is fitted on; sets `needed` where it is built on others."""
+        raise NotImplementedError
+
+    def make(self, **settings: Any) -> Algorithm[Settings]:
         """Return the model that is not fitted, with `settings` over those of the case."""
         return self.spec.load().from_dict({**self.settings, **settings})
 
-    def dataset(self, log: synth.Log, name: str, n_partitions: int = 2) -> Dataset:
-        """Return what the model is fitted on; a neural one gets a training set below `folder`."""
-        table = self.make().training_table
-        training = None if table is None else (table, storage.join(self.folder, name))
-        return synth.dataset(self.spark, log, n_partitions, training)
-
-    def refit(
-        self, log: synth.Log, name: str, n_partitions: int = 2, **settings: Any
-    ) -> tuple[RecommenderModel, Dataset]:
-        """Return (model, data) of a fit on `log`."""
-        data = self.dataset(log, name, n_partitions)
-        return self.make(**settings).fit(data, self.options), data
-
-    @cached_property
-    def queries(self) -> DataFrame:
-        """The novel queries of all users, by user, as a local frame: computed once."""
-        rows = synth.ask(self.data).toArrow().sort_by("user_idx")
-        return self.spark.createDataFrame(rows, schema.QUERIES)
-
-    @cached_property
-    def lists(self) -> pa.Table:
-        """The K best of every user, sorted by user and rank."""
-        return ordered(self.model.recommend(self.queries, K))
+    def fit(self, data: Dataset, **settings: Any) -> FittedModel:
+        """Return the model fitted on `data`."""
+        return self.make(**settings).fit(data, self.options, self.needed)
 
     @cached_property
     def saved(self) -> str:
         """Where the model is saved."""
         folder = storage.join(self.folder, "saved")
-        artifacts.save(self.model, folder)
+        artifacts.save(self.fitted, folder)
         return folder
+
+
+class Case(BaseCase):
+    """A retriever, fitted on `synth.power_law`, each user's newest event held out."""
+
+    def first_data(self) -> Dataset:
+        """See `BaseCase`."""
+        self.log, self.truth = synth.hold_out_newest(synth.power_law(150, 60))
+        return self.dataset(self.log, "shared")
+
+    @property
+    def model(self) -> RetrieverModel:
+        """The fitted model."""
+        assert isinstance(self.fitted, RetrieverModel)
+        return self.fitted
+
+    def dataset(self, log: synth.Log, name: str, n_partitions: int = 2) -> Dataset:
+        """Return what the model is fitted on; a neural one gets a training set below `folder`."""
+        tables = self.make().training_tables
+        folders = {table: storage.join(self.folder, name, table) for table in tables}
+        return synth.dataset(self.spark, log, n_partitions, folders)
+
+    def refit(
+        self, log: synth.Log, name: str, n_partitions: int = 2, **settings: Any
+    ) -> tuple[RetrieverModel, Dataset]:
+        """Return (model, data) of a fit on `log`."""
+        data = self.dataset(log, name, n_partitions)
+        model = self.fit(data, **settings)
+        assert isinstance(model, RetrieverModel)
+        return model, data
+
+    def ask(self, data: Dataset, model: RetrieverModel, mode: str = "novel") -> DataFrame:
+        """Return the queries of all users of `data`, with their features where the model reads them."""
+        queries = synth.ask(data, mode)
+        if model.user_encoding is None:
+            return queries
+        return with_features(queries, data.user_features, model.user_encoding)
+
+    @cached_property
+    def queries(self) -> DataFrame:
+        """The novel queries of all users, by user, as a local frame: computed once."""
+        asked = self.ask(self.data, self.model)
+        return self.spark.createDataFrame(asked.toArrow().sort_by("user_idx"), asked.schema)
+
+    def queries_of(self, rows: Sequence[tuple[Any, ...]]) -> DataFrame:
+        """Return queries of `schema.QUERIES` rows; nothing is known of their users' features."""
+        queries = self.spark.createDataFrame(rows, schema.QUERIES)
+        if self.model.user_encoding is None:
+            return queries
+        return queries.withColumn("features", F.lit(None).cast(schema.ENCODED))
+
+    @cached_property
+    def lists(self) -> pa.Table:
+        """The K best of every user, sorted by user and rank."""
+        return ordered(self.model.recommend(self.queries, K))
 
 
 def ordered(lists: DataFrame) -> pa.Table:

@@ -1,67 +1,36 @@
-"""What every model must do: small named checks, run on one fitted model each.
+"""What every model must do, and every retriever: small named checks, run on one fitted model each.
 
-An outside model uses them as `tests/contract/test_recommenders.py` does: make a `Case` of its
-registry line, then run every check of `checks_for(spec)`. A check raises AssertionError.
+A check raises AssertionError. `recspark.testing.contract` has them all.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import yaml
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from recspark import schema, storage
 from recspark.data.blocks import Array, parse_queries
 from recspark.errors import ArtifactError, ConfigError, ModelError
 from recspark.models import artifacts
-from recspark.models.registry import ModelSpec
+from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
-from recspark.session import JOB_GROUP
 from recspark.testing import synth
-from recspark.testing.case import Case, K, ordered
+from recspark.testing.case import BaseCase, Case, K, ordered
+from recspark.testing.check import check, job_group, raises
 from recspark.testing.other_process import other_process
 
-
-@dataclass(frozen=True)
-class Check:
-    """One check; it applies to models that have all of `tags`."""
-
-    name: str
-    run: Callable[[Case], None]
-    tags: frozenset[str]
-
-
-CHECKS: list[Check] = []
-
-
-def check(*tags: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Put a function into `CHECKS`, for models that have all of `tags`."""
-
-    def add(run: Callable[[Case], None]) -> Callable[[Case], None]:
-        CHECKS.append(Check(run.__name__, run, frozenset(tags)))
-        return run
-
-    return add
-
-
-def checks_for(spec: ModelSpec) -> list[Check]:
-    """Return the checks that apply to `spec`."""
-    return [c for c in CHECKS if c.tags <= spec.tags]
-
+RETRIEVER = ("retriever",)
 
 # --- settings -----------------------------------------------------------------------------------
 
 
 @check()
-def defaults_are_whole(case: Case) -> None:
+def defaults_are_whole(case: BaseCase) -> None:
     """Every setting has a default and a description, and what tune may try is valid."""
     kind = case.spec.load().settings_class
     default = kind()
@@ -77,34 +46,34 @@ def defaults_are_whole(case: Case) -> None:
 
 
 @check()
-def settings_survive_yaml(case: Case) -> None:
+def settings_survive_yaml(case: BaseCase) -> None:
     """Settings written as YAML and read back are the same."""
-    text = yaml.safe_dump(case.recommender.settings.model_dump(mode="json"))
+    text = yaml.safe_dump(case.algorithm.settings.model_dump(mode="json"))
     again = case.spec.load().from_dict(yaml.safe_load(text))
-    assert again.settings == case.recommender.settings
+    assert again.settings == case.algorithm.settings
 
 
 @check()
-def unknown_setting_is_refused(case: Case) -> None:
+def unknown_setting_is_refused(case: BaseCase) -> None:
     """A misspelt setting is a ConfigError that names it and a near one."""
     known = next(iter(case.spec.load().settings_class.model_fields))
-    with _raises(ConfigError, f"unknown setting '{known}x'", f"'{known}'"):
+    with raises(ConfigError, f"unknown setting '{known}x'", f"'{known}'"):
         case.spec.load().from_dict({known + "x": 1})
 
 
 @check()
-def fit_changes_no_setting(case: Case) -> None:
+def fit_changes_no_setting(case: BaseCase) -> None:
     """A fit leaves the recommender as it was, and the model carries the same settings."""
-    assert case.recommender.settings == case.make().settings
-    assert case.model.settings == case.make().settings
-    assert case.model.cutoff == case.data.cutoff
-    assert list(vars(case.recommender)) == ["settings"]
+    assert case.algorithm.settings == case.make().settings
+    assert case.fitted.settings == case.make().settings
+    assert case.fitted.cutoff == case.data.cutoff
+    assert list(vars(case.algorithm)) == ["settings"]
 
 
 # --- output -------------------------------------------------------------------------------------
 
 
-@check()
+@check(kinds=RETRIEVER)
 def lists_are_well_formed(case: Case) -> None:
     """Schema, ranks 1..n, finite scores that fall, ties by the smaller item, no item twice."""
     frame = case.model.recommend(case.queries, K)
@@ -121,18 +90,18 @@ def lists_are_well_formed(case: Case) -> None:
     assert len(np.unique(np.stack([user, item]), axis=1).T) == len(user)
 
 
-@check()
+@check(kinds=RETRIEVER)
 def nothing_seen_is_listed(case: Case) -> None:
     """Novel queries mask every item of the history; repeat queries mask nothing."""
     seen = set(zip(case.log.user_idx.tolist(), case.log.item_idx.tolist(), strict=True))
     user, item, *_ = _columns(case.lists)
     assert not seen & set(zip(user.tolist(), item.tolist(), strict=True))
-    repeat = ordered(case.model.recommend(synth.ask(case.data, "repeat"), K))
+    repeat = ordered(case.model.recommend(case.ask(case.data, case.model, "repeat"), K))
     user, item, *_ = _columns(repeat)
     assert seen & set(zip(user.tolist(), item.tolist(), strict=True))
 
 
-@check()
+@check(kinds=RETRIEVER)
 def every_user_with_events_is_answered(case: Case) -> None:
     """A user with events on known items gets a list."""
     assert set(case.lists.column("user_idx").to_pylist()) == set(case.log.user_idx.tolist())
@@ -141,7 +110,7 @@ def every_user_with_events_is_answered(case: Case) -> None:
 # --- edges --------------------------------------------------------------------------------------
 
 
-@check()
+@check(kinds=RETRIEVER)
 def shorter_lists_are_prefixes(case: Case) -> None:
     """One item is the first of ten; more than there are items begin with those ten."""
     whole = ordered(case.model.recommend(case.queries, len(case.model.items) + 5))
@@ -151,7 +120,7 @@ def shorter_lists_are_prefixes(case: Case) -> None:
     assert first == case.lists.filter(pa.array(_columns(case.lists)[2] == 1))
 
 
-@check()
+@check(kinds=RETRIEVER)
 def odd_queries_get_what_is_left(case: Case) -> None:
     """All seen: no row. No events: a row only from models for cold users. Null means empty."""
     everything = [int(i) for i in case.model.items]
@@ -164,7 +133,7 @@ def odd_queries_get_what_is_left(case: Case) -> None:
         (4, None, None),
         (5, some["history"], [10**9]),  # masks an item that the model does not know
     ]
-    queries = case.spark.createDataFrame(rows, schema.QUERIES)
+    queries = case.queries_of(rows)
     user, item, *_ = _columns(ordered(case.model.recommend(queries, K)))
     found = {u: item[user == u].tolist() for u in (1, 2, 3, 4, 5)}
     assert found[1] == []
@@ -173,17 +142,17 @@ def odd_queries_get_what_is_left(case: Case) -> None:
     assert found[5]
 
 
-@check()
+@check(kinds=RETRIEVER)
 def no_queries_no_lists(case: Case) -> None:
     """An empty frame of queries gives an empty frame of lists."""
-    empty = case.spark.createDataFrame([], schema.QUERIES)
+    empty = case.queries_of([])
     assert case.model.recommend(empty, K).toArrow().num_rows == 0
 
 
 # --- invariance ---------------------------------------------------------------------------------
 
 
-@check()
+@check(kinds=RETRIEVER)
 def order_and_partitions_do_not_matter(case: Case) -> None:
     """Shuffled queries in 1 and in 7 partitions give the same bits."""
     for n in (1, 7):
@@ -191,7 +160,7 @@ def order_and_partitions_do_not_matter(case: Case) -> None:
         assert ordered(case.model.recommend(shuffled, K)) == case.lists
 
 
-@check()
+@check(kinds=RETRIEVER)
 def users_are_answered_alike_alone(case: Case) -> None:
     """A user asked alone gets the list that the user gets among all."""
     scorer = case.model.scorer()
@@ -201,7 +170,7 @@ def users_are_answered_alike_alone(case: Case) -> None:
     assert pa.Table.from_batches(alone).to_pylist() == together.to_pylist()
 
 
-@check()
+@check(kinds=RETRIEVER)
 def refit_gives_the_same_model(case: Case) -> None:
     """The same bits from rows in another order and other partitions, later events and items added.
 
@@ -227,14 +196,47 @@ def refit_gives_the_same_model(case: Case) -> None:
         assert np.array_equal(model.arrays()[name], array), f"array '{name}' differs"
 
 
+@check(kinds=RETRIEVER)
+def given_pairs_have_the_scores_of_lists(case: Case) -> None:
+    """A listed item asked for alone has the score of the list; one that no model knows has none."""
+    listed = case.lists.slice(0, 60)
+    user, item, _, score = _columns(listed)
+    rows = [(int(u), [int(i) for i in item[user == u]] + [10**9]) for u in np.unique(user)]
+    wanted = case.spark.createDataFrame(rows, "user_idx bigint, items array<int>")
+    pairs = case.queries.join(wanted, on="user_idx", how="inner")
+    frame = case.model.score(pairs)
+    assert frame.schema == schema.SCORED
+    got = {(r["user_idx"], r["item_idx"]): r["score"] for r in frame.collect()}
+    want = dict(zip(zip(user.tolist(), item.tolist(), strict=True), score.tolist(), strict=True))
+    assert {pair: found for pair, found in got.items() if pair[1] != 10**9} == want
+    assert {found for pair, found in got.items() if pair[1] == 10**9} == {None}
+
+
+@check(kinds=RETRIEVER)
+def only_allowed_items_are_listed(case: Case) -> None:
+    """With some items allowed, the list is what is left of the whole one without the others."""
+    allowed = case.model.items[::3]
+    few = ordered(case.model.recommend(case.queries, 3, allowed))
+    whole = ordered(case.model.recommend(case.queries, len(case.model.items)))
+    user, item, _, score = _columns(whole)
+    kept = np.isin(item, allowed)
+    user, item, score = user[kept], item[kept], score[kept]
+    rank = np.arange(len(user)) - np.searchsorted(user, user) + 1
+    top = rank <= 3
+    found = _columns(few)
+    for want, got in zip((user, item, rank, score), found, strict=True):
+        assert np.array_equal(want[top], got)
+    assert ordered(case.model.recommend(case.queries, 3, allowed[:0])).num_rows == 0
+
+
 # --- laziness, hygiene --------------------------------------------------------------------------
 
 
-@check()
+@check(kinds=RETRIEVER)
 def recommend_starts_no_job(case: Case) -> None:
     """`recommend` only plans; its plan has no shuffle of its own."""
     model, queries = case.model, case.queries  # the fit has jobs of its own
-    with _job_group(case.spark, f"lazy {case.spec.name}") as jobs:
+    with job_group(case.spark, f"lazy {case.spec.name}") as jobs:
         frame = model.recommend(queries, K)
         assert jobs() == []
         frame.write.format("noop").mode("overwrite").save()
@@ -244,7 +246,7 @@ def recommend_starts_no_job(case: Case) -> None:
 
 
 @check()
-def fit_leaves_nothing_behind(case: Case) -> None:
+def fit_leaves_nothing_behind(case: BaseCase) -> None:
     """No RDD or frame stays persisted, no temporary view stays registered."""
     assert case.left_behind == set()
 
@@ -252,10 +254,11 @@ def fit_leaves_nothing_behind(case: Case) -> None:
 # --- saved models -------------------------------------------------------------------------------
 
 
-@check()
+@check(kinds=RETRIEVER)
 def loaded_model_gives_the_same_lists(case: Case) -> None:
     """Saved and loaded: same settings, same bits, and nothing in the folder but JSON and arrays."""
     again = artifacts.load(case.saved, case.spec)
+    assert isinstance(again, RetrieverModel)
     assert again.settings == case.model.settings
     assert ordered(again.recommend(case.queries, K)) == case.lists
     names = [name for name, _, _ in storage.fingerprint(case.saved)]
@@ -265,7 +268,7 @@ def loaded_model_gives_the_same_lists(case: Case) -> None:
             storage.read_array(storage.join(case.saved, name))  # never unpickles
 
 
-@check()
+@check(kinds=RETRIEVER)
 def another_process_gives_the_same_lists(case: Case) -> None:
     """Another Python process, without Spark, answers with the same bits from the saved folder."""
     asked, got = storage.join(case.folder, "asked.arrow"), storage.join(case.folder, "got.arrow")
@@ -281,48 +284,48 @@ def another_process_gives_the_same_lists(case: Case) -> None:
 
 
 @check()
-def other_files_are_refused(case: Case) -> None:
+def other_files_are_refused(case: BaseCase) -> None:
     """A folder without a model, or with another model's, is an ArtifactError."""
-    with _raises(ArtifactError, "no complete model"):
+    with raises(ArtifactError, "no complete model"):
         artifacts.load(storage.join(case.folder, "nothing"), case.spec)
     other = replace(case.spec, model="elsewhere:Model")
-    with _raises(ArtifactError, "expected elsewhere:Model"):
+    with raises(ArtifactError, "expected elsewhere:Model"):
         artifacts.load(case.saved, other)
 
 
 # --- planted answers ----------------------------------------------------------------------------
 
 
-@check("personal")
+@check("personal", kinds=RETRIEVER)
 def checkerboard_is_solved(case: Case) -> None:
     """The one item of the user's colour that was held out comes first."""
     log, held_out = synth.checkerboard(40, 20)
     model, data = case.refit(log, "checkerboard")
-    found = ordered(model.recommend(synth.ask(data), 1))
+    found = ordered(model.recommend(case.ask(data, model), 1))
     user, item, *_ = _columns(found)
     assert dict(zip(user.tolist(), item.tolist(), strict=True)) == held_out
 
 
-@check("decay")
+@check("decay", kinds=RETRIEVER)
 def decay_prefers_what_is_new(case: Case) -> None:
     """After a drift, late items fill the lists when decay is on, and do not when it is off."""
     log, late = synth.drift(60, 24)
     shares = []
     for half_life in (10.0, None):
         model, data = case.refit(log, f"drift {half_life}", half_life_days=half_life)
-        _, item, *_ = _columns(ordered(model.recommend(synth.ask(data, "repeat"), 4)))
+        _, item, *_ = _columns(ordered(model.recommend(case.ask(data, model, "repeat"), 4)))
         shares.append(np.isin(item, list(late)).mean())
     assert shares[0] > 0.9, f"late items with decay: {shares[0]:.2f}"
     assert shares[1] < 0.6, f"late items without decay: {shares[1]:.2f}"
 
 
-@check()
+@check(kinds=RETRIEVER)
 def lists_beat_chance(case: Case) -> None:
     """Held-out events are found half as often again as by chance, at least."""
     assert hit_rate(case.lists, case.truth) > 1.5 * K / len(case.model.items)
 
 
-@check("personal")
+@check("personal", kinds=RETRIEVER)
 def personal_lists_beat_popular_ones(case: Case) -> None:
     """More held-out events are found than by what is popular, by a third at least."""
     from recspark.models.items.popular import Popular, PopularSettings
@@ -332,11 +335,11 @@ def personal_lists_beat_popular_ones(case: Case) -> None:
     assert hit_rate(case.lists, case.truth) > 4 / 3 * bar
 
 
-@check("neighbours")
+@check("neighbours", kinds=RETRIEVER)
 def neighbours_are_of_the_same_group(case: Case) -> None:
     """Each item's neighbours: ranked, never itself, and mostly of the item's own group."""
     model = case.model  # the fit has jobs of its own
-    with _job_group(case.spark, f"neighbours {case.spec.name}") as jobs:
+    with job_group(case.spark, f"neighbours {case.spec.name}") as jobs:
         frame = model.neighbours(5)
         assert jobs() == []
     assert frame.schema == schema.NEIGHBOURS
@@ -354,14 +357,14 @@ def neighbours_are_of_the_same_group(case: Case) -> None:
 # --- errors -------------------------------------------------------------------------------------
 
 
-@check()
+@check(kinds=RETRIEVER)
 def wrong_queries_are_named(case: Case) -> None:
     """A missing column, another type, and k = 0 are ModelErrors that say what was there."""
-    with _raises(ModelError, "seen is missing", "'history'"):
+    with raises(ModelError, "seen is missing", "'history'"):
         case.model.recommend(case.queries.drop("seen"), K)
-    with _raises(ModelError, "user_idx is string, expected bigint"):
+    with raises(ModelError, "user_idx is string, expected bigint"):
         case.model.recommend(case.queries.withColumn("user_idx", F.lit("u")), K)
-    with _raises(ModelError, "k = 0"):
+    with raises(ModelError, "k = 0"):
         case.model.recommend(case.queries, 0)
 
 
@@ -379,28 +382,3 @@ def _columns(lists: pa.Table) -> tuple[Array, Array, Array, Array]:
     names = schema.RECOMMENDED.names
     user, item, rank, score = (lists.column(name).to_numpy() for name in names)
     return user, item, rank, score
-
-
-@contextmanager
-def _job_group(spark: SparkSession, name: str) -> Iterator[Callable[[], list[int]]]:
-    """Label the jobs started inside, and give a function that lists them."""
-    context = spark.sparkContext
-    name = f"{name} {uuid.uuid4().hex}"  # Spark remembers the jobs of a group that was used before
-    context.setJobGroup(name, name)
-    try:
-        yield lambda: list(context.statusTracker().getJobIdsForGroup(name))
-    finally:
-        context.setLocalProperty(JOB_GROUP, None)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _raises(kind: type[Exception], *parts: str) -> Iterator[None]:
-    """Assert that `kind` is raised inside, with all `parts` in its message."""
-    message = None
-    try:
-        yield
-    except kind as error:
-        message = str(error)
-    assert message is not None, f"no {kind.__name__} was raised"
-    missing = [part for part in parts if part not in message]
-    assert not missing, f"the message lacks {missing}: {message}"

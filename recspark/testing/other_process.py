@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from recspark.data.blocks import parse_queries
 from recspark.models import artifacts
+from recspark.models.base import RetrieverModel
 from recspark.models.registry import model_spec
 from recspark.models.scoring import topk
 
@@ -56,6 +57,7 @@ def other_process() -> OtherProcess:
 def answer(folder: str, name: str, asked: str, got: str, k: str) -> None:
     """Answer the queries of Arrow file `asked` by the model saved in `folder`, into file `got`."""
     model = artifacts.load(folder, model_spec(name))
+    assert isinstance(model, RetrieverModel)
     with pa.OSFile(asked) as source:
         batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
     lists = topk.answer(parse_queries(batch), model.items, model.scorer(), int(k))

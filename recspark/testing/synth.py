@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from recspark.data.impressions import TABLES as IMPRESSION_TABLES
 from recspark.data.impressions import sequences_shown
 from recspark.data.interactions import before, interactions, queries
 from recspark.data.windows import Unit, bags, sequences, training_item_bags
-from recspark.models.base import RecommenderModel
+from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 
 CUTOFF = datetime(2020, 7, 1, tzinfo=UTC)
@@ -173,7 +173,7 @@ def tastes(
     return Log(user, item.astype(np.int32), np.ones(n), np.ones(n, np.float32)), held
 
 
-def scores(model: RecommenderModel, events: Log) -> Array:
+def scores(model: RetrieverModel, events: Log) -> Array:
     """Return what a model whose lists come from `DotScores` gives every item, (n_users, n_items)."""
     users, column = history_column(events)
     nothing = Ragged(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
@@ -291,17 +291,16 @@ def dataset(
     spark: SparkSession,
     events: Log,
     n_partitions: int = 2,
-    training: tuple[str, str] | None = None,
+    training: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Return what a model is fitted on: `events` before `CUTOFF` (later ones are sliced away).
 
-    `training` : (table, folder that its training set is written to); None = there is none.
+    `training` : table to the folder that its training set is written to; None = there is none.
     """
     sliced = before(histories(spark, events, n_partitions), CUTOFF)
     catalogue = items(spark, events.item_idx[events.age > 0])
-    training_set = None
-    if training is not None:
-        table, folder = training
+    sets = {}
+    for table, folder in (training or {}).items():
         if table in (texts.TABLE, "training_item_bags"):
             settings = Features()  # type: ignore[call-arg]
             frame = (
@@ -310,9 +309,9 @@ def dataset(
                 else training_item_bags(sliced, CUTOFF, settings, 1)
             )
             rows = frame.drop("cutoff").toArrow().sort_by("item_idx")
-            training_set = write_files(rows, folder, table, 2)
+            sets[table] = write_files(rows, folder, table, 2)
         else:
-            training_set = write_training(events, folder, table)
+            sets[table] = write_training(events, folder, table)
     return Dataset(
         cutoff=CUTOFF,
         histories=sliced,
@@ -320,7 +319,7 @@ def dataset(
         items=catalogue,
         user_features=features.user_features(sliced, CUTOFF).drop("cutoff"),
         item_features=features.item_features(sliced, catalogue, CUTOFF).drop("cutoff"),
-        training=training_set,
+        training=sets,
     )
 
 

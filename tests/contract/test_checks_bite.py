@@ -23,7 +23,7 @@ from recspark.models.registry import model_spec
 from recspark.models.scoring import topk
 from recspark.testing import checks
 from recspark.testing.case import Case, K, left_behind, ordered
-from recspark.testing.checks import CHECKS
+from recspark.testing.contract import CHECKS
 
 pytestmark = pytest.mark.spark
 
@@ -94,12 +94,12 @@ def unknown_settings_are_ignored(case: Case, patch: Patch) -> None:
 
 @breaks("fit_changes_no_setting")
 def a_fit_that_keeps_state(case: Case, patch: Patch) -> None:
-    patch.setattr(case.recommender, "fitted", True, raising=False)
+    patch.setattr(case.algorithm, "fitted", True, raising=False)
 
 
 @breaks("fit_changes_no_setting")
 def a_fit_that_changes_a_setting(case: Case, patch: Patch) -> None:
-    patch.setattr(case.recommender, "settings", ItemKNNSettings(shrink=9))
+    patch.setattr(case.algorithm, "settings", ItemKNNSettings(shrink=9))
 
 
 # --- output -------------------------------------------------------------------------------------

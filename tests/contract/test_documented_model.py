@@ -13,25 +13,32 @@ from pyspark.sql import SparkSession
 from recspark.config import Train
 from recspark.models import registry
 from recspark.models.base import FitOptions
-from recspark.testing.case import Case
-from recspark.testing.checks import CHECKS, Check, checks_for
+from recspark.testing.case import BaseCase, Case
+from recspark.testing.contract import CHECKS, Check, case_class, checks_for
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.spark, pytest.mark.torch]
+FROM_OUTSIDE = ("words", "segments", "linear")
 
 
-@pytest.fixture(scope="module", params=["recent", "narrow"])
+@pytest.fixture(scope="module", params=["recent", "words", "segments", "linear", "narrow"])
 def case(
     request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
-) -> Case:
+) -> BaseCase:
     page = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL)
     name = request.param
     folder = Path(tmp_path_factory.mktemp(name))
+    options = FitOptions(in_process=True, train=Train(ranks=1))
+    if name in FROM_OUTSIDE:  # as a class of another package, by its path
+        [source] = [block for block in blocks if f"class {name.title()}(Algorithm[" in block]
+        add_module(spark, folder / f"{name}_of_a_shop.py", source)
+        spec = registry.model_spec(f"{name}_of_a_shop:{name.title()}")
+        return case_class(spec)(spark, spec, {}, str(folder / "artifacts"), options)
     if name == "recent":
         source, line, settings = blocks[:3]
     else:
-        net, source, line, settings = blocks[3:]
+        net, source, line, settings = blocks[-4:]
         add_module(spark, folder / "narrow_net.py", net)
         # The page's files lie in recspark; here each is a module of its own.
         source = source.replace("from recspark.nets.narrow import", "from narrow_net import")
@@ -39,10 +46,9 @@ def case(
     spec = eval(line, {"_line": registry._line})
     spec = replace(
         spec,
-        recommender=spec.recommender.rpartition(".")[2],
+        algorithm_class=spec.algorithm_class.rpartition(".")[2],
         model=spec.model.rpartition(".")[2],
     )
-    options = FitOptions(in_process=True, train=Train(ranks=1))
     short = {"batch_size": 32} if name == "narrow" else {}
     values = {**yaml.safe_load(settings), **short}
     return Case(spark, spec, values, str(folder / "artifacts"), options)
@@ -55,7 +61,7 @@ def add_module(spark: SparkSession, path: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_contract(case: Case, check: Check) -> None:
+def test_contract(case: BaseCase, check: Check) -> None:
     if check not in checks_for(case.spec):
         pytest.skip("not asked for by its tags")
     if check.name == "another_process_gives_the_same_lists":

@@ -1,4 +1,4 @@
-"""Every registered model passes every check of `recspark.testing.checks` that its tags ask for."""
+"""Every registered model passes every check of `recspark.testing.contract` that its tags ask for."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pyspark.sql import SparkSession
 
 import recspark.models
 from recspark.config import Train
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import Algorithm, FitOptions
 from recspark.models.registry import MODELS
 from recspark.testing.case import Case
-from recspark.testing.checks import CHECKS, Check, checks_for
+from recspark.testing.contract import CHECKS, Check, checks_for
 
 # Only to keep fits short; everything else is the default.
 SHORT: dict[str, dict[str, Any]] = {
@@ -111,10 +111,10 @@ def test_every_model_is_registered() -> None:
     found = set()
     for module in pkgutil.walk_packages(recspark.models.__path__, "recspark.models."):
         for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            is_model = issubclass(kind, Recommender) and not inspect.isabstract(kind)
+            is_model = issubclass(kind, Algorithm) and not inspect.isabstract(kind)
             if is_model and kind.__module__ == module.name:
                 found.add(f"{module.name}:{name}")
-    assert found == {spec.recommender for spec in MODELS.values()}
+    assert found == {spec.algorithm_class for spec in MODELS.values()}
 
 
 def test_tags_are_known() -> None:

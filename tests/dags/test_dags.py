@@ -57,9 +57,11 @@ def test_tasks_are_the_stages(dag: Any) -> None:
     from recspark.pipeline.plan import STAGES
 
     names = [task.task_id.split(".")[0] for task in stages_of(dag)]
-    assert set(names) == {stage.name for stage in STAGES}
+    ours = [stage for stage in STAGES if stage.name not in ("encode", "examples")]
+    assert set(names) == {stage.name for stage in ours}
     for stage in STAGES:
         assert (ROOT / "jobs" / f"{stage.name}.py").is_file()
+    for stage in ours:
         assert (names.count(stage.name) > 1) == stage.per_model
 
 

@@ -395,7 +395,7 @@ def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     for name, read in settings_read.items():
         declared = set(reuse.SETTINGS_READ.get(name, read))
         assert read - NOT_COMPARED <= declared, name
-    assert set(settings_read) == {stage.name for stage in STAGES}
+    assert set(settings_read) == {stage.name for stage in STAGES if stage.models(first.config)}
     settings_read.clear()
     before = first.catalog.versions()
     page = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")

@@ -87,7 +87,7 @@ def test_rows_are_conserved(small_night: RunContext, retail_slice: Path) -> None
 def test_every_stage_left_its_row(small_night: RunContext) -> None:
     rows = small_night.runlog.rows()
     for stage in STAGES:
-        for model in small_night.config.models if stage.per_model else ("",):
+        for model in stage.models(small_night.config):
             row = rows[stage.name, model]
             assert row.status == "ok"
             assert row.rows_in > 0
@@ -238,7 +238,9 @@ def test_a_gate_that_refuses_keeps_the_last_good_list(
     context = open_night("test", day, small_settings(root, retail_slice), force=True)
     champion = context.config.publish.model
     for cutoff in (context.backtest_cutoff, context.cutoff):
-        folder = artifact_folder(replace(context, stage="recommend"), champion, cutoff)
+        folder = artifact_folder(
+            replace(context, stage="recommend", model=champion), champion, cutoff
+        )
         good = artifacts.load(folder, model_spec(champion))
         arrays = {**good.arrays(), "matrix": -good.arrays()["matrix"]}
         bad = type(good).from_arrays(good.settings, good.cutoff, np.asarray(good.items), arrays)

@@ -77,7 +77,7 @@ def opened(two_nights: Path, tmp_path: Path) -> Open:
 def stages(context: RunContext, *names: str, model: str | None = None) -> None:
     for stage in STAGES:
         if stage.name in names:
-            models = stage.models(context.config.models, (model,) if model else ())
+            models = stage.models(context.config, (model,) if model else ())
             for each in models:
                 execute(context, stage, each)
 

@@ -48,8 +48,8 @@ def test_each_stage_killed_before_its_runs_row(
 
     monkeypatch.setattr(RunLog, "record", kill_once)
     context, times = until_it_ends(tmp_path, retail_slice)
-    assert killed == {stage.name for stage in STAGES}
-    assert times == len(STAGES)
+    assert killed == {stage.name for stage in STAGES if stage.models(context.config)}
+    assert times == len(killed)
     assert everything(context) == everything(small_night)
 
 

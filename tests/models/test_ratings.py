@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from recspark.errors import ModelError
 from recspark.models.autoencoders.autorec import AutoRecModel, AutoRecSettings
-from recspark.models.base import RecommenderModel
+from recspark.models.base import RetrieverModel
 from recspark.models.factors.als import AlsModel, AlsSettings
 from recspark.models.factors.mf import MfModel, MfSettings, make_net, row_loss
 from recspark.models.ratings import predicted
@@ -34,7 +34,7 @@ def autorec(settings: AutoRecSettings) -> AutoRecModel:
 
 
 def test_which_models_predict_ratings() -> None:
-    def rates(model: RecommenderModel) -> bool:
+    def rates(model: RetrieverModel) -> bool:
         return model.rates
 
     assert rates(autorec(AutoRecSettings(unobserved=0, half_life_days=None)))
@@ -60,7 +60,7 @@ def test_predictions_are_the_equations(spark: SparkSession) -> None:
     )
     asked = asked.where("user_idx = 0")
 
-    def of(model: RecommenderModel) -> list[tuple[Any, ...]]:
+    def of(model: RetrieverModel) -> list[tuple[Any, ...]]:
         return sorted(map(tuple, predicted(model, asked).collect()))
 
     model = autorec(AutoRecSettings(unobserved=0, half_life_days=None))

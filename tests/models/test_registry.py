@@ -8,7 +8,7 @@ import pytest
 
 from recspark.errors import ConfigError
 from recspark.layers import load_config
-from recspark.models.base import Recommender
+from recspark.models.base import Algorithm
 from recspark.models.items.popular import Popular
 from recspark.models.registry import MODELS, make, model_spec, spec_of
 from recspark.pipeline.checks import check_settings
@@ -59,7 +59,7 @@ def test_neighbours_are_of_an_algorithm_that_has_some() -> None:
 
 def test_a_class_from_outside(outside: str) -> None:
     spec = model_spec(f"{outside}:Mine")
-    assert issubclass(spec.load(), Recommender)
+    assert issubclass(spec.load(), Algorithm)
     assert spec.load_model().__name__ == "PopularModel"
     assert (spec.tags, spec.training) == (frozenset({"cold_users"}), ())
     check_settings(
@@ -73,7 +73,7 @@ def test_a_class_from_outside(outside: str) -> None:
         ("poplar", r"model 'mine': no model is called 'poplar'\. Did you mean 'popular'\?"),
         ("no_such_package:Mine", "cannot be imported: No module named 'no_such_package'"),
         ("mine_of_a_shop:Yours", "cannot be imported: .* has no attribute 'Yours'"),
-        ("mine_of_a_shop:text", "no subclass of recspark.models.base.Recommender"),
+        ("mine_of_a_shop:text", "no subclass of recspark.models.base.Algorithm"),
         ("mine_of_a_shop:Bare", "its class needs `model_class`"),
         (":Mine", "cannot be imported"),
         ("[popular]", "algorithm = .*is no name"),

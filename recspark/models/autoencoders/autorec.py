@@ -18,7 +18,7 @@ from recspark.data.dataset import Dataset
 from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
 from recspark.models.autoencoders.encoder import EncoderModel, Layers
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.factors.factor_model import FactorScorer
 from recspark.models.neural import (
     Job,
@@ -123,7 +123,7 @@ class AutoRecSettings(NeuralSettings):
         return "sigmoid" if self.ratings else "tanh"
 
 
-class AutoRec(Recommender[AutoRecSettings]):
+class AutoRec(Algorithm[AutoRecSettings]):
     """Minimise sum over observed (r - h(r))^2 + unobserved * sum over the rest h(r)^2, by user.
 
     h(r) = W g(V r + mu) + b, and r are the decayed weights of a user's items. Source: Sedhain et al.
@@ -142,12 +142,12 @@ class AutoRec(Recommender[AutoRecSettings]):
     settings_class = AutoRecSettings
 
     @property
-    def training_table(self) -> str:
-        """See `Recommender`."""
-        return "training_bags" if self.settings.by == "user" else "training_item_bags"
+    def training_tables(self) -> tuple[str, ...]:
+        """See `Algorithm`."""
+        return ("training_bags" if self.settings.by == "user" else "training_item_bags",)
 
-    def fit(self, data: Dataset, options: FitOptions) -> AutoRecModel:
-        """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> AutoRecModel:
+        """See `Algorithm.fit`. The driver holds items and weights, nothing of users."""
         settings, items = self.settings, data.vocabulary()
         check_catalogue("autorec", items, settings.max_items, 32 * settings.hidden_size, "als")
         if settings.by == "item":
@@ -173,7 +173,7 @@ class AutoRecModel(EncoderModel):
         return not self.settings.ratings
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         settings = self.settings
         assert isinstance(settings, AutoRecSettings)
         if settings.by == "user":
@@ -194,7 +194,7 @@ class AutoRecModel(EncoderModel):
 
     @property
     def rates(self) -> bool:
-        """See `RecommenderModel`: where only what was observed counts."""
+        """See `RetrieverModel`: where only what was observed counts."""
         assert isinstance(self.settings, AutoRecSettings)
         return self.settings.ratings and self.settings.half_life_days is None
 

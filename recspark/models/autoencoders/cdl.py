@@ -21,9 +21,8 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
-from recspark.errors import ModelError
 from recspark.models.autoencoders.sdae import pretrain
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.factors.als import pairs
 from recspark.models.factors.factor_model import FactorModel
 from recspark.models.neural import (
@@ -144,7 +143,7 @@ class CdlSettings(NeuralSettings):
         return Objective(reg, self.alpha, self.unobserved_weight, reg_exponent=0.0)
 
 
-class Cdl(Recommender[CdlSettings]):
+class Cdl(Algorithm[CdlSettings]):
     """Minimise lambda_u |u|^2 + lambda_v |v - f_e(x)|^2 + lambda_n |f_r(x) - x|^2 + C (R - u v)^2.
 
     Each / 2 and summed over users, items and all pairs; f_e is the network's middle layer for an
@@ -157,16 +156,14 @@ class Cdl(Recommender[CdlSettings]):
     settings_class = CdlSettings
 
     @property
-    def training_table(self) -> str:
-        """See `Recommender`."""
-        return "training_texts"
+    def training_tables(self) -> tuple[str, ...]:
+        """See `Algorithm`."""
+        return ("training_texts",)
 
-    def fit(self, data: Dataset, options: FitOptions) -> CdlModel:
-        """See `Recommender.fit`. Driver: item-sized."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> CdlModel:
+        """See `Algorithm.fit`. Driver: item-sized."""
         settings, items = self.settings, data.vocabulary()
         check_catalogue("cdl", items, settings.max_items, 4 * settings.size, "als")
-        if data.training is None or data.training.table != self.training_table:
-            raise ModelError("cdl: this data has no training_texts; run build_features with it")
         network = _Network(settings, data, items, options)
         plan = Plan(
             rank=settings.size,
@@ -195,9 +192,8 @@ class _Network:
     def __init__(
         self, settings: CdlSettings, data: Dataset, items: Array, options: FitOptions
     ) -> None:
-        assert data.training is not None
         self._settings, self._data, self._items, self._options = settings, data, items, options
-        self._files = [uri for uri, rows in data.training.files if rows]
+        self._files = [uri for uri, rows in data.training_set("training_texts").files if rows]
         self._n_words = 1 + max(0, *(int(texts["words"].max()) for texts in self._texts()))
         self._arrays: dict[str, Array] | None = None  # the weights; None = not trained
         self._calls = 0

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from recspark.data.blocks import Array, QueryBlock
-from recspark.models.base import RecommenderModel, Settings
+from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
 from recspark.models.weights import HistoryWeights
 
@@ -26,7 +26,7 @@ Layers = tuple[tuple[str, Activation], ...]
 _BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
 
 
-class EncoderModel(RecommenderModel):
+class EncoderModel(RetrieverModel):
     """A trained autoencoder of bags: what autorec, sdae and multvae have in common once fitted.
 
     Parameters
@@ -58,19 +58,19 @@ class EncoderModel(RecommenderModel):
         return True
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
         return EncoderScorer(self.weights, self.items, shared, self.layers, self.unit)
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return self._arrays
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return cls(settings, cutoff, items, arrays)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.models.autoencoders.encoder import EncoderModel, Layers
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.neural import (
     Job,
     NeuralSettings,
@@ -104,7 +104,7 @@ class MultVaeSettings(NeuralSettings):
     )
 
 
-class MultVae(Recommender[MultVaeSettings]):
+class MultVae(Algorithm[MultVaeSettings]):
     """Maximise E[log p(x | z)] - beta KL(q(z | x) || N(0, I)), p multinomial over all items.
 
     Source: Liang et al. 2018, equations 1 to 7. The last bias starts at the items' log share of the
@@ -114,12 +114,12 @@ class MultVae(Recommender[MultVaeSettings]):
     settings_class = MultVaeSettings
 
     @property
-    def training_table(self) -> str:
-        """See `Recommender`."""
-        return "training_bags"
+    def training_tables(self) -> tuple[str, ...]:
+        """See `Algorithm`."""
+        return ("training_bags",)
 
-    def fit(self, data: Dataset, options: FitOptions) -> MultVaeModel:
-        """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> MultVaeModel:
+        """See `Algorithm.fit`. The driver holds items and weights, nothing of users."""
         settings = self.settings
         items = data.vocabulary()
         check_catalogue("multvae", items, settings.max_items, 72 * settings.hidden_size, "als")

@@ -16,7 +16,7 @@ from torch import nn
 
 from recspark.data.dataset import Dataset
 from recspark.models.autoencoders.encoder import EncoderModel, Layers
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.neural import (
     Job,
     NeuralSettings,
@@ -81,7 +81,7 @@ class SdaeSettings(NeuralSettings):
     )
 
 
-class Sdae(Recommender[SdaeSettings]):
+class Sdae(Algorithm[SdaeSettings]):
     """Rebuild a user's items from what corruption left of them.
 
     Layer k learns first to rebuild its clean input (the items; the layer before it) from a
@@ -95,12 +95,12 @@ class Sdae(Recommender[SdaeSettings]):
     settings_class = SdaeSettings
 
     @property
-    def training_table(self) -> str:
-        """See `Recommender`."""
-        return "training_bags"
+    def training_tables(self) -> tuple[str, ...]:
+        """See `Algorithm`."""
+        return ("training_bags",)
 
-    def fit(self, data: Dataset, options: FitOptions) -> SdaeModel:
-        """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> SdaeModel:
+        """See `Algorithm.fit`. The driver holds items and weights, nothing of users."""
         settings, items = self.settings, data.vocabulary()
         size = 72 * settings.hidden_sizes[0]
         check_catalogue("sdae", items, settings.max_items, size, "als")

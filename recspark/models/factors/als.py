@@ -15,7 +15,7 @@ from recspark.data.blocks import Array, parse_histories
 from recspark.data.dataset import Dataset
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
-from recspark.models.base import FitOptions, Recommender, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, Settings
 from recspark.models.factors import als_mllib
 from recspark.models.factors.factor_model import FactorModel
 from recspark.models.weights import HistoryWeights
@@ -132,7 +132,7 @@ class AlsModel(FactorModel):
     """Item factors; ratings with feedback explicit."""
 
 
-class Als(Recommender[AlsSettings]):
+class Als(Algorithm[AlsSettings]):
     """Minimise sum c (p - x y)^2 + reg (n |x|^2 + n |y|^2), c = 1 + alpha * weight, p = weight > 0.
 
     The sum runs over all user-item pairs; n is the number of a row's interactions. `Objective` has
@@ -142,8 +142,8 @@ class Als(Recommender[AlsSettings]):
 
     settings_class = AlsSettings
 
-    def fit(self, data: Dataset, options: FitOptions) -> AlsModel:
-        """See `Recommender.fit`.
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> AlsModel:
+        """See `Algorithm.fit`.
 
         Goes on from a checkpoint of the same fit below `options.scratch`. Driver: item-sized; user
         factors stay in the executors and are dropped.

@@ -12,7 +12,7 @@ import numpy as np
 from recspark.data.blocks import Array, QueryBlock
 from recspark.engines.als_kernels import fold_in
 from recspark.engines.als_objective import Objective, gramian
-from recspark.models.base import RecommenderModel, Settings
+from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
 from recspark.models.weights import HistoryWeights
 
@@ -29,7 +29,7 @@ class FactorSettings(Protocol):
         """What a user's factor minimises, item factors given."""
 
 
-class FactorModel(RecommenderModel):
+class FactorModel(RetrieverModel):
     """`factors` float32 (n_items, rank); `settings` : `FactorSettings`."""
 
     def __init__(self, settings: Any, cutoff: datetime, items: Array, factors: Array) -> None:
@@ -39,12 +39,12 @@ class FactorModel(RecommenderModel):
 
     @property
     def rates(self) -> bool:
-        """See `RecommenderModel`: where weights themselves are fitted, and do not decay."""
+        """See `RetrieverModel`: where weights themselves are fitted, and do not decay."""
         settings = self._settings
         return settings.objective.feedback == "explicit" and settings.half_life_days is None
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return FactorScorer(
             HistoryWeights.sums(
                 self.cutoff,
@@ -57,14 +57,14 @@ class FactorModel(RecommenderModel):
         )
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return {"factors": self.factors}
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return cls(settings, cutoff, items, arrays["factors"])
 
 

@@ -20,7 +20,7 @@ from recspark.data.blocks import Array, QueryBlock
 from recspark.data.dataset import Dataset
 from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.factors.factor_model import FactorScorer
 from recspark.models.factors.fold_in import MAX_DRAWN, Folding, Kind
 from recspark.models.neural import Job, NeuralSettings, entries, fit_network, log_shares
@@ -101,7 +101,7 @@ class MfSettings(NeuralSettings):
         return self.weight_decay * self.batch_size
 
 
-class Mf(Recommender[MfSettings]):
+class Mf(Algorithm[MfSettings]):
     """Minimise the loss of every event, times its decayed weight, against items drawn at random.
 
     A score is a dot product and, where items are ranked (softmax and bpr), an item's bias. Users are
@@ -114,14 +114,14 @@ class Mf(Recommender[MfSettings]):
     settings_class = MfSettings
 
     @property
-    def training_table(self) -> str:
-        """See `Recommender`."""
-        return "training_bags"
+    def training_tables(self) -> tuple[str, ...]:
+        """See `Algorithm`."""
+        return ("training_bags",)
 
-    def fit(self, data: Dataset, options: FitOptions) -> MfModel:
-        """See `Recommender.fit`. The driver holds items, nothing of users."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> MfModel:
+        """See `Algorithm.fit`. The driver holds items, nothing of users."""
         settings, items = self.settings, data.vocabulary()
-        n_users = 0 if data.training is None else data.training.n_rows
+        n_users = data.training_set("training_bags").n_rows
         if n_users > settings.max_users:
             raise CatalogueTooLargeError(
                 f"mf: {n_users:,} users in the training set, max_users is {settings.max_users:,}; "
@@ -132,7 +132,7 @@ class Mf(Recommender[MfSettings]):
         return MfModel(settings, data.cutoff, items, scoring_arrays(trained, settings))
 
 
-class MfModel(RecommenderModel):
+class MfModel(RetrieverModel):
     """Item vectors, and what folds users in; ratings with loss rating.
 
     `factors` float32 (n_items, embedding_size); `bias` float32 (n_items,) of a score; `drawn` float32
@@ -148,11 +148,11 @@ class MfModel(RecommenderModel):
 
     @property
     def rates(self) -> bool:
-        """See `RecommenderModel`: where weights themselves are fitted, and do not decay."""
+        """See `RetrieverModel`: where weights themselves are fitted, and do not decay."""
         return self._settings.loss == "rating" and self._settings.half_life_days is None
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         settings = self._settings
         weights = HistoryWeights.sums(self.cutoff, settings.half_life_days)
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
@@ -164,14 +164,14 @@ class MfModel(RecommenderModel):
         return MfScorer(weights, self.items, shared, settings.loss, settings.user_reg)
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return self._arrays
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return cls(settings, cutoff, items, arrays)
 
 

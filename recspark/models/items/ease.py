@@ -9,7 +9,7 @@ from scipy.linalg import lapack
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ModelError
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.items.item_item import ItemItemModel, ItemItemSettings, check_catalogue, gram
 from recspark.models.weights import HistoryWeights
 
@@ -29,7 +29,7 @@ class EaseModel(ItemItemModel):
     """B: `matrix[j, i]` is what item j adds to item i; its diagonal is 0."""
 
 
-class Ease(Recommender[EaseSettings]):
+class Ease(Algorithm[EaseSettings]):
     """Minimise |X - X B|^2 + reg |B|^2 with diag(B) = 0, X the users' decayed weights.
 
     B = I - P diag(1 / diag(P)), P = (X^T X + reg I)^-1.
@@ -38,8 +38,8 @@ class Ease(Recommender[EaseSettings]):
 
     settings_class = EaseSettings
 
-    def fit(self, data: Dataset, options: FitOptions) -> EaseModel:
-        """See `Recommender.fit`. Driver: 12 bytes an item squared, n_items^3 operations."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> EaseModel:
+        """See `Algorithm.fit`. Driver: 12 bytes an item squared, n_items^3 operations."""
         settings = self.settings
         items = check_catalogue(data, settings, "ease")
         weights = HistoryWeights(micros(data.cutoff), settings.half_life_days, settings.weighting)

@@ -24,7 +24,7 @@ from recspark.data.blocks import (
 )
 from recspark.data.dataset import Dataset
 from recspark.errors import CatalogueTooLargeError, ModelError
-from recspark.models.base import RecommenderModel, Settings
+from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
 from recspark.models.weights import HistoryWeights
 from recspark.session import executor_slots
@@ -57,7 +57,7 @@ class ItemItemSettings(Settings):
     )
 
 
-class ItemItemModel(RecommenderModel):
+class ItemItemModel(RetrieverModel):
     """A fitted item-item matrix.
 
     `matrix` float32 (n_items, n_items): row j is what item j in a history adds to each item.
@@ -73,21 +73,21 @@ class ItemItemModel(RecommenderModel):
         self._weights = HistoryWeights(micros(cutoff), settings.half_life_days, settings.weighting)
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         reach = np.abs(self.matrix).max(axis=1).astype(np.float64)
         return ItemItemScorer(
             self._weights, self.items, topk.Shared(self.matrix), reach, self.evidence_only
         )
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return {"matrix": self.matrix}
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         assert isinstance(settings, ItemItemSettings)
         return cls(settings, cutoff, items, arrays["matrix"])
 

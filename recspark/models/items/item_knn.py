@@ -7,7 +7,7 @@ from pydantic import Field
 
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
-from recspark.models.base import FitOptions, Recommender
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.items.item_item import ItemItemModel, ItemItemSettings, check_catalogue, gram
 from recspark.models.weights import HistoryWeights
 
@@ -36,7 +36,7 @@ class ItemKNNModel(ItemItemModel):
     evidence_only = True
 
 
-class ItemKNN(Recommender[ItemKNNSettings]):
+class ItemKNN(Algorithm[ItemKNNSettings]):
     """Score = sum over the history of weight * x_i . x_j / (|x_i| |x_j| + shrink); x: item columns.
 
     Source: Sarwar et al. 2001, "Item-based collaborative filtering"; shrink: Bell and Koren 2007.
@@ -44,8 +44,8 @@ class ItemKNN(Recommender[ItemKNNSettings]):
 
     settings_class = ItemKNNSettings
 
-    def fit(self, data: Dataset, options: FitOptions) -> ItemKNNModel:
-        """See `Recommender.fit`. Driver: 12 bytes an item squared."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> ItemKNNModel:
+        """See `Algorithm.fit`. Driver: 12 bytes an item squared."""
         settings = self.settings
         items = check_catalogue(data, settings, "item_knn")
         weights = HistoryWeights(micros(data.cutoff), settings.half_life_days, settings.weighting)

@@ -12,7 +12,7 @@ from pydantic import Field
 from recspark.data.blocks import Array, QueryBlock
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import decayed_item_weights
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.scoring import topk
 
 
@@ -27,7 +27,7 @@ class PopularSettings(Settings):
     )
 
 
-class PopularModel(RecommenderModel):
+class PopularModel(RetrieverModel):
     """`weight` float32 (n_items,): decayed event weights summed over all users."""
 
     def __init__(self, settings: Settings, cutoff: datetime, items: Array, weight: Array) -> None:
@@ -35,18 +35,18 @@ class PopularModel(RecommenderModel):
         self.weight = weight
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return PopularScorer(self.weight)
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return {"weight": self.weight}
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return cls(settings, cutoff, items, arrays["weight"])
 
 
@@ -67,13 +67,13 @@ class PopularScorer:
         )
 
 
-class Popular(Recommender[PopularSettings]):
+class Popular(Algorithm[PopularSettings]):
     """Order items by the sum of their decayed event weights."""
 
     settings_class = PopularSettings
 
-    def fit(self, data: Dataset, options: FitOptions) -> PopularModel:
-        """See `Recommender.fit`. One shuffle of item-sized sums; the driver holds a row an item."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> PopularModel:
+        """See `Algorithm.fit`. One shuffle of item-sized sums; the driver holds a row an item."""
         items = data.vocabulary()
         half_life = self.settings.half_life_days
         sums = decayed_item_weights(data.histories, data.cutoff, half_life).toArrow()

@@ -24,6 +24,7 @@ from recspark import schema, storage
 from recspark.data.blocks import Array, Histories, QueryBlock, Ragged, parse_queries
 from recspark.engines.topn import Candidates, dot_pairs
 from recspark.errors import ModelError
+from recspark.models.scoring.listed import ListedScores
 
 # Approximate scores held at once. Measured: smaller blocks pack the item matrix too often, larger
 # ones leave the cache.
@@ -50,7 +51,10 @@ class Scores(Protocol):
         """Scores by GEMM, float32 (rows, n_items), new: each within `error` of the exact one."""
 
     def exact(self, rows: Array, items: Array) -> Array:
-        """Scores of local `items[j]` for row `rows[j]`, float64 (p,), summed in a fixed order."""
+        """Scores of local `items[j]` for row `rows[j]`, float64 (p,), summed in a fixed order.
+
+        -inf where the item is never recommended to the row.
+        """
 
     def error(self, rows: slice) -> Array:
         """Bound of |approximate - exact| in each row, float64 (rows,)."""
@@ -60,6 +64,13 @@ class Scorer(Protocol):
     """Turns queries into scores; shipped to executors, so it pickles (arrays, no Spark objects)."""
 
     def score(self, block: QueryBlock) -> Scores:
+        """Return the scores of `block`; those of a row depend on that row alone."""
+
+
+class ListScorer(Protocol):
+    """A `Scorer` of a model that scores a few items of each row only."""
+
+    def score(self, block: QueryBlock) -> ListedScores:
         """Return the scores of `block`; those of a row depend on that row alone."""
 
 
@@ -186,6 +197,8 @@ class SparseScores:
             total[:n] += self.weights[at].astype(np.float64) * self.matrix[self.items[at], item[:n]]
         out = np.empty(len(rows))
         out[order] = total
+        if self.evidence_only:
+            out[out == 0] = -np.inf
         return out
 
     def error(self, rows: slice) -> Array:
@@ -198,24 +211,80 @@ class SparseScores:
         return np.asarray(_gamma(length + 2) * total + (length + 1) * _TINY)
 
 
-def recommend(queries: DataFrame, items: Array, scorer: Scorer, k: int) -> DataFrame:
-    """Return the k best items per query; see `RecommenderModel.recommend`.
+def recommend(
+    queries: DataFrame,
+    items: Array,
+    scorer: Scorer | ListScorer,
+    k: int,
+    allowed: Array | None = None,
+) -> DataFrame:
+    """Return the k best items per query; see `RetrieverModel.recommend`.
 
     Lazy: the scorer is broadcast (no job), nothing runs until the answer is written. Narrow: no
     shuffle. Executor memory: the scorer once a Python worker (see `Shared`), and twice
     `BLOCK_BYTES`.
     """
-    shared = queries.sparkSession.sparkContext.broadcast((items, scorer))
+    mask = None if allowed is None else np.isin(items, allowed)
+    shared = queries.sparkSession.sparkContext.broadcast((items, scorer, mask))
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        vocabulary, scores = shared.value
+        vocabulary, scores, allowed_items = shared.value
         for batch in batches:
-            yield answer(parse_queries(batch), vocabulary, scores, k)
+            yield answer(parse_queries(batch), vocabulary, scores, k, allowed_items)
 
     return queries.mapInArrow(run, schema.RECOMMENDED)
 
 
-def neighbours(spark: SparkSession, items: Array, scorer: Scorer, as_of: int, k: int) -> DataFrame:
+def score_pairs(pairs: DataFrame, items: Array, scorer: Scorer | ListScorer) -> DataFrame:
+    """Return `schema.SCORED`, a row for each item of each query; see `RetrieverModel.score`.
+
+    Only the pairs are scored, in float64, rounded to float32: what `recommend` gives them.
+    """
+    shared = pairs.sparkSession.sparkContext.broadcast((items, scorer))
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, scores = shared.value
+        for batch in batches:
+            asked = batch.column("items")
+            rows = np.repeat(np.arange(batch.num_rows), _lengths(asked))
+            block, item = parse_queries(batch), asked.flatten()
+            score, known = pair_scores(block, vocabulary, scores, rows, item.to_numpy())
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(block.user_idx[rows], pa.int64()),
+                    item,
+                    pa.array(score.astype(np.float32) + np.float32(0), mask=~known),  # no -0
+                ],
+                names=schema.SCORED.names,
+            )
+
+    return pairs.mapInArrow(run, schema.SCORED)
+
+
+def pair_scores(
+    block: QueryBlock, items: Array, scorer: Scorer | ListScorer, rows: Array, item_idx: Array
+) -> tuple[Array, Array]:
+    """Return the score of `item_idx[j]` for row `rows[j]` of `block`, float64 (p,), and where there
+    is one, bool (p,): elsewhere the model does not know the user or the item, or never lists it.
+
+    Cost follows the pairs: no row of all items is made.
+    """
+    local = local_index(items, item_idx)
+    scores = scorer.score(block)
+    known = (local >= 0) & scores.known[rows]
+    out = np.zeros(len(rows))
+    out[known] = scores.exact(rows[known], local[known])
+    known &= out > -np.inf
+    return out, known
+
+
+def _lengths(column: pa.ListArray) -> Array:
+    return np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+
+
+def neighbours(
+    spark: SparkSession, items: Array, scorer: Scorer | ListScorer, as_of: int, k: int
+) -> DataFrame:
     """Return `schema.NEIGHBOURS`: what a user who only acted on one item, at `as_of`, would get.
 
     One row in k for each item that has neighbours. Lazy and narrow, as `recommend`.
@@ -237,17 +306,26 @@ def neighbours(spark: SparkSession, items: Array, scorer: Scorer, as_of: int, k:
     return spark.range(len(items)).mapInArrow(run, schema.NEIGHBOURS)
 
 
-def answer(block: QueryBlock, items: Array, scorer: Scorer, k: int) -> pa.RecordBatch:
+def answer(
+    block: QueryBlock,
+    items: Array,
+    scorer: Scorer | ListScorer,
+    k: int,
+    allowed: Array | None = None,
+) -> pa.RecordBatch:
     """Return the lists of one block as a batch of `schema.RECOMMENDED`, by row, then rank.
 
-    `items` int32 (n_items,) ascending: the item_idx of each local index.
+    `items` int32 (n_items,) ascending: the item_idx of each local index. `allowed` bool (n_items,):
+    the items that may be listed; None = all.
     """
     scores = scorer.score(block)
     seen = _local(block.seen, items)
+    if isinstance(scores, ListedScores):
+        return _lists(block, items, *scores.best(seen, k, allowed))
     step, width = block_shape(len(items), k, isinstance(scores, DotScores))
     tiles = _tiles(scores, len(items), width)
     parts = [
-        _best(scores, tiles, seen, slice(begin, min(begin + step, len(block))), k)
+        _best(scores, tiles, seen, slice(begin, min(begin + step, len(block))), k, allowed)
         for begin in range(0, len(block), step)
     ] or [
         (
@@ -258,6 +336,13 @@ def answer(block: QueryBlock, items: Array, scorer: Scorer, k: int) -> pa.Record
         )
     ]
     row, item, rank, score = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _lists(block, items, row, item, rank, score)
+
+
+def _lists(
+    block: QueryBlock, items: Array, row: Array, item: Array, rank: Array, score: Array
+) -> pa.RecordBatch:
+    """Return a batch of `schema.RECOMMENDED` of rows of `block` and local items."""
     return pa.RecordBatch.from_arrays(
         [
             pa.array(block.user_idx[row], pa.int64()),
@@ -307,7 +392,12 @@ def _tiles(scores: Scores, n_items: int, width: int) -> list[tuple[int, Scores]]
 
 
 def _best(
-    scores: Scores, tiles: list[tuple[int, Scores]], seen: Ragged, rows: slice, k: int
+    scores: Scores,
+    tiles: list[tuple[int, Scores]],
+    seen: Ragged,
+    rows: slice,
+    k: int,
+    allowed: Array | None,
 ) -> tuple[Array, Array, Array, Array]:
     """Return (row, local item, rank, score) of the k best of each row, by row, then rank."""
     start = seen.start[rows.start : rows.stop + 1]
@@ -327,6 +417,8 @@ def _best(
             part = slice(*np.searchsorted(masked_item, [first, first + approximate.shape[1]]))
         approximate[masked[part], masked_item[part] - first] = -np.inf
         approximate[unknown] = -np.inf
+        if allowed is not None:
+            approximate[:, ~allowed[first : first + approximate.shape[1]]] = -np.inf
         found.add(approximate, first)
     row, item, rank, score = found.best()
     return row + rows.start, item, rank, score

@@ -17,7 +17,7 @@ import torch
 from pyspark.sql import functions as F
 from torch.nn import functional
 
-from recspark.data.dataset import Dataset
+from recspark.data.dataset import Dataset, TrainingSet
 from recspark.errors import ModelError
 from recspark.models.neural import local_index
 from recspark.nets.sequence import SequenceNet
@@ -95,10 +95,8 @@ def rates(
     return (n_clicked + _PRIOR * overall) / (n_shown + _PRIOR)  # (n_items,)
 
 
-def check_impressions(name: str, data: Dataset) -> None:
+def check_impressions(name: str, data: Dataset, training: TrainingSet) -> None:
     """Raise ModelError where the training set holds no impression. One small job."""
-    training = data.training
-    assert training is not None
     files = [uri for uri, rows in training.files if rows]
     rows = data.histories.sparkSession.read.parquet(*files) if files else None
     if rows is not None and rows.where(F.col("shown")[0] >= 0).isEmpty():

@@ -21,8 +21,7 @@ import torch
 
 from recspark.data.blocks import Array, QueryBlock, Ragged
 from recspark.data.dataset import Dataset
-from recspark.errors import ModelError
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.neural import check_catalogue, fit_network, net_arrays
 from recspark.models.scoring import topk
 from recspark.models.sequences import click_through
@@ -43,7 +42,7 @@ _BLOCK = 256  # rows read at once, always: a row's sums then go the same way whe
 S = TypeVar("S", bound=NextItemSettings)
 
 
-class NextItem(Recommender[S]):
+class NextItem(Algorithm[S]):
     """A next-item network that is not trained; a model gives settings, network and fitted class."""
 
     @staticmethod
@@ -56,24 +55,18 @@ class NextItem(Recommender[S]):
         """Return the fitted model with these weights."""
 
     @property
-    def training_table(self) -> str:
-        """See `Recommender`."""
-        return _TABLES[self.settings.head, self.settings.train_on]
+    def training_tables(self) -> tuple[str, ...]:
+        """See `Algorithm`."""
+        return (_TABLES[self.settings.head, self.settings.train_on],)
 
-    def fit(self, data: Dataset, options: FitOptions) -> NextItemModel:
-        """See `Recommender.fit`. The driver holds items and weights, nothing of users."""
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> NextItemModel:
+        """See `Algorithm.fit`. The driver holds items and weights, nothing of users."""
         settings, name = self.settings, type(self).__name__.lower()
         items = data.vocabulary()
         check_catalogue(name, items, settings.max_items, settings.item_bytes, "session_knn")
-        if data.training is None or data.training.table != self.training_table:
-            have = "none" if data.training is None else f"'{data.training.table}'"
-            raise ModelError(
-                f"{name}: the training set is {have}, train_on = '{settings.train_on}' with head = "
-                f"'{settings.head}' reads '{self.training_table}'; run build_features with this "
-                "model in `models`"
-            )
+        training = data.training_set(self.training_tables[0])
         if settings.head == "click_through":
-            click_through.check_impressions(name, data)
+            click_through.check_impressions(name, data, training)
         of_rank = partial(train_rank, self.make_net)
         trained = fit_network(name, data, options, settings, items, of_rank)
         net = self.make_net(settings, len(items), options.seed)
@@ -81,7 +74,7 @@ class NextItem(Recommender[S]):
         return self.fitted(data.cutoff, items, net_arrays(net))
 
 
-class NextItemModel(RecommenderModel):
+class NextItemModel(RetrieverModel):
     """A trained network; arrays are named as its parameters, float32. Tied: no `items_out`.
 
     With head `click_through` a score is the log odds of a click, see `click_through.logits`.
@@ -97,19 +90,19 @@ class NextItemModel(RecommenderModel):
         self._arrays = arrays
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
         return NextItemScorer(self._settings, type(self).make_net, self.items, shared)
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return self._arrays
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         assert isinstance(settings, NextItemSettings)
         return cls(settings, cutoff, items, arrays)
 

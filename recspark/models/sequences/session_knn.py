@@ -18,7 +18,7 @@ from recspark.engines import session_index
 from recspark.engines.session_index import SessionIndex
 from recspark.engines.session_kernel import Weights, next_items
 from recspark.errors import CatalogueTooLargeError
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.scoring import topk
 from recspark.models.scoring.listed import ListedScores
 from recspark.models.sequences.contexts import contexts
@@ -91,7 +91,7 @@ class SessionKNNSettings(Settings):
     )
 
 
-class SessionKNN(Recommender[SessionKNNSettings]):
+class SessionKNN(Algorithm[SessionKNNSettings]):
     """Items of the k sessions most similar to the open one, weighed by similarity and position.
 
     Of the sessions that share an item with the open one, the m newest are compared.
@@ -111,8 +111,8 @@ class SessionKNN(Recommender[SessionKNNSettings]):
 
     settings_class = SessionKNNSettings
 
-    def fit(self, data: Dataset, options: FitOptions) -> SessionKNNModel:
-        """See `Recommender.fit`. The driver holds the index and, meanwhile, its rows. Four jobs.
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> SessionKNNModel:
+        """See `Algorithm.fit`. The driver holds the index and, meanwhile, its rows. Four jobs.
 
         Of each item, the `n_newest` newest sessions are in it: at most n_items * n_newest sessions,
         however many there are. Raises CatalogueTooLargeError before they are collected.
@@ -142,7 +142,7 @@ class SessionKNN(Recommender[SessionKNNSettings]):
         return SessionKNNModel(settings, data.cutoff, items, index, weights)
 
 
-class SessionKNNModel(RecommenderModel):
+class SessionKNNModel(RetrieverModel):
     """The index, and `item_weight` float64 (n_items,): a factor of each item's score."""
 
     def __init__(
@@ -158,20 +158,20 @@ class SessionKNNModel(RecommenderModel):
         self.index = index
         self.item_weight = item_weight
 
-    def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+    def scorer(self) -> topk.ListScorer:
+        """See `RetrieverModel`."""
         shared = {name: topk.Shared(array) for name, array in self.arrays().items()}
         return SessionKNNScorer(self._settings, micros(self.cutoff), self.items, shared)
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return {**self.index.arrays(), "item_weight": self.item_weight}
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         assert isinstance(settings, SessionKNNSettings)
         index = SessionIndex.from_arrays(arrays)
         return cls(settings, cutoff, items, index, arrays["item_weight"])
@@ -186,7 +186,7 @@ class SessionKNNScorer:
     items: Array
     arrays: dict[str, topk.Shared]
 
-    def score(self, block: QueryBlock) -> topk.Scores:
+    def score(self, block: QueryBlock) -> ListedScores:
         """See `topk.Scorer`."""
         settings = self.settings
         opened = contexts(block.history, self.items, settings.context, settings.length)

@@ -20,7 +20,15 @@ from recspark.data.dataset import Dataset
 from recspark.engines.word2vec import keep_chances, train
 from recspark.engines.word2vec_examples import SENTENCES
 from recspark.engines.word2vec_step import Word2Vec
-from recspark.models.base import FitOptions, Recommender, RecommenderModel, Settings, check_k
+from recspark.models.base import (
+    NOTHING,
+    Algorithm,
+    FitOptions,
+    Needed,
+    RetrieverModel,
+    Settings,
+    check_k,
+)
 from recspark.models.scoring import topk
 from recspark.models.weights import HistoryWeights
 
@@ -144,7 +152,7 @@ class Item2VecSettings(Settings):
         return self
 
 
-class Item2VecModel(RecommenderModel):
+class Item2VecModel(RetrieverModel):
     """What a user's recent items add up to, against every item.
 
     `vectors` float32 (n_items, size): of inputs. For `score: likelihood`, `outputs` float32
@@ -165,26 +173,26 @@ class Item2VecModel(RecommenderModel):
         self._settings = settings
 
     def scorer(self) -> topk.Scorer:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         if self._settings.score == "cosine":
             return self._cosine()
         return self._scorer(self.vectors, self.outputs, self.bias)
 
     def neighbours(self, k: int) -> DataFrame:
-        """See `RecommenderModel`; by the cosine of input vectors, whatever `score` says."""
+        """See `RetrieverModel`; by the cosine of input vectors, whatever `score` says."""
         check_k(k)
         spark = SparkSession.active()
         return topk.neighbours(spark, self.items, self._cosine(), micros(self.cutoff), k)
 
     def arrays(self) -> dict[str, Array]:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         return {"vectors": self.vectors, "outputs": self.outputs, "bias": self.bias}
 
     @classmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """See `RecommenderModel`."""
+        """See `RetrieverModel`."""
         assert isinstance(settings, Item2VecSettings)
         return cls(settings, cutoff, items, arrays["vectors"], arrays["outputs"], arrays["bias"])
 
@@ -225,7 +233,7 @@ class Item2VecScorer:
         return topk.DotScores(users, np.asarray(self.others.array), self.bias, np.diff(start) > 0)
 
 
-class Item2Vec(Recommender[Item2VecSettings]):
+class Item2Vec(Algorithm[Item2VecSettings]):
     """Skip-gram or CBOW over baskets, sessions or histories; users are means of recent items.
 
     Source: Barkan and Koenigstein 2016, "Item2Vec"; Mikolov et al. 2013; settings: Caselles-Dupré
@@ -235,8 +243,8 @@ class Item2Vec(Recommender[Item2VecSettings]):
 
     settings_class = Item2VecSettings
 
-    def fit(self, data: Dataset, options: FitOptions) -> Item2VecModel:
-        """See `Recommender.fit`.
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> Item2VecModel:
+        """See `Algorithm.fit`.
 
         An item that never shared a sentence with another one has no vector and is left out of the
         model. Raises EmptyDataError where no two items share a sentence, DivergedError where

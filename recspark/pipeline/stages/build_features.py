@@ -1,10 +1,10 @@
-"""Stage build_features: histories merged, then all that models read, as of both cutoffs."""
+"""Stage build_features: histories merged, then all that models read, as of each cutoff."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from pyspark import StorageLevel
@@ -24,7 +24,8 @@ from recspark.tables.catalog import TableCatalog
 
 
 def build_features(context: RunContext) -> StageResult:
-    """Merge `histories`; then interactions, features and training sets as of both cutoffs.
+    """Merge `histories`; then interactions, features and training sets as of each cutoff of
+    the night.
 
     A training set is written where a model of tonight reads it, with the settings that it has.
     """
@@ -45,19 +46,17 @@ def build_features(context: RunContext) -> StageResult:
 
 
 def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[int, int]:
-    """Write one table as of both cutoffs; return its version and the rows.
+    """Write one table as of all cutoffs of the night; return its version and the rows.
 
-    In one commit: in two, a version in between may be another run's, and this run would read its rows.
+    In one commit: in several, a version in between may be another run's, and this run would read its rows.
     """
-    cutoffs = (context.backtest_cutoff, context.cutoff)
+    cutoffs = context.cutoffs
     rows_of = _FRAMES.get(table, partial(training_rows, table=table))
     ratings = context.config.features.explicit
-    first, second = (
-        rows_of(context, before(all_histories, c, ratings=ratings), c) for c in cutoffs
-    )
-    n_files = None if table in _FRAMES else 2 * n_files_of(context)
+    rows = [rows_of(context, before(all_histories, c, ratings=ratings), c) for c in cutoffs]
+    n_files = None if table in _FRAMES else len(cutoffs) * n_files_of(context)
     written = context.catalog.replace_slice(
-        table, first.unionByName(second), {"cutoff": cutoffs}, n_files=n_files
+        table, reduce(DataFrame.unionByName, rows), {"cutoff": cutoffs}, n_files=n_files
     )
     context.progress(f"  {table}")
     return written.version, written.rows

@@ -18,10 +18,11 @@ from recspark.eval import ratings
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill, ladder_steps
+from recspark.models.base import RetrieverModel
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared
-from recspark.pipeline.plan import PUBLISHED
+from recspark.pipeline.plan import PUBLISHED, kind_of_model
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.session import together
@@ -88,7 +89,8 @@ def evaluate(context: RunContext) -> StageResult:
     left_out = not_compared(context)
     for model, why in left_out.items():
         context.progress(f"  {model} is not compared: {why}")
-    compared = [model for model in config.models if model not in left_out]
+    listing = [name for name in config.models if kind_of_model(config, name) != "encoder"]
+    compared = [model for model in listing if model not in left_out]
     steps = set(config.publish.steps)
     if items is None:
         context.progress(f"  nothing to compare yet: no event before {cutoff:%Y-%m-%d}")
@@ -150,7 +152,7 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
     guesses = {
         name: predicted(model, asked)
         for name in models
-        if (model := load_model(context, name, cutoff)).rates
+        if isinstance(model := load_model(context, name, cutoff), RetrieverModel) and model.rates
     }
     if not guesses:
         return []

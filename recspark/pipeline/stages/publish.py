@@ -17,7 +17,7 @@ from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import load_model
+from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.runlog import StageResult
@@ -183,7 +183,7 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
         return context.spark.createDataFrame([], schema.ITEM_NEIGHBOURS)
     if "neighbours" not in spec_of(model, context.config.settings_of(model)).tags:
         raise ModelError(f"publish.neighbours_model = '{model}' gives no neighbours")
-    found = load_model(context, model, context.cutoff).neighbours(settings.n_neighbours)
+    found = load_retriever(context, model, context.cutoff).neighbours(settings.n_neighbours)
     names = items.select("item_idx", "item_id", "item_name")
     theirs = names.select(
         F.col("item_idx").alias("neighbour_idx"),

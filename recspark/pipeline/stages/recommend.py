@@ -5,17 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from functools import reduce
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from recspark import schema
 from recspark.config import Mode
+from recspark.data.encoded import with_features
+from recspark.data.examples import proposed, with_pair_features
 from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_horizon, in_sample
-from recspark.models.base import RecommenderModel
+from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import backtest_model, load_model
+from recspark.pipeline.fitted import backtest_model, load_model, sources_of
 from recspark.pipeline.runlog import StageResult
+from recspark.pipeline.training_sets import features_as_of
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
@@ -26,7 +30,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     everyone = context.read("histories")
     k = config.n_candidates
     tonight, earlier = context.cutoff, context.backtest_cutoff
-    parts: list[tuple[datetime, Mode, RecommenderModel, DataFrame]] = [
+    parts: list[tuple[datetime, Mode, FittedModel, DataFrame]] = [
         (tonight, config.publish.mode, load_model(context, model, tonight), to_score(context)),
     ]
     if (past := backtest_model(context, model)) is not None:
@@ -34,7 +38,11 @@ def recommend(context: RunContext, model: str) -> StageResult:
         parts += [(earlier, "novel", past, tested), (earlier, "repeat", past, tested)]
     frames = []
     for cutoff, mode, fitted, users in parts:
-        lists = fitted.recommend(queries(users, mode), k)
+        if isinstance(fitted, RankerModel):
+            lists = ranked(context, model, fitted, cutoff, mode, k)
+        else:
+            assert isinstance(fitted, RetrieverModel), model
+            lists = fitted.recommend(asked(context, fitted, users, cutoff, mode), k)
         frames.append(
             lists.select(
                 F.lit(context.run_date).alias("run_date"),
@@ -52,6 +60,42 @@ def recommend(context: RunContext, model: str) -> StageResult:
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )
     return StageResult({"candidates": written.version}, context.count("histories"), written.rows)
+
+
+def asked(
+    context: RunContext, fitted: RetrieverModel, users: DataFrame, cutoff: datetime, mode: Mode
+) -> DataFrame:
+    """Return the queries of `users`, with their features as of the cutoff where the model reads them."""
+    rows = queries(users, mode)
+    if fitted.user_encoding is None:
+        return rows
+    features, _ = features_as_of(context, cutoff)
+    return with_features(rows, features, fitted.user_encoding)
+
+
+def ranked(
+    context: RunContext, model: str, fitted: RankerModel, cutoff: datetime, mode: Mode, k: int
+) -> DataFrame:
+    """Return a ranker's lists: the k best of what its retrievers list tonight, by its own scores.
+
+    `schema.RECOMMENDED`; ties by the smaller item. A shuffle by pair, joins with the features, and a
+    window by user.
+    """
+    sources = sources_of(context, model)
+    of_lists = (F.col("cutoff") == F.lit(cutoff)) & (F.col("mode") == F.lit(mode))
+    tonight = context.read("candidates").where(
+        (F.col("run_date") == F.lit(context.run_date)) & of_lists
+    )
+    described = with_pair_features(
+        proposed(tonight, sources), sources, *features_as_of(context, cutoff)
+    )
+    scored = fitted.score(fitted.encoding.encode(described, ("user_idx", "item_idx")))
+    best_first = Window.partitionBy("user_idx").orderBy(F.desc("score"), "item_idx")
+    return (
+        scored.withColumn("rank", F.row_number().over(best_first))
+        .where(F.col("rank") <= k)
+        .select(*schema.RECOMMENDED.names)
+    )
 
 
 def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:

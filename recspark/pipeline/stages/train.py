@@ -14,8 +14,9 @@ from recspark.pipeline.fitted import (
     NOT_FITTED,
     RECIPE,
     artifact_name,
-    backtest_artifact,
+    cutoffs_of,
     fit,
+    kept_artifact,
     recipe,
 )
 from recspark.pipeline.runlog import StageResult
@@ -26,7 +27,8 @@ _TOO_LITTLE = (EmptyDataError, FeedError, ModelError)  # what a fit says where d
 
 
 def train(context: RunContext, model: str) -> StageResult:
-    """Fit one model on everything before the published lists' cutoff.
+    """Fit one model on everything before the published lists' cutoff, and before each cutoff of the
+    backtest and of examples that need it.
 
     The backtest takes the model that was fitted on the night of its own cutoff, by the same recipe;
     where there is none (a first night, other settings or code), it is fitted here, and kept. A shop
@@ -36,15 +38,15 @@ def train(context: RunContext, model: str) -> StageResult:
     detail: dict[str, Any] = {RECIPE: recipe(context.config, model)}
     curves: dict[str, Curve] = {}
     n_models = 0
-    for cutoff in (context.backtest_cutoff, context.cutoff):
+    for cutoff in cutoffs_of(context, model):
         day = f"{cutoff:%Y-%m-%d}"
         try:
             folder = _fitted(context, model, cutoff, detail)
         except _TOO_LITTLE as error:
             if cutoff == context.cutoff:
                 raise
-            detail[NOT_FITTED] = {day: str(error)}
-            context.progress(f"  {model} as of {day}: no backtest of it, {error}")
+            detail.setdefault(NOT_FITTED, {})[day] = str(error)
+            context.progress(f"  {model} as of {day}: not fitted, {error}")
             continue
         if about := artifacts.training(folder):
             curves[folder] = Curve.from_dict(about)
@@ -56,11 +58,12 @@ def train(context: RunContext, model: str) -> StageResult:
 
 def _fitted(context: RunContext, model: str, cutoff: datetime, detail: dict[str, Any]) -> str:
     """Return the folder of the model of one cutoff, fitted now or on the night of that cutoff."""
-    if cutoff == context.backtest_cutoff and not context.force:
-        kept = backtest_artifact(context, model)
+    if cutoff != context.cutoff and not context.force:
+        kept = kept_artifact(context, model, cutoff)
         if kept.run_id is not None:
             context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: as run {kept.run_id} fitted it")
-            detail[BACKTEST_OF] = kept.run_id
+            if cutoff == context.backtest_cutoff:
+                detail[BACKTEST_OF] = kept.run_id
             return kept.folder
     return fit(context, model, cutoff)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recspark import schema
 from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, QueryBlock, Ragged, micros
@@ -15,7 +17,7 @@ from recspark.data.dataset import Dataset
 from recspark.engines import session_index
 from recspark.engines.session_index import SessionIndex
 from recspark.engines.session_kernel import next_items
-from recspark.errors import CatalogueTooLargeError
+from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions
 from recspark.models.scoring.listed import ListedScores
 from recspark.models.sequences.session_knn import (
@@ -158,13 +160,54 @@ def test_listed_scores_are_what_was_listed() -> None:
         np.array([0.5, 2.0, 3.0], np.float32),
         5,
     )
-    no = -np.inf
     assert scores.known.tolist() == [True, False, True]
-    np.testing.assert_array_equal(
-        scores.approximate(slice(0, 3)), [[no, 0.5, no, no, 2], [no] * 5, [3, no, no, no, no]]
+    pairs = np.array([2, 0, 0, 1, 2]), np.array([0, 4, 3, 1, 4])
+    np.testing.assert_array_equal(scores.exact(*pairs), [3, 2, -np.inf, -np.inf, -np.inf])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_best_of_listed_scores_are_those_of_whole_rows(data: st.DataObject) -> None:
+    """Ties, masks of the user and of all users, scores of -inf, rows without any item."""
+    draw = data.draw
+    n_rows, n_items = draw(st.integers(0, 4)), draw(st.integers(1, 6))
+    cell = st.sampled_from([None, -np.inf, -1.0, 0.0, 0.5, 2.0])
+    table = [[draw(cell) for _ in range(n_items)] for _ in range(n_rows)]
+    seen = [[i for i in range(n_items) if draw(st.booleans())] for _ in range(n_rows)]
+    allowed = (
+        np.array([draw(st.booleans()) for _ in range(n_items)]) if draw(st.booleans()) else None
     )
-    np.testing.assert_array_equal(scores.approximate(slice(2, 3)), [[3, no, no, no, no]])
-    np.testing.assert_array_equal(scores.exact(np.array([2, 0]), np.array([0, 4])), [3, 2])
+    k = draw(st.integers(1, n_items + 1))
+    listed = [[i for i in range(n_items) if row[i] is not None] for row in table]
+    scores = ListedScores(
+        np.cumsum([0, *map(len, listed)]),
+        np.array([i for row in listed for i in row], np.int32),
+        np.array([s for row in table for s in row if s is not None], np.float32),
+        n_items,
+    )
+    masked = Ragged(
+        np.cumsum([0, *map(len, seen)]), np.array([i for r in seen for i in r], np.int64)
+    )
+    row, item, rank, score = scores.best(masked, k, allowed)
+    want = []
+    for r, values in enumerate(table):
+        may = [
+            (-s, i)
+            for i, s in enumerate(values)
+            if s is not None and s > -np.inf and i not in seen[r]
+            and (allowed is None or allowed[i])
+        ]  # fmt: skip
+        want += [(r, i, n, -s) for n, (s, i) in enumerate(sorted(may)[:k], 1)]
+    assert (
+        list(zip(row.tolist(), item.tolist(), rank.tolist(), score.tolist(), strict=True)) == want
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_listed_scores_that_are_none_are_an_error(bad: float) -> None:
+    scores = ListedScores(np.array([0, 1]), np.zeros(1, np.int32), np.array([bad], np.float32), 2)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        scores.best(Ragged(np.zeros(2, np.int64), np.zeros(0, np.int64)), 1)
 
 
 # --- fit -----------------------------------------------------------------------------------------

@@ -1,0 +1,98 @@
+"""Stage examples: what one ranker learns from, as of each cutoff of the grid."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from functools import reduce
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data import examples as pairs
+from recspark.data.encoded import Encoding
+from recspark.data.interactions import before, queries
+from recspark.errors import EmptyDataError
+from recspark.eval.evaluate import in_horizon
+from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import ENCODING, MADE, load_retriever, sources_of
+from recspark.pipeline.runlog import StageResult
+from recspark.pipeline.training_sets import features_as_of
+
+
+def examples(context: RunContext, model: str) -> StageResult:
+    """Write one ranker's slices of `examples`: at each cutoff what its retrievers, as fitted on what
+    came before, propose to users who came back in the horizon after it, and what those acted on.
+
+    A cutoff before a shop's beginning, or with too little for one of the retrievers, has none; where
+    no cutoff has any, raises EmptyDataError. Vocabularies are those of the oldest cutoff, so that they
+    say nothing of what came after any.
+    """
+    made: dict[datetime, DataFrame] = {}
+    encoding: Encoding | None = None
+    for cutoff in context.example_cutoffs:
+        try:
+            proposed = _proposed(context, model, cutoff)
+        except EmptyDataError as error:
+            context.progress(f"  no examples as of {cutoff:%Y-%m-%d}: {error}")
+            continue
+        users, items = features_as_of(context, cutoff)
+        if encoding is None:
+            encoding = pairs.learn_encoding(sources_of(context, model), users, items)
+        made[cutoff] = _examples_of(context, model, cutoff, proposed, encoding)
+    if encoding is None:
+        raise EmptyDataError(
+            f"{model}: no cutoff of the grid has examples: "
+            f"{', '.join(f'{c:%Y-%m-%d}' for c in context.example_cutoffs)}; the shop is too young for a "
+            "ranker, or its retrievers find too little"
+        )
+    written = context.catalog.replace_slice(
+        "examples",
+        reduce(DataFrame.unionByName, made.values()),
+        {"cutoff": tuple(made), "model": model},
+        note={model: encoding.to_dict()},
+    )
+    detail = {MADE: [c.isoformat() for c in made], ENCODING: encoding.to_dict()}
+    return StageResult(
+        {"examples": written.version}, context.count("histories"), written.rows, detail
+    )
+
+
+def _proposed(context: RunContext, model: str, cutoff: datetime) -> DataFrame:
+    """Return the pairs that the ranker's retrievers propose to users who act in the horizon."""
+    config = context.config
+    everyone = context.read("histories")
+    horizon = in_horizon(cutoff, config.evaluate.horizon_days)
+    came_back = everyone.where(F.exists("history", horizon))
+    seed, most = context.config.train.seed, config.examples.max_users
+    by_hash = F.xxhash64("user_idx", F.lit(seed))
+    users = before(came_back, cutoff, ratings=config.features.explicit)
+    if (n_users := users.count()) > most:
+        share = int(most / n_users * 2**32)
+        users = users.where(F.pmod(by_hash, F.lit(2**32)) < share)
+    asked = queries(users, config.publish.mode)
+    lists = [
+        load_retriever(context, source, cutoff)
+        .recommend(asked, config.n_candidates)
+        .withColumn("model", F.lit(source))
+        for source in sources_of(context, model)
+    ]
+    return pairs.proposed(reduce(DataFrame.unionByName, lists), sources_of(context, model))
+
+
+def _examples_of(
+    context: RunContext, model: str, cutoff: datetime, proposed: DataFrame, encoding: Encoding
+) -> DataFrame:
+    """Return the rows of one cutoff, as `schema.EXAMPLES`."""
+    config = context.config
+    end = cutoff + timedelta(days=config.evaluate.horizon_days)
+    truths = pairs.truths_of(context.read("histories"), cutoff, end)
+    kept = pairs.sample(pairs.labelled(proposed, truths), config.examples, config.train.seed)
+    users, items = features_as_of(context, cutoff)
+    described = pairs.with_pair_features(kept, sources_of(context, model), users, items)
+    coded = encoding.encode(described, ("user_idx", "item_idx", "label", "sources"))
+    return coded.select(
+        F.lit(cutoff).alias("cutoff"),
+        F.lit(model).alias("model"),
+        *[name for name in schema.EXAMPLES.names if name not in ("cutoff", "model")],
+    )

@@ -1,0 +1,32 @@
+"""The contract of models: all checks, and the case that those of each kind run on.
+
+A model from outside uses them as `tests/contract/test_recommenders.py` does: make the case of its
+registry line (`recspark.models.registry.model_spec`), then run every check of `checks_for(spec)`.
+"""
+
+from __future__ import annotations
+
+from recspark.models.registry import ModelSpec
+from recspark.testing import checks, encoder_checks, ranker_checks
+from recspark.testing.case import BaseCase, Case
+from recspark.testing.check import CHECKS, Check
+from recspark.testing.encoder_checks import EncoderCase
+from recspark.testing.ranker_checks import RankerCase
+
+__all__ = ["CHECKS", "Case", "Check", "case_class", "checks_for"]
+_MODULES = (checks, ranker_checks, encoder_checks)  # which put their checks into CHECKS
+_CASES: dict[str, type[BaseCase]] = {
+    "retriever": Case,
+    "ranker": RankerCase,
+    "encoder": EncoderCase,
+}
+
+
+def case_class(spec: ModelSpec) -> type[BaseCase]:
+    """Return the class of the case of a model of this kind."""
+    return _CASES[spec.kind]
+
+
+def checks_for(spec: ModelSpec) -> list[Check]:
+    """Return the checks that apply to `spec`."""
+    return [c for c in CHECKS if spec.kind in c.kinds and c.tags <= spec.tags]

@@ -1,0 +1,124 @@
+"""What every encoder must do."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data.blocks import Array
+from recspark.data.dataset import Dataset
+from recspark.errors import ModelError
+from recspark.models import artifacts
+from recspark.models.base import EncoderModel
+from recspark.testing import synth
+from recspark.testing.case import BaseCase
+from recspark.testing.check import check, raises
+
+ENCODER = ("encoder",)
+
+
+class EncoderCase(BaseCase):
+    """An encoder, fitted on `synth.power_law` and its catalogue."""
+
+    def first_data(self) -> Dataset:
+        """See `BaseCase`."""
+        tables = {table: f"{self.folder}/{table}" for table in self.algorithm.training_tables}
+        return synth.dataset(self.spark, synth.power_law(150, 60), 2, tables)
+
+    @property
+    def model(self) -> EncoderModel:
+        """The fitted model."""
+        assert isinstance(self.fitted, EncoderModel)
+        return self.fitted
+
+    @cached_property
+    def content(self) -> DataFrame:
+        """The catalogue, with an item of which nothing is known and one that is a twin of the first."""
+        described = self.data.items.withColumn("media", F.lit(None).cast("array<string>"))
+        known = described.select(*schema.CONTENT.names)
+        first = known.orderBy("item_idx").limit(1)
+        twin = first.withColumn("item_idx", F.lit(10**6).cast("int"))
+        nothing = self.spark.createDataFrame([(10**6 + 1, *[None] * 5)], schema.CONTENT)
+        rows = known.unionByName(twin).unionByName(nothing).toArrow().sort_by("item_idx")
+        return self.spark.createDataFrame(rows, schema.CONTENT)
+
+    @cached_property
+    def vectors(self) -> pa.Table:
+        """The vectors of `content`, by item."""
+        return encoded(self.model, self.content)
+
+
+def encoded(model: EncoderModel, items: DataFrame) -> pa.Table:
+    """Return the vectors of `items`, by item. One job."""
+    return model.encode(items).toArrow().sort_by("item_idx")
+
+
+def matrix(vectors: pa.Table) -> Array:
+    """Return float32 (n_items, size)."""
+    return np.array(vectors.column("vector").to_pylist(), np.float32)
+
+
+@check(kinds=ENCODER)
+def vectors_are_of_one_size(case: EncoderCase) -> None:
+    """Of the schema, finite, as long as one another, not all the same; an item has one at most."""
+    assert case.model.encode(case.content).schema == schema.VECTORS
+    item = case.vectors.column("item_idx").to_numpy()
+    assert len(item) > 1
+    assert len(np.unique(item)) == len(item)
+    assert set(item.tolist()) <= set(case.content.toArrow().column("item_idx").to_pylist())
+    values = matrix(case.vectors)
+    assert np.isfinite(values).all()
+    assert values.std(axis=0).max() > 0
+
+
+@check(kinds=ENCODER)
+def same_content_same_vector(case: EncoderCase) -> None:
+    """Two items of which the same is known have the same vector."""
+    item, values = case.vectors.column("item_idx").to_numpy(), matrix(case.vectors)
+    first = values[item == item.min()]
+    assert np.array_equal(values[item == 10**6], first)
+
+
+@check(kinds=ENCODER)
+def an_item_has_its_vector_whoever_is_beside(case: EncoderCase) -> None:
+    """Another order, other partitions, an item alone: the same bits."""
+    other = case.content.orderBy(F.xxhash64("item_idx")).repartition(5)
+    assert encoded(case.model, other) == case.vectors
+    last = int(case.vectors.column("item_idx")[0].as_py())
+    alone = encoded(case.model, case.content.where(F.col("item_idx") == last))
+    assert alone.to_pylist() == case.vectors.slice(0, 1).to_pylist()
+
+
+@check(kinds=ENCODER)
+def refit_gives_the_same_encoder(case: EncoderCase) -> None:
+    """A second fit on the same data gives the same bits."""
+    again = case.fit(case.data)
+    for name, array in case.model.arrays().items():
+        assert np.array_equal(again.arrays()[name], array), f"array '{name}' differs"
+
+
+@check(kinds=ENCODER)
+def a_saved_encoder_gives_the_same_vectors(case: EncoderCase) -> None:
+    """Saved and loaded: the same settings and the same bits."""
+    again = artifacts.load(case.saved, case.spec)
+    assert isinstance(again, EncoderModel)
+    assert again.settings == case.model.settings
+    assert encoded(again, case.content) == case.vectors
+
+
+@check(kinds=ENCODER)
+def wrong_items_are_named(case: EncoderCase) -> None:
+    """A missing column is a ModelError that says what was there."""
+    with raises(ModelError, "text is missing", "'price'"):
+        case.model.encode(case.content.drop("text"))
+
+
+@check(kinds=ENCODER)
+def no_items_no_vectors(case: EncoderCase) -> None:
+    """An empty frame of items gives an empty frame of vectors."""
+    assert case.model.encode(case.content.limit(0)).toArrow().num_rows == 0

@@ -1,0 +1,162 @@
+"""What every ranker must do."""
+
+from __future__ import annotations
+
+from functools import cached_property, reduce
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recspark import schema
+from recspark.data import examples
+from recspark.data.blocks import Array
+from recspark.data.dataset import Dataset, Examples
+from recspark.errors import ModelError
+from recspark.models import artifacts
+from recspark.models.base import RankerModel
+from recspark.models.items.item_knn import ItemKNN
+from recspark.models.items.popular import Popular
+from recspark.testing import synth
+from recspark.testing.case import BaseCase
+from recspark.testing.check import check, raises
+
+RANKER = ("ranker",)
+SOURCES = ("popular", "item_knn")
+_KEY = [("user_idx", "ascending"), ("item_idx", "ascending")]
+
+
+class RankerCase(BaseCase):
+    """A ranker of what `popular` and `item_knn` propose. Who is proposed an item of a price above 4
+    acts on it, nine times in ten; nobody acts on another, nine times in ten.
+    """
+
+    def first_data(self) -> Dataset:
+        """See `BaseCase`."""
+        data = synth.dataset(self.spark, synth.power_law(150, 60))
+        self.needed = {
+            "popular": Popular.from_dict({"half_life_days": None}).fit(data, self.options),
+            "item_knn": ItemKNN.from_dict({"half_life_days": None}).fit(data, self.options),
+        }
+        self.algorithm.check_needs({name: model.kind for name, model in self.needed.items()})
+        return self.with_examples(data)
+
+    def with_examples(self, data: Dataset, *, mirrored: bool = False) -> Dataset:
+        """Return `data` with the examples; `mirrored` in another order and other partitions."""
+        lists = [
+            model.recommend(synth.ask(data), 20).withColumn("model", F.lit(name))  # type: ignore[attr-defined]
+            for name, model in self.needed.items()
+        ]
+        proposed = examples.proposed(reduce(DataFrame.unionByName, lists), SOURCES)
+        users, items = data.user_features, data.item_features
+        described = examples.with_pair_features(proposed, SOURCES, users, items)
+        turned = F.pmod(F.xxhash64("user_idx", "item_idx"), F.lit(10)) == 0
+        acted = (F.col("item_price") > 4) != turned
+        encoding = examples.learn_encoding(SOURCES, users, items)
+        coded = encoding.encode(
+            described.withColumns(
+                {"label": acted.cast("float"), "cutoff": F.lit(data.cutoff).cast("timestamp")}
+            ),
+            ("cutoff", "user_idx", "item_idx", "label"),
+        ).toArrow()
+        order: Array = np.lexsort((coded.column("item_idx"), coded.column("user_idx")))
+        if mirrored:
+            order = order[::-1]
+        rows = self.spark.createDataFrame(coded.take(pa.array(order)))
+        rows = rows.repartition(5 if mirrored else 2, "user_idx")
+        return Dataset(**{**vars(data), "examples": Examples(rows, encoding)})
+
+    @property
+    def model(self) -> RankerModel:
+        """The fitted model."""
+        assert isinstance(self.fitted, RankerModel)
+        return self.fitted
+
+    @cached_property
+    def pairs(self) -> DataFrame:
+        """The pairs of the examples, by user and item, as a local frame."""
+        assert self.data.examples is not None
+        rows = self.data.examples.rows.select(*schema.PAIRS.names).toArrow().sort_by(_KEY)
+        return self.spark.createDataFrame(rows, schema.PAIRS)
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """The scores of all pairs, by user and item."""
+        return scored(self.model, self.pairs)
+
+
+def scored(model: RankerModel, pairs: DataFrame) -> pa.Table:
+    """Return the scores of `pairs`, by user and item. One job."""
+    return model.score(pairs).toArrow().sort_by(_KEY)
+
+
+@check(kinds=RANKER)
+def every_pair_has_a_score(case: RankerCase) -> None:
+    """As many rows as pairs, of the schema, all finite, not all the same."""
+    frame = case.model.score(case.pairs)
+    assert frame.schema == schema.SCORED
+    assert case.scores.num_rows == case.pairs.count()
+    score = case.scores.column("score").to_numpy()
+    assert np.isfinite(score).all()
+    assert score.std() > 0
+
+
+@check(kinds=RANKER)
+def a_pair_has_its_score_whoever_is_asked_beside(case: RankerCase) -> None:
+    """Another order, one partition or seven, half of the pairs: the same bits."""
+    other = case.pairs.orderBy(F.xxhash64("item_idx", "user_idx")).repartition(7)
+    assert scored(case.model, other) == case.scores
+    even = case.scores.filter(pa.array(case.scores.column("user_idx").to_numpy() % 2 == 0))
+    assert scored(case.model, case.pairs.where("user_idx % 2 = 0").coalesce(1)) == even
+
+
+@check(kinds=RANKER)
+def what_is_planted_is_learned(case: RankerCase) -> None:
+    """A pair that is acted on is above one that is not, four times in five at least."""
+    assert case.data.examples is not None
+    labels = case.data.examples.rows.select("user_idx", "item_idx", "label").toArrow().sort_by(_KEY)
+    label, score = labels.column("label").to_numpy() > 0, case.scores.column("score").to_numpy()
+    above = score[label][:, None] - score[~label][None, :]
+    assert ((above > 0) + 0.5 * (above == 0)).mean() > 0.8
+
+
+@check(kinds=RANKER)
+def a_fit_does_not_depend_on_the_order_of_examples(case: RankerCase) -> None:
+    """Examples in the other order and other partitions give the same bits."""
+    again = case.fit(case.with_examples(case.data, mirrored=True))
+    for name, array in case.model.arrays().items():
+        assert np.array_equal(again.arrays()[name], array), f"array '{name}' differs"
+
+
+@check(kinds=RANKER)
+def missing_and_unknown_features_are_scored(case: RankerCase) -> None:
+    """Every number missing, every field missing or unknown: a finite score."""
+    numbers, fields = len(case.model.encoding.numbers), len(case.model.encoding.fields)
+    rows = [(1, n, [float("nan")] * numbers, [n] * fields) for n in (0, 1)]
+    found = scored(case.model, case.spark.createDataFrame(rows, schema.PAIRS))
+    assert np.isfinite(found.column("score").to_numpy()).all()
+
+
+@check(kinds=RANKER)
+def a_saved_ranker_gives_the_same_scores(case: RankerCase) -> None:
+    """Saved and loaded: the same settings, names and vocabularies, and the same bits."""
+    again = artifacts.load(case.saved, case.spec)
+    assert isinstance(again, RankerModel)
+    assert (again.settings, again.encoding) == (case.model.settings, case.model.encoding)
+    assert scored(again, case.pairs) == case.scores
+
+
+@check(kinds=RANKER)
+def wrong_pairs_are_named(case: RankerCase) -> None:
+    """A missing column or another type is a ModelError that says what was there."""
+    with raises(ModelError, "numbers is missing", "'fields'"):
+        case.model.score(case.pairs.drop("numbers"))
+    with raises(ModelError, "user_idx is string, expected bigint"):
+        case.model.score(case.pairs.withColumn("user_idx", F.lit("u")))
+
+
+@check(kinds=RANKER)
+def no_pairs_no_scores(case: RankerCase) -> None:
+    """An empty frame of pairs gives an empty frame of scores."""
+    assert case.model.score(case.pairs.limit(0)).toArrow().num_rows == 0
