@@ -146,7 +146,7 @@ class Split:
         rows = rows.sort_by("item_idx")
         files = synth.write_files(rows.drop_columns(["cutoff"]), scratch, texts.TABLE, 8)
         self.spark, self.data = spark, data
-        self.everything: Dataset = replace(data, items=catalogue, training=files)
+        self.everything: Dataset = replace(data, items=catalogue, training={files.table: files})
         entries = np.concatenate(tags)
         of_item = np.repeat(np.arange(len(tags)), [len(found) for found in tags])
         counts = sparse.csr_matrix((np.ones(len(entries)), (of_item, entries)))

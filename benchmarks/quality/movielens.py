@@ -112,7 +112,7 @@ class Split:
         files = synth.write_training(
             log, folder, "training_bags", 8, np.bincount(log.user_idx).max()
         )
-        self.data: Dataset = replace(ml1m.dataset(spark, log), training=files)
+        self.data: Dataset = replace(ml1m.dataset(spark, log), training={files.table: files})
         self.train = log
         number = 1 if part == "validation" else 2
         masked = np.flatnonzero(of_part < number)

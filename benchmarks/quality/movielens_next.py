@@ -151,10 +151,14 @@ def with_training(
 ) -> Dataset:
     """Return `data` with windows of one film more than the model reads, if it trains on any."""
     recommender = registry.make(model, settings)
-    if recommender.training_table is None:
+    if not recommender.training_tables:
         return data
     length = int(recommender.settings.model_dump()["length"]) + 1
     files = synth.write_training(
-        train, f"{folder}/windows-{length}", recommender.training_table, n_files=8, length=length
+        train,
+        f"{folder}/windows-{length}",
+        recommender.training_tables[0],
+        n_files=8,
+        length=length,
     )
-    return replace(data, training=files)
+    return replace(data, training={files.table: files})

@@ -200,8 +200,8 @@ def of_articles(table: Table, spark: SparkSession, folder: str, seed: int) -> No
 
 def matrices(split: articles.Split) -> tuple[Tensor, Tensor]:
     """Return what users train on (n_users, n_items), and the words of items (n_items, n_words)."""
-    assert split.everything.training is not None
-    files = [uri.removeprefix("file://") for uri, _ in split.everything.training.files]
+    [training] = split.everything.training.values()
+    files = [uri.removeprefix("file://") for uri, _ in training.files]
     found = pd.concat([pd.read_parquet(file) for file in files])
     words, weights = np.stack(found["words"]), np.stack(found["weights"])
     item = np.repeat(found["item_idx"].to_numpy(), words.shape[1])

@@ -116,7 +116,7 @@ def measure(
                 progress=print,
                 scratch=f"{place}/{row}-{digest(settings)[:8]}" if work else "",
             )
-            table = recommender.training_table
+            table = next(iter(recommender.training_tables), None)
             started = time.monotonic()
             fitted = recommender.fit(with_training(spark, data, table, place, ranks), options)
             fit_s = time.monotonic() - started
@@ -204,7 +204,7 @@ def with_training(
     rows = windows.TRAINING_TABLES[table](data.histories, CUTOFF, Features(), n_files)  # type: ignore[call-arg]
     where = {"cutoff": CUTOFF}
     version = catalog.replace_slice(table, rows, where, n_files=n_files).version
-    return replace(data, training=training_set(catalog, table, version, where))
+    return replace(data, training={table: training_set(catalog, table, version, where)})
 
 
 def main() -> None:

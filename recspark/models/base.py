@@ -73,6 +73,11 @@ class FittedModel(ABC):
         self.settings = settings
         self.cutoff = cutoff
 
+    @property
+    def rates(self) -> bool:
+        """Whether scores are ratings: estimates of the weight that the user's event would have."""
+        return False
+
     @abstractmethod
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that make up the model, by name."""
@@ -180,11 +185,6 @@ class RetrieverModel(FittedModel):
         Where there is one, queries carry a column `features` (`encoded.with_features`).
         """
         return None
-
-    @property
-    def rates(self) -> bool:
-        """Whether scores are ratings: estimates of the weight that the user's event would have."""
-        return False
 
     def recommend(self, queries: DataFrame, k: int, allowed: Array | None = None) -> DataFrame:
         """Return the k best items of each query: `user_idx, item_idx, rank, score`.

@@ -11,22 +11,22 @@ from pyspark.sql import DataFrame
 from recspark import schema
 from recspark.data.blocks import parse_queries
 from recspark.errors import ModelError
-from recspark.models.base import RetrieverModel
+from recspark.models.base import FittedModel, RetrieverModel
 from recspark.models.scoring import topk
 
 
-def predicted(model: RetrieverModel, asked: DataFrame) -> DataFrame:
+def predicted(model: FittedModel, asked: DataFrame) -> DataFrame:
     """Return `user_idx, item_idx, rating, predicted`: `schema.PREDICTED`, a row per asked item.
 
     Parameters
     ----------
-    model : one that `rates`; ModelError otherwise
+    model : a retriever that `rates`; ModelError otherwise
     asked : `schema.QUERIES`, and `asked array<struct<item_idx int, rating float>>`: the items of each
         user whose rating is to be predicted; `rating` is handed through
 
     `predicted` is null where the model does not know the item or the user. Lazy and narrow.
     """
-    if not model.rates:
+    if not (isinstance(model, RetrieverModel) and model.rates):
         raise ModelError(
             f"{type(model).__name__} predicts no ratings with these settings: its scores only rank"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from recspark.models import registry
 from recspark.models.base import FitOptions
 from recspark.testing.case import BaseCase, Case
 from recspark.testing.contract import CHECKS, Check, case_class, checks_for
-from tests.conftest import ROOT
+from tests.contract.documented import add_module, blocks, documented
 
 pytestmark = [pytest.mark.spark, pytest.mark.torch]
 FROM_OUTSIDE = ("words", "segments", "linear")
@@ -25,20 +24,16 @@ FROM_OUTSIDE = ("words", "segments", "linear")
 def case(
     request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> BaseCase:
-    page = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL)
     name = request.param
     folder = Path(tmp_path_factory.mktemp(name))
     options = FitOptions(in_process=True, train=Train(ranks=1))
     if name in FROM_OUTSIDE:  # as a class of another package, by its path
-        [source] = [block for block in blocks if f"class {name.title()}(Algorithm[" in block]
-        add_module(spark, folder / f"{name}_of_a_shop.py", source)
-        spec = registry.model_spec(f"{name}_of_a_shop:{name.title()}")
+        spec = registry.model_spec(documented(spark, folder, name))
         return case_class(spec)(spark, spec, {}, str(folder / "artifacts"), options)
     if name == "recent":
-        source, line, settings = blocks[:3]
+        source, line, settings = blocks("python|yaml")[:3]
     else:
-        net, source, line, settings = blocks[-4:]
+        net, source, line, settings = blocks("python|yaml")[-4:]
         add_module(spark, folder / "narrow_net.py", net)
         # The page's files lie in recspark; here each is a module of its own.
         source = source.replace("from recspark.nets.narrow import", "from narrow_net import")
@@ -52,12 +47,6 @@ def case(
     short = {"batch_size": 32} if name == "narrow" else {}
     values = {**yaml.safe_load(settings), **short}
     return Case(spark, spec, values, str(folder / "artifacts"), options)
-
-
-def add_module(spark: SparkSession, path: Path, source: str) -> None:
-    """Make a module importable on the driver and in the executors."""
-    path.write_text(source, encoding="utf-8")
-    spark.sparkContext.addPyFile(str(path))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)

@@ -4,7 +4,6 @@ docs/add_a_model.md, as classes of another package.
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,17 +19,18 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import ENCODING, MADE, load_model
 from recspark.pipeline.plan import plan
 from recspark.pipeline.run import open_night
-from tests.conftest import NIGHT, ROOT, run_night, small_settings
+from tests.conftest import NIGHT, run_night, small_settings
+from tests.contract.documented import documented
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 
 RETRIEVERS = ("ease", "near", "popular")
 SETTINGS = (
     "models=[popular, ease, words, near, segments, linear]",
-    "models.words={algorithm: 'kinds_words:Words', kind: encoder}",
-    "models.near={algorithm: 'kinds_near:Near', needs: [words]}",
-    "models.segments={algorithm: 'kinds_segments:Segments'}",
-    "models.linear={algorithm: 'kinds_linear:Linear', kind: ranker, needs: [ease, near, popular]}",
+    "models.words={algorithm: 'words_of_kinds0:Words', kind: encoder}",
+    "models.near={algorithm: 'near_of_kinds0:Near', needs: [words]}",
+    "models.segments={algorithm: 'segments_of_kinds0:Segments'}",
+    "models.linear={algorithm: 'linear_of_kinds0:Linear', kind: ranker, needs: [ease, near, popular]}",
     "publish={model: linear, ladder: [popular], neighbours_model: ease}",
     "evaluate.n_bootstrap=20",
 )
@@ -39,19 +39,14 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def shop(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The four models of the page, each a module on the paths of driver and executors."""
-    page = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    folder = tmp_path_factory.mktemp("shop")
+    folder = tmp_path_factory.mktemp("kinds")
     for name in ("words", "near", "segments", "linear"):
-        [source] = [block for block in blocks if f"class {name.title()}(Algorithm[" in block]
-        path = folder / f"kinds_{name}.py"
-        path.write_text(source, encoding="utf-8")
-        spark.sparkContext.addPyFile(str(path))
+        assert documented(spark, folder, name).startswith(f"{name}_of_kinds")
 
 
 @pytest.fixture(scope="module")
 def night(shop: None, retail_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
-    context = run_night(tmp_path_factory.mktemp("kinds"), retail_slice, NIGHT, *SETTINGS)
+    context = run_night(tmp_path_factory.mktemp("night"), retail_slice, NIGHT, *SETTINGS)
     assert isinstance(context, RunContext)
     return context
 
@@ -188,7 +183,7 @@ def test_needs_that_do_not_suit_are_told_at_the_start(shop: None, retail_slice: 
         ("models.near.needs=[ease]", r"Near needs one encoder; needs = \['ease'\]"),
         ("models.linear.needs=[words]", "Linear needs a retriever"),
         ("models.ease.needs=[popular]", "Ease is built on no other model"),
-        ("models.words.kind=retriever", "kinds_words:Words is a encoder; say so"),
+        ("models.words.kind=retriever", "words_of_kinds0:Words is a encoder; say so"),
         ("publish.model=words", "publish.model = 'words' is an encoder"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -18,7 +18,6 @@ from recspark.eval import ratings
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill, ladder_steps
-from recspark.models.base import RetrieverModel
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared
@@ -152,7 +151,7 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
     guesses = {
         name: predicted(model, asked)
         for name in models
-        if isinstance(model := load_model(context, name, cutoff), RetrieverModel) and model.rates
+        if (model := load_model(context, name, cutoff)).rates
     }
     if not guesses:
         return []

@@ -148,7 +148,7 @@ def test_by_item_ratings_come_from_the_users_of_an_item(
 ) -> None:
     """Hidden units are V r + mu of an item's ratings; a user's row solves its own ratings."""
     log, truth = rated()
-    data = synth.dataset(spark, log, 2, ("training_item_bags", str(tmp_path / "rows")))
+    data = synth.dataset(spark, log, 2, {"training_item_bags": str(tmp_path / "rows")})
     settings = {
         "by": "item", "unobserved": 0.0, "half_life_days": None, "hidden_size": 16, "epochs": 60,
         "batch_size": 8, "learning_rate": 0.02, "weight_decay": 0.001,

@@ -113,7 +113,7 @@ def test_one_update_of_items_and_users_is_the_papers_closed_form(spark: SparkSes
 @pytest.mark.spark
 def test_factors_are_held_to_the_words(spark: SparkSession, tmp_path: Path) -> None:
     """The planted texts hardly differ: with a strong lambda_v factors do not either."""
-    where = ("training_texts", str(tmp_path / "texts"))
+    where = {"training_texts": str(tmp_path / "texts")}
     data = synth.dataset(spark, synth.power_law(40, 12), 2, where)
     curves: list[Curve] = []
     options = FitOptions(in_process=True, record=curves.append)
@@ -141,7 +141,7 @@ def test_what_is_shipped_ranks_above_popular_on_planted_tastes(
     brings no more than that. A third above it is four standard errors of the mean of 400 users.
     """
     events, held = synth.tastes(n_liked=4)
-    data = synth.dataset(spark, events, 2, ("training_texts", str(tmp_path / "texts")))
+    data = synth.dataset(spark, events, 2, {"training_texts": str(tmp_path / "texts")})
     shipped = {} if settings == "defaults" else yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     model = Cdl.from_dict({**shipped, "n_blocks": 1}).fit(data, FitOptions(in_process=True))
     scored = np.full(held.shape, -np.inf)

@@ -176,7 +176,7 @@ def data(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         items=spark.createDataFrame(known, "item_idx int"),
         user_features=unused,
         item_features=unused,
-        training=training_set(catalog, "training_bags", version, slice_),
+        training={"training_bags": training_set(catalog, "training_bags", version, slice_)},
     )
 
 
@@ -227,5 +227,5 @@ def test_what_it_cannot_fit_is_refused_before_any_training(data: Dataset) -> Non
 
     with pytest.raises(CatalogueTooLargeError, match="40 items before the cutoff, max_items is 39"):
         MultVae(MultVaeSettings(max_items=39)).fit(data, options())
-    with pytest.raises(ModelError, match="no training set"):
-        PLANTED.fit(replace(data, training=None), options())
+    with pytest.raises(ModelError, match=r"has the training sets \[\], and one is read"):
+        PLANTED.fit(replace(data, training={}), options())

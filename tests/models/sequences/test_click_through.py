@@ -297,10 +297,10 @@ def test_without_impressions_the_table_is_named(spark: SparkSession, tmp_path: P
         recommender.fit(plain, FitOptions(in_process=True))
     log += synth.log([(user, user % 2, 0.5) for user in range(6)])
     data = synth.dataset(spark, log, 1, ("training_history_impressions", str(tmp_path / "shown")))
-    assert data.training is not None
-    n_rows = data.training.n_rows
+    [table] = data.training
+    n_rows = data.training[table].n_rows
     table = pa.concat_tables(
-        [pq.read_table(uri.removeprefix("file://")) for uri, _ in data.training.files]
+        [pq.read_table(uri.removeprefix("file://")) for uri, _ in data.training[table].files]
     )
     assert n_rows == 6
     none = pa.array([[-1] * 64] * n_rows, pa.list_(pa.int32()))
@@ -311,4 +311,4 @@ def test_without_impressions_the_table_is_named(spark: SparkSession, tmp_path: P
         match=r"'training_history_impressions' version 0 has none before 2020-07-01; bring events of "
         r"a type in sessions\.impression_types, or set models\.gru4rec\.head=next_item",
     ):
-        recommender.fit(replace(data, training=files), FitOptions(in_process=True))
+        recommender.fit(replace(data, training={files.table: files}), FitOptions(in_process=True))

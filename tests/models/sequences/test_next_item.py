@@ -299,23 +299,24 @@ def test_what_comes_next_is_learnt(
 
 def test_registry_and_models_agree_about_training_tables() -> None:
     for name, spec in MODELS.items():
-        asked = {make(name, {}).training_table}
+        asked = {*make(name, {}).training_tables}
         if "training_sessions" in spec.training:
             asked = {
-                make(name, {"train_on": unit, "head": head}).training_table
+                table
                 for unit in ("session", "history")
                 for head in ("next_item", "click_through")
+                for table in make(name, {"train_on": unit, "head": head}).training_tables
             }
         if "training_item_bags" in spec.training:
             by_item = {"by": "item", "unobserved": 0.0}
-            asked |= {make(name, by_item).training_table}
-        assert asked == set(spec.training or (None,)), name
+            asked |= {*make(name, by_item).training_tables}
+        assert asked == set(spec.training), name
 
 
-def data(items: int, training: Any = None) -> Dataset:
+def data(items: int) -> Dataset:
     made: Any = object.__new__(_Known)
     made.n = items
-    made.training = training
+    made.training = {}
     return made
 
 
@@ -353,7 +354,8 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     ):
         Gru4Rec(Gru4RecSettings(max_items=6)).fit(data(7), FitOptions())
     with pytest.raises(
-        ModelError, match="is none, train_on = 'history' with head = 'next_item' reads 'train"
+        ModelError,
+        match=r"no training set 'training_histories' is here, but \[\]; run build_features",
     ):
         SasRec(SasRecSettings()).fit(data(7), FitOptions())
     with pytest.raises(ConfigError, match=r"embedding_size \(5\) must be hidden_size \(4\)"):

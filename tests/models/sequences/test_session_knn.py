@@ -277,7 +277,6 @@ def test_the_open_session_is_asked_about() -> None:
     block = QueryBlock(np.zeros(1, np.int64), history, none)
     for context, want in (("session", [10, 20]), ("history", [10, 20, 30, 40])):
         settings = SessionKNNSettings(context=context, idf=0)  # type: ignore[arg-type]
-        scores = (
-            SessionKNNModel(settings, CUTOFF, vocabulary, index, np.ones(4)).scorer().score(block)
-        )
-        assert vocabulary[np.isfinite(scores.approximate(slice(0, 1))[0])].tolist() == want
+        model = SessionKNNModel(settings, CUTOFF, vocabulary, index, np.ones(4))
+        scores = model.scorer().score(block)
+        assert vocabulary[scores.items].tolist() == want
