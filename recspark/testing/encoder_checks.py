@@ -71,6 +71,7 @@ def vectors_are_of_one_size(case: EncoderCase) -> None:
     assert len(item) > 1
     assert len(np.unique(item)) == len(item)
     assert set(item.tolist()) <= set(case.content.toArrow().column("item_idx").to_pylist())
+    assert len({len(vector) for vector in case.vectors.column("vector").to_pylist()}) == 1
     values = matrix(case.vectors)
     assert np.isfinite(values).all()
     assert values.std(axis=0).max() > 0

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from recspark.config import Train
 from recspark.models import artifacts
-from recspark.models.base import FitOptions, PairBlock
+from recspark.models.base import FitOptions
 from recspark.models.registry import model_spec
 from recspark.testing.case import BaseCase
 from recspark.testing.contract import CHECKS, case_class
@@ -50,17 +50,6 @@ def cases(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
-def with_scores(case: RankerCase, patch: Patch, change: Callable[[PairBlock, Any], Any]) -> None:
-    """The ranker's scores are what `change` makes of them."""
-    real = case.model.pair_scorer()
-
-    class Changed:
-        def score(self, block: PairBlock) -> Any:
-            return np.asarray(change(block, real.score(block)), np.float32)
-
-    patch.setattr(case.model, "pair_scorer", Changed, raising=False)
-
-
 @breaks("every_pair_has_a_score")
 def one_score_for_all(case: RankerCase, patch: Patch) -> None:
     patch.setattr(
@@ -74,8 +63,11 @@ def pairs_are_left_out(case: RankerCase, patch: Patch) -> None:
 
 
 @breaks("a_pair_has_its_score_whoever_is_asked_beside")
-def scores_are_of_the_batch(case: RankerCase, patch: Patch) -> None:
-    with_scores(case, patch, lambda _, score: score - score.mean())
+def scores_are_of_the_partition(case: RankerCase, patch: Patch) -> None:
+    assert case.scores.num_rows
+    real = case.model.score
+    moved = (F.col("score") + F.spark_partition_id()).cast("float")
+    patch.setattr(case.model, "score", lambda p: real(p).withColumn("score", moved), raising=False)
 
 
 @breaks("what_is_planted_is_learned")

@@ -31,6 +31,7 @@ from recspark.models.neural import (
     unit,
 )
 from recspark.models.scoring import topk
+from recspark.models.setting_types import Epochs, LearningRate, ScoringHalfLifeDays
 from recspark.models.weights import HistoryWeights
 from recspark.nets.autorec import AutoRecNet
 from recspark.train.comm import Comm
@@ -71,24 +72,9 @@ class AutoRecSettings(NeuralSettings):
         "input",
         json_schema_extra={"tune": {"low": 0.2, "high": 0.8}},
     )
-    half_life_days: float | None = Field(
-        30.0,
-        gt=0,
-        description="days; at scoring an event this old counts half; null = no decay",
-        json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
-    )
-    epochs: int = Field(
-        20,
-        ge=1,
-        description="passes over the training set",
-        json_schema_extra={"tune": {"choices": [10, 20, 40]}},
-    )
-    learning_rate: float = Field(
-        5e-3,
-        gt=0,
-        description="of Adam at the first step, falling linearly to 0",
-        json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
-    )
+    half_life_days: ScoringHalfLifeDays = 30.0
+    epochs: Epochs = 20
+    learning_rate: LearningRate = 5e-3
     weight_decay: float = Field(
         0.01,
         ge=0,

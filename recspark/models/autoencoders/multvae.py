@@ -26,6 +26,7 @@ from recspark.models.neural import (
     log_shares,
     net_arrays,
 )
+from recspark.models.setting_types import LearningRate, ScoringHalfLifeDays
 from recspark.nets.multvae import MultVaeNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
@@ -75,11 +76,9 @@ class MultVaeSettings(NeuralSettings):
         description="what the encoder sees in training: 1 per item, or the training set's weights; "
         "what it rebuilds is always the weights. Bundled: binary",
     )
-    half_life_days: float | None = Field(
+    half_life_days: ScoringHalfLifeDays = Field(
         30.0,
-        gt=0,
         description="days; at scoring an event this old counts half; null = no decay. Bundled",
-        json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
     )
     epochs: int = Field(
         12,
@@ -90,11 +89,9 @@ class MultVaeSettings(NeuralSettings):
     batch_size: int = Field(
         256, ge=1, description="users of a step, of all ranks together; ranks share them. Bundled"
     )
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         5e-3,
-        gt=0,
         description="of Adam at the first step, falling linearly to 0. Bundled",
-        json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     )
     max_items: int = Field(
         100_000,

@@ -28,6 +28,7 @@ from recspark.models.neural import (
     net_arrays,
     unit,
 )
+from recspark.models.setting_types import Epochs, LearningRate, ScoringHalfLifeDays
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed
@@ -56,24 +57,12 @@ class SdaeSettings(NeuralSettings):
     pretraining_epochs: int = Field(
         4, ge=0, description="passes over the training set for each layer. Guess"
     )
-    half_life_days: float | None = Field(
-        30.0,
-        gt=0,
-        description="days; at scoring an event this old counts half; null = no decay",
-        json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
-    )
-    epochs: int = Field(
+    half_life_days: ScoringHalfLifeDays = 30.0
+    epochs: Epochs = Field(
         20,
-        ge=1,
         description="passes over the training set for the whole network",
-        json_schema_extra={"tune": {"choices": [10, 20, 40]}},
     )
-    learning_rate: float = Field(
-        5e-3,
-        gt=0,
-        description="of Adam at the first step, falling linearly to 0",
-        json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
-    )
+    learning_rate: LearningRate = 5e-3
     max_items: int = Field(
         100_000,
         ge=1,

@@ -18,6 +18,7 @@ from recspark.engines.als_objective import Objective
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, Settings
 from recspark.models.factors import als_mllib
 from recspark.models.factors.factor_model import FactorModel
+from recspark.models.setting_types import HalfLifeDays, VectorSize
 from recspark.models.weights import HistoryWeights
 
 _PAIRS = StructType(
@@ -37,11 +38,9 @@ class AlsSettings(Settings):
         description="whose ALS: recspark's own, or Spark MLlib's for comparison. Source: "
         "benchmarks/als.py",
     )
-    embedding_size: int = Field(
+    embedding_size: VectorSize = Field(
         64,
-        ge=1,
         description="rank: length of a factor",
-        json_schema_extra={"tune": {"choices": [32, 64, 128]}},
     )
     reg: float = Field(
         0.1,
@@ -87,11 +86,9 @@ class AlsSettings(Settings):
         ge=1,
         description="steps of conjugate gradient a half-step. Source: engines/als_kernels.py",
     )
-    half_life_days: float | None = Field(
+    half_life_days: HalfLifeDays = Field(
         120.0,
-        gt=0,
         description="days; an event this old counts half; null = no decay. Source: bundled data",
-        json_schema_extra={"tune": {"low": 20, "high": 400, "log": True}},
     )
     n_blocks: int = Field(
         4,

@@ -25,6 +25,7 @@ from recspark.models.factors.factor_model import FactorScorer
 from recspark.models.factors.fold_in import MAX_DRAWN, Folding, Kind
 from recspark.models.neural import Job, NeuralSettings, entries, fit_network, log_shares
 from recspark.models.scoring import topk
+from recspark.models.setting_types import Epochs, ScoringHalfLifeDays, VectorSize
 from recspark.models.weights import HistoryWeights
 from recspark.nets.mf import MfNet
 from recspark.train.comm import Comm
@@ -41,12 +42,7 @@ _VALIDATION_SEED = 7  # items drawn for validation are the same at every epoch
 class MfSettings(NeuralSettings):
     """Settings of `Mf`."""
 
-    embedding_size: int = Field(
-        64,
-        ge=1,
-        description="length of a user's and an item's vector",
-        json_schema_extra={"tune": {"choices": [32, 64, 128]}},
-    )
+    embedding_size: VectorSize = 64
     loss: Literal["softmax", "bpr", "squared", "rating"] = Field(
         "softmax",
         description="sampled softmax with logQ; BPR; squared error of 1, with drawn items at 0; "
@@ -63,18 +59,8 @@ class MfSettings(NeuralSettings):
     sampling_exponent: float = Field(
         0.75, ge=0, description="items are drawn by popularity to this power. Mikolov et al. 2013"
     )
-    half_life_days: float | None = Field(
-        30.0,
-        gt=0,
-        description="days; at scoring an event this old counts half; null = no decay",
-        json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
-    )
-    epochs: int = Field(
-        20,
-        ge=1,
-        description="passes over the training set",
-        json_schema_extra={"tune": {"choices": [10, 20, 40]}},
-    )
+    half_life_days: ScoringHalfLifeDays = 30.0
+    epochs: Epochs = 20
     learning_rate: float = Field(
         3e-2,
         gt=0,

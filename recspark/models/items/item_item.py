@@ -26,6 +26,7 @@ from recspark.data.dataset import Dataset
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
+from recspark.models.setting_types import HalfLifeDays
 from recspark.models.weights import HistoryWeights
 from recspark.session import executor_slots
 
@@ -39,12 +40,7 @@ _BANDS_PER_TASK = 8
 class ItemItemSettings(Settings):
     """Settings of how a history becomes weights, and of the largest catalogue."""
 
-    half_life_days: float | None = Field(
-        None,
-        gt=0,
-        description="days; an event this old counts half; null = no decay",
-        json_schema_extra={"tune": {"low": 5, "high": 400, "log": True}},
-    )
+    half_life_days: HalfLifeDays = None
     weighting: Literal["last", "sum", "binary"] = Field(
         "last",
         description="weight of an item in a history: its heaviest decayed event, their sum, or 1",

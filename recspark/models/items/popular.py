@@ -14,16 +14,15 @@ from recspark.data.dataset import Dataset
 from recspark.data.interactions import decayed_item_weights
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.scoring import topk
+from recspark.models.setting_types import HalfLifeDays
 
 
 class PopularSettings(Settings):
     """Settings of `Popular`."""
 
-    half_life_days: float | None = Field(
+    half_life_days: HalfLifeDays = Field(
         7.0,
-        gt=0,
         description="days; an event this old counts half; null = no decay. Source: bundled data",
-        json_schema_extra={"tune": {"low": 1, "high": 400, "log": True}},
     )
 
 

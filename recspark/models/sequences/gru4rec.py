@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from recspark.data.blocks import Array
 from recspark.models.sequences.next_item import NextItem, NextItemModel
 from recspark.models.sequences.next_item_settings import NextItemSettings
+from recspark.models.setting_types import LearningRate
 from recspark.nets.gru4rec import Cell, Gru4RecNet
 
 
@@ -55,11 +56,9 @@ class Gru4RecSettings(NextItemSettings):
     batch_size: int = Field(
         32, ge=1, description="rows of a step, of all ranks together. Diginetica, with the loss"
     )
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         2e-3,
-        gt=0,
         description="of Adam at the first step, falling linearly to 0. Diginetica",
-        json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     )
     n_layers: int = Field(1, ge=1, description="recurrent layers. Hidasi et al. 2016: 1")
 

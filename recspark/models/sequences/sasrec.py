@@ -12,6 +12,7 @@ from recspark.data.blocks import Array
 from recspark.data.windows import Unit
 from recspark.models.sequences.next_item import NextItem, NextItemModel
 from recspark.models.sequences.next_item_settings import NextItemSettings
+from recspark.models.setting_types import VectorSize
 from recspark.nets.sasrec import SasRecNet
 
 
@@ -25,11 +26,9 @@ class SasRecSettings(NextItemSettings):
         "history",
         description="what is read to answer: the last session of the history, or all of it",
     )
-    embedding_size: int = Field(
+    embedding_size: VectorSize = Field(
         64,
-        ge=1,
         description="length of an item's vector and of a state. Paper: 50",
-        json_schema_extra={"tune": {"choices": [32, 64, 128]}},
     )
     n_blocks: int = Field(2, ge=1, description="blocks of attention. Paper: 2")
     n_heads: int = Field(1, ge=1, description="heads of each; they share embedding_size. Paper: 1")

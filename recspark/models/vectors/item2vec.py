@@ -30,6 +30,7 @@ from recspark.models.base import (
     check_k,
 )
 from recspark.models.scoring import topk
+from recspark.models.setting_types import HalfLifeDays, VectorSize
 from recspark.models.weights import HistoryWeights
 
 
@@ -62,11 +63,9 @@ class Item2VecSettings(Settings):
     shrink_window: bool = Field(
         False, description="draw each window uniformly from 1 to `window`, as word2vec does"
     )
-    embedding_size: int = Field(
+    embedding_size: VectorSize = Field(
         64,
-        ge=1,
         description="length of a vector. Guess",
-        json_schema_extra={"tune": {"choices": [32, 64, 128]}},
     )
     n_negatives: int = Field(
         10, ge=1, description="noise items an example; negative sampling. Mikolov et al.: 5 to 20"
@@ -118,11 +117,9 @@ class Item2VecSettings(Settings):
         "item's output vector + log of its noise, less the log of what subsampling keeps",
         json_schema_extra={"tune": {"choices": ["cosine", "likelihood"]}},
     )
-    half_life_days: float | None = Field(
+    half_life_days: HalfLifeDays = Field(
         30.0,
-        gt=0,
         description="days; an event this old counts half in the user's mean; null = no decay. Guess",
-        json_schema_extra={"tune": {"low": 1, "high": 400, "log": True}},
     )
     n_recent: int | None = Field(
         None, ge=1, description="only the user's newest events count; null = all"

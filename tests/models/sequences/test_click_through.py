@@ -289,19 +289,18 @@ def test_training_begins_at_the_rates_of_items(tmp_path: Path) -> None:
 def test_without_impressions_the_table_is_named(spark: SparkSession, tmp_path: Path) -> None:
     """Every user has one event: nothing comes before anything that is shown."""
     log = synth.log([(user, user % 3, 1.0) for user in range(6)])
-    plain = synth.dataset(spark, log, 1, ("training_histories", str(tmp_path / "plain")))
+    plain = synth.dataset(spark, log, 1, {"training_histories": str(tmp_path / "plain")})
     recommender = Gru4Rec.from_dict({"head": "click_through", "train_on": "history"})
     with pytest.raises(
-        ModelError, match="head = 'click_through' reads 'training_history_impressions'"
+        ModelError,
+        match="no training set 'training_history_impressions' is here, but .'training_hist",
     ):
         recommender.fit(plain, FitOptions(in_process=True))
     log += synth.log([(user, user % 2, 0.5) for user in range(6)])
-    data = synth.dataset(spark, log, 1, ("training_history_impressions", str(tmp_path / "shown")))
-    [table] = data.training
-    n_rows = data.training[table].n_rows
-    table = pa.concat_tables(
-        [pq.read_table(uri.removeprefix("file://")) for uri, _ in data.training[table].files]
-    )
+    data = synth.dataset(spark, log, 1, {"training_history_impressions": str(tmp_path / "shown")})
+    [shown] = data.training.values()
+    n_rows = shown.n_rows
+    table = pa.concat_tables([pq.read_table(uri.removeprefix("file://")) for uri, _ in shown.files])
     assert n_rows == 6
     none = pa.array([[-1] * 64] * n_rows, pa.list_(pa.int32()))
     table = table.set_column(table.column_names.index("shown"), "shown", none)

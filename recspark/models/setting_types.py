@@ -1,0 +1,53 @@
+"""Settings that several models have: type, bounds, meaning and what `recspark tune` may try, once.
+
+A model gives its own default, and where it must, its own description: `half_life_days: HalfLifeDays =
+Field(7.0, description="…")`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+HalfLifeDays = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="days; an event this old counts half; null = no decay",
+        json_schema_extra={"tune": {"low": 1, "high": 400, "log": True}},
+    ),
+]
+# Of a network whose training set has decayed weights (`features.half_life_days`).
+ScoringHalfLifeDays = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="days; at scoring an event this old counts half; null = no decay",
+        json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
+    ),
+]
+VectorSize = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="length of a user's and an item's vector",
+        json_schema_extra={"tune": {"choices": [32, 64, 128]}},
+    ),
+]
+Epochs = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="passes over the training set",
+        json_schema_extra={"tune": {"choices": [10, 20, 40]}},
+    ),
+]
+LearningRate = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="of Adam at the first step, falling linearly to 0",
+        json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
+    ),
+]
