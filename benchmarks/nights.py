@@ -1,7 +1,7 @@
 """Nights in turn on the bundled data: what a new day costs, and that it ends like a rebuild.
 
 The nights of 2010-12-01 to 2010-12-09, up to the features; then the last one once more with everything
-but events, dictionaries and catalogue made again. Sessions, histories, interactions and features must be
+but events, dictionaries and catalogue made again. Sessions, histories and features must be
 equal, row for row.
 """
 
@@ -24,7 +24,7 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.run import execute, open_night
 
-DERIVED = ("sessions", "histories", "interactions", "user_features", "item_features")
+DERIVED = ("sessions", "histories", "user_features", "item_features")
 LAST = date(2010, 12, 9)
 
 

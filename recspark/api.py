@@ -37,7 +37,7 @@ from recspark.config import Evaluate, Features, Mode, Sessions, Train, cutoff_of
 from recspark.data import features, histories, sessions, texts, windows
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.ids import new_ids
-from recspark.data.interactions import before, interactions, queries
+from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SchemaError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions, RetrieverModel, check_k
@@ -105,7 +105,6 @@ def fit(
         data = Dataset(
             cutoff=cutoff,
             histories=sliced,
-            interactions=interactions(sliced, cutoff, None).drop("cutoff"),
             items=catalogue,
             user_features=features.user_features(sliced, cutoff).drop("cutoff"),
             item_features=features.item_features(sliced, catalogue, cutoff).drop("cutoff"),

@@ -437,7 +437,10 @@ class Features(Section):
         "rmse and mae of models that predict ratings. Wants half_life_days null",
     )
     half_life_days: float | None = Field(
-        None, gt=0, le=36_500, description="days, decay of interaction weights; null = none"
+        None,
+        gt=0,
+        le=36_500,
+        description="days, decay of the weights in training sets; null = none",
     )
     history_buckets: int = Field(
         16,

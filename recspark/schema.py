@@ -134,15 +134,6 @@ ITEM_IDXS = ArrayType(INT)
 
 HISTORIES = columns(user_idx=LONG, history=HISTORY, seen=ITEM_IDXS, bucket=INT)
 
-INTERACTIONS = columns(
-    cutoff=TIMESTAMP,
-    user_idx=LONG,
-    item_idx=INT,
-    weight=FLOAT,
-    n_events=INT,
-    last_event_at=TIMESTAMP,
-)
-
 USER_FEATURES = columns(
     cutoff=TIMESTAMP,
     user_idx=LONG,

@@ -34,7 +34,7 @@ from recspark.config import Features, Train, digest
 from recspark.data import features, windows
 from recspark.data.blocks import Array, Ragged, micros
 from recspark.data.dataset import Dataset
-from recspark.data.interactions import before, interactions
+from recspark.data.interactions import before
 from recspark.eval import next_item
 from recspark.models.base import FitOptions
 from recspark.models.registry import make
@@ -185,7 +185,6 @@ def dataset(spark: SparkSession, sessions: Ragged, work: str) -> Dataset:
     return Dataset(
         cutoff=CUTOFF,
         histories=histories,
-        interactions=interactions(histories, CUTOFF, None).drop("cutoff"),
         items=items,
         user_features=features.user_features(histories, CUTOFF).drop("cutoff"),
         item_features=features.item_features(histories, items, CUTOFF).drop("cutoff"),

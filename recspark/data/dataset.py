@@ -76,7 +76,6 @@ class Dataset:
     cutoff : first instant that is not in it, UTC
     histories : user_idx bigint, history (`schema.HISTORY`, newest last, never empty), seen
         array<int>
-    interactions : user_idx, item_idx, weight float, n_events int, last_event_at
     items : item_idx int, item_id, item_name, category, price, text: items with an event before
         cutoff
     user_features, item_features : as in the tables, without `cutoff`
@@ -89,7 +88,6 @@ class Dataset:
 
     cutoff: datetime
     histories: DataFrame
-    interactions: DataFrame
     items: DataFrame
     user_features: DataFrame
     item_features: DataFrame

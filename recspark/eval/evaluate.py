@@ -97,14 +97,14 @@ def population(truths: DataFrame, users: DataFrame) -> DataFrame:
     )
 
 
-def catalogue(items: DataFrame, interactions: DataFrame | None = None) -> Catalogue:
-    """Return the items that a list may hold, with vectors where `interactions` are given.
+def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
+    """Return the items that a list may hold, with vectors where `users` are given.
 
     Parameters
     ----------
     items : item_idx int, n_users bigint: every item with an event before the cutoff, and its users
         (`item_features`)
-    interactions : as `item_vectors` takes them; None = intra-list diversity is not defined
+    users : as `item_vectors` takes them; None = intra-list diversity is not defined
 
     Runs one job, or two; driver memory 12 bytes an item, and `item_vectors`. Raises EmptyDataError
     without items.
@@ -113,11 +113,11 @@ def catalogue(items: DataFrame, interactions: DataFrame | None = None) -> Catalo
     item_idx = table.column("item_idx").to_numpy().astype(np.int32)
     if len(item_idx) == 0:
         raise EmptyDataError("no item has an event before the cutoff: nothing can be evaluated")
-    vectors = None if interactions is None else item_vectors(interactions, item_idx)
+    vectors = None if users is None else item_vectors(users, item_idx)
     return Catalogue(item_idx, table.column("n_users").to_numpy().astype(np.int64), vectors)
 
 
-def item_vectors(interactions: DataFrame, vocabulary: Array, dims: int = 64) -> Array:
+def item_vectors(users: DataFrame, vocabulary: Array, dims: int = 64) -> Array:
     """Return a short vector per item; their cosines are about those of the items' user columns.
 
     The sparsest random projection: a hash gives each user one of `dims` places and a sign; an
@@ -126,8 +126,8 @@ def item_vectors(interactions: DataFrame, vocabulary: Array, dims: int = 64) -> 
 
     Parameters
     ----------
-    interactions : user_idx bigint, item_idx int; distinct pairs before the cutoff
-    vocabulary : item_idx int32, ascending; an item without interactions gets zeros
+    users : user_idx bigint, seen array<int>: the distinct items of each before the cutoff
+    vocabulary : item_idx int32, ascending; an item that nobody has seen gets zeros
     dims : places
 
     Returns
@@ -139,7 +139,8 @@ def item_vectors(interactions: DataFrame, vocabulary: Array, dims: int = 64) -> 
     draw = F.xxhash64("user_idx")
     sign = F.when(draw < 0, -1).otherwise(1)
     table = (
-        interactions.groupBy("item_idx", F.pmod(draw, F.lit(dims)).cast("int").alias("place"))
+        users.select("user_idx", F.explode("seen").alias("item_idx"))
+        .groupBy("item_idx", F.pmod(draw, F.lit(dims)).cast("int").alias("place"))
         .agg(F.sum(sign).alias("sum"))
         .toArrow()
     )

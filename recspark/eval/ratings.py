@@ -62,10 +62,10 @@ def ratings_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> Dat
     return parts.select("user_idx", asked.alias("asked")).where(F.size("asked") > 0)
 
 
-def scale(interactions: DataFrame) -> Scale:
-    """Return the scale of `interactions` (`weight` = the rating), before the cutoff. One job."""
+def scale(pairs: DataFrame) -> Scale:
+    """Return the scale of `pairs`, a row for each user's item with `weight`, its rating. One job."""
     steps = F.round(F.col("weight").cast("double") * F.lit(_STEPS)).cast("decimal(38,0)")
-    row = interactions.agg(F.sum(steps), F.count("*"), F.min("weight"), F.max("weight")).first()
+    row = pairs.agg(F.sum(steps), F.count("*"), F.min("weight"), F.max("weight")).first()
     assert row is not None
     return Scale(float(row[0]) / _STEPS / row[1], float(row[2]), float(row[3]))
 

@@ -82,7 +82,6 @@ def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
         histories=before(
             context.read("histories"), cutoff, ratings=context.config.features.explicit
         ),
-        interactions=context.read("interactions").where(at).drop("cutoff"),
         items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
         user_features=context.read("user_features").where(at).drop("cutoff"),
         item_features=item_features,

@@ -43,7 +43,7 @@ TABLES_READ: dict[str, tuple[str, ...]] = {
         "recommendations",
     ),
     "evaluate": (
-        "candidates", "histories", "interactions", "user_features", "item_features", "user_ids",
+        "candidates", "histories", "user_features", "item_features", "user_ids",
         "item_ids", "recommendations",
     ),
     "publish": (

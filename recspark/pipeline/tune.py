@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from recspark import schema, storage
 from recspark.data import features
 from recspark.data.dataset import Dataset
-from recspark.data.interactions import before, interactions, queries
+from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions, RetrieverModel
@@ -200,7 +200,6 @@ def _dataset(
     data = Dataset(
         cutoff=cutoff,
         histories=histories,
-        interactions=interactions(histories, cutoff, config.features.half_life_days).drop("cutoff"),
         items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
         user_features=features.user_features(histories, cutoff).drop("cutoff"),
         item_features=item_features.drop("cutoff"),

@@ -104,13 +104,6 @@ SPECS: dict[str, TableSpec] = {
             "histories", schema.HISTORIES, key=("user_idx",), partition=("bucket",), row_bytes=3000
         ),
         TableSpec(
-            "interactions",
-            schema.INTERACTIONS,
-            key=("cutoff", "user_idx", "item_idx"),
-            partition=("cutoff",),
-            row_bytes=16,
-        ),
-        TableSpec(
             "user_features",
             schema.USER_FEATURES,
             key=("cutoff", "user_idx"),

@@ -27,7 +27,7 @@ from recspark.data.blocks import (
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.impressions import TABLES as IMPRESSION_TABLES
 from recspark.data.impressions import sequences_shown
-from recspark.data.interactions import before, interactions, queries
+from recspark.data.interactions import before, queries
 from recspark.data.windows import Unit, bags, sequences, training_item_bags
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
@@ -315,7 +315,6 @@ def dataset(
     return Dataset(
         cutoff=CUTOFF,
         histories=sliced,
-        interactions=interactions(sliced, CUTOFF, None).drop("cutoff"),
         items=catalogue,
         user_features=features.user_features(sliced, CUTOFF).drop("cutoff"),
         item_features=features.item_features(sliced, catalogue, CUTOFF).drop("cutoff"),

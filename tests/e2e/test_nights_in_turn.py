@@ -18,7 +18,7 @@ from tests.conftest import small_settings
 from tests.e2e.test_small_night import content
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(1800)]
-DERIVED = ("sessions", "histories", "interactions", "user_features", "item_features")
+DERIVED = ("sessions", "histories", "user_features", "item_features")
 
 
 def settings_of(root: Path, source: Path, *more: str) -> list[str]:

@@ -229,12 +229,12 @@ def test_fewer_buckets_leave_every_user_once(grown: Open) -> None:
 
 def test_a_torn_slice_is_written_again(grown: Open) -> None:
     context = grown(LAST, force=True)
-    want = count(context, "interactions")
-    for file in (Path(context.catalog.root) / "interactions").rglob("*.parquet"):
+    want = count(context, "user_features")
+    for file in (Path(context.catalog.root) / "user_features").rglob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-100])
         (file.parent / f".{file.name}.crc").unlink()
     run(context, "build_features")
-    assert count(context, "interactions") == want > 0
+    assert count(context, "user_features") == want > 0
 
 
 def test_lists_are_made_for_the_users_that_are_evaluated(grown: Open) -> None:
@@ -269,7 +269,7 @@ def test_what_is_old_is_forgotten(grown: Open) -> None:
     for _ in range(2):
         forget(later)
         after = {table: count(later, table) for table in before}
-        made_anew = {"interactions", "user_features", "item_features"}
+        made_anew = {"user_features", "item_features"}
         assert after == {**before, **dict.fromkeys(made_anew, 0), "runs": before["runs"] + 1}
         assert not (root / "checkpoints/2024-05-29").exists()
         left = sorted(str(f.relative_to(root)) for f in (root / "artifacts").rglob("file"))

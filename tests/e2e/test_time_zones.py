@@ -84,18 +84,17 @@ def test_a_cutoff_is_one_instant_in_every_thread(
 ) -> None:
     """Tables are written side by side; a thread of the JVM has settings of its own at first."""
     cutoff = datetime(2024, 11, 3, tzinfo=UTC)
-    row = {"cutoff": cutoff, "user_idx": 1, "item_idx": 2}
-    rows = spark.createDataFrame([row], schema.INTERACTIONS)
+    rows = spark.createDataFrame([{"cutoff": cutoff, "item_idx": 2}], schema.ITEM_FEATURES)
     with driver_in("America/New_York", spark):
         written = together(
             spark,
             *[
-                partial(catalog.replace_slice, "interactions", rows, {"cutoff": cutoff})
+                partial(catalog.replace_slice, "item_features", rows, {"cutoff": cutoff})
                 for _ in range(3)
             ],
         )
         assert {w.rows for w in written} == {1}
-        found = catalog.read("interactions", catalog.version("interactions"))
+        found = catalog.read("item_features", catalog.version("item_features"))
         assert found.select(F.unix_seconds("cutoff")).collect()[0][0] == cutoff.timestamp()
 
 

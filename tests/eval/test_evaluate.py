@@ -317,13 +317,13 @@ def test_item_vectors_keep_cosines(spark: SparkSession) -> None:
     taste = rng.random((500, 4)) ** 3
     bought = rng.random((500, 30)) < (taste @ rng.random((4, 30))) * 0.25
     bought[:, 29] = False
-    user, item = np.nonzero(bought)
-    pairs = spark.createDataFrame(
-        pa.table({"user_idx": user * 1001, "item_idx": item.astype(np.int32)})
+    seen = [np.flatnonzero(row).astype(np.int32) for row in bought]
+    users = spark.createDataFrame(
+        pa.table({"user_idx": np.arange(500) * 1001, "seen": pa.array(seen, pa.list_(pa.int32()))})
     )
     vocabulary = np.arange(1, 30, dtype=np.int32)  # item 0 is not eligible, 29 nobody bought
-    found = item_vectors(pairs, vocabulary, dims=256)
-    again = item_vectors(pairs.repartition(5, "user_idx"), vocabulary, dims=256)
+    found = item_vectors(users, vocabulary, dims=256)
+    again = item_vectors(users.repartition(5, "user_idx"), vocabulary, dims=256)
     assert found.dtype == np.float32
     assert found.tobytes() == again.tobytes()
     assert (found[-1] == 0).all()

@@ -58,13 +58,12 @@ def test_rows_of_the_backtest(spark: SparkSession, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(stage, "predicted", predicted)
     events = [(5, -3, 4.0), (6, 1, 4.0), (7, 2, 2.0)]
     history = [(i, CUT + timedelta(days=d), "rating", r, r, "s", "o") for i, d, r in events]
-    everyone = spark.createDataFrame([(1, history, [], 0)], schema.HISTORIES)
-    before = [(CUT, 1, 5, 4.0, 1, CUT), (CUT, 2, 5, 1.0, 1, CUT)]
+    another = [(5, CUT - timedelta(days=3), "rating", 1.0, 1.0, "s", "o")]
+    everyone = spark.createDataFrame([(1, history, [], 0), (2, another, [], 0)], schema.HISTORIES)
     context: Any = SimpleNamespace(
         backtest_cutoff=CUT,
         run_date=date(2020, 5, 7),
         config=SimpleNamespace(evaluate=Evaluate(horizon_days=7), models=("popular", "mf")),
-        read=lambda _: spark.createDataFrame(before, schema.INTERACTIONS),
     )
     found = stage.rating_rows(context, everyone, ["popular", "mf"])
     assert {(row.model, row.mode, row.segment, row.k, row.n_users) for row in found} == {

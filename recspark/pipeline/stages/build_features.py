@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from recspark.config import digest
 from recspark.data import features, histories, sessions
-from recspark.data.interactions import before, interactions
+from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
 from recspark.pipeline.changes import changed_events, reflected, reflecting, reopened_events
 from recspark.pipeline.context import RunContext
@@ -24,7 +24,7 @@ from recspark.tables.catalog import TableCatalog
 
 
 def build_features(context: RunContext) -> StageResult:
-    """Merge `histories`; then interactions, features and training sets as of each cutoff of
+    """Merge `histories`; then features and training sets as of each cutoff of
     the night.
 
     A training set is written where a model of tonight reads it, with the settings that it has.
@@ -62,10 +62,6 @@ def _write(context: RunContext, all_histories: DataFrame, table: str) -> tuple[i
     return written.version, written.rows
 
 
-def _interactions(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
-    return interactions(histories, cutoff, context.config.features.half_life_days)
-
-
 def _user_features(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
     return features.user_features(histories, cutoff)
 
@@ -77,7 +73,6 @@ def _item_features(context: RunContext, histories: DataFrame, cutoff: datetime) 
 
 # table -> its rows as of a cutoff, from the histories before it; training sets are apart
 _FRAMES: dict[str, Callable[[RunContext, DataFrame, datetime], DataFrame]] = {
-    "interactions": _interactions,
     "user_features": _user_features,
     "item_features": _item_features,
 }

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Mode
-from recspark.data.interactions import before, queries
+from recspark.data.interactions import before, interactions, queries
 from recspark.errors import EmptyDataError
 from recspark.eval import evaluate as scoring
 from recspark.eval import ratings
@@ -69,9 +69,7 @@ def evaluate(context: RunContext) -> StageResult:
             ladder[0].unionByName(ladder[1]),
             {"run_date": context.run_date, "model": PUBLISHED},
         ),
-        lambda: known_items(
-            context.read("item_features").where(at), context.read("interactions").where(at)
-        ),
+        lambda: known_items(context.read("item_features").where(at), before(everyone, cutoff)),
     )
     assert isinstance(written, TableVersion)
     assert isinstance(items, Catalogue | None)
@@ -130,10 +128,10 @@ def evaluate(context: RunContext) -> StageResult:
     return StageResult(outputs, context.count("histories"), metrics.rows, detail)
 
 
-def known_items(items: DataFrame, interactions: DataFrame) -> Catalogue | None:
+def known_items(items: DataFrame, users: DataFrame) -> Catalogue | None:
     """Return the catalogue of the backtest; None where no item has an event before its cutoff."""
     try:
-        return scoring.catalogue(items, interactions)
+        return scoring.catalogue(items, users)
     except EmptyDataError:
         return None
 
@@ -155,7 +153,8 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
     }
     if not guesses:
         return []
-    known = ratings.scale(context.read("interactions").where(F.col("cutoff") == F.lit(cutoff)))
+    rated = interactions(before(everyone, cutoff, ratings=True), cutoff, None)
+    known = ratings.scale(rated)
     found = ratings.errors(guesses, known)
     head = (context.run_date, "backtest", cutoff, horizon)
     return [

@@ -172,7 +172,6 @@ def data(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(
         cutoff=CUTOFF,
         histories=before(histories, CUTOFF),
-        interactions=unused,
         items=spark.createDataFrame(known, "item_idx int"),
         user_features=unused,
         item_features=unused,
