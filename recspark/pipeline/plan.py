@@ -195,6 +195,13 @@ def needed_models(config: Config) -> frozenset[str]:
     return frozenset(config.with_needs(name for name in names if name is not None))
 
 
+def listed_tonight(config: Config) -> frozenset[str]:
+    """Return the models whose lists of tonight somebody reads: the champion, the ladder, and what a
+    ranker among them ranks. Of the others only the backtest is looked at.
+    """
+    return frozenset(config.with_needs(config.publish.steps))
+
+
 def stages_before(config: Config, stage: str | None, model: str = "") -> frozenset[str]:
     """Return the names of the stages of which the task of `stage` and `model` needs a task; of all
     stages where it is None.

@@ -283,6 +283,7 @@ def test_a_young_shop_gets_lists_without_a_model_that_fails(opened: Open) -> Non
     """Three days old, the horizon is fourteen; no item is frequent enough for one challenger."""
     settings = [
         "models=[popular, item2vec, item_knn]",
+        "publish.ladder=[item2vec, popular]",
         "models.item2vec.min_count=1000000",
         "evaluate.horizon_days=14",
     ]
@@ -426,6 +427,10 @@ def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     compared = {row["model"] for row in metrics.select("model").distinct().collect()}
     assert {"popular", "item_knn", "slow", "recent", "published"} <= compared
     candidates = more.catalog.read("candidates", after["candidates"])
+    tonight = candidates.where(F.col("cutoff") == F.lit(more.cutoff))
+    listed = {row["model"] for row in tonight.select("model").distinct().collect()}
+    assert listed == {*more.config.publish.steps}  # nobody reads the others' lists of tonight
+    candidates = candidates.where(F.col("cutoff") == F.lit(more.backtest_cutoff))
     n_lists = {r["model"]: r["n"] for r in candidates.groupBy("model").agg(
         F.countDistinct("user_idx", "cutoff", "mode").alias("n")).collect()}  # fmt: skip
     assert n_lists["slow"] == n_lists["recent"] == n_lists["popular"] > 0

@@ -18,21 +18,24 @@ from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import backtest_model, load_model, sources_of
+from recspark.pipeline.plan import listed_tonight
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import features_as_of
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
-    """One model's lists: as of tonight of every active user that is scored (`activity.to_score`), and
-    of the backtest's users in both modes, where there is a model of the backtest.
+    """One model's lists: as of tonight, where somebody reads them (`listed_tonight`), of every active
+    user that is scored (`activity.to_score`); and of the backtest's users in both modes, where there is
+    a model of the backtest.
     """
     config, catalog = context.config, context.catalog
     everyone = context.read("histories")
     k = config.n_candidates
     tonight, earlier = context.cutoff, context.backtest_cutoff
-    parts: list[tuple[datetime, Mode, FittedModel, DataFrame]] = [
-        (tonight, config.publish.mode, load_model(context, model, tonight), to_score(context)),
-    ]
+    parts: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
+    if model in listed_tonight(config):
+        fitted = load_model(context, model, tonight)
+        parts.append((tonight, config.publish.mode, fitted, to_score(context)))
     if (past := backtest_model(context, model)) is not None:
         tested = backtest_users(context, everyone)
         parts += [(earlier, "novel", past, tested), (earlier, "repeat", past, tested)]
@@ -55,7 +58,8 @@ def recommend(context: RunContext, model: str) -> StageResult:
                 "score",
             )
         )
-    rows = reduce(DataFrame.unionByName, frames)
+    none = context.spark.createDataFrame([], schema.CANDIDATES)
+    rows = reduce(DataFrame.unionByName, frames) if frames else none
     written = catalog.replace_slice(
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )
