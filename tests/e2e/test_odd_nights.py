@@ -283,7 +283,6 @@ def test_a_young_shop_gets_lists_without_a_model_that_fails(opened: Open) -> Non
     """Three days old, the horizon is fourteen; no item is frequent enough for one challenger."""
     settings = [
         "models=[popular, item2vec, item_knn]",
-        "publish.ladder=[item2vec, popular]",
         "models.item2vec.min_count=1000000",
         "evaluate.horizon_days=14",
     ]
@@ -321,6 +320,7 @@ def test_a_model_with_too_little_before_the_backtest_has_none(grown: Open) -> No
     """Item2vec wants 28 uses of an item: there are more by tonight, but not two days before."""
     settings = [
         "models=[popular, item2vec, item_knn]",
+        "publish.ladder=[item2vec, popular]",
         "models.item2vec={sentence: history, window: 3, min_count: 28, epochs: 1, n_blocks: 1}",
     ]
     used = rows()["item"].value_counts()
