@@ -19,9 +19,33 @@ DAG_FILE = ROOT / "airflow_dags" / "nightly_recommendations.py"
 DAG_ID = "nightly_recommendations"
 
 
+RANKED = [
+    "models=[popular, ease, words, near, best]",
+    "models.words={algorithm: 'shop:Words', kind: encoder}",
+    "models.near={algorithm: 'shop:Near', needs: [words]}",
+    "models.best={algorithm: 'shop:Best', kind: ranker, needs: [ease, near]}",
+    "publish={model: best, ladder: [popular]}",
+]
+
+
 @pytest.fixture(scope="module")
 def dag() -> Any:
     os.environ["RECSPARK_ENV"] = "local"
+    return loaded()
+
+
+@pytest.fixture
+def ranked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The DAG of a night with a ranker on two retrievers, one of them built on an encoder. Their
+    package need not be where Airflow runs.
+    """
+    monkeypatch.setenv("RECSPARK_ENV", "local")
+    monkeypatch.setenv("RECSPARK_SET", json.dumps(RANKED))
+    return loaded()
+
+
+def loaded() -> Any:
+    """The DAG as Airflow reads it with the environment as it is."""
     spec = importlib.util.spec_from_file_location("nightly_recommendations", DAG_FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -63,6 +87,35 @@ def test_tasks_are_the_stages(dag: Any) -> None:
         assert (ROOT / "jobs" / f"{stage.name}.py").is_file()
     for stage in ours:
         assert (names.count(stage.name) > 1) == stage.per_model
+
+
+def test_every_edge_of_a_night_with_a_ranker(ranked: Any) -> None:
+    """As the plan has them: tests/pipeline/test_plan.py."""
+    upstream = {task.task_id: task.upstream_task_ids for task in stages_of(ranked)}
+    waiters = {"other_models_ended"}
+    assert {name: ids - waiters for name, ids in upstream.items()} == {
+        "ingest": set(),
+        "sessionize": {"ingest"},
+        "build_features": {"sessionize"},
+        "train.popular": {"build_features"},
+        "train.ease": {"build_features"},
+        "train.words": {"build_features"},
+        "encode.words": {"train.words"},
+        "train.near": {"encode.words"},
+        "recommend.popular": {"train.popular"},
+        "recommend.ease": {"train.ease"},
+        "recommend.near": {"train.near"},
+        "examples.best": {"train.ease", "train.near"},
+        "train.best": {"examples.best"},
+        "recommend.best": {"train.best", "recommend.ease", "recommend.near"},
+        "evaluate": {
+            "recommend.popular", "recommend.ease", "encode.words", "recommend.near",
+            "recommend.best",
+        },
+        "publish": {"evaluate"},
+    }  # fmt: skip
+    jobs = {Path(task.application).stem for task in stages_of(ranked)}
+    assert {"encode", "examples"} <= jobs
 
 
 def test_the_order_is_that_of_the_stages(dag: Any) -> None:
