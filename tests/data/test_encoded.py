@@ -1,0 +1,131 @@
+"""Features as arrays: codes by hand, what is missing and unknown, and the way through a saved model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyspark.sql import SparkSession
+
+from recspark import schema
+from recspark.data.encoded import (
+    FIRST,
+    MISSING,
+    UNKNOWN,
+    Encoding,
+    flat,
+    item_arrays,
+    learn,
+    parse_encoded,
+    with_features,
+)
+from recspark.errors import ModelError
+
+ENCODING = Encoding(("price", "age"), {"colour": ("blue", "red"), "size": ("l",)})
+
+
+def batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    numbers, texts = ("price", "age"), ("colour", "size")
+    kinds = [*((name, pa.float64()) for name in numbers), *((name, pa.string()) for name in texts)]
+    columns = list(zip(*rows, strict=True))
+    arrays = [pa.array(c, kind) for c, (_, kind) in zip(columns, kinds, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, names=[name for name, _ in kinds])
+
+
+def test_codes_by_hand() -> None:
+    rows = [(1.5, None, "red", "l"), (None, 3.0, None, "xl"), (0.0, -2.0, "blue", None)]
+    numbers, fields = ENCODING.columns(batch(rows))
+    np.testing.assert_array_equal(
+        np.array(numbers.to_pylist(), np.float32), [[1.5, np.nan], [np.nan, 3], [0, -2]]
+    )
+    assert fields.to_pylist() == [[FIRST + 1, FIRST], [MISSING, UNKNOWN], [FIRST, MISSING]]
+    assert ENCODING.sizes == (4, 3)
+
+
+text = st.text(max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    vocabulary=st.lists(text, unique=True, max_size=5).map(sorted),
+    values=st.lists(st.none() | text, max_size=8),
+    numbers=st.integers(0, 2),
+)
+def test_what_is_encoded_is_read_back(
+    vocabulary: list[str], values: list[str | None], numbers: int
+) -> None:
+    """Any texts, with and without numbers, an empty batch: as many rows, and the codes of the rule."""
+    names = tuple(f"n{i}" for i in range(numbers))
+    encoding = Encoding(names, {"f": tuple(vocabulary)})
+    arrays = [pa.array(np.arange(len(values), dtype=np.float64)) for _ in names]
+    whole = pa.RecordBatch.from_arrays(
+        [*arrays, pa.array(values, pa.string())], names=[*names, "f"]
+    )
+    coded = pa.RecordBatch.from_arrays(list(encoding.columns(whole)), names=["numbers", "fields"])
+    got_numbers, got_fields = parse_encoded(coded, encoding)
+    assert got_numbers.shape == (len(values), numbers)
+    want = [
+        MISSING if v is None else FIRST + vocabulary.index(v) if v in vocabulary else UNKNOWN
+        for v in values
+    ]
+    assert got_fields[:, 0].tolist() == want
+    # As a column of queries: a user of whom nothing is known beside them.
+    struct = pa.StructArray.from_arrays(coded.columns, names=["numbers", "fields"])
+    with_none = pa.concat_arrays([struct, pa.nulls(1, struct.type)])
+    got_numbers, got_fields = parse_encoded(with_none, encoding)
+    assert got_fields[:, 0].tolist() == [*want, MISSING]
+    assert np.isnan(got_numbers[-1]).all()
+    saved = encoding.to_arrays()
+    assert Encoding.of_arrays({**saved, "mine": np.ones(2)})[0] == encoding
+    assert list(Encoding.of_arrays({**saved, "mine": np.ones(2)})[1]) == ["mine"]
+    assert all(array.dtype.kind == "U" for array in saved.values())  # no pickle in a saved model
+    assert Encoding.of_dict(encoding.to_dict()) == encoding
+
+
+def test_rows_of_another_encoding_are_an_error() -> None:
+    numbers, fields = ENCODING.columns(batch([(1.0, 2.0, "red", "l")]))
+    coded = pa.RecordBatch.from_arrays([numbers, fields], names=["numbers", "fields"])
+    with pytest.raises(ModelError, match="other numbers than the 1"):
+        parse_encoded(coded, Encoding(("price",), ENCODING.fields))
+
+
+@pytest.mark.spark
+def test_a_vocabulary_has_the_most_frequent_values(spark: SparkSession) -> None:
+    rows = [(i, c, 1.0) for i, c in enumerate(["b", "b", "c", "a", "a", "d", None, None, None])]
+    frame = spark.createDataFrame(rows, "user_idx bigint, colour string, price double")
+    assert learn(frame, 3) == Encoding(("price",), {"colour": ("a", "b", "c")})  # c before d
+    assert learn(frame.repartition(5), 1) == Encoding(("price",), {"colour": ("a",)})
+    assert learn(frame, names=("price",)) == Encoding(("price",), {})
+    dates = frame.selectExpr("user_idx", "current_date() AS day")
+    with pytest.raises(ModelError, match=r"\['day'\] are neither numbers nor texts"):
+        learn(dates)
+
+
+@pytest.mark.spark
+def test_a_category_path_is_a_field_a_level_and_items_come_in_order(spark: SparkSession) -> None:
+    rows = [(7, ["home", "kitchen"], 2.0), (3, None, 1.0), (5, ["home"], None), (9, ["away"], 9.0)]
+    frame = flat(spark.createDataFrame(rows, "item_idx int, category array<string>, price double"))
+    assert frame.columns == ["item_idx", "category_1", "category_2", "category_3", "price"]
+    items = np.array([3, 5, 6, 7], np.int32)  # 6 has no features, 9 is not asked for
+    source = spark.createDataFrame(rows, "item_idx int, category array<string>, price double")
+    encoding = learn(frame, names=("price", "category_1", "category_2"))
+    numbers, fields = item_arrays(source, items, encoding)
+    np.testing.assert_array_equal(numbers[:, 0], [1, np.nan, np.nan, 2])
+    assert fields.tolist() == [[0, 0], [3, 0], [0, 0], [3, 2]]  # away 2, home 3; kitchen 2
+
+
+@pytest.mark.spark
+def test_queries_carry_features_of_known_users(spark: SparkSession) -> None:
+    users = spark.createDataFrame([(1, "light", 2)], "user_idx bigint, activity string, n int")
+    queries = spark.createDataFrame([(1, [], []), (2, [], [])], schema.QUERIES)
+    encoding = learn(users)
+    rows = with_features(queries, users, encoding).orderBy("user_idx").collect()
+    assert rows[0]["features"].asDict() == {"numbers": [2.0], "fields": [FIRST]}
+    assert rows[1]["features"] is None
+    lacking = Encoding(("height",), {})
+    with pytest.raises(ModelError, match=r"features \['height'\] are not there"):
+        with_features(queries, users, lacking)

@@ -1,0 +1,104 @@
+"""Pairs that rankers read: what is proposed, its label, its features, and the sample, by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from recspark import schema
+from recspark.config import Examples
+from recspark.data import examples
+
+pytestmark = pytest.mark.spark
+CUT = datetime(2024, 5, 2, tzinfo=UTC)
+LISTS = [
+    ("als", 1, 10, 1, 0.5),
+    ("ease", 1, 10, 3, 2.0),
+    ("ease", 1, 11, 1, 4.0),
+    ("other", 1, 12, 1, 4.0),  # no source
+    ("als", 2, 11, 2, 0.1),
+]
+
+
+def proposed(spark: SparkSession) -> Any:
+    kinds = "model string, user_idx bigint, item_idx int, rank int, score float"
+    lists = spark.createDataFrame(LISTS, kinds)
+    return examples.proposed(lists, ("ease", "als"))
+
+
+def test_a_pair_has_what_its_sources_say_in_their_order(spark: SparkSession) -> None:
+    rows = proposed(spark).collect()
+    found = {
+        (r["user_idx"], r["item_idx"]): [(s["model"], s["rank"], s["score"]) for s in r["sources"]]
+        for r in rows
+    }
+    assert found == {
+        (1, 10): [("ease", 3, 2.0), ("als", 1, 0.5)],
+        (1, 11): [("ease", 1, 4.0)],
+        (2, 11): [("als", 2, pytest.approx(0.1))],
+    }
+
+
+def test_features_of_a_pair(spark: SparkSession) -> None:
+    users = spark.createDataFrame(
+        [(CUT, 1, 5, "light")], "cutoff timestamp, user_idx bigint, n_events int, activity string"
+    )
+    items = spark.createDataFrame(
+        [(CUT, 10, 2.5, ["a", "b"])],
+        "cutoff timestamp, item_idx int, price double, category array<string>",
+    )
+    frame = examples.with_pair_features(proposed(spark), ("ease", "als"), users, items)
+    rows = {(r["user_idx"], r["item_idx"]): r.asDict() for r in frame.collect()}
+    first, second = rows[1, 10], rows[2, 11]
+    assert (first["n_sources"], first["ease_rank"], first["als_score"]) == (2, 3, 0.5)
+    assert (first["user_n_events"], first["item_price"], first["item_category_2"]) == (5, 2.5, "b")
+    assert (second["n_sources"], second["ease_rank"], second["als_rank"]) == (1, None, 2)
+    assert (second["user_activity"], second["item_price"]) == (None, None)
+    encoding = examples.learn_encoding(("ease", "als"), users, items)
+    assert encoding.numbers == (
+        "n_sources", "ease_rank", "ease_score", "als_rank", "als_score", "user_n_events", "item_price",
+    )  # fmt: skip
+    assert encoding.fields["item_category_1"] == ("a",)
+    assert encoding.encode(frame, ("user_idx", "item_idx")).count() == 3
+
+
+def test_labels_are_what_came_in_the_horizon(spark: SparkSession) -> None:
+    """At the cutoff counts, at its end does not; an act that weighs nothing is an act all the same."""
+
+    def event(item: int, days: float, weight: float | None) -> tuple[Any, ...]:
+        return (item, CUT + timedelta(days=days), "buy", weight, 1.0, "s", "o")
+
+    history = [
+        event(11, -1, 9.0), event(10, 0, 2.0), event(10, 3, 0.5), event(11, 6.9, 0.0),
+        event(12, 7, 1.0), event(13, 2, None),
+    ]  # fmt: skip
+    histories = spark.createDataFrame([(1, history, [], 0)], schema.HISTORIES)
+    truths = examples.truths_of(histories, CUT, CUT + timedelta(days=7))
+    found = {(r["user_idx"], r["item_idx"]): r["weight"] for r in truths.collect()}
+    assert found == {(1, 10): 2.5, (1, 11): 1.0, (1, 13): 1.0}
+    labels = examples.labelled(proposed(spark), truths).collect()
+    assert {(r["user_idx"], r["item_idx"]): r["label"] for r in labels} == {
+        (1, 10): 2.5, (1, 11): 1.0, (2, 11): 0.0,
+    }  # fmt: skip
+
+
+def test_the_sample_keeps_what_was_acted_on_and_some_of_the_rest(spark: SparkSession) -> None:
+    pairs = spark.createDataFrame(
+        [(u, i, float(i % 10 == 0)) for u in range(20) for i in range(50)],
+        "user_idx bigint, item_idx int, label float",
+    )
+    settings = Examples(n_negatives=7)  # type: ignore[call-arg]
+
+    def kept(seed: int, partitions: int) -> set[tuple[int, int]]:
+        rows = examples.sample(pairs.repartition(partitions), settings, seed).collect()
+        assert all(set(r.asDict()) == {"user_idx", "item_idx", "label"} for r in rows)
+        return {(r["user_idx"], r["item_idx"]) for r in rows}
+
+    first = kept(1, 2)
+    assert first == kept(1, 7)  # whatever the order
+    assert first != kept(2, 2)
+    assert {(u, i) for u in range(20) for i in range(0, 50, 10)} <= first
+    assert len(first) == 20 * (5 + 7)
