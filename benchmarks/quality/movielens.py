@@ -31,7 +31,7 @@ from benchmarks.quality.ml1m import Asked, Question, Table
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.models.autoencoders import autorec
-from recspark.models.autoencoders.encoder import encode
+from recspark.models.autoencoders.autoencoder import encode
 from recspark.models.neural import Job
 from recspark.testing import synth
 from recspark.train.feed import plan_shards

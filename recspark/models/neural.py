@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -20,7 +21,9 @@ from recspark.train.buffers import persistent_buffers
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
 from recspark.train.launch import launcher
-from recspark.train.loop import LoopOptions, Trained
+from recspark.train.loop import LoopOptions, Loss, Trained, Validation, train
+
+_VALIDATION_SEED = 7
 
 
 class NeuralSettings(Settings):
@@ -72,6 +75,63 @@ class Job:
             return None
         size = self.settings.batch_size
         return Feed(self.validation, comm.rank, columns, size, self.loop.seed)
+
+
+class NetworkTask:
+    """What one rank trains on: its rows, the vocabulary and the settings; and the loop over them.
+
+    `feed` : the rank's training rows; `held_out` : its validation rows, None without; `vocabulary`
+    int64 (n_items,): item_idx of each local item
+    """
+
+    def __init__(self, comm: Comm, job: Job, columns: Sequence[str]) -> None:
+        self.comm, self.job, self.settings = comm, job, job.settings
+        self.feed = job.feed(comm, columns)
+        self.held_out = job.validation_feed(comm, columns)
+        self.vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
+
+    @property
+    def n_items(self) -> int:
+        """Size of the vocabulary."""
+        return len(self.vocabulary)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the network's first weights."""
+        return self.job.loop.seed
+
+    def batches(self) -> Iterator[Batch]:
+        """Give each of the rank's rows once, those for validation too."""
+        for feed in (self.feed, self.held_out):
+            if feed is not None:
+                yield from feed.epoch(0)
+
+    def train(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        value: Callable[[Batch], torch.Tensor] | None = None,
+    ) -> Trained:
+        """Run the loop; see `recspark.train.loop.train`.
+
+        `value` : of validation rows, (B,); default: the loss without anything random, of a generator
+        that is None.
+        """
+        validation = None
+        if self.held_out is not None:
+            clean: Any = loss
+            validation = Validation(self.held_out, value or (lambda batch: clean(batch, None, 1.0)))
+        return train(self.comm, net, loss, self.feed, self.job.loop, validation)
+
+
+def with_the_same_draws(loss: Loss) -> Callable[[Batch], torch.Tensor]:
+    """Return the loss of validation rows that draws the same items for them at every epoch."""
+
+    def value(batch: Batch) -> torch.Tensor:
+        generator = torch.Generator(batch.weight.device).manual_seed(_VALIDATION_SEED)
+        return loss(batch, generator, 1.0)
+
+    return value
 
 
 def fit_network(

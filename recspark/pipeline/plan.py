@@ -109,6 +109,14 @@ def plan(config: Config) -> tuple[Task, ...]:
     a model is built on a ranker.
     """
     published = needed_models(config)
+    return tuple(
+        replace(task, may_fail=bool(task.model) and task.model not in published)
+        for task in _tasks(config)
+    )
+
+
+def _tasks(config: Config) -> tuple[Task, ...]:
+    """Return tonight's tasks; which of them may fail is not said, and what is published not read."""
     once = [stage for stage in STAGES if not stage.per_model]
     first, last = once[:3], once[3:]
     tasks = [Task(stage, needs=(before.name,)) for before, stage in pairwise(first)]
@@ -119,7 +127,7 @@ def plan(config: Config) -> tuple[Task, ...]:
         for model in wave:
             of_model = _tasks_of(config, model, tasks[len(first) - 1].name)
             ends.append(of_model[-1].name)
-            of_wave += [replace(task, may_fail=model not in published) for task in of_model]
+            of_wave += of_model
         tasks += sorted(of_wave, key=_order)
     needs = tuple(ends)
     for stage in last:
@@ -208,7 +216,7 @@ def stages_before(config: Config, stage: str | None, model: str = "") -> frozens
     """
     if stage is None:
         return frozenset(_BY_NAME)
-    tasks = needed_tasks(plan(config), _BY_NAME[stage], model)
+    tasks = needed_tasks(_tasks(config), _BY_NAME[stage], model)
     return frozenset(task.stage.name for task in tasks)
 
 

@@ -17,11 +17,12 @@ from pydantic import Field, model_validator
 from recspark.data.dataset import Dataset
 from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
-from recspark.models.autoencoders.encoder import EncoderModel, Layers
+from recspark.models.autoencoders.autoencoder import AutoencoderModel, Layers
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.factors.factor_model import FactorScorer
 from recspark.models.neural import (
     Job,
+    NetworkTask,
     NeuralSettings,
     check_catalogue,
     corrupted,
@@ -36,7 +37,7 @@ from recspark.models.weights import HistoryWeights
 from recspark.nets.autorec import AutoRecNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.loop import Trained, Validation, load_weights, train
+from recspark.train.loop import Trained, load_weights
 from recspark.train.losses import squared_over_all
 
 _COLUMNS = ("items", "weights")
@@ -146,7 +147,7 @@ class AutoRec(Algorithm[AutoRecSettings]):
         return AutoRecModel(settings, data.cutoff, items, net_arrays(net))
 
 
-class AutoRecModel(EncoderModel):
+class AutoRecModel(AutoencoderModel):
     """The network's arrays; names as in `AutoRecNet`.
 
     By item: `hidden` float32 (n_items, hidden_size + 1), the last column 1.
@@ -154,7 +155,7 @@ class AutoRecModel(EncoderModel):
 
     @property
     def unit(self) -> bool:
-        """See `EncoderModel`."""
+        """See `AutoencoderModel`."""
         assert isinstance(self.settings, AutoRecSettings)
         return not self.settings.ratings
 
@@ -172,7 +173,7 @@ class AutoRecModel(EncoderModel):
 
     @property
     def weights(self) -> HistoryWeights:
-        """See `EncoderModel`: where only what was observed counts, ratings of any sign."""
+        """See `AutoencoderModel`: where only what was observed counts, ratings of any sign."""
         settings = self.settings
         assert isinstance(settings, AutoRecSettings)
         ratings = settings.unobserved == 0
@@ -186,7 +187,7 @@ class AutoRecModel(EncoderModel):
 
     @property
     def layers(self) -> Layers:
-        """See `EncoderModel`."""
+        """See `AutoencoderModel`."""
         assert isinstance(self.settings, AutoRecSettings)
         return layers_of(self.settings)
 
@@ -198,27 +199,23 @@ def layers_of(settings: AutoRecSettings) -> Layers:
 
 def train_rank(comm: Comm, job: Job) -> Trained:
     """Train on one rank; see `recspark.train.launch`."""
-    settings: AutoRecSettings = job.settings
-    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
-    net = make_net(settings, len(job.items), job.loop.seed)
-    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    value = partial(row_loss, net, vocabulary, settings)
+    task = NetworkTask(comm, job, _COLUMNS)
+    net = make_net(task.settings, task.n_items, task.seed)
+    value = partial(row_loss, net, task.vocabulary, task.settings)
 
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
         return value(batch, generator)
 
-    validation = None if held_out is None else Validation(held_out, value)
-    return train(comm, net, loss, feed, job.loop, validation)
+    return task.train(net, loss, value)
 
 
 def train_items(comm: Comm, job: Job) -> Trained:
     """Train by item on one rank; rank 0 returns the hidden units of all items, and no weights."""
     settings: AutoRecSettings = job.settings
     columns = ("item_idx", "users", "weights")
-    feed, held_out = job.feed(comm, columns), job.validation_feed(comm, columns)
-    feeds = [feed] if held_out is None else [feed, held_out]
+    task = NetworkTask(comm, job, columns)
     own = torch.empty(0, dtype=torch.int64)
-    for batch in (batch for f in feeds for batch in f.epoch(0)):
+    for batch in task.batches():
         acted = batch.tensors["users"][batch.tensors["users"] >= 0]
         own = torch.unique(torch.cat([own, acted.long()]))  # so far: never more than a batch above
     users = torch.unique(comm.allgather(own))  # (n_users,), on every rank
@@ -228,7 +225,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
             f"models.autorec.max_users if the ranks have "
             f"{32e-9 * settings.hidden_size * len(users):,.1f} GB each, or set by: user"
         )
-    net = make_net(settings, len(users), job.loop.seed)
+    net = make_net(settings, len(users), task.seed)
 
     def value(batch: Batch) -> torch.Tensor:
         return row_loss(net, users, settings, of_users(batch))
@@ -236,8 +233,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
         return value(batch)
 
-    validation = None if held_out is None else Validation(held_out, value)
-    trained = train(comm, net, loss, feed, job.loop, validation)
+    trained = task.train(net, loss, value)
     net.to("cpu")  # every rank reads its rows there
     if comm.rank == 0:
         load_weights(net, trained)
@@ -246,7 +242,7 @@ def train_items(comm: Comm, job: Job) -> Trained:
     items = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
     hidden = torch.sigmoid(net.items_in_bias.detach()).repeat(len(items), 1)  # (n_items, H)
     with torch.no_grad():
-        parts = [encoded(net, users, batch) for f in feeds for batch in f.epoch(0)]
+        parts = [encoded(net, users, batch) for batch in task.batches()]
     found = comm.allgather(torch.cat([item for item, _ in parts]))  # (u,)
     hidden[torch.searchsorted(items, found)] = comm.allgather(torch.cat([h for _, h in parts]))
     whole = torch.cat([hidden, torch.ones(len(items), 1)], dim=1)  # (n_items, H + 1)

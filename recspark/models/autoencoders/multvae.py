@@ -9,16 +9,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
-from recspark.models.autoencoders.encoder import EncoderModel, Layers
+from recspark.models.autoencoders.autoencoder import AutoencoderModel, Layers
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.neural import (
     Job,
+    NetworkTask,
     NeuralSettings,
     check_catalogue,
     entries,
@@ -30,7 +30,7 @@ from recspark.models.setting_types import LearningRate, ScoringHalfLifeDays
 from recspark.nets.multvae import MultVaeNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.loop import Trained, Validation, load_weights, train
+from recspark.train.loop import Trained, load_weights
 from recspark.train.losses import kl_to_standard_normal, multinomial_nll
 
 LAYERS: Layers = (("items_in", "tanh"), ("to_latent", "identity"), ("from_latent", "tanh"))
@@ -126,27 +126,21 @@ class MultVae(Algorithm[MultVaeSettings]):
         return MultVaeModel(settings, data.cutoff, items, scoring_arrays(net))
 
 
-class MultVaeModel(EncoderModel):
+class MultVaeModel(AutoencoderModel):
     """The network without what only training needs; names as in `MultVaeNet`."""
 
     @property
     def layers(self) -> Layers:
-        """See `EncoderModel`."""
+        """See `AutoencoderModel`."""
         return LAYERS
 
 
 def train_rank(comm: Comm, job: Job) -> Trained:
     """Train on one rank; see `recspark.train.launch`."""
-    settings: MultVaeSettings = job.settings
-    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
-    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    net = make_net(settings, len(job.items), job.loop.seed)
-    net.items_out_bias.data = log_shares(comm, feed.epoch(0), vocabulary)
-    loss = partial(row_loss, net, vocabulary, settings)
-    validation = None
-    if held_out is not None:
-        validation = Validation(held_out, lambda batch: loss(batch, None, 1.0))
-    return train(comm, net, loss, feed, job.loop, validation)
+    task = NetworkTask(comm, job, _COLUMNS)
+    net = make_net(task.settings, task.n_items, task.seed)
+    net.items_out_bias.data = log_shares(comm, task.feed.epoch(0), task.vocabulary)
+    return task.train(net, partial(row_loss, net, task.vocabulary, task.settings))
 
 
 def make_net(settings: MultVaeSettings, n_items: int, seed: int) -> MultVaeNet:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
 from recspark.data.dataset import Dataset
-from recspark.models.autoencoders.encoder import EncoderModel, Layers
+from recspark.models.autoencoders.autoencoder import AutoencoderModel, Layers
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.neural import (
     Job,
+    NetworkTask,
     NeuralSettings,
     check_catalogue,
     corrupted,
@@ -32,7 +32,7 @@ from recspark.models.setting_types import Epochs, LearningRate, ScoringHalfLifeD
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed
-from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
+from recspark.train.loop import LoopOptions, Trained, load_weights, train
 from recspark.train.losses import multinomial_nll
 
 _COLUMNS = ("items", "weights")
@@ -99,12 +99,12 @@ class Sdae(Algorithm[SdaeSettings]):
         return SdaeModel(settings, data.cutoff, items, net_arrays(net))
 
 
-class SdaeModel(EncoderModel):
+class SdaeModel(AutoencoderModel):
     """The network's arrays; names as in `SdaeNet`."""
 
     @property
     def layers(self) -> Layers:
-        """See `EncoderModel`."""
+        """See `AutoencoderModel`."""
         assert isinstance(self.settings, SdaeSettings)
         return layers_of(len(self.settings.hidden_sizes))
 
@@ -122,24 +122,20 @@ def layers_of(depth: int) -> Layers:
 
 def train_rank(comm: Comm, job: Job) -> Trained:
     """Train on one rank, layer by layer, then the whole; see `recspark.train.launch`."""
-    settings: SdaeSettings = job.settings
-    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
-    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    net = make_net(settings, len(job.items), job.loop.seed)
-    net.items_out_bias.data = log_shares(comm, feed.epoch(0), vocabulary)
+    task = NetworkTask(comm, job, _COLUMNS)
+    settings, vocabulary = task.settings, task.vocabulary
+    net = make_net(settings, task.n_items, task.seed)
+    net.items_out_bias.data = log_shares(comm, task.feed.epoch(0), vocabulary)
 
     def layer_loss(k: int, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         return pretraining_loss(net, vocabulary, settings, k, batch, generator)
 
-    pretrain(comm, net, feed, job.loop, settings.pretraining_epochs, layer_loss)
+    pretrain(comm, net, task.feed, job.loop, settings.pretraining_epochs, layer_loss)
 
     def loss(batch: Batch, generator: torch.Generator | None, done: float) -> torch.Tensor:
         return row_loss(net, vocabulary, settings, batch, generator)
 
-    validation = None
-    if held_out is not None:
-        validation = Validation(held_out, lambda batch: loss(batch, None, 1.0))
-    return train(comm, net, loss, feed, job.loop, validation)
+    return task.train(net, loss)
 
 
 def make_net(settings: SdaeSettings, n_items: int, seed: int) -> SdaeNet:

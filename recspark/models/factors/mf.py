@@ -23,20 +23,27 @@ from recspark.errors import CatalogueTooLargeError
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.factors.factor_model import FactorScorer
 from recspark.models.factors.fold_in import MAX_DRAWN, Folding, Kind
-from recspark.models.neural import Job, NeuralSettings, entries, fit_network, log_shares
+from recspark.models.neural import (
+    Job,
+    NetworkTask,
+    NeuralSettings,
+    entries,
+    fit_network,
+    log_shares,
+    with_the_same_draws,
+)
 from recspark.models.scoring import topk
 from recspark.models.setting_types import Epochs, ScoringHalfLifeDays, VectorSize
 from recspark.models.weights import HistoryWeights
 from recspark.nets.mf import MfNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
-from recspark.train.loop import Trained, Validation, load_table, train
+from recspark.train.loop import Trained, load_table
 from recspark.train.losses import bpr, multinomial_nll, shared_softmax_nll
 
 _COLUMNS = ("user_idx", "items", "weights")
 _TABLES = ("items", "items_bias", "items_share")  # what comes back from the ranks
 _LEAST_REG = 1e-6  # of a user's solve, where nothing decays
-_VALIDATION_SEED = 7  # items drawn for validation are the same at every epoch
 
 
 class MfSettings(NeuralSettings):
@@ -187,25 +194,14 @@ class MfScorer:
 
 def train_rank(comm: Comm, job: Job) -> Trained:
     """Train on one rank; see `recspark.train.launch`. The users' vectors end here."""
-    settings: MfSettings = job.settings
-    feed, held_out = job.feed(comm, _COLUMNS), job.validation_feed(comm, _COLUMNS)
-    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    batches = [feed] if held_out is None else [feed, held_out]
-    own = [b.tensors["user_idx"][b.weight > 0] for f in batches for b in f.epoch(0)]
+    task = NetworkTask(comm, job, _COLUMNS)
+    own = [b.tensors["user_idx"][b.weight > 0] for b in task.batches()]
     users = torch.unique(comm.allgather(torch.cat(own)))  # (n_users,), ascending, on every rank
-    share = log_shares(comm, feed.epoch(0), vocabulary)  # (n_items,)
-    net = make_net(settings, len(users), len(job.items), job.loop.seed)
+    share = log_shares(comm, task.feed.epoch(0), task.vocabulary)  # (n_items,)
+    net = make_net(task.settings, len(users), task.n_items, task.seed)
     net.items_share.data = share[:, None]
-    loss = partial(row_loss, net, users, vocabulary, settings)
-    validation = None
-    if held_out is not None:
-
-        def value(batch: Batch) -> torch.Tensor:
-            generator = torch.Generator(batch.weight.device).manual_seed(_VALIDATION_SEED)
-            return loss(batch, generator, 1.0)
-
-        validation = Validation(held_out, value)
-    trained = train(comm, net, loss, feed, job.loop, validation)
+    loss = partial(row_loss, net, users, task.vocabulary, task.settings)
+    trained = task.train(net, loss, with_the_same_draws(loss))
     if trained.weights is None:
         return trained
     return replace(trained, weights={name: trained.weights[name] for name in _TABLES})

@@ -9,24 +9,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from recspark.errors import ModelError
-from recspark.models.neural import Job, local_items
+from recspark.models.neural import Job, NetworkTask, local_items, with_the_same_draws
 from recspark.models.sequences import click_through
 from recspark.models.sequences.next_item_settings import NextItemSettings
 from recspark.nets.sequence import SequenceNet
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed
-from recspark.train.loop import Trained, Validation, train
+from recspark.train.loop import Trained
 from recspark.train.losses import bpr_max, gbce, gbce_power, softmax_nll
 from recspark.train.negatives import Negatives
 
 MakeNet = Callable[[Any, int, int], SequenceNet]  # settings, n_items, seed
 
 _COLUMNS = ("items",)
-_VALIDATION_SEED = 7  # candidates drawn for validation are the same at every epoch
 
 
 def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
@@ -34,9 +32,9 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
     settings: NextItemSettings = job.settings
     clicks = settings.head == "click_through"
     columns = (*_COLUMNS, *click_through.COLUMNS) if clicks else _COLUMNS
-    feed, held_out = job.feed(comm, columns), job.validation_feed(comm, columns)
-    vocabulary = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    net = make_net(settings, len(job.items), job.loop.seed)
+    task = NetworkTask(comm, job, columns)
+    feed, vocabulary = task.feed, task.vocabulary
+    net = make_net(settings, task.n_items, task.seed)
     if net.has_positions:
         check_length(settings, feed)
     counts = item_counts(comm, feed.epoch(0), vocabulary)  # (n_items,)
@@ -46,18 +44,9 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
         rates = click_through.rates(comm, feed.epoch(0), vocabulary, settings.length)  # (n_items,)
         net.click_bias.data = torch.logit(rates).float()  # (n_items,)
     loss = partial(row_loss, net, vocabulary, settings, negatives)
-    validation = None
-    if held_out is not None:
-        still = partial(
-            row_loss, net, vocabulary, settings.model_copy(update={"dropout": 0.0}), negatives
-        )
-
-        def value(batch: Batch) -> torch.Tensor:
-            generator = torch.Generator(batch.weight.device).manual_seed(_VALIDATION_SEED)
-            return still(batch, generator, 1.0)
-
-        validation = Validation(held_out, value)
-    return train(comm, net, loss, feed, job.loop, validation)
+    no_dropout = settings.model_copy(update={"dropout": 0.0})
+    still = partial(row_loss, net, vocabulary, no_dropout, negatives)
+    return task.train(net, loss, with_the_same_draws(still))
 
 
 def start_bias(settings: NextItemSettings, share: torch.Tensor) -> torch.Tensor:

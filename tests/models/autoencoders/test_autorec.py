@@ -14,6 +14,7 @@ from pyspark.sql.types import ArrayType, StructField, StructType
 from recspark import schema
 from recspark.config import Train
 from recspark.errors import ConfigError
+from recspark.models.autoencoders.autoencoder import encode
 from recspark.models.autoencoders.autorec import (
     AutoRec,
     AutoRecModel,
@@ -24,7 +25,6 @@ from recspark.models.autoencoders.autorec import (
     row_loss,
     train_rank,
 )
-from recspark.models.autoencoders.encoder import encode
 from recspark.models.base import FitOptions
 from recspark.models.neural import Job, net_arrays
 from recspark.models.ratings import predicted

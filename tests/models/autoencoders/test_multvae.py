@@ -17,7 +17,7 @@ from recspark.data.dataset import Dataset
 from recspark.data.interactions import before, queries
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models import artifacts
-from recspark.models.autoencoders.encoder import encode
+from recspark.models.autoencoders.autoencoder import encode
 from recspark.models.autoencoders.multvae import (
     LAYERS,
     MultVae,

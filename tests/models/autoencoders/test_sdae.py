@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recspark.models.autoencoders.encoder import encode
+from recspark.models.autoencoders.autoencoder import encode
 from recspark.models.autoencoders.sdae import (
     SdaeModel,
     SdaeSettings,

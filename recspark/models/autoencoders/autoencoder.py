@@ -26,13 +26,13 @@ Layers = tuple[tuple[str, Activation], ...]
 _BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
 
 
-class EncoderModel(RetrieverModel):
+class AutoencoderModel(RetrieverModel):
     """A trained autoencoder of bags: what autorec, sdae and multvae have in common once fitted.
 
     Parameters
     ----------
     settings : of the model; `half_life_days` decays the history at scoring
-    arrays : what `EncoderScorer` needs, float32, named as the network's parameters
+    arrays : what `AutoencoderScorer` needs, float32, named as the network's parameters
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class EncoderModel(RetrieverModel):
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""
         shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return EncoderScorer(self.weights, self.items, shared, self.layers, self.unit)
+        return AutoencoderScorer(self.weights, self.items, shared, self.layers, self.unit)
 
     def arrays(self) -> dict[str, Array]:
         """See `RetrieverModel`."""
@@ -75,7 +75,7 @@ class EncoderModel(RetrieverModel):
 
 
 @dataclass(frozen=True)
-class EncoderScorer:
+class AutoencoderScorer:
     """Weighs the history and encodes it.
 
     `arrays` hold the layers, and `items_out` (n_items, h), `items_out_bias` (n_items,). The first
