@@ -229,7 +229,7 @@ def data(spark: Any) -> Dataset:
         rows, schema.columns(user_idx=schema.LONG, history=schema.HISTORY)
     )
     items = spark.createDataFrame([(i,) for i in (10, 20, 30, 40)], "item_idx int")
-    return Dataset(CUTOFF, histories, histories, items, histories, histories)
+    return Dataset(CUTOFF, histories, items, histories, histories)
 
 
 @pytest.mark.spark
