@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,13 @@ def before(
         .where(F.lit(keep_empty) | (F.size("history") > 0))
         .select("user_idx", history.alias("history"), items.alias("seen"))
     )
+
+
+def in_horizon(cutoff: datetime, horizon_days: int) -> Callable[[Column], Column]:
+    """Return what says of an event of a history whether it lies in [cutoff, cutoff + horizon)."""
+    begin = F.timestamp_micros(F.lit(micros(cutoff)))
+    end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
+    return lambda event: (event["event_at"] >= begin) & (event["event_at"] < end)
 
 
 def newest_ratings(history: str) -> Column:

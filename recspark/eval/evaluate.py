@@ -7,8 +7,8 @@ joined to another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime
 from functools import reduce
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Evaluate
-from recspark.data.blocks import Array, micros
+from recspark.data.blocks import Array
+from recspark.data.interactions import in_horizon
 from recspark.errors import EmptyDataError
 from recspark.eval import kernel
 from recspark.eval.kernel import HEADER, METRICS, PARTS, Plan, Sums
@@ -51,13 +52,6 @@ class MetricRow(NamedTuple):
     diff: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
-
-
-def in_horizon(cutoff: datetime, horizon_days: int) -> Callable[[Column], Column]:
-    """Return what says of an event of a history whether it lies in [cutoff, cutoff + horizon)."""
-    begin = F.timestamp_micros(F.lit(micros(cutoff)))
-    end = F.timestamp_micros(F.lit(micros(cutoff + timedelta(days=horizon_days))))
-    return lambda event: (event["event_at"] >= begin) & (event["event_at"] < end)
 
 
 def truth(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
@@ -261,11 +255,12 @@ def rows_by_user(lists: DataFrame, users: DataFrame, plan: Plan) -> DataFrame:
     return rows.repartition("user_idx").sortWithinPartitions("user_idx")
 
 
-def in_sample(users: DataFrame, settings: Evaluate) -> Column:
+def in_sample(users: DataFrame, settings: Evaluate, n_users: int | None = None) -> Column:
     """Return whether a user of `users`, those with truth, is evaluated: all up to `max_eval_users`,
-    else a hash sample, the same for the same number of them. One job, which counts.
+    else a hash sample, the same for the same number of them. One job counts them, where `n_users`
+    does not say how many they are.
     """
-    n_users = users.count()
+    n_users = users.count() if n_users is None else n_users
     if n_users <= settings.max_eval_users:
         return F.lit(True)
     draw = F.pmod(F.xxhash64("user_idx", F.lit(settings.seed)), F.lit(1 << 32))

@@ -11,8 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recspark.data.blocks import micros
-from recspark.data.interactions import newest_ratings
-from recspark.eval.evaluate import in_horizon
+from recspark.data.interactions import in_horizon, newest_ratings
 
 _STEPS = float(1 << 32)  # errors are summed as integers of 2^-32: the same sum in any order
 

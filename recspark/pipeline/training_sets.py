@@ -10,11 +10,14 @@ from pyspark.sql import functions as F
 from recspark.config import Config
 from recspark.data import features, impressions, texts, windows
 from recspark.data.dataset import TrainingSet
+from recspark.data.interactions import in_horizon
 from recspark.models.registry import make
 from recspark.pipeline.context import RunContext
 from recspark.tables.catalog import TableCatalog, TableVersion
 from recspark.tables.rows import Slice, slice_condition
 from recspark.tables.snapshot import active_files
+
+USERS_WITH_TRUTH = "users_with_truth"  # in the detail of the row of `build_features`: how many
 
 TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
 
@@ -23,6 +26,12 @@ def training_tables(config: Config) -> set[str]:
     """Return the training tables that tonight's models read, with the settings that they have."""
     models = [make(name, config.settings_of(name)) for name in config.models]
     return {table for model in models for table in model.training_tables}
+
+
+def with_truth(context: RunContext, histories: DataFrame) -> DataFrame:
+    """Return the users of `histories` who act in the horizon after the backtest's cutoff."""
+    horizon = in_horizon(context.backtest_cutoff, context.config.evaluate.horizon_days)
+    return histories.where(F.exists("history", horizon))
 
 
 def features_as_of(context: RunContext, cutoff: datetime) -> tuple[DataFrame, DataFrame]:

@@ -18,7 +18,14 @@ from recspark.errors import VersionNotFoundError
 from recspark.pipeline.changes import changed_events, reflected, reflecting, reopened_events
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import StageResult
-from recspark.pipeline.training_sets import TRAINING, n_files_of, training_rows, training_tables
+from recspark.pipeline.training_sets import (
+    TRAINING,
+    USERS_WITH_TRUTH,
+    n_files_of,
+    training_rows,
+    training_tables,
+    with_truth,
+)
 from recspark.session import together
 from recspark.tables.catalog import TableCatalog
 
@@ -34,14 +41,18 @@ def build_features(context: RunContext) -> StageResult:
     all_histories = catalog.read("histories", outputs["histories"])
     asked = training_tables(config)
     tables = [*_FRAMES, *(table for table in TRAINING if table in asked)]
-    written = together(
-        context.spark, *[partial(_write, context, all_histories, table) for table in tables]
+    tested = with_truth(context, all_histories)
+    (_, n_tested), *written = together(
+        context.spark,
+        lambda: (0, tested.count()),
+        *[partial(_write, context, all_histories, table) for table in tables],
     )
     outputs.update({table: version for table, (version, _) in zip(tables, written, strict=True)})
     return StageResult(
         outputs,
         catalog.count("histories", outputs["histories"]),
         sum(rows for _, rows in written),
+        {USERS_WITH_TRUTH: n_tested},
     )
 
 

@@ -11,9 +11,8 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.data import examples as pairs
 from recspark.data.encoded import Encoding
-from recspark.data.interactions import before, queries
+from recspark.data.interactions import before, in_horizon, queries
 from recspark.errors import EmptyDataError
-from recspark.eval.evaluate import in_horizon
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import ENCODING, MADE, load_retriever, sources_of
 from recspark.pipeline.runlog import StageResult

@@ -13,14 +13,14 @@ from recspark.config import Mode
 from recspark.data.encoded import with_features
 from recspark.data.examples import proposed, with_pair_features
 from recspark.data.interactions import before, queries
-from recspark.eval.evaluate import in_horizon, in_sample
+from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import backtest_model, load_model, sources_of
 from recspark.pipeline.plan import listed_tonight
 from recspark.pipeline.runlog import StageResult
-from recspark.pipeline.training_sets import features_as_of
+from recspark.pipeline.training_sets import USERS_WITH_TRUTH, features_as_of, with_truth
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
@@ -107,7 +107,10 @@ def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
 
     A cold user has an empty history. Above `max_eval_users` they are those whom `evaluate` asks for.
     """
-    cutoff, evaluate_ = context.backtest_cutoff, context.config.evaluate
-    tested = everyone.where(F.exists("history", in_horizon(cutoff, evaluate_.horizon_days)))
-    asked = tested.where(in_sample(tested, evaluate_))
-    return before(asked, cutoff, keep_empty=True, ratings=context.config.features.explicit)
+    row = context.runlog.find("build_features")  # it has counted them, for all models
+    n_tested = None if row is None else row.detail.get(USERS_WITH_TRUTH)
+    tested = with_truth(context, everyone)
+    asked = tested.where(in_sample(tested, context.config.evaluate, n_tested))
+    return before(
+        asked, context.backtest_cutoff, keep_empty=True, ratings=context.config.features.explicit
+    )
