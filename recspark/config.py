@@ -27,7 +27,7 @@ from recspark.errors import suggest
 Mode = Literal["novel", "repeat"]
 _MODEL_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$")
 # Algorithms that give neighbours of items, as the registry tags them (a test compares).
-NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec")
+NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "rp3beta")
 _INT_MAX = 2**31 - 1
 
 

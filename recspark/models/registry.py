@@ -95,6 +95,14 @@ MODELS: dict[str, ModelSpec] = {
             "items", "item_knn", "ItemKNN", "personal", "neighbours", "decay",
             source="Deshpande & Karypis 2004",
         ),
+        _line(
+            "items", "rp3beta", "Rp3Beta", "personal", "neighbours", "decay",
+            source="Paudel, Christoffel, Newell & Bernstein 2016",
+        ),
+        _line(
+            "items", "transitions", "Transitions", "personal",
+            source="Shani, Heckerman & Brafman 2005",
+        ),
         _line("items", "ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
         _line("factors", "als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
         _line(

@@ -33,6 +33,8 @@ SHORT: dict[str, dict[str, Any]] = {
         "half_life_days": None,
     },
     "item_knn": {"shrink": 1.0, "half_life_days": None},
+    "rp3beta": {"half_life_days": None},
+    "transitions": {"last_n": 30, "window": 5},  # the planted data have no order in time
     "autorec": {
         "hidden_size": 16,
         "unobserved": 0.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,8 @@ from pyspark.sql import SparkSession
 from recspark import schema
 from recspark.config import Examples
 from recspark.data import examples
+from recspark.data.encoded import CATEGORY_LEVELS
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.spark
 CUT = datetime(2024, 5, 2, tzinfo=UTC)
@@ -102,3 +105,15 @@ def test_the_sample_keeps_what_was_acted_on_and_some_of_the_rest(spark: SparkSes
     assert first != kept(2, 2)
     assert {(u, i) for u in range(20) for i in range(0, 50, 10)} <= first
     assert len(first) == 20 * (5 + 7)
+
+
+def test_the_page_lists_every_feature() -> None:
+    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    named = {
+        name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in row.split(", ")
+    }
+    tables = [*schema.USER_FEATURES.names, *schema.ITEM_FEATURES.names]
+    columns = {f"`{n}`" for n in tables if n not in ("cutoff", "user_idx", "item_idx", "category")}
+    levels = {f"`category_{level}`" for level in range(1, CATEGORY_LEVELS + 1)}
+    pairs = {"`n_sources`", "`NAME_rank`", "`NAME_score`"}
+    assert named == columns | levels | pairs
