@@ -15,13 +15,19 @@ from recspark import schema
 from recspark.data.blocks import Array, Histories, micros, parse_histories
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
-from recspark.models.items.item_item import ItemItemModel, ItemItemSettings, check_catalogue, gram
+from recspark.models.items.item_item import (
+    STEPS,
+    ItemItemModel,
+    ItemItemSettings,
+    check_catalogue,
+    gram,
+)
 from recspark.models.items.item_knn import keep_nearest
 from recspark.models.weights import HistoryWeights
 
 
 class Rp3BetaSettings(ItemItemSettings):
-    """Settings of `Rp3Beta`; half-life and weighting are of the user's first step, at scoring."""
+    """Settings of `Rp3Beta`; half-life and weighting make the weights of the graph and of a history."""
 
     alpha: float = Field(
         1.0,
@@ -35,8 +41,8 @@ class Rp3BetaSettings(ItemItemSettings):
         0.5,
         ge=0,
         le=2,
-        description="an item's score is divided by its number of users to this power; 0 is P3alpha. "
-        "Paper: .6 to .9",
+        description="an item's score is divided by the weight of all its users to this power; 0 is "
+        "P3alpha. Paper: .6 to .9",
         json_schema_extra={"tune": {"low": 0, "high": 1}},
     )
     n_neighbours: int | None = Field(
@@ -54,10 +60,11 @@ class Rp3BetaModel(ItemItemModel):
 
 
 class Rp3Beta(Algorithm[Rp3BetaSettings]):
-    """Score = sum over the history of weight * sum_u P(j -> u)^alpha P(u -> i)^alpha / n_i^beta.
+    """Score = sum over the history of weight * sum_u P(j -> u)^alpha P(u -> i)^alpha / d_i^beta.
 
-    The graph is not weighted: a step from an item goes to one of its n_j users, from a user to one of
-    the n_u items, with equal probability. Source: Paudel, Christoffel, Newell & Bernstein 2016,
+    A step goes from an item j to a user u, and from a user to an item, with a probability in
+    proportion to the weight x of the user's events on the item; d_i is the sum of x over the item's
+    users. Without decay x is 1, as in the paper. Source: Paudel, Christoffel, Newell & Bernstein 2016,
     "Updatable, Accurate, Diverse, and Scalable Recommendations for Interactive Applications".
     """
 
@@ -67,11 +74,10 @@ class Rp3Beta(Algorithm[Rp3BetaSettings]):
         """See `Algorithm.fit`. Driver: 12 bytes an item squared. Two jobs."""
         settings = self.settings
         items = check_catalogue(data, settings, "rp3beta")
-        # Steps of users as factors of both sides: x_uj n_u^(-alpha / 2) x_ui n_u^(-alpha / 2).
-        steps = StepWeights(micros(data.cutoff), None, "binary", alpha=settings.alpha)
-        walks = gram(data.histories, items, steps)
-        n_users = users_of_items(data.histories, items, steps)
-        matrix = walk_weights(walks, n_users, settings.alpha, settings.beta)
+        weights = HistoryWeights(micros(data.cutoff), settings.half_life_days, settings.weighting)
+        walks = gram(data.histories, items, StepWeights(**vars(weights), alpha=settings.alpha))
+        degrees = degrees_of(data.histories, items, weights)
+        matrix = walk_weights(walks, degrees, settings.alpha, settings.beta)
         if settings.n_neighbours is not None:
             keep_nearest(matrix, settings.n_neighbours)
         return Rp3BetaModel(settings, data.cutoff, items, matrix)
@@ -79,49 +85,55 @@ class Rp3Beta(Algorithm[Rp3BetaSettings]):
 
 @dataclass(frozen=True)
 class StepWeights(HistoryWeights):
-    """Weights of a user's items of which two multiplied are the probability of a step, to alpha."""
+    """Weights of a user's items: two of them multiplied are x_uj^alpha (x_ui / sum_i x_ui)^alpha."""
 
     alpha: float = 1.0
 
     def local(self, history: Histories, items: Array) -> tuple[Array, Array, Array]:
-        """See `HistoryWeights`: n_u^(-alpha / 2) for each of the user's n_u items."""
-        start, item, _ = super().local(history, items)
-        n_items = np.diff(start)
-        each = np.maximum(n_items, 1).astype(np.float64) ** (-self.alpha / 2)
-        return start, item, np.repeat(each, n_items).astype(np.float32)
+        """See `HistoryWeights`: x_ui^alpha (sum_i x_ui)^(-alpha / 2)."""
+        start, item, weight = super().local(history, items)
+        lengths = np.diff(start)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        whole = np.bincount(row, weight.astype(np.float64), len(lengths))  # in the order of the row
+        steps = weight.astype(np.float64) ** self.alpha * whole[row] ** (-self.alpha / 2)
+        return start, item, steps.astype(np.float32)
 
 
-def walk_weights(walks: Array, n_users: Array, alpha: float, beta: float) -> Array:
+def walk_weights(walks: Array, degrees: Array, alpha: float, beta: float) -> Array:
     """Return the matrix of the model, float32, of the sums over users (float64, overwritten).
 
-    `n_users` int64 (n_items,): of each item.
+    `degrees` float64 (n_items,): the sum of each item's weights; an item of 0 has no walk.
 
-    >>> walk_weights(np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([4, 1]), 1.0, 0.5)
+    >>> walk_weights(np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([4.0, 1.0]), 1.0, 0.5)
     array([[0.   , 0.125],
            [0.25 , 0.   ]], dtype=float32)
     """
-    count = np.maximum(n_users, 1).astype(np.float64)
-    towards = count**beta
-    for row, n in zip(walks, count, strict=True):  # a row at a time: no second matrix
-        row /= n**alpha * towards
+    degrees = np.where(degrees > 0, degrees, 1)
+    towards = degrees**beta
+    for row, degree in zip(walks, degrees, strict=True):  # a row at a time: no second matrix
+        row /= degree**alpha * towards
     walks[np.diag_indices(len(walks))] = 0
     return walks.astype(np.float32)
 
 
-def users_of_items(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
-    """Return the number of users of each item, int64 (n_items,). One job; 8 bytes an item and task."""
+def degrees_of(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
+    """Return the sum of the weights of each item, float64 (n_items,).
+
+    Weights are rounded to 2^-14, as in `gram`, so that the sum is exact. One job; 8 bytes an item and
+    task.
+    """
     shared = histories.sparkSession.sparkContext.broadcast((items, weights))
 
-    def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def add_up(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         vocabulary, weigh = shared.value
         total = np.zeros(len(vocabulary), np.int64)
         for batch in batches:
-            _, item, _ = weigh.local(parse_histories(batch.column("history")), vocabulary)
-            total += np.bincount(item, minlength=len(vocabulary))
-        yield pa.RecordBatch.from_arrays([pa.array([total.tobytes()])], names=["counts"])
+            _, item, weight = weigh.local(parse_histories(batch.column("history")), vocabulary)
+            np.add.at(total, item, np.rint(weight.astype(np.float64) * STEPS).astype(np.int64))
+        yield pa.RecordBatch.from_arrays([pa.array([total.tobytes()])], names=["sums"])
 
-    rows = histories.select("history").mapInArrow(count, schema.columns(counts=BinaryType()))
+    rows = histories.select("history").mapInArrow(add_up, schema.columns(sums=BinaryType()))
     out = np.zeros(len(items), np.int64)
     for row in rows.toLocalIterator():
-        out += np.frombuffer(row["counts"], np.int64)
-    return out
+        out += np.frombuffer(row["sums"], np.int64)
+    return out / STEPS

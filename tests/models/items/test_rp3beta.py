@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recspark.models.base import FitOptions
-from recspark.models.items.rp3beta import Rp3Beta, users_of_items
+from recspark.models.items.rp3beta import Rp3Beta, degrees_of
 from recspark.models.weights import HistoryWeights
 from recspark.testing import synth
 
@@ -39,17 +39,27 @@ def test_a_weight_of_nothing_is_no_edge_and_times_do_not_count(spark: SparkSessi
     quiet = synth.Log(log.user_idx, log.item_idx, log.age, np.array([1, 1, 1, 1, 0], np.float32))
     data = synth.dataset(spark, quiet)
     items = data.vocabulary()
-    counted = users_of_items(data.histories, items, HistoryWeights(0, None, "binary"))
-    assert counted.tolist() == [2, 1, 0]
+    assert degrees_of(data.histories, items, HistoryWeights(0, None, "last")).tolist() == [2, 1, 0]
     model = Rp3Beta.from_dict({"beta": 0.0}).fit(data, FitOptions())
     # From 1: to user 1 or 2; user 1 has two items, user 2 only this one.
     np.testing.assert_allclose(model.matrix, [[0, 0.25, 0], [0.5, 0, 0], [0, 0, 0]], atol=1e-4)
 
 
+def test_steps_follow_weights(spark: SparkSession) -> None:
+    """A half-life of ten days: user 1 turns to what is new; the weights of the paper's formula."""
+    log = synth.log([(1, 1, 0.0001), (1, 2, 10.0), (2, 1, 10.0), (2, 3, 0.0001)])
+    data = synth.dataset(spark, log)
+    model = Rp3Beta.from_dict({"beta": 0.0, "half_life_days": 10.0}).fit(data, FitOptions())
+    x = np.array([[1, 0.5, 0], [0.5, 0, 1]])
+    want = (x / x.sum(axis=0)).T @ (x / x.sum(axis=1, keepdims=True))
+    np.fill_diagonal(want, 0)
+    np.testing.assert_allclose(model.matrix, want, atol=1e-3)
+
+
 def test_beta_holds_popular_items_back(spark: SparkSession) -> None:
     """One item of all users and one of a few: both follow the same item; beta turns their order."""
-    events = [(u, 1, 1.0) for u in range(40)] + [(u, 2, 1.0) for u in range(30)]
-    events += [(u, 3, 1.0) for u in range(6)] + [(99, 3, 1.0), (98, 2, 1.0)]
+    events = [(u, 1, 1.0) for u in range(60)] + [(u, 2, 1.0) for u in range(30)]
+    events += [(u, 3, 1.0) for u in range(6)]
     data = synth.dataset(spark, synth.log(events))
 
     def from_third(beta: float) -> tuple[float, float]:
