@@ -36,6 +36,7 @@ from recspark import schema, storage
 from recspark.config import Evaluate, Features, Mode, Sessions, Train, cutoff_of
 from recspark.data import features, histories, sessions, texts, windows
 from recspark.data.dataset import Dataset, TrainingSet
+from recspark.data.encoded import with_features
 from recspark.data.ids import new_ids
 from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SchemaError
@@ -167,7 +168,7 @@ class Fitted:
                 "user_idx", F.coalesce("user_idx", -1 - F.pmod(F.xxhash64("user_id"), F.lit(2**62)))
             )
             asked = self._histories_of(known.select("user_idx"))
-        lists = self.model.recommend(queries(asked, mode), k)
+        lists = self.model.recommend(self._queries(asked, mode), k)
         return (
             lists.join(known.select("user_id", "user_idx"), on="user_idx", how="inner")
             .join(self._items, on="item_idx", how="inner")
@@ -221,7 +222,7 @@ class Fitted:
         )
         population = scoring.population(truths, known)
         asked = self._histories_of(truths.select("user_idx"))
-        lists = self.model.recommend(queries(asked, mode), max(ks)).select(
+        lists = self.model.recommend(self._queries(asked, mode), max(ks)).select(
             F.lit(self.algorithm).alias("model"), F.lit(mode).alias("mode"), "user_idx", "item_idx",
             "rank",
         )  # fmt: skip
@@ -246,6 +247,13 @@ class Fitted:
         """Let Spark drop what this holds in memory; nothing can be asked afterwards."""
         for frame in self._kept:
             frame.unpersist()
+
+    def _queries(self, asked: DataFrame, mode: str) -> DataFrame:
+        """Return the queries of `asked`, with features where the model reads them."""
+        rows = queries(asked, mode)
+        if self.model.user_encoding is None:
+            return rows
+        return with_features(rows, self.data.user_features, self.model.user_encoding)
 
     def _histories_of(self, users: DataFrame) -> DataFrame:
         """Return `user_idx, history, seen` of `users`; those of a cold user are empty."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from recspark.models.base import FitOptions
 from recspark.models.registry import make
 from recspark.testing import synth
 from tests.conftest import spark_conf
+from tests.contract.documented import documented
 
 pytestmark = [pytest.mark.spark, pytest.mark.torch]
 SHORT: dict[str, dict[str, Any]] = {
@@ -188,3 +191,23 @@ def test_nothing_is_left_behind(spark: SparkSession, events: DataFrame) -> None:
     with pytest.raises(ConfigError):
         recspark.fit("ease", events, reg=-1)
     assert set(dict(context._jsc.getPersistentRDDs())) <= before
+
+
+def test_a_model_that_reads_features(
+    spark: SparkSession, events: DataFrame, tmp_path: Path
+) -> None:
+    """From another package; of a user whom the events do not have nothing is known."""
+    model = recspark.fit(documented(spark, tmp_path, "segments"), events)
+    known = [row["user"] for row in events.select("user").distinct().collect()]
+    lists = model.recommend([10**9, *known[:3]], k=4).collect()
+    assert Counter(row["user"] for row in lists) == dict.fromkeys([10**9, *known[:3]], 4)
+    truth = events.select("user", "item").limit(20)
+    assert 0 <= model.evaluate(truth, ks=(10,), mode="repeat")["ndcg@10"] <= 1
+
+
+@pytest.mark.parametrize("name", ["words", "linear"])
+def test_only_retrievers_are_fitted_on_events_alone(
+    spark: SparkSession, events: DataFrame, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="is a (encoder|ranker): it is built on other models"):
+        recspark.fit(documented(spark, tmp_path, name), events)

@@ -15,7 +15,7 @@ from recspark.config import Config, digest
 from recspark.data import features
 from recspark.data.content import content_as_of
 from recspark.data.dataset import Dataset, Examples
-from recspark.data.encoded import Encoding
+from recspark.data.encoded import Encoding, with_features
 from recspark.data.interactions import before
 from recspark.errors import ArtifactError, EmptyDataError, StageOrderError
 from recspark.models import artifacts
@@ -25,7 +25,7 @@ from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import kind_of_model
 from recspark.pipeline.runlog import OK, RunRow
-from recspark.pipeline.training_sets import training_set
+from recspark.pipeline.training_sets import features_as_of, training_set
 from recspark.train.curve import Curve
 
 # What makes the data that every model is fitted on.
@@ -334,6 +334,16 @@ def load_retriever(context: RunContext, model: str, cutoff: datetime) -> Retriev
     fitted = load_model(context, model, cutoff)
     assert isinstance(fitted, RetrieverModel), model
     return fitted
+
+
+def with_what_it_reads(context: RunContext, fitted: RetrieverModel, asked: DataFrame) -> DataFrame:
+    """Return the queries `asked`, with their users' features as of the model's cutoff where it reads
+    them.
+    """
+    if fitted.user_encoding is None:
+        return asked
+    features, _ = features_as_of(context, fitted.cutoff)
+    return with_features(asked, features, fitted.user_encoding)
 
 
 def not_compared(context: RunContext) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from recspark import schema, storage
 from recspark.data import features
 from recspark.data.dataset import Dataset
+from recspark.data.encoded import with_features
 from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
@@ -81,7 +82,10 @@ def tune(
         with fit_options(context, model) as options:
             fitted = make(model, values).fit(data, options)
             assert isinstance(fitted, RetrieverModel)
-            lists = fitted.recommend(asked, max(settings.ks)).select(
+            read = asked
+            if fitted.user_encoding is not None:
+                read = with_features(asked, data.user_features, fitted.user_encoding)
+            lists = fitted.recommend(read, max(settings.ks)).select(
                 F.lit(model).alias("model"),
                 F.lit(mode).alias("mode"),
                 "user_idx",

@@ -24,13 +24,13 @@ from tests.contract.documented import documented
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 
-RETRIEVERS = ("ease", "near", "popular")
+RETRIEVERS = ("ease", "near", "segments")
 SETTINGS = (
     "models=[popular, ease, words, near, segments, linear]",
     "models.words={algorithm: 'words_of_kinds0:Words', kind: encoder}",
     "models.near={algorithm: 'near_of_kinds0:Near', needs: [words]}",
     "models.segments={algorithm: 'segments_of_kinds0:Segments'}",
-    "models.linear={algorithm: 'linear_of_kinds0:Linear', kind: ranker, needs: [ease, near, popular]}",
+    "models.linear={algorithm: 'linear_of_kinds0:Linear', kind: ranker, needs: [ease, near, segments]}",
     "publish={model: linear, ladder: [popular], neighbours_model: ease}",
     "evaluate.n_bootstrap=20",
 )

@@ -14,7 +14,13 @@ from recspark.data.encoded import Encoding
 from recspark.data.interactions import before, in_horizon, queries
 from recspark.errors import EmptyDataError
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import ENCODING, MADE, load_retriever, sources_of
+from recspark.pipeline.fitted import (
+    ENCODING,
+    MADE,
+    load_retriever,
+    sources_of,
+    with_what_it_reads,
+)
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import features_as_of
 
@@ -70,13 +76,15 @@ def _proposed(context: RunContext, model: str, cutoff: datetime) -> DataFrame:
         share = int(most / n_users * 2**32)
         users = users.where(F.pmod(by_hash, F.lit(2**32)) < share)
     asked = queries(users, config.publish.mode)
-    lists = [
-        load_retriever(context, source, cutoff)
-        .recommend(asked, config.n_candidates)
-        .withColumn("model", F.lit(source))
-        for source in sources_of(context, model)
-    ]
-    return pairs.proposed(reduce(DataFrame.unionByName, lists), sources_of(context, model))
+    sources = sources_of(context, model)
+    lists = []
+    for source in sources:
+        fitted = load_retriever(context, source, cutoff)
+        of_source = fitted.recommend(
+            with_what_it_reads(context, fitted, asked), config.n_candidates
+        )
+        lists.append(of_source.withColumn("model", F.lit(source)))
+    return pairs.proposed(reduce(DataFrame.unionByName, lists), sources)
 
 
 def _examples_of(

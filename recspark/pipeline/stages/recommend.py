@@ -10,14 +10,13 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Mode
-from recspark.data.encoded import with_features
 from recspark.data.examples import proposed, with_pair_features
 from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import backtest_model, load_model, sources_of
+from recspark.pipeline.fitted import backtest_model, load_model, sources_of, with_what_it_reads
 from recspark.pipeline.plan import listed_tonight
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import USERS_WITH_TRUTH, features_as_of, with_truth
@@ -45,7 +44,8 @@ def recommend(context: RunContext, model: str) -> StageResult:
             lists = ranked(context, model, fitted, cutoff, mode, k)
         else:
             assert isinstance(fitted, RetrieverModel), model
-            lists = fitted.recommend(asked(context, fitted, users, cutoff, mode), k)
+            asked = queries(users, mode)
+            lists = fitted.recommend(with_what_it_reads(context, fitted, asked), k)
         frames.append(
             lists.select(
                 F.lit(context.run_date).alias("run_date"),
@@ -64,17 +64,6 @@ def recommend(context: RunContext, model: str) -> StageResult:
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )
     return StageResult({"candidates": written.version}, context.count("histories"), written.rows)
-
-
-def asked(
-    context: RunContext, fitted: RetrieverModel, users: DataFrame, cutoff: datetime, mode: Mode
-) -> DataFrame:
-    """Return the queries of `users`, with their features as of the cutoff where the model reads them."""
-    rows = queries(users, mode)
-    if fitted.user_encoding is None:
-        return rows
-    features, _ = features_as_of(context, cutoff)
-    return with_features(rows, features, fitted.user_encoding)
 
 
 def ranked(
