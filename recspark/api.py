@@ -82,10 +82,12 @@ def fit(
     of another type, or without a value in some row, EmptyDataError without an event before the
     cutoff. `events` are read three times; histories and ids stay persisted until `close`.
     """
+    kind = model_spec(algorithm).kind
+    if kind != "retriever":
+        raise ConfigError(
+            f"{algorithm} is of kind {kind}, which gives no lists of its own; run a night"
+        )
     unfitted = make(algorithm, settings)
-    spec = model_spec(algorithm)
-    if spec.kind != "retriever":
-        raise ConfigError(f"{algorithm} is a {spec.kind}: it is built on other models, in a night")
     types = _check_columns(events, {"user": _IDS, "item": _IDS, "time": (TimestampType,)})
     newest = _check_rows(events)
     cutoff = cutoff_of(newest.date()) if cutoff is None else _utc(cutoff)

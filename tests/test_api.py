@@ -209,5 +209,5 @@ def test_a_model_that_reads_features(
 def test_only_retrievers_are_fitted_on_events_alone(
     spark: SparkSession, events: DataFrame, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(ConfigError, match="is a (encoder|ranker): it is built on other models"):
+    with pytest.raises(ConfigError, match="is of kind (encoder|ranker), which gives no lists"):
         recspark.fit(documented(spark, tmp_path, name), events)

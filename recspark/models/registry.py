@@ -173,7 +173,7 @@ def spec_of(name: str, settings: Mapping[str, Any]) -> ModelSpec:
         raise ConfigError(f"model '{name}': {error}") from None
     if kind_of(name, settings) != spec.kind:
         raise ConfigError(
-            f"model '{name}': {algorithm} is a {spec.kind}; say so in its settings, {KIND}: {spec.kind}"
+            f"model '{name}': {algorithm} is of kind {spec.kind}; say so in its settings, {KIND}: {spec.kind}"
         )
     return spec
 

@@ -183,7 +183,7 @@ def test_needs_that_do_not_suit_are_told_at_the_start(shop: None, retail_slice: 
         ("models.near.needs=[ease]", r"Near needs one encoder; needs = \['ease'\]"),
         ("models.linear.needs=[words]", "Linear needs a retriever"),
         ("models.ease.needs=[popular]", "Ease is built on no other model"),
-        ("models.words.kind=retriever", "words_of_kinds0:Words is a encoder; say so"),
+        ("models.words.kind=retriever", "words_of_kinds0:Words is of kind encoder; say so"),
         ("publish.model=words", "publish.model = 'words' is an encoder"),
     ):
         with pytest.raises(ConfigError, match=message):
