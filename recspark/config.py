@@ -553,6 +553,13 @@ class Evaluate(Section):
         le=3650,
         description="days; truth = events in [cutoff, cutoff + horizon). Guess: two weeks of a shop",
     )
+    every_days: int = Field(
+        1,
+        ge=1,
+        le=3650,
+        description="days between the cutoffs of backtests, counted from 1970-01-01; the backtest has the "
+        "newest whose horizon has ended. 1: every night its own; 7: nights of a week share one",
+    )
     ks: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (10, 20), min_length=1, description="list lengths that are scored. Habit of the papers"
     )

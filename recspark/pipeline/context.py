@@ -52,7 +52,12 @@ class RunContext:
 
     @property
     def backtest_cutoff(self) -> datetime:
-        """Of the backtest: one horizon before `cutoff`."""
+        """Of the backtest: the newest of its grid whose horizon has ended by `cutoff`."""
+        return on_grid(self.followup_cutoff, self.config.evaluate.every_days)
+
+    @property
+    def followup_cutoff(self) -> datetime:
+        """Of the list that was published a horizon ago."""
         return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
 
     @property

@@ -56,12 +56,19 @@ TABLES_READ: dict[str, tuple[str, ...]] = {
 SETTINGS_READ: dict[str, tuple[str, ...]] = {
     "ingest": ("source", "ingest", "sessions", "features"),
     "sessionize": ("sessions",),
-    "build_features": ("features", "sessions", "evaluate.horizon_days", "train.ranks"),
-    "train": ("features", "evaluate.horizon_days"),
-    "encode": (),
+    "build_features": (
+        "features",
+        "sessions",
+        "evaluate.horizon_days",
+        "evaluate.every_days",
+        "train.ranks",
+    ),
+    "train": ("features", "evaluate.horizon_days", "evaluate.every_days"),
+    "encode": ("evaluate.horizon_days", "evaluate.every_days"),
     "examples": (
         "features",
         "evaluate.horizon_days",
+        "evaluate.every_days",
         "examples",
         "publish.mode",
         "n_candidates",

@@ -24,6 +24,7 @@ from recspark.eval import evaluate as scoring
 from recspark.pipeline import reuse
 from recspark.pipeline import run as running
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import BACKTEST_OF
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.run import execute, night, open_night
@@ -434,6 +435,32 @@ def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     n_lists = {r["model"]: r["n"] for r in candidates.groupBy("model").agg(
         F.countDistinct("user_idx", "cutoff", "mode").alias("n")).collect()}  # fmt: skip
     assert n_lists["slow"] == n_lists["recent"] == n_lists["popular"] > 0
+
+
+def test_nights_of_a_grid_share_a_backtest(opened: Open) -> None:
+    """A week's nights have the backtest of its Thursday, 30 May; a list's follow-up stays its own."""
+    night(opened(LAST - timedelta(days=1)))
+
+    def rows_of(*settings: str) -> tuple[RunContext, dict[str, list[Any]]]:
+        context = opened(LAST, *settings)
+        night(context)
+        metrics = context.catalog.read("metrics", context.catalog.version("metrics"))
+        found = metrics.where(F.col("run_date") == F.lit(LAST)).drop("run_date").collect()
+        kinds = ("backtest", "followup")
+        return context, {k: sorted(map(str, (r for r in found if r["kind"] == k))) for k in kinds}
+
+    daily, own = rows_of()
+    weekly, shared = rows_of("evaluate.every_days=7")
+    days = [context.backtest_cutoff.date() for context in (daily, weekly)]
+    assert days == [date(2024, 5, 31), date(2024, 5, 30)]
+    assert len(own["followup"]) > 10
+    assert shared["followup"] == own["followup"]
+    assert all("cutoff=datetime.datetime(2024, 5, 30" in row for row in shared["backtest"])
+    row = weekly.runlog.find("train", "popular")
+    assert row is not None
+    assert "2024-05-30" in row.detail
+    # The night of that cutoff fitted it, and its model is taken; here that night never was.
+    assert BACKTEST_OF not in row.detail
 
 
 def test_a_stage_is_made_again_where_what_it_reads_has_changed(opened: Open) -> None:

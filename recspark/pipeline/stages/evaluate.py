@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Mode
+from recspark.data import features
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import EmptyDataError
 from recspark.eval import evaluate as scoring
@@ -24,6 +25,7 @@ from recspark.pipeline.fitted import load_model, not_compared
 from recspark.pipeline.plan import PUBLISHED, kind_of_model
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.runlog import StageResult, published_row
+from recspark.pipeline.training_sets import features_as_of
 from recspark.session import together
 from recspark.tables.catalog import TableVersion
 
@@ -61,7 +63,7 @@ def evaluate(context: RunContext) -> StageResult:
         )
         for mode in schema.MODES
     ]
-    at = F.col("cutoff") == F.lit(cutoff)
+    users, catalogue_of = people_and_items(context, everyone, cutoff)
     written, items = together(
         context.spark,
         lambda: catalog.replace_slice(
@@ -69,20 +71,13 @@ def evaluate(context: RunContext) -> StageResult:
             ladder[0].unionByName(ladder[1]),
             {"run_date": context.run_date, "model": PUBLISHED},
         ),
-        lambda: known_items(context.read("item_features").where(at), before(everyone, cutoff)),
+        catalogue_of,
     )
     assert isinstance(written, TableVersion)
     assert isinstance(items, Catalogue | None)
     lists = context.read("candidates", {PUBLISHED: written.version}).where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
     )
-    activity = context.read("user_features").where(at).select("user_idx", "activity")
-    known = (
-        before(everyone, cutoff)
-        .select("user_idx", "seen")
-        .join(activity, on="user_idx", how="inner")
-    )
-    users = scoring.population(truths, known)
     left_out = not_compared(context)
     for model, why in left_out.items():
         context.progress(f"  {model} is not compared: {why}")
@@ -107,25 +102,62 @@ def evaluate(context: RunContext) -> StageResult:
         )
     if config.features.explicit:
         rows += rating_rows(context, everyone, compared)
-    past = published_lists(context)
-    if past is not None and items is not None:
-        mode, lists = past
-        rows += scoring.evaluate(
-            lists,
-            users,
-            items,
-            settings,
-            run_date=context.run_date,
-            kind="followup",
-            cutoff=cutoff,
-            models=(PUBLISHED,),
-            modes=(mode,),
-        )
+    rows += followup_rows(context, everyone, users, items)
     frame = context.spark.createDataFrame(rows, schema.METRICS)
     metrics = promote(context, "metrics", frame, began)
     outputs = {"candidates": written.version, "metrics": metrics.version}
     detail = {NOT_COMPARED: left_out} if left_out else {}
     return StageResult(outputs, context.count("histories"), metrics.rows, detail)
+
+
+def people_and_items(
+    context: RunContext, everyone: DataFrame, cutoff: datetime
+) -> tuple[DataFrame, Callable[[], Catalogue | None]]:
+    """Return the population of a cutoff (`scoring.population`), and what gives its catalogue.
+
+    From the feature tables where they have the cutoff; of another one they are made anew.
+    """
+    horizon = context.config.evaluate.horizon_days
+    past = before(everyone, cutoff)
+    if cutoff in context.cutoffs:
+        features_of_users, items = features_as_of(context, cutoff)
+    else:
+        features_of_users = features.user_features(past, cutoff)
+        seen = past.select(F.explode("seen").alias("item_idx"))
+        items = seen.groupBy("item_idx").agg(F.count(F.lit(1)).alias("n_users"))
+    known = past.select("user_idx", "seen").join(
+        features_of_users.select("user_idx", "activity"), on="user_idx", how="inner"
+    )
+    users = scoring.population(scoring.truth(everyone, cutoff, horizon), known)
+    return users, lambda: known_items(items, past)
+
+
+def followup_rows(
+    context: RunContext, everyone: DataFrame, users: DataFrame, items: Catalogue | None
+) -> list[MetricRow]:
+    """Return what became of the list published a horizon ago; [] where there is none.
+
+    `users`, `items` : of the backtest, whose cutoff is the same where each night has its own.
+    """
+    past = published_lists(context)
+    cutoff = context.followup_cutoff
+    if past is not None and cutoff != context.backtest_cutoff:
+        users, catalogue_of = people_and_items(context, everyone, cutoff)
+        items = catalogue_of()
+    if past is None or items is None:
+        return []
+    mode, lists = past
+    return scoring.evaluate(
+        lists,
+        users,
+        items,
+        context.config.evaluate,
+        run_date=context.run_date,
+        kind="followup",
+        cutoff=cutoff,
+        models=(PUBLISHED,),
+        modes=(mode,),
+    )
 
 
 def known_items(items: DataFrame, users: DataFrame) -> Catalogue | None:
