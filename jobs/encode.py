@@ -1,4 +1,4 @@
-"""Fit models (--model NAME, or all of them): spark-submit jobs/encode.py --run-date 2010-12-09 --env
+"""Encode items (--model NAME, or all of them): spark-submit jobs/encode.py --run-date 2010-12-09 --env
 cluster.
 """
 

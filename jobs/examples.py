@@ -1,5 +1,5 @@
-"""Fit models (--model NAME, or all of them): spark-submit jobs/examples.py --run-date 2010-12-09 --env
-cluster.
+"""Make what rankers learn from (--model NAME, or all of them): spark-submit jobs/examples.py
+--run-date 2010-12-09 --env cluster.
 """
 
 import sys

@@ -178,7 +178,7 @@ EXAMPLES = columns(
 
 ITEM_VECTORS = columns(
     encoder=STRING,
-    artifact=STRING,  # the fitted encoder: cutoff and key of its artifact
+    artifact=STRING,  # the fitted encoder: cutoff and key, or the recipe of one that learns nothing
     item_idx=INT,
     content=STRING,  # digest of what was encoded
     vector=ArrayType(FLOAT),  # null = the encoder has none for this content

@@ -7,6 +7,9 @@ hold as of a cutoff (`data.features`), so nothing later can be in it.
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +100,15 @@ class Encoding:
         fields = {name: tuple(texts) for name, texts in values["fields"].items()}
         return cls(tuple(values["numbers"]), fields)
 
+    def to_text(self) -> str:
+        """Return one line of letters and digits, as `of_text` takes it: no word of it can be masked."""
+        return base64.b64encode(zlib.compress(json.dumps(self.to_dict()).encode())).decode()
+
+    @classmethod
+    def of_text(cls, text: str) -> Encoding:
+        """Return the encoding of what `to_text` gave."""
+        return cls.of_dict(json.loads(zlib.decompress(base64.b64decode(text))))
+
     def to_arrays(self) -> dict[str, Array]:
         """Return names and vocabularies as arrays of texts, to be saved beside a model's own."""
         named = {"numbers": self.numbers, "fields": tuple(self.fields)}
@@ -126,6 +138,8 @@ def learn(features: DataFrame, max_values: int = 1000, names: Sequence[str] = ()
     """
     kinds = {f.name: f.dataType for f in features.schema.fields if f.name not in _KEYS}
     names = names or tuple(kinds)
+    if unknown := sorted({*names} - {*kinds}):
+        raise ModelError(f"features {unknown} are not there, but {sorted(kinds)}")
     numbers = tuple(n for n in names if isinstance(kinds[n], NumericType))
     fields = [n for n in names if isinstance(kinds[n], StringType)]
     if other := sorted({*names} - {*numbers, *fields}):

@@ -74,6 +74,14 @@ class FittedModel(ABC):
         self.cutoff = cutoff
 
     @property
+    def user_encoding(self) -> Encoding | None:
+        """How the user features that the model reads are encoded; None = it reads none.
+
+        Where there is one, queries carry a column `features` (`encoded.with_features`).
+        """
+        return None
+
+    @property
     def rates(self) -> bool:
         """Whether scores are ratings: estimates of the weight that the user's event would have."""
         return False
@@ -177,14 +185,6 @@ class RetrieverModel(FittedModel):
         """See `FittedModel`."""
         others = {name: array for name, array in arrays.items() if name != "items"}
         return cls.from_arrays(settings, cutoff, arrays["items"], others)
-
-    @property
-    def user_encoding(self) -> Encoding | None:
-        """How the user features that the model reads are encoded; None = it reads none.
-
-        Where there is one, queries carry a column `features` (`encoded.with_features`).
-        """
-        return None
 
     def recommend(self, queries: DataFrame, k: int, allowed: Array | None = None) -> DataFrame:
         """Return the k best items of each query: `user_idx, item_idx, rank, score`.

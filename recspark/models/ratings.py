@@ -51,4 +51,6 @@ def predicted(model: FittedModel, asked: DataFrame) -> DataFrame:
                 names=schema.PREDICTED.names,
             )
 
-    return asked.select(*schema.QUERIES.names, "asked").mapInArrow(run, schema.PREDICTED)
+    features = [] if model.user_encoding is None else ["features"]
+    read = asked.select(*schema.QUERIES.names, *features, "asked")
+    return read.mapInArrow(run, schema.PREDICTED)

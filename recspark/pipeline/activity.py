@@ -18,7 +18,10 @@ from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
 
 LISTS_CODE = "lists_code"  # in the detail of publish's row: `lists_code` of that night
-_LIST_MODULES = ("recspark.pipeline.stages.recommend", "recspark.hybrid.ladder")
+_LIST_MODULES = (
+    "recspark.pipeline.stages.recommend", "recspark.pipeline.stages.examples",
+    "recspark.pipeline.stages.encode", "recspark.hybrid.ladder",
+)  # fmt: skip
 
 
 def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
@@ -106,17 +109,22 @@ def lists_code(context: RunContext) -> str:
     """Return the digest of the code that makes tonight's lists: of the stages, and of the models of
     the ladder.
     """
-    algorithms = algorithm_code(context.config, *context.config.publish.steps)
+    config = context.config
+    algorithms = algorithm_code(config, *config.with_needs(config.publish.steps))
     return digest([algorithms, code_digest(*_LIST_MODULES)])
 
 
 def _of_lists(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a list, of a resolved configuration."""
-    publish = config["publish"]
+    publish, settings = config["publish"], config["model_settings"]
     models = [publish["model"], *publish["ladder"]]
+    for name in models:  # and what they are built on
+        needs = (settings.get(name) or {}).get("needs", ())
+        models += [need for need in needs if need not in models]
     return {
         "publish": {name: publish[name] for name in ("model", "ladder", "mode", "k")},
-        "models": {name: config["model_settings"].get(name) for name in models},
+        "models": {name: settings.get(name) for name in models},
+        "examples": [config.get("examples"), config["evaluate"]["horizon_days"]],
         "features": config["features"],
         "seed": config["train"]["seed"],
         "n_candidates": config["n_candidates"],

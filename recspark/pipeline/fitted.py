@@ -30,6 +30,8 @@ from recspark.train.curve import Curve
 
 # What makes the data that every model is fitted on.
 _DATA_MODULES = ("recspark.data.features", "recspark.data.interactions")
+# What makes the examples of a ranker.
+_EXAMPLES_MODULES = ("recspark.data.examples", "recspark.pipeline.stages.examples")
 # In the detail of the row of `train`, beside cutoff -> folder of the artifact:
 RECIPE = "recipe"  # what made them but their data
 BACKTEST_OF = (
@@ -130,7 +132,7 @@ def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
     rows = context.catalog.read("examples", row.outputs["examples"]).where(
         (F.col("model") == F.lit(ranker)) & F.col("cutoff").isin(cutoffs)
     )
-    return Examples(rows.drop("model", "sources"), Encoding.of_dict(row.detail[ENCODING]))
+    return Examples(rows.drop("model", "sources"), Encoding.of_text(row.detail[ENCODING]))
 
 
 def recipe(config: Config, model: str) -> str:
@@ -138,6 +140,15 @@ def recipe(config: Config, model: str) -> str:
     algorithm and of its data. No other code makes it be trained again.
     """
     settings = config.settings_of(model)
+    learns_from: Any = None
+    if kind_of_model(config, model) == "ranker":
+        learns_from = [
+            config.examples.model_dump(),
+            config.evaluate.horizon_days,
+            config.publish.mode,
+            config.n_candidates,
+            code_digest(*_EXAMPLES_MODULES),
+        ]
     is_network = "neural" in spec_of(model, settings).tags
     return digest(
         {
@@ -146,6 +157,7 @@ def recipe(config: Config, model: str) -> str:
             "training": config.train.arithmetic() if is_network else {"seed": config.train.seed},
             "code": [algorithm_code(config, model), code_digest(*_DATA_MODULES)],
             "needs": [recipe(config, name) for name in config.needs_of(model)],
+            "examples": learns_from,
         }
     )
 
@@ -336,7 +348,7 @@ def load_retriever(context: RunContext, model: str, cutoff: datetime) -> Retriev
     return fitted
 
 
-def with_what_it_reads(context: RunContext, fitted: RetrieverModel, asked: DataFrame) -> DataFrame:
+def with_what_it_reads(context: RunContext, fitted: FittedModel, asked: DataFrame) -> DataFrame:
     """Return the queries `asked`, with their users' features as of the model's cutoff where it reads
     them.
     """

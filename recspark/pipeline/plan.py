@@ -45,7 +45,8 @@ class Stage:
         """
         if not self.kinds:
             return ("",)
-        known = tuple(m for m in config.models if kind_of_model(config, m) in self.kinds)
+        in_order = [model for wave in _waves(config) for model in wave]  # after what they need
+        known = tuple(m for m in in_order if kind_of_model(config, m) in self.kinds)
         for model in asked:
             if model not in config.models:
                 raise ConfigError(
@@ -151,6 +152,11 @@ def _tasks_of(config: Config, model: str, data: str) -> list[Task]:
     if kind == "retriever":
         return [Task(_BY_NAME["train"], model, given), Task(_BY_NAME["recommend"], model, (train,))]
     lists = [task_name("recommend", name) for name, k in kinds.items() if k == "retriever"]
+    if not lists:
+        raise ConfigError(
+            f"model '{model}' is a ranker and needs a retriever, whose lists it ranks: name it in "
+            f"models.{model}.needs, which are {list(needs)}"
+        )
     return [
         Task(_BY_NAME["examples"], model, given),
         Task(_BY_NAME["train"], model, (task_name("examples", model),)),

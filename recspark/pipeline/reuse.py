@@ -139,7 +139,10 @@ def recorded(context: RunContext, work: Work) -> RunRow | None:
 
 
 def _does(context: RunContext, work: Work, row: RunRow) -> bool:
-    return row.reusable(work.inputs, work.code) and still_holds(context, work, row)
+    # Ingest writes what it reads: see `_of_other_runs`.
+    same = work.identity is None or work.stage is STAGES[0]
+    same = same or row.detail.get(IDENTITY) == work.identity
+    return same and row.reusable(work.inputs, work.code) and still_holds(context, work, row)
 
 
 def _of_other_runs(context: RunContext, work: Work) -> Iterator[RunRow]:

@@ -24,6 +24,7 @@ from recspark.data.encoded import (
     with_features,
 )
 from recspark.errors import ModelError
+from recspark.masking import mask
 
 ENCODING = Encoding(("price", "age"), {"colour": ("blue", "red"), "size": ("l",)})
 
@@ -84,6 +85,8 @@ def test_what_is_encoded_is_read_back(
     assert list(Encoding.of_arrays({**saved, "mine": np.ones(2)})[1]) == ["mine"]
     assert all(array.dtype.kind == "U" for array in saved.values())  # no pickle in a saved model
     assert Encoding.of_dict(encoding.to_dict()) == encoding
+    assert mask(encoding.to_text()) == encoding.to_text()
+    assert Encoding.of_text(encoding.to_text()) == encoding
 
 
 def test_rows_of_another_encoding_are_an_error() -> None:
@@ -100,6 +103,8 @@ def test_a_vocabulary_has_the_most_frequent_values(spark: SparkSession) -> None:
     assert learn(frame, 3) == Encoding(("price",), {"colour": ("a", "b", "c")})  # c before d
     assert learn(frame.repartition(5), 1) == Encoding(("price",), {"colour": ("a",)})
     assert learn(frame, names=("price",)) == Encoding(("price",), {})
+    with pytest.raises(ModelError, match=r"\['color'\] are not there"):
+        learn(frame, names=("color",))
     dates = frame.selectExpr("user_idx", "current_date() AS day")
     with pytest.raises(ModelError, match=r"\['day'\] are neither numbers nor texts"):
         learn(dates)

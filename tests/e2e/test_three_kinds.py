@@ -103,7 +103,7 @@ def test_examples_are_labelled_by_what_came_after_and_described_by_what_came_bef
     cutoffs = [datetime.fromisoformat(day) for day in row.detail[MADE]]
     assert cutoffs == [datetime(2010, 11, day, tzinfo=UTC) for day in (4,)] or len(cutoffs) > 1
     assert all(cutoff.weekday() == 3 for cutoff in cutoffs)  # Thursdays
-    encoding = Encoding.of_dict(row.detail[ENCODING])
+    encoding = Encoding.of_text(row.detail[ENCODING])
     events, examples = events_of(night), table(night, "examples")
     assert set(examples["model"]) == {"linear"}
     horizon = timedelta(days=night.config.evaluate.horizon_days)

@@ -47,7 +47,7 @@ def test_rows_of_the_backtest(spark: SparkSession, monkeypatch: pytest.MonkeyPat
 
     def load_model(_: Any, name: str, cutoff: datetime) -> SimpleNamespace:
         assert cutoff == CUT
-        return SimpleNamespace(rates=name == "mf")
+        return SimpleNamespace(rates=name == "mf", user_encoding=None)
 
     def predicted(_: Any, asked: DataFrame) -> DataFrame:
         row = asked.collect()

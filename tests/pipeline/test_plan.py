@@ -125,6 +125,9 @@ def test_needs_that_cannot_be_are_named(settings: list[str], message: str) -> No
 def test_nothing_is_built_on_a_ranker() -> None:
     with pytest.raises(ConfigError, match="model 'best' needs the ranker wide"):
         plan(load_config("test", [*RANKED, "models.best.needs=[ease, wide]"]))
+    for needs in ([], ["words"]):
+        with pytest.raises(ConfigError, match="model 'best' is a ranker and needs a retriever"):
+            plan(load_config("test", [*RANKED, f"models.best.needs={needs}"]))
     with pytest.raises(ConfigError, match="model 'near': kind = 'judge': one of retriever, ranker"):
         plan(load_config("test", [*RANKED, "models.near.kind=judge"]))
 
@@ -132,10 +135,10 @@ def test_nothing_is_built_on_a_ranker() -> None:
 def test_a_stage_runs_for_the_models_of_its_kinds() -> None:
     config = load_config("test", RANKED)
     by_name = {stage.name: stage.models(config) for stage in STAGES}
-    assert by_name["train"] == config.models
+    assert by_name["train"] == ("popular", "ease", "words", "near", "wide", "best")
     assert by_name["encode"] == ("words",)
-    assert by_name["examples"] == ("best", "wide")
-    assert by_name["recommend"] == ("popular", "ease", "near", "best", "wide")
+    assert by_name["examples"] == ("wide", "best")
+    assert by_name["recommend"] == ("popular", "ease", "near", "wide", "best")
     assert by_name["publish"] == ("",)
     with pytest.raises(ConfigError, match="stage 'encode' has nothing to do for ranker 'best'"):
         find_stage("encode").models(config, ["best"])

@@ -32,7 +32,7 @@ from recspark.session import executor_slots
 
 # Weights are rounded to multiples of 2^-14 before they are multiplied, so that products are whole
 # numbers of 2^-28 and their sums are exact: the same bits in whatever order users arrive.
-STEPS = 2.0**14
+_STEPS = 2.0**14
 _BAND_BYTES = 8 << 20
 _BANDS_PER_TASK = 8
 
@@ -169,7 +169,7 @@ def gram(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
     out = np.zeros((n, n))
     for row in summed.toLocalIterator(prefetchPartitions=True):
         begin = row["band"] * height
-        part = np.frombuffer(row["data"], np.int64).reshape(-1, n - begin) / STEPS**2
+        part = np.frombuffer(row["data"], np.int64).reshape(-1, n - begin) / _STEPS**2
         out[begin : begin + height, begin:] = part
         out[begin:, begin : begin + height] = part.T
     return out
@@ -192,7 +192,7 @@ def _users(
         starts.append(start[1:] + offset)
         offset += int(start[-1])
         columns.append(column)
-        values.append(np.rint(weight.astype(np.float64) * STEPS))
+        values.append(np.rint(weight.astype(np.float64) * _STEPS))
     start = np.concatenate(starts)
     return sparse.csr_matrix(
         (

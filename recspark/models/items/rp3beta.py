@@ -16,7 +16,6 @@ from recspark.data.blocks import Array, Histories, micros, parse_histories
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
 from recspark.models.items.item_item import (
-    STEPS,
     ItemItemModel,
     ItemItemSettings,
     check_catalogue,
@@ -24,6 +23,8 @@ from recspark.models.items.item_item import (
 )
 from recspark.models.items.item_knn import keep_nearest
 from recspark.models.weights import HistoryWeights
+
+_STEPS = 2.0**30
 
 
 class Rp3BetaSettings(ItemItemSettings):
@@ -108,10 +109,12 @@ def walk_weights(walks: Array, degrees: Array, alpha: float, beta: float) -> Arr
     array([[0.   , 0.125],
            [0.25 , 0.   ]], dtype=float32)
     """
-    degrees = np.where(degrees > 0, degrees, 1)
+    has_users = degrees > 0
+    degrees = np.where(has_users, degrees, 1)
     towards = degrees**beta
     for row, degree in zip(walks, degrees, strict=True):  # a row at a time: no second matrix
         row /= degree**alpha * towards
+    walks[~has_users] = 0
     walks[np.diag_indices(len(walks))] = 0
     return walks.astype(np.float32)
 
@@ -119,8 +122,8 @@ def walk_weights(walks: Array, degrees: Array, alpha: float, beta: float) -> Arr
 def degrees_of(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
     """Return the sum of the weights of each item, float64 (n_items,).
 
-    Weights are rounded to 2^-14, as in `gram`, so that the sum is exact. One job; 8 bytes an item and
-    task.
+    Weights are rounded to 2^-30 (an event of thirty half-lives ago), so that the sum is exact up to
+    2^33. One job; 8 bytes an item and task.
     """
     shared = histories.sparkSession.sparkContext.broadcast((items, weights))
 
@@ -129,11 +132,11 @@ def degrees_of(histories: DataFrame, items: Array, weights: HistoryWeights) -> A
         total = np.zeros(len(vocabulary), np.int64)
         for batch in batches:
             _, item, weight = weigh.local(parse_histories(batch.column("history")), vocabulary)
-            np.add.at(total, item, np.rint(weight.astype(np.float64) * STEPS).astype(np.int64))
+            np.add.at(total, item, np.rint(weight.astype(np.float64) * _STEPS).astype(np.int64))
         yield pa.RecordBatch.from_arrays([pa.array([total.tobytes()])], names=["sums"])
 
     rows = histories.select("history").mapInArrow(add_up, schema.columns(sums=BinaryType()))
     out = np.zeros(len(items), np.int64)
     for row in rows.toLocalIterator():
         out += np.frombuffer(row["sums"], np.int64)
-    return out / STEPS
+    return out / _STEPS

@@ -23,6 +23,7 @@ from recspark.data.blocks import (
     micros,
     parse_histories,
     weighed,
+    where,
 )
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
@@ -215,12 +216,9 @@ def transitions(histories: DataFrame, as_of: int, settings: TransitionsSettings)
 def followers_of(history: Histories, as_of: int, settings: TransitionsSettings) -> pa.RecordBatch:
     """Return a batch of `item_idx, follower, steps` of some histories; each pair is there once."""
     history = weighed(history)
-    kept = history.weight > 0
-    row, item, at = history.rows[kept], history.item_idx[kept], history.event_at[kept]
-    if settings.unit == "session":
-        begins = history.session_starts[kept] | np.append(True, row[1:] != row[:-1])[: len(row)]
-    else:
-        begins = np.ones(len(row), bool)
+    history = where(history, history.weight > 0)
+    row, item, at = history.rows, history.item_idx, history.event_at
+    begins = history.session_starts if settings.unit == "session" else np.ones(len(row), bool)
     unit = np.cumsum(begins) - 1  # of each event, over all rows
     n_units = int(unit[-1]) + 1 if len(unit) else 0
     vocabulary, local = np.unique(item, return_inverse=True)

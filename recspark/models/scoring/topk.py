@@ -33,6 +33,7 @@ BLOCK_BYTES = 32 << 20
 # rows of all items, and 1.6 ms in `implicit` (one core of an EPYC with 16 MB of L3 each).
 ONE_TILE, TILE_ITEMS, TILE_ROWS = 32768, 8192, 1024
 
+_FEATURES = pa.struct([("numbers", pa.list_(pa.float32())), ("fields", pa.list_(pa.int32()))])
 _UNIT = 2.0**-24  # unit roundoff of float32
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -445,6 +446,7 @@ def _single(items: Array, as_of: int) -> QueryBlock:
         user_idx=items.astype(np.int64),
         history=Histories(start, items, np.full(n, as_of, np.int64), ones),
         seen=Ragged(start, items),
+        features=pa.nulls(n, _FEATURES),  # of nobody anything is known
     )
 
 

@@ -55,7 +55,9 @@ def encode(context: RunContext, model: str) -> StageResult:
         )
         names = schema.ITEM_VECTORS.names
         rows = kept.select(*names).unionByName(fresh.select(*names))
-        written = catalog.replace_slice("item_vectors", rows, {"encoder": model}, expected=current)
+        written = catalog.replace_slice(
+            "item_vectors", rows, {"encoder": model}, expected=current, whole=False
+        )
         n_new = sum(frame.count() for frame in new)
     finally:
         for frame in new:

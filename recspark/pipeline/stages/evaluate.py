@@ -21,7 +21,7 @@ from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import load_model, not_compared
+from recspark.pipeline.fitted import load_model, not_compared, with_what_it_reads
 from recspark.pipeline.plan import PUBLISHED, kind_of_model
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.runlog import StageResult, published_row
@@ -179,7 +179,7 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
     earlier = before(everyone, cutoff, keep_empty=True, ratings=True)
     asked = queries(earlier, "repeat").join(wanted, on="user_idx", how="inner")
     guesses = {
-        name: predicted(model, asked)
+        name: predicted(model, with_what_it_reads(context, model, asked))
         for name in models
         if (model := load_model(context, name, cutoff)).rates
     }

@@ -57,7 +57,16 @@ def examples(context: RunContext, model: str) -> StageResult:
         {"cutoff": tuple(made), "model": model},
         note={model: encoding.to_dict()},
     )
-    detail = {MADE: [c.isoformat() for c in made], ENCODING: encoding.to_dict()}
+    mine = F.col("cutoff").isin(list(made)) & (F.col("model") == F.lit(model))
+    rows = context.catalog.read("examples", written.version).where(mine)
+    found = {row[0] for row in rows.select(F.unix_seconds("cutoff")).distinct().collect()}
+    with_rows = [c for c in made if int(c.timestamp()) in found]
+    if not with_rows:
+        raise EmptyDataError(
+            f"{model}: nobody who came back after {', '.join(f'{c:%Y-%m-%d}' for c in made)} was proposed "
+            "anything: there is nothing to learn from"
+        )
+    detail = {MADE: [c.isoformat() for c in with_rows], ENCODING: encoding.to_text()}
     return StageResult(
         {"examples": written.version}, context.count("histories"), written.rows, detail
     )

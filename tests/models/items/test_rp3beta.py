@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
+from recspark.data.blocks import Array
 from recspark.models.base import FitOptions
 from recspark.models.items.rp3beta import Rp3Beta, degrees_of
 from recspark.models.weights import HistoryWeights
@@ -54,6 +55,17 @@ def test_steps_follow_weights(spark: SparkSession) -> None:
     want = (x / x.sum(axis=0)).T @ (x / x.sum(axis=1, keepdims=True))
     np.fill_diagonal(want, 0)
     np.testing.assert_allclose(model.matrix, want, atol=1e-3)
+
+
+def test_an_item_of_long_ago_keeps_its_steps(spark: SparkSession) -> None:
+    """Fifteen half-lives old, all of it: probabilities do not depend on how old everything is."""
+
+    def matrix(age: float) -> Array:
+        log = synth.log([(1, 1, age), (1, 2, age), (2, 1, age), (3, 2, 0.001), (3, 3, 0.001)])
+        settings = {"beta": 0.0, "half_life_days": 1.0}
+        return Rp3Beta.from_dict(settings).fit(synth.dataset(spark, log), FitOptions()).matrix
+
+    np.testing.assert_allclose(matrix(15.0)[0], matrix(0.001)[0], rtol=0.02, atol=1e-4)
 
 
 def test_beta_holds_popular_items_back(spark: SparkSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ def histories(rows: list[list[tuple[int, float, str]]]) -> Histories:
     )
 
 
-event = st.tuples(st.integers(0, 5), st.sampled_from("abc"))
+event = st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.sampled_from([0.0, 1.0, 1.0]))
 
 
 @settings(max_examples=200, deadline=None)
@@ -48,15 +49,20 @@ event = st.tuples(st.integers(0, 5), st.sampled_from("abc"))
     half_life=st.sampled_from([None, 2.0]),
 )
 def test_followers_are_those_of_brute_force(
-    rows: list[list[tuple[int, str]]], unit: str, window: int, half_life: float | None
+    rows: list[list[tuple[int, str, float]]], unit: str, window: int, half_life: float | None
 ) -> None:
-    """Unit by unit: each pair of an item and another one within the window, counted once a unit."""
-    aged = [
-        [(item, float(len(row) - n), session) for n, (item, session) in enumerate(row)]
+    """Unit by unit: each pair of an item and another one within the window, counted once a unit. An
+    event that weighs nothing neither follows nor ends a session.
+    """
+    timed = [
+        [(item, float(len(row) - n), session, w) for n, (item, session, w) in enumerate(row)]
         for row in rows
     ]
+    weights = np.array([w for row in timed for *_, w in row], np.float32)
+    whole = histories([[happened[:3] for happened in row] for row in timed])
+    aged = [[happened[:3] for happened in row if happened[3] > 0] for row in timed]
     made = TransitionsSettings(unit=unit, window=window, half_life_days=half_life)  # type: ignore[arg-type]
-    batch = followers_of(histories(aged), 0, made)
+    batch = followers_of(replace(whole, weight=weights), 0, made)
     found = {(row["item_idx"], row["follower"]): row["steps"] / 2**20 for row in batch.to_pylist()}
     assert len(found) == batch.num_rows
     want: dict[tuple[int, int], float] = defaultdict(float)
