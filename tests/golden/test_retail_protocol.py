@@ -89,7 +89,7 @@ def rows(spark: SparkSession, sales: pd.DataFrame, lists: pd.DataFrame) -> list[
     return evaluate(
         as_frame(spark, lists[["model", "mode", "user_idx", "item_idx", "rank"]]),
         population(truth(histories, CUTOFF, 15), users),
-        catalogue(items, pairs),
+        catalogue(items, pairs.groupBy("user_idx").agg(F.collect_set("item_idx").alias("seen"))),
         Evaluate(horizon_days=15, ks=(K,), n_bootstrap=100),
         run_date=date(2010, 12, 9),
         kind="backtest",

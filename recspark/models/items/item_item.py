@@ -175,6 +175,21 @@ def gram(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
     return out
 
 
+def keep_nearest(matrix: Array, n: int) -> None:
+    """Set to 0, in each column of `matrix`, all but the `n` largest values; ties by the first row.
+
+    >>> m = np.array([[0, 1, 2], [3, 0, 2], [4, 1, 0]], np.float32)
+    >>> keep_nearest(m, 1)
+    >>> m
+    array([[0., 1., 2.],
+           [0., 0., 0.],
+           [4., 0., 0.]], dtype=float32)
+    """
+    for column in matrix.T:
+        order = np.argsort(-column, kind="stable")
+        column[order[n:]] = 0
+
+
 _BANDS = schema.columns(band=schema.INT, data=BinaryType())
 _TOO_HEAVY = (
     "the squared weights of one item's users add up beyond what sums exactly: "

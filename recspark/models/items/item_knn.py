@@ -8,7 +8,13 @@ from pydantic import Field
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
-from recspark.models.items.item_item import ItemItemModel, ItemItemSettings, check_catalogue, gram
+from recspark.models.items.item_item import (
+    ItemItemModel,
+    ItemItemSettings,
+    check_catalogue,
+    gram,
+    keep_nearest,
+)
 from recspark.models.weights import HistoryWeights
 
 
@@ -68,18 +74,3 @@ def similarities(gram: Array, shrink: float) -> Array:
         row /= np.where(divisor > 0, divisor, 1)  # no divisor: the item weighs nothing, nor its row
     gram[np.diag_indices(len(gram))] = 0
     return gram.astype(np.float32)
-
-
-def keep_nearest(matrix: Array, n: int) -> None:
-    """Set to 0, in each column of `matrix`, all but the `n` largest values; ties by the first row.
-
-    >>> m = np.array([[0, 1, 2], [3, 0, 2], [4, 1, 0]], np.float32)
-    >>> keep_nearest(m, 1)
-    >>> m
-    array([[0., 1., 2.],
-           [0., 0., 0.],
-           [4., 0., 0.]], dtype=float32)
-    """
-    for column in matrix.T:
-        order = np.argsort(-column, kind="stable")
-        column[order[n:]] = 0

@@ -20,8 +20,8 @@ from recspark.models.items.item_item import (
     ItemItemSettings,
     check_catalogue,
     gram,
+    keep_nearest,
 )
-from recspark.models.items.item_knn import keep_nearest
 from recspark.models.weights import HistoryWeights
 
 _STEPS = 2.0**30

@@ -11,8 +11,8 @@ from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions
 from recspark.models.items import ease, item_item
 from recspark.models.items.ease import Ease, EaseSettings
-from recspark.models.items.item_item import gram
-from recspark.models.items.item_knn import ItemKNN, ItemKNNSettings, keep_nearest, similarities
+from recspark.models.items.item_item import gram, keep_nearest
+from recspark.models.items.item_knn import ItemKNN, ItemKNNSettings, similarities
 from recspark.models.weights import HistoryWeights
 from recspark.testing import synth
 
