@@ -253,8 +253,6 @@ class Fitted:
     def _queries(self, asked: DataFrame, mode: str) -> DataFrame:
         """Return the queries of `asked`, with features where the model reads them."""
         rows = queries(asked, mode)
-        if self.model.user_encoding is None:
-            return rows
         return with_features(rows, self.data.user_features, self.model.user_encoding)
 
     def _histories_of(self, users: DataFrame) -> DataFrame:

@@ -183,11 +183,16 @@ def flat(features: DataFrame, prefix: str = "") -> DataFrame:
     return features.select(*columns)
 
 
-def with_features(queries: DataFrame, user_features: DataFrame, encoding: Encoding) -> DataFrame:
+def with_features(
+    queries: DataFrame, user_features: DataFrame, encoding: Encoding | None
+) -> DataFrame:
     """Return `queries` with a column `features`: of each user what `user_features` says, encoded.
 
-    Null where it says nothing of the user. Both as of one cutoff. One join by user, no action.
+    Null where it says nothing of the user. Both as of one cutoff. One join by user, no action. Without
+    an `encoding` (a model that reads no features) the queries as they are.
     """
+    if encoding is None:
+        return queries
     coded = encoding.encode(flat(user_features), ("user_idx",)).select(
         "user_idx", F.struct("numbers", "fields").alias("features")
     )

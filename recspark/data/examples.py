@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Examples
 from recspark.data.encoded import Encoding, flat, learn
+from recspark.data.interactions import in_horizon
 
 _SOURCE = schema.SOURCE_OF_EXAMPLE.simpleString()
 
@@ -87,14 +88,13 @@ def labelled(pairs: DataFrame, truths: DataFrame) -> DataFrame:
     )
 
 
-def truths_of(histories: DataFrame, begin: datetime, end: datetime) -> DataFrame:
-    """Return `user_idx, item_idx, weight` of what users did in [begin, end).
+def truths_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
+    """Return `user_idx, item_idx, weight` of what users did in [cutoff, cutoff + horizon).
 
     An event counts its weight, one that weighs nothing or less 1: it was an act all the same. Sums
     run in time order. Narrow, no action.
     """
-    first, last = F.lit(begin), F.lit(end)
-    later = F.filter("history", lambda e: (e["event_at"] >= first) & (e["event_at"] < last))
+    later = F.filter("history", in_horizon(cutoff, horizon_days))
     items = F.array_distinct(F.transform("later", lambda e: e["item_idx"]))
 
     def weight_of(item: Column) -> Column:

@@ -50,6 +50,19 @@ def in_horizon(cutoff: datetime, horizon_days: int) -> Callable[[Column], Column
     return lambda event: (event["event_at"] >= begin) & (event["event_at"] < end)
 
 
+def hash_sample(users: DataFrame, most: int, seed: int, n_users: int | None = None) -> Column:
+    """Return whether a user of `users` is in the sample: all where they are at most `most`, else by a
+    hash of `user_idx` and `seed`, the same for the same number of them.
+
+    One job counts them, where `n_users` does not say how many they are.
+    """
+    n_users = users.count() if n_users is None else n_users
+    if n_users <= most:
+        return F.lit(True)
+    draw = F.pmod(F.xxhash64("user_idx", F.lit(seed)), F.lit(1 << 32))
+    return draw < F.lit(int(most / n_users * (1 << 32)))
+
+
 def newest_ratings(history: str) -> Column:
     """Return the events of the column `history`, newest last; of each item all but the newest rating
     weigh null, which is no rating.

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Evaluate
 from recspark.data.blocks import Array
-from recspark.data.interactions import in_horizon
+from recspark.data.interactions import hash_sample, in_horizon
 from recspark.errors import EmptyDataError
 from recspark.eval import kernel
 from recspark.eval.kernel import HEADER, METRICS, PARTS, Plan, Sums
@@ -256,15 +256,8 @@ def rows_by_user(lists: DataFrame, users: DataFrame, plan: Plan) -> DataFrame:
 
 
 def in_sample(users: DataFrame, settings: Evaluate, n_users: int | None = None) -> Column:
-    """Return whether a user of `users`, those with truth, is evaluated: all up to `max_eval_users`,
-    else a hash sample, the same for the same number of them. One job counts them, where `n_users`
-    does not say how many they are.
-    """
-    n_users = users.count() if n_users is None else n_users
-    if n_users <= settings.max_eval_users:
-        return F.lit(True)
-    draw = F.pmod(F.xxhash64("user_idx", F.lit(settings.seed)), F.lit(1 << 32))
-    return draw < F.lit(int(settings.max_eval_users / n_users * (1 << 32)))
+    """Return whether a user of `users`, those with truth, is evaluated; see `hash_sample`."""
+    return hash_sample(users, settings.max_eval_users, settings.seed, n_users)
 
 
 def _user_rows(users: DataFrame, plan: Plan) -> DataFrame:

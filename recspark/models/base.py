@@ -227,6 +227,31 @@ class RetrieverModel(FittedModel):
         return topk.neighbours(spark, self.items, self.scorer(), micros(self.cutoff), k)
 
 
+class ArraysModel(RetrieverModel):
+    """A retriever that keeps its arrays as they are saved, in `_arrays` by name."""
+
+    def __init__(
+        self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
+    ) -> None:
+        super().__init__(settings, cutoff, items)
+        self._arrays = arrays
+
+    def arrays(self) -> dict[str, Array]:
+        """See `FittedModel`."""
+        return self._arrays
+
+    def shared_arrays(self) -> dict[str, topk.Shared]:
+        """Return the arrays as a scorer takes them to the executors."""
+        return {name: topk.Shared(array) for name, array in self._arrays.items()}
+
+    @classmethod
+    def from_arrays(
+        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
+    ) -> Self:
+        """See `RetrieverModel`."""
+        return cls(settings, cutoff, items, arrays)
+
+
 @dataclass(frozen=True)
 class PairBlock:
     """A batch of pairs with their features.

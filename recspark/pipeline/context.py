@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Config, cutoff_of, on_grid
-from recspark.pipeline.plan import PUBLISHED, kind_of_model, stages_before
+from recspark.pipeline.plan import PUBLISHED, models_of, stages_before
 from recspark.pipeline.runlog import RunLog
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
@@ -66,7 +66,7 @@ class RunContext:
 
         Of the published lists and of the backtest: see `examples_before`.
         """
-        if not any(kind_of_model(self.config, model) == "ranker" for model in self.config.models):
+        if not models_of(self.config, "ranker"):
             return ()
         both = (self.backtest_cutoff, self.cutoff)
         return tuple(sorted({c for cutoff in both for c in self.examples_before(cutoff)}))

@@ -23,7 +23,7 @@ from recspark.models.base import FitOptions, FittedModel, RetrieverModel
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.code import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.plan import kind_of_model
+from recspark.pipeline.plan import kind_of_model, models_of
 from recspark.pipeline.runlog import OK, RunRow
 from recspark.pipeline.training_sets import features_as_of, training_set
 from recspark.train.curve import Curve
@@ -78,7 +78,7 @@ def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
         for table in make(model, config.settings_of(model)).training_tables
         if (version := context.version(table)) is not None
     }
-    encoders = [n for n in config.needs_of(model) if kind_of_model(config, n) == "encoder"]
+    encoders = models_of(config, "encoder", among=config.needs_of(model))
     return Dataset(
         cutoff=cutoff,
         histories=before(
@@ -190,15 +190,20 @@ def vectors_key(context: RunContext, encoder: str, cutoff: datetime) -> str:
     return key if spec.load().learns else recipe(context.config, encoder)
 
 
+def why_not_fitted(context: RunContext, model: str, cutoff: datetime) -> str | None:
+    """Return why `train` of this run has no model of a cutoff: too little to fit it on; else None."""
+    row = context.runlog.find("train", model)
+    why: str | None = (
+        None if row is None else row.detail.get(NOT_FITTED, {}).get(f"{cutoff:%Y-%m-%d}")
+    )
+    return why
+
+
 def folder_of(context: RunContext, model: str, cutoff: datetime) -> str:
     """Return model/cutoff/key of the artifact that this run has; StageOrderError without one."""
     row = context.runlog.find("train", model)
     kept: str | None = None if row is None else row.detail.get(f"{cutoff:%Y-%m-%d}")
-    if (
-        row is not None
-        and kept is None
-        and (why := row.detail.get(NOT_FITTED, {}).get(f"{cutoff:%Y-%m-%d}"))
-    ):
+    if why := why_not_fitted(context, model, cutoff):
         raise EmptyDataError(f"model '{model}' as of {cutoff:%Y-%m-%d}: {why}")
     same = row is not None and row.detail.get(RECIPE) == recipe(context.config, model)
     if kept is None or not same or not storage.is_complete(_folder(context, kept)):
@@ -215,7 +220,7 @@ def cutoffs_of(context: RunContext, model: str) -> tuple[datetime, ...]:
     What a ranker is built on is fitted at the cutoffs of its examples, too.
     """
     config = context.config
-    rankers = [name for name in config.models if kind_of_model(config, name) == "ranker"]
+    rankers = models_of(config, "ranker")
     if model in config.with_needs(rankers) and model not in rankers:
         return context.cutoffs
     return context.backtest_cutoff, context.cutoff
@@ -223,9 +228,7 @@ def cutoffs_of(context: RunContext, model: str) -> tuple[datetime, ...]:
 
 def sources_of(context: RunContext, ranker: str) -> tuple[str, ...]:
     """Return the retrievers whose candidates a ranker scores."""
-    config = context.config
-    needs = config.needs_of(ranker)
-    return tuple(name for name in needs if kind_of_model(config, name) == "retriever")
+    return models_of(context.config, "retriever", among=context.config.needs_of(ranker))
 
 
 def artifact_name(folder: str) -> str:
@@ -326,11 +329,8 @@ def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
 
 def backtest_model(context: RunContext, model: str) -> FittedModel | None:
     """Return the model fitted for the backtest; None where `train` found too little to fit it on."""
-    row = context.runlog.find("train", model)
     cutoff = context.backtest_cutoff
-    if row is not None and f"{cutoff:%Y-%m-%d}" in row.detail.get(NOT_FITTED, {}):
-        return None
-    return load_model(context, model, cutoff)
+    return None if why_not_fitted(context, model, cutoff) else load_model(context, model, cutoff)
 
 
 def load_model(context: RunContext, model: str, cutoff: datetime) -> FittedModel:
@@ -352,7 +352,7 @@ def with_what_it_reads(context: RunContext, fitted: FittedModel, asked: DataFram
     """Return the queries `asked`, with their users' features as of the model's cutoff where it reads
     them.
     """
-    if fitted.user_encoding is None:
+    if fitted.user_encoding is None:  # then the tables are not looked at
         return asked
     features, _ = features_as_of(context, fitted.cutoff)
     return with_features(asked, features, fitted.user_encoding)
@@ -360,17 +360,14 @@ def with_what_it_reads(context: RunContext, fitted: FittedModel, asked: DataFram
 
 def not_compared(context: RunContext) -> dict[str, str]:
     """Return model -> why it has no lists of the backtest, of this night's models without."""
-    day = f"{context.backtest_cutoff:%Y-%m-%d}"
     out = {}
-    for model in context.config.models:
-        if kind_of_model(context.config, model) == "encoder":
-            continue  # it gives no lists
+    for model in models_of(context.config, "retriever", "ranker"):  # those that give lists
         rows = [context.runlog.find(stage, model) for stage in ("train", "recommend")]
         failed = [row for row in rows if row is not None and row.status != OK]
         if failed:
             out[model] = f"{failed[0].stage} failed, {failed[0].detail.get('error')}"
         elif None in rows:
             out[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
-        elif why := rows[0].detail.get(NOT_FITTED, {}).get(day):  # type: ignore[union-attr]
+        elif why := why_not_fitted(context, model, context.backtest_cutoff):
             out[model] = why
     return out

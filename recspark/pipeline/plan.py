@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from recspark.config import Config
 from recspark.errors import ConfigError, suggest
@@ -30,7 +30,7 @@ class Stage:
     """
 
     name: str
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     trains: bool = False
 
     @property
@@ -46,7 +46,7 @@ class Stage:
         if not self.kinds:
             return ("",)
         in_order = [model for wave in _waves(config) for model in wave]  # after what they need
-        known = tuple(m for m in in_order if kind_of_model(config, m) in self.kinds)
+        known = models_of(config, *self.kinds, among=in_order)
         for model in asked:
             if model not in config.models:
                 raise ConfigError(
@@ -118,8 +118,8 @@ def plan(config: Config) -> tuple[Task, ...]:
 
 def _tasks(config: Config) -> tuple[Task, ...]:
     """Return tonight's tasks; which of them may fail is not said, and what is published not read."""
-    once = [stage for stage in STAGES if not stage.per_model]
-    first, last = once[:3], once[3:]
+    first = list(takewhile(lambda stage: not stage.per_model, STAGES))
+    last = [stage for stage in STAGES[len(first) :] if not stage.per_model]
     tasks = [Task(stage, needs=(before.name,)) for before, stage in pairwise(first)]
     tasks = [Task(first[0]), *tasks]
     ends: list[str] = []  # the last task of each model
@@ -188,6 +188,12 @@ def _waves(config: Config) -> list[list[str]]:
 def kind_of_model(config: Config, model: str) -> Kind:
     """Return what one of the night's models is: retriever, ranker or encoder."""
     return kind_of(model, config.settings_of(model))
+
+
+def models_of(config: Config, *kinds: Kind, among: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the models of these kinds, of the night's or of those `among`, in their order."""
+    models = config.models if among is None else among
+    return tuple(model for model in models if kind_of_model(config, model) in kinds)
 
 
 def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[Task, ...]:

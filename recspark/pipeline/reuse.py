@@ -24,7 +24,7 @@ from recspark.pipeline.fitted import (
     kept_artifact,
     sources_of,
 )
-from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, kind_of_model
+from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, kind_of_model, models_of
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.training_sets import TRAINING, training_tables
 from recspark.sources import landing_digest
@@ -191,8 +191,8 @@ def _written_for(context: RunContext, stage: Stage, model: str) -> dict[str, int
     if kind_of_model(config, model) == "ranker" and stage.name == "recommend":
         rows += [("candidates", find("recommend", name)) for name in sources_of(context, model)]
     if stage.name in ("train", "examples"):
-        needs = [n for n in config.needs_of(model) if kind_of_model(config, n) == "encoder"]
-        rows += [("item_vectors", find("encode", name)) for name in needs]
+        encoders = models_of(config, "encoder", among=config.needs_of(model))
+        rows += [("item_vectors", find("encode", name)) for name in encoders]
     for table, row in rows:
         if row is not None and table in row.outputs:
             out[table] = max(row.outputs[table], out.get(table, 0))

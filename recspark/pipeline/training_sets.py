@@ -28,9 +28,9 @@ def training_tables(config: Config) -> set[str]:
     return {table for model in models for table in model.training_tables}
 
 
-def with_truth(context: RunContext, histories: DataFrame) -> DataFrame:
-    """Return the users of `histories` who act in the horizon after the backtest's cutoff."""
-    horizon = in_horizon(context.backtest_cutoff, context.config.evaluate.horizon_days)
+def with_truth(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
+    """Return the users of `histories` who act in the horizon after `cutoff`."""
+    horizon = in_horizon(cutoff, context.config.evaluate.horizon_days)
     return histories.where(F.exists("history", horizon))
 
 

@@ -82,9 +82,7 @@ def tune(
         with fit_options(context, model) as options:
             fitted = make(model, values).fit(data, options)
             assert isinstance(fitted, RetrieverModel)
-            read = asked
-            if fitted.user_encoding is not None:
-                read = with_features(asked, data.user_features, fitted.user_encoding)
+            read = with_features(asked, data.user_features, fitted.user_encoding)
             lists = fitted.recommend(read, max(settings.ks)).select(
                 F.lit(model).alias("model"),
                 F.lit(mode).alias("mode"),

@@ -111,10 +111,7 @@ class Case(BaseCase):
 
     def ask(self, data: Dataset, model: RetrieverModel, mode: str = "novel") -> DataFrame:
         """Return the queries of all users of `data`, with their features where the model reads them."""
-        queries = synth.ask(data, mode)
-        if model.user_encoding is None:
-            return queries
-        return with_features(queries, data.user_features, model.user_encoding)
+        return with_features(synth.ask(data, mode), data.user_features, model.user_encoding)
 
     @cached_property
     def queries(self) -> DataFrame:

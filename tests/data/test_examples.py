@@ -79,7 +79,7 @@ def test_labels_are_what_came_in_the_horizon(spark: SparkSession) -> None:
         event(12, 7, 1.0), event(13, 2, None),
     ]  # fmt: skip
     histories = spark.createDataFrame([(1, history, [], 0)], schema.HISTORIES)
-    truths = examples.truths_of(histories, CUT, CUT + timedelta(days=7))
+    truths = examples.truths_of(histories, CUT, 7)
     found = {(r["user_idx"], r["item_idx"]): r["weight"] for r in truths.collect()}
     assert found == {(1, 10): 2.5, (1, 11): 1.0, (1, 13): 1.0}
     labels = examples.labelled(proposed(spark), truths).collect()

@@ -7,14 +7,13 @@ user's vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
 
 from recspark.data.blocks import Array, QueryBlock
-from recspark.models.base import RetrieverModel, Settings
+from recspark.models.base import ArraysModel
 from recspark.models.scoring import topk
 from recspark.models.weights import HistoryWeights
 
@@ -26,7 +25,7 @@ Layers = tuple[tuple[str, Activation], ...]
 _BLOCK = 256  # rows encoded at once, always: BLAS answers for a row as its shape decides
 
 
-class AutoencoderModel(RetrieverModel):
+class AutoencoderModel(ArraysModel):
     """A trained autoencoder of bags: what autorec, sdae and multvae have in common once fitted.
 
     Parameters
@@ -34,12 +33,6 @@ class AutoencoderModel(RetrieverModel):
     settings : of the model; `half_life_days` decays the history at scoring
     arrays : what `AutoencoderScorer` needs, float32, named as the network's parameters
     """
-
-    def __init__(
-        self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._arrays = arrays
 
     @property
     def weights(self) -> HistoryWeights:
@@ -59,19 +52,8 @@ class AutoencoderModel(RetrieverModel):
 
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
+        shared = self.shared_arrays()
         return AutoencoderScorer(self.weights, self.items, shared, self.layers, self.unit)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RetrieverModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RetrieverModel`."""
-        return cls(settings, cutoff, items, arrays)
 
 
 @dataclass(frozen=True)

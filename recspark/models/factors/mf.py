@@ -8,9 +8,8 @@ loss of the training.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property, partial
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from recspark.data.blocks import Array, QueryBlock
 from recspark.data.dataset import Dataset
 from recspark.engines.als_objective import Objective
 from recspark.errors import CatalogueTooLargeError
-from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
+from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
 from recspark.models.factors.factor_model import FactorScorer
 from recspark.models.factors.fold_in import MAX_DRAWN, Folding, Kind
 from recspark.models.neural import (
@@ -125,47 +124,31 @@ class Mf(Algorithm[MfSettings]):
         return MfModel(settings, data.cutoff, items, scoring_arrays(trained, settings))
 
 
-class MfModel(RetrieverModel):
+class MfModel(ArraysModel):
     """Item vectors, and what folds users in; ratings with loss rating.
 
     `factors` float32 (n_items, embedding_size); `bias` float32 (n_items,) of a score; `drawn` float32
     (n_items,), the share of an item in what training draws.
     """
 
-    def __init__(
-        self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._arrays = arrays
-        self._settings: MfSettings = settings
+    settings: MfSettings
 
     @property
     def rates(self) -> bool:
         """See `RetrieverModel`: where weights themselves are fitted, and do not decay."""
-        return self._settings.loss == "rating" and self._settings.half_life_days is None
+        return self.settings.loss == "rating" and self.settings.half_life_days is None
 
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""
-        settings = self._settings
+        settings = self.settings
         weights = HistoryWeights.sums(self.cutoff, settings.half_life_days)
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
+        shared = self.shared_arrays()
         if settings.loss == "rating":
             # The row's squared errors and user_reg / 2 |u|^2.
             reg = max(settings.user_reg / 2, _LEAST_REG)
             objective = Objective(reg, reg_exponent=0.0, feedback="explicit")
             return FactorScorer(weights, self.items, shared["factors"], objective)
         return MfScorer(weights, self.items, shared, settings.loss, settings.user_reg)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RetrieverModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RetrieverModel`."""
-        return cls(settings, cutoff, items, arrays)
 
 
 @dataclass(frozen=True)

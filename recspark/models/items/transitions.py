@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +21,10 @@ from recspark.data.blocks import (
     QueryBlock,
     micros,
     parse_histories,
-    weighed,
     where,
 )
 from recspark.data.dataset import Dataset
-from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
+from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
 from recspark.models.scoring import topk
 from recspark.models.scoring.listed import ListedScores
 from recspark.models.setting_types import HalfLifeDays
@@ -69,39 +67,18 @@ class TransitionsSettings(Settings):
     )
 
 
-class TransitionsModel(RetrieverModel):
+class TransitionsModel(ArraysModel):
     """Followers of each item, and how likely each is.
 
     `start` int64 (n_items + 1,); `followers` int32 (p,), local; `shares` float32 (p,), of all that
     followed the item.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        cutoff: datetime,
-        items: Array,
-        arrays: dict[str, Array],
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._arrays = arrays
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RetrieverModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RetrieverModel`."""
-        return cls(settings, cutoff, items, arrays)
+    settings: TransitionsSettings
 
     def scorer(self) -> topk.ListScorer:
         """See `RetrieverModel`."""
-        assert isinstance(self.settings, TransitionsSettings)
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return TransitionsScorer(self.settings.last_n, self.items, shared)
+        return TransitionsScorer(self.settings.last_n, self.items, self.shared_arrays())
 
 
 @dataclass(frozen=True)
@@ -120,9 +97,7 @@ class TransitionsScorer:
         )
         lengths = start[item + 1] - start[item]
         entry = np.repeat(start[item] - np.cumsum(lengths) + lengths, lengths)
-        entry = entry + np.arange(
-            len(entry)
-        )  # the followers of each item, one item after the other
+        entry += np.arange(len(entry))  # the followers of each item, one item after the other
         row = np.repeat(row, lengths)
         value = shares[entry].astype(np.float64) / np.repeat(place, lengths)
         key = row * len(self.items) + followers[entry]
@@ -143,22 +118,17 @@ def newest_items(history: Histories, items: Array, n: int) -> tuple[Array, Array
 
     By row, then place; events that weigh nothing or no rating are left out.
     """
-    history = weighed(history)
-    kept = (history.weight > 0) & (topk.local_index(items, history.item_idx) >= 0)
-    row, local = history.rows[kept], topk.local_index(items, history.item_idx)[kept]
-    position = np.arange(len(row))
-    # Of an item's events in a row the newest one.
-    order = np.lexsort((-position, local, row))
-    row_, local_ = row[order], local[order]
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (row_[1:] != row_[:-1]) | (local_[1:] != local_[:-1])
-    newest = np.sort(order[is_first])
-    row, local = row[newest], local[newest]
-    place = np.searchsorted(row, row, side="right") - np.arange(len(row))
+    local = topk.local_index(items, history.item_idx)
+    kept = (history.weight > 0) & (local >= 0)  # NaN, no rating, is not above 0
+    # From each row's newest event back, an item where it comes first.
+    row, local = history.rows[kept][::-1], local[kept][::-1]
+    _, first = np.unique(row * len(items) + local, return_index=True)
+    first = np.sort(first)
+    row, local = row[first], local[first]
+    place = np.arange(len(row)) - np.searchsorted(-row, -row) + 1
     top = place <= n
-    row, local, place = row[top], local[top], place[top]
-    order = np.lexsort((place, row))
-    return row[order], local[order], place[order]
+    order = np.argsort(row[top], kind="stable")
+    return row[top][order], local[top][order], place[top][order]
 
 
 class Transitions(Algorithm[TransitionsSettings]):
@@ -215,8 +185,7 @@ def transitions(histories: DataFrame, as_of: int, settings: TransitionsSettings)
 
 def followers_of(history: Histories, as_of: int, settings: TransitionsSettings) -> pa.RecordBatch:
     """Return a batch of `item_idx, follower, steps` of some histories; each pair is there once."""
-    history = weighed(history)
-    history = where(history, history.weight > 0)
+    history = where(history, history.weight > 0)  # NaN, no rating, is not above 0
     row, item, at = history.rows, history.item_idx, history.event_at
     begins = history.session_starts if settings.unit == "session" else np.ones(len(row), bool)
     unit = np.cumsum(begins) - 1  # of each event, over all rows

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from recspark.data.blocks import Array, QueryBlock, Ragged
 from recspark.data.dataset import Dataset
-from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
+from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
 from recspark.models.neural import check_catalogue, fit_network, net_arrays
 from recspark.models.scoring import topk
 from recspark.models.sequences import click_through
@@ -74,37 +74,19 @@ class NextItem(Algorithm[S]):
         return self.fitted(data.cutoff, items, net_arrays(net))
 
 
-class NextItemModel(RetrieverModel):
+class NextItemModel(ArraysModel):
     """A trained network; arrays are named as its parameters, float32. Tied: no `items_out`.
 
     With head `click_through` a score is the log odds of a click, see `click_through.logits`.
     """
 
+    settings: NextItemSettings
     make_net: MakeNet
-
-    def __init__(
-        self, settings: NextItemSettings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, items)
-        self._settings = settings
-        self._arrays = arrays
 
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""
-        shared = {name: topk.Shared(array) for name, array in self._arrays.items()}
-        return NextItemScorer(self._settings, type(self).make_net, self.items, shared)
-
-    def arrays(self) -> dict[str, Array]:
-        """See `RetrieverModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RetrieverModel`."""
-        assert isinstance(settings, NextItemSettings)
-        return cls(settings, cutoff, items, arrays)
+        shared = self.shared_arrays()
+        return NextItemScorer(self.settings, type(self).make_net, self.items, shared)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ from recspark.tables.catalog import TableCatalog
 
 
 def build_features(context: RunContext) -> StageResult:
-    """Merge `histories`; then features and training sets as of each cutoff of
-    the night.
+    """Merge `histories`; then features and training sets as of each cutoff of the night.
 
     A training set is written where a model of tonight reads it, with the settings that it has.
     """
@@ -41,7 +40,7 @@ def build_features(context: RunContext) -> StageResult:
     all_histories = catalog.read("histories", outputs["histories"])
     asked = training_tables(config)
     tables = [*_FRAMES, *(table for table in TRAINING if table in asked)]
-    tested = with_truth(context, all_histories)
+    tested = with_truth(context, all_histories, context.backtest_cutoff)
     (_, n_tested), *written = together(
         context.spark,
         lambda: (0, tested.count()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import reduce
 
 from pyspark import StorageLevel
@@ -13,7 +12,7 @@ from recspark import schema
 from recspark.data.content import content_as_of
 from recspark.models.base import EncoderModel
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import NOT_FITTED, cutoffs_of, load_model, vectors_key
+from recspark.pipeline.fitted import cutoffs_of, load_model, vectors_key, why_not_fitted
 from recspark.pipeline.runlog import StageResult
 
 _KEY = ["artifact", "item_idx", "content"]
@@ -34,7 +33,9 @@ def encode(context: RunContext, model: str) -> StageResult:
     new: list[DataFrame] = []
     vectors: list[DataFrame] = []
     try:
-        for cutoff in _fitted_cutoffs(context, model):
+        for cutoff in cutoffs_of(context, model):
+            if why_not_fitted(context, model, cutoff):
+                continue
             fitted = load_model(context, model, cutoff)
             assert isinstance(fitted, EncoderModel), model
             # As of one cutoff an item has one content.
@@ -65,10 +66,3 @@ def encode(context: RunContext, model: str) -> StageResult:
     context.progress(f"  {model}: {n_new:,} of {written.rows:,} items encoded anew")
     outputs = {"item_vectors": written.version}
     return StageResult(outputs, context.count("items"), written.rows, {"encoded": n_new})
-
-
-def _fitted_cutoffs(context: RunContext, model: str) -> list[datetime]:
-    """Return the cutoffs that there is an artifact of."""
-    row = context.runlog.find("train", model)
-    left_out = {} if row is None else row.detail.get(NOT_FITTED, {})
-    return [c for c in cutoffs_of(context, model) if f"{c:%Y-%m-%d}" not in left_out]

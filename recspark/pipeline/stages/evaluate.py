@@ -22,7 +22,7 @@ from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared, with_what_it_reads
-from recspark.pipeline.plan import PUBLISHED, kind_of_model
+from recspark.pipeline.plan import PUBLISHED, models_of
 from recspark.pipeline.promote import own_publish, promote
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.pipeline.training_sets import features_as_of
@@ -81,7 +81,7 @@ def evaluate(context: RunContext) -> StageResult:
     left_out = not_compared(context)
     for model, why in left_out.items():
         context.progress(f"  {model} is not compared: {why}")
-    listing = [name for name in config.models if kind_of_model(config, name) != "encoder"]
+    listing = models_of(config, "retriever", "ranker")
     compared = [model for model in listing if model not in left_out]
     steps = set(config.publish.steps)
     if items is None:

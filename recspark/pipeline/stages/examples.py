@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import reduce
 
 from pyspark.sql import DataFrame
@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.data import examples as pairs
 from recspark.data.encoded import Encoding
-from recspark.data.interactions import before, in_horizon, queries
+from recspark.data.interactions import before, hash_sample, queries
 from recspark.errors import EmptyDataError
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
@@ -22,7 +22,7 @@ from recspark.pipeline.fitted import (
     with_what_it_reads,
 )
 from recspark.pipeline.runlog import StageResult
-from recspark.pipeline.training_sets import features_as_of
+from recspark.pipeline.training_sets import features_as_of, with_truth
 
 
 def examples(context: RunContext, model: str) -> StageResult:
@@ -75,16 +75,10 @@ def examples(context: RunContext, model: str) -> StageResult:
 def _proposed(context: RunContext, model: str, cutoff: datetime) -> DataFrame:
     """Return the pairs that the ranker's retrievers propose to users who act in the horizon."""
     config = context.config
-    everyone = context.read("histories")
-    horizon = in_horizon(cutoff, config.evaluate.horizon_days)
-    came_back = everyone.where(F.exists("history", horizon))
-    seed, most = context.config.train.seed, config.examples.max_users
-    by_hash = F.xxhash64("user_idx", F.lit(seed))
+    came_back = with_truth(context, context.read("histories"), cutoff)
     users = before(came_back, cutoff, ratings=config.features.explicit)
-    if (n_users := users.count()) > most:
-        share = int(most / n_users * 2**32)
-        users = users.where(F.pmod(by_hash, F.lit(2**32)) < share)
-    asked = queries(users, config.publish.mode)
+    kept = hash_sample(users, config.examples.max_users, config.train.seed)
+    asked = queries(users.where(kept), config.publish.mode)
     sources = sources_of(context, model)
     lists = []
     for source in sources:
@@ -101,8 +95,8 @@ def _examples_of(
 ) -> DataFrame:
     """Return the rows of one cutoff, as `schema.EXAMPLES`."""
     config = context.config
-    end = cutoff + timedelta(days=config.evaluate.horizon_days)
-    truths = pairs.truths_of(context.read("histories"), cutoff, end)
+    histories = context.read("histories")
+    truths = pairs.truths_of(histories, cutoff, config.evaluate.horizon_days)
     kept = pairs.sample(pairs.labelled(proposed, truths), config.examples, config.train.seed)
     users, items = features_as_of(context, cutoff)
     described = pairs.with_pair_features(kept, sources_of(context, model), users, items)

@@ -98,7 +98,7 @@ def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
     """
     row = context.runlog.find("build_features")  # it has counted them, for all models
     n_tested = None if row is None else row.detail.get(USERS_WITH_TRUTH)
-    tested = with_truth(context, everyone)
+    tested = with_truth(context, everyone, context.backtest_cutoff)
     asked = tested.where(in_sample(tested, context.config.evaluate, n_tested))
     return before(
         asked, context.backtest_cutoff, keep_empty=True, ratings=context.config.features.explicit
