@@ -120,8 +120,8 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     """Let what nobody chose follow from `models`: the names in it that are not among them."""
     models = layers.get("models")
     publish, evaluate = layers.get("publish") or {}, layers.get("evaluate") or {}
-    if not isinstance(models, list) or not models:
-        return
+    if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
+        return  # the checks name what is wrong
     if not isinstance(publish, dict) or not isinstance(evaluate, dict):
         return
 

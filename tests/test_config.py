@@ -294,6 +294,23 @@ ODD_KEYS = (
 )
 
 
+# What the layers read before anything has checked it: every value of each, not a sample.
+READ_BEFORE_THE_CHECKS = (
+    "models", "model_settings", "model_settings.ease", "model_settings.ease.algorithm", "publish", "evaluate",
+    "publish.ladder", "publish.model", "publish.neighbours_model", "evaluate.baseline", "source", "source.name",
+    "source.path",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", READ_BEFORE_THE_CHECKS)
+def test_what_is_read_before_the_checks_is_taken_or_refused_by_name(key: str) -> None:
+    for value in VALUES:
+        with suppress(RecsparkError):  # any other error fails the test
+            config = load_config("test", [f"{key}={value}"])
+            check_settings(config)
+            assert len(config.fingerprint()) == 16
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(
