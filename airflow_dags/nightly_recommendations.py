@@ -1,20 +1,22 @@
-"""The nightly run as an Airflow DAG, built from its plan: one spark-submit per stage and model.
+"""The nightly run as an Airflow DAG, built from the plan of the night: one spark-submit per stage
+and model.
 
-A model that nothing published needs may fail: the others are evaluated and published, and the run
-of the DAG is shown as failed. Imports neither Spark nor torch. What the deployment decides comes
-from environment variables:
+A model that no published list needs may fail. The other models are then evaluated and published,
+and the run of the DAG is shown as failed. This file imports neither Spark nor torch. The deployment
+sets these environment variables:
 
-RECSPARK_HOME      the checkout or install that holds `jobs/` and `conf/`; default: beside this file
-RECSPARK_VENV      the virtual environment that spark-submit and its Python come from;
-                   default: `.venv` in RECSPARK_HOME; empty: whatever the worker has on its PATH
+RECSPARK_HOME      the checkout or install that holds `jobs/` and `conf/`; default: the parent of
+                   the folder of this file
+RECSPARK_VENV      the virtual environment that spark-submit and its Python come from; default:
+                   `.venv` in RECSPARK_HOME; empty: whatever the worker has on its PATH
 RECSPARK_ENV       conf/env/<name>.yaml; default `cluster`
 RECSPARK_SET       JSON list of further settings, such as ["paths.root=s3a://bucket/recspark"]
-RECSPARK_SETTINGS  a settings file of one's own; the jobs read it too, and RECSPARK_SOURCE and RECSPARK_ROOT
-                   (docs/settings.md), so the workers must have the same
+RECSPARK_SETTINGS  a settings file of your own. The jobs read it too, and also RECSPARK_SOURCE and
+                   RECSPARK_ROOT (docs/settings.md), so the workers must have the same variables
 RECSPARK_CONN      Airflow connection of type spark; default `recspark_spark`
-RECSPARK_PY_FILES  the package as a zip or wheel, where the executors do not have it installed
-RECSPARK_SCHEDULE  cron line in UTC; default `0 2 * * *`: the night after the day it is about
-RECSPARK_RETRIES   how often a failed stage is tried again, publish excepted; default 2
+RECSPARK_PY_FILES  the package as a zip or wheel, if it is not installed on the executors
+RECSPARK_SCHEDULE  cron line in UTC; default `0 2 * * *`: in the night after the day to process
+RECSPARK_RETRIES   how often a failed stage is tried again, except publish; default 2
 """
 
 from __future__ import annotations
@@ -42,28 +44,31 @@ SETTINGS = json.loads(os.environ.get("RECSPARK_SET", "[]"))
 CONFIG = load_config(ENV, SETTINGS, folder=HOME / "conf")
 RETRIES = int(os.environ.get("RECSPARK_RETRIES", "2"))
 VENV = os.environ.get("RECSPARK_VENV", str(HOME / ".venv"))
-# The day that the interval starts with; `ds` differs from it in a manual run, and has no meaning in
-# an
-# asset-triggered one.
+# The day with which the data interval starts. The variable `ds` alone is another day in a manual
+# run, and has no meaning in an asset-triggered run.
 RUN_DATE = "{{ params.run_date or (data_interval_start | ds) }}"
-# One rank gets one executor, and a second attempt of a rank would hang the others.
+# Each rank of a training has one executor. A second attempt of a rank would make the others hang.
 TRAINING_CONF = {"spark.speculation": "false", "spark.dynamicAllocation.enabled": "false"}
 
 
 def worker_env() -> dict[str, str]:
-    """Return what spark-submit must see: the provider brings a pyspark without jars or scripts."""
-    out = {"RECSPARK_CONF": str(HOME / "conf")}
+    """Return the environment variables of spark-submit.
+
+    They put the pyspark of the virtual environment first, because the pyspark that comes with the
+    Airflow provider has neither jars nor scripts.
+    """
+    variables = {"RECSPARK_CONF": str(HOME / "conf")}
     if VENV:
-        out |= {
+        variables |= {
             "PATH": f"{VENV}/bin:/usr/local/bin:/usr/bin:/bin",
             "SPARK_HOME": f"{VENV}/lib/python3.11/site-packages/pyspark",
             "PYSPARK_PYTHON": f"{VENV}/bin/python",
         }
-    return out
+    return variables
 
 
 def submit(task: Task) -> SparkSubmitOperator:
-    """Return the operator of one task of the plan."""
+    """Return the operator that runs one task of the plan with spark-submit."""
     stage, model = task.stage, task.model
     arguments = ["--run-date", RUN_DATE, "--env", ENV]
     for setting in SETTINGS:
@@ -79,24 +84,30 @@ def submit(task: Task) -> SparkSubmitOperator:
         conf=TRAINING_CONF if stage.trains else None,
         py_files=os.environ.get("RECSPARK_PY_FILES"),
         env_vars=worker_env(),
-        # A gate that refuses tonight's lists refuses them again: somebody has to look.
+        # The last stage, publish, is not retried: a gate that refuses tonight's lists would refuse
+        # them again, and a person has to look.
         retries=0 if stage.name == STAGES[-1].name else RETRIES,
     )
 
 
 def models_ended(upstream: dict[Task, SparkSubmitOperator]) -> BaseOperator:
-    """Return the task that succeeds once tasks that `may_fail` have ended, however they did.
+    """Return a task that succeeds once all tasks of `upstream` that `may_fail` have ended, failed
+    or not.
 
-    `upstream`: what the next stage needs, of all models. Beside the gate, at the end of the graph, is
-    a task that fails where any model did: a run of the DAG is as its last tasks are.
+    `upstream` : task of the plan -> its operator, for all tasks that the next stage needs.
+
+    This also adds a task at the end of the graph that fails if any of these models failed. Airflow
+    shows a run of the DAG as failed if one of its last tasks failed.
     """
-    all_ended = EmptyOperator(task_id="other_models_ended", trigger_rule="all_done")
-    every_model = EmptyOperator(task_id="every_model_succeeded")
+    models_that_may_fail_ended = EmptyOperator(
+        task_id="other_models_ended", trigger_rule="all_done"
+    )
+    every_model_succeeded = EmptyOperator(task_id="every_model_succeeded")
     for task, operator in upstream.items():
-        operator >> every_model
+        operator >> every_model_succeeded
         if task.may_fail:
-            operator >> all_ended
-    return all_ended
+            operator >> models_that_may_fail_ended
+    return models_that_may_fail_ended
 
 
 with DAG(
@@ -107,7 +118,7 @@ with DAG(
     ),
     start_date=datetime(2010, 12, 1, tzinfo=UTC),
     catchup=False,
-    max_active_runs=1,  # one writer of each table
+    max_active_runs=1,  # so that each table has one writer
     params={
         "run_date": Param(
             None, type=["null", "string"], description="YYYY-MM-DD, over the schedule's own day"
@@ -117,7 +128,7 @@ with DAG(
         "owner": "recspark",
         "retry_delay": timedelta(minutes=5),
         "retry_exponential_backoff": True,
-        "execution_timeout": timedelta(hours=4),  # the only sure end of a hung training
+        "execution_timeout": timedelta(hours=4),  # nothing else surely ends a training that hangs
     },
     tags=["recspark"],
 ) as dag:
@@ -126,10 +137,11 @@ with DAG(
     for task in tasks.values():
         operators[task.name] = submit(task)
         upstream = {tasks[name]: operators[name] for name in task.needs}
-        # A model's own task is not run after one that failed; a stage of all models is.
-        some_may_fail = not task.model and any(need.may_fail for need in upstream)
+        # The task of one model does not run after a failed task that it needs. A stage for all
+        # models does, if that task may fail.
+        some_may_fail = not task.model and any(needed_task.may_fail for needed_task in upstream)
         if some_may_fail:
             models_ended(upstream) >> operators[task.name]
-        for need, operator in upstream.items():
-            if not (some_may_fail and need.may_fail):
+        for needed_task, operator in upstream.items():
+            if not (some_may_fail and needed_task.may_fail):
                 operator >> operators[task.name]

@@ -19,6 +19,7 @@ NAMES = (
     "training",
     "retail",
     "nights",
+    "plain_night",
     "quality.movielens",
     "quality.plain",
     "quality.movielens_last",

@@ -67,7 +67,7 @@ def measure(size: Size) -> dict[str, Any]:
         with machine.session("topn_memory", settings, env="cluster") as spark:
             factors = np.random.default_rng(1).standard_normal((size.items, size.rank), np.float32)
             items = np.arange(size.items, dtype=np.int32)
-            als = AlsSettings(solver="blocked", embedding_size=size.rank, half_life_days=None)
+            als = AlsSettings(embedding_size=size.rank, half_life_days=None)
             artifacts.save(AlsModel(als, _CUTOFF, items, factors), f"{folder}/als")
             del factors
             model = artifacts.load(f"{folder}/als", model_spec("als"))

@@ -1,5 +1,6 @@
-"""Merge histories and build features as of both cutoffs: spark-submit jobs/build_features.py
---run-date 2010-12-09 --env cluster.
+"""Merge new acts into the histories, and build the features as of both cutoffs.
+
+Usage: spark-submit jobs/build_features.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Encode items (--model NAME, or all of them): spark-submit jobs/encode.py --run-date 2010-12-09 --env
-cluster.
+"""Encode the items, with the encoders named by --model or with all encoders.
+
+Usage: spark-submit jobs/encode.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Score the backtest and the list published a horizon ago: spark-submit jobs/evaluate.py --run-date
-2010-12-09 --env cluster.
+"""Evaluate the lists of the backtest, and the list that was published one horizon ago.
+
+Usage: spark-submit jobs/evaluate.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

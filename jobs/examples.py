@@ -1,5 +1,6 @@
-"""Make what rankers learn from (--model NAME, or all of them): spark-submit jobs/examples.py
---run-date 2010-12-09 --env cluster.
+"""Build the examples that rankers learn from, for the rankers named by --model or for all.
+
+Usage: spark-submit jobs/examples.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

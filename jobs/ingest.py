@@ -1,5 +1,6 @@
-"""Ingest the landing of one night: spark-submit jobs/ingest.py --run-date 2010-12-09 --env
-cluster.
+"""Ingest the landing of one night.
+
+Usage: spark-submit jobs/ingest.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Audit tonight's lists and publish them: spark-submit jobs/publish.py --run-date 2010-12-09 --env
-cluster.
+"""Check tonight's lists with the gates, and publish them if all gates pass.
+
+Usage: spark-submit jobs/publish.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Make candidate lists (--model NAME, or all of them): spark-submit jobs/recommend.py --run-date
-2010-12-09 --env cluster.
+"""Make the candidate lists of the models named by --model, or of all models.
+
+Usage: spark-submit jobs/recommend.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Bring the sessions up to date: spark-submit jobs/sessionize.py --run-date 2010-12-09 --env
-cluster.
+"""Bring the sessions up to date.
+
+Usage: spark-submit jobs/sessionize.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

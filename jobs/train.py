@@ -1,5 +1,6 @@
-"""Fit models (--model NAME, or all of them): spark-submit jobs/train.py --run-date 2010-12-09 --env
-cluster.
+"""Fit the models named by --model, or all models.
+
+Usage: spark-submit jobs/train.py --run-date 2010-12-09 --env cluster
 """
 
 import sys

@@ -8,7 +8,7 @@ from recspark.version import __version__ as __version__
 if "pyspark.worker" in sys.modules:  # a Python worker of Spark, not the driver
     from recspark import workers
 
-    workers.settle()
+    workers.keep_zip_directories()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""recspark without conf files, tables or a night: for a notebook, or for somebody else's job.
+"""recspark without conf files, tables or a night: for a notebook, or as a part of another job.
 
     import recspark
 
@@ -6,7 +6,8 @@
     model.recommend(k=10).show()
     model.evaluate(later_events)
 
-The same models on the same engines as the nightly run. Ids may be texts or whole numbers.
+These are the same models, on the same engines, as in the nightly run. Ids may be texts or whole
+numbers.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions, RetrieverModel, check_k
 from recspark.models.registry import make, model_spec
 
-_IDS = (StringType, ByteType, ShortType, IntegerType, LongType)
-_ANY_DAY = date(1970, 1, 1)  # dictionaries carry the night that first saw an id; here there is none
-# The weight of an event is that of its column; nothing decays but by a model's own half-life.
+_ID_TYPES = (StringType, ByteType, ShortType, IntegerType, LongType)
+_ANY_DAY = date(1970, 1, 1)  # `new_ids` needs the night that first saw an id; here there is none
+# The weight of an event is its column `weight`. It does not decay, unless a model has its own
+# half-life.
 _FEATURES = Features(  # type: ignore[call-arg]
     explicit=True, other_weight=1.0, event_weights={}, half_life_days=None
 )
 
-_KEY = ("user_id", "item_id", "value")  # and the time: what tells events from one another
+_KEY = ("user_id", "item_id", "value")  # these and the time tell two events apart
 
 
 def fit(
@@ -69,18 +71,20 @@ def fit(
     Parameters
     ----------
     algorithm : one of `recspark models`, or `package.module:Class`
-    events : `user`, `item` (texts or whole numbers), `time` (timestamp), and `weight` (number, 1 where
-        the column is not there); one row an event
-    cutoff : events from this moment on are left out, and ages are measured to it, UTC; default: the
-        first midnight UTC after the newest event
-    ranks, seed : of a network's training; everything random follows from the seed
-    scratch : URI of a folder that driver and executors reach, for the training set and checkpoints of
-        a network; default: a temporary folder, which will do where both are on one machine
-    settings : of the algorithm; what is left out has its default
+    events : one row per event, with the columns `user`, `item` (texts or whole numbers), `time`
+        (timestamp), and `weight` (number; 1 if the column is missing)
+    cutoff : events from this moment on are left out, and ages are measured back from it; UTC.
+        Default: the first midnight UTC after the newest event
+    ranks, seed : number of ranks that train a network; seed of everything that is random
+    scratch : URI of a folder that the driver and the executors can reach, for the training set and
+        the checkpoints of a network. Default: a temporary folder, which suffices if both are on one
+        machine
+    settings : of the algorithm; a setting that is left out has its default
 
-    Raises ConfigError for an unknown algorithm or setting, SchemaError for columns that are missing,
-    of another type, or without a value in some row, EmptyDataError without an event before the
-    cutoff. `events` are read three times; histories and ids stay persisted until `close`.
+    Raises ConfigError for an unknown algorithm or setting, SchemaError for a column that is
+    missing, has another type, or has no value in some row, EmptyDataError if there is no event
+    before the cutoff. `events` are read three times. Histories and ids stay persisted until
+    `Fitted.close`.
     """
     kind = model_spec(algorithm).kind
     if kind != "retriever":
@@ -88,59 +92,61 @@ def fit(
             f"{algorithm} is of kind {kind}, which gives no lists of its own; run a night"
         )
     unfitted = make(algorithm, settings)
-    types = _check_columns(events, {"user": _IDS, "item": _IDS, "time": (TimestampType,)})
+    types = _check_columns(events, {"user": _ID_TYPES, "item": _ID_TYPES, "time": (TimestampType,)})
     newest = _check_rows(events)
     cutoff = cutoff_of(newest.date()) if cutoff is None else _utc(cutoff)
-    named = _named(events).where(F.col("event_at") < F.lit(cutoff))
-    users = _dictionary(named, "user_id", "user_idx")
-    items = _dictionary(named, "item_id", "item_idx")
-    kept = [users, items]
-    folder = tempfile.TemporaryDirectory(prefix="recspark-") if scratch is None else None
-    place = f"file://{folder.name}" if folder is not None else str(scratch)
+    named_events = _to_event_schema(events).where(F.col("event_at") < F.lit(cutoff))
+    users = _dictionary(named_events, "user_id", "user_idx")
+    items = _dictionary(named_events, "item_id", "item_idx")
+    persisted_frames = [users, items]
+    temporary_folder = tempfile.TemporaryDirectory(prefix="recspark-") if scratch is None else None
+    scratch_uri = (
+        f"file://{temporary_folder.name}" if temporary_folder is not None else str(scratch)
+    )
     try:
-        sliced = before(_histories(named, users, items), cutoff).persist(
+        user_histories = before(_user_histories(named_events, users, items), cutoff).persist(
             StorageLevel.MEMORY_AND_DISK
         )
-        kept.append(sliced)
+        persisted_frames.append(user_histories)
         catalogue = items.select("item_idx", "item_id").withColumns(
-            {name: F.lit(None).cast(kind) for name, kind in _DESCRIPTION.items()}
+            {name: F.lit(None).cast(sql_type) for name, sql_type in _DESCRIPTION_TYPES.items()}
         )
         data = Dataset(
             cutoff=cutoff,
-            histories=sliced,
+            histories=user_histories,
             items=catalogue,
-            user_features=features.user_features(sliced, cutoff).drop("cutoff"),
-            item_features=features.item_features(sliced, catalogue, cutoff).drop("cutoff"),
+            user_features=features.user_features(user_histories, cutoff).drop("cutoff"),
+            item_features=features.item_features(user_histories, catalogue, cutoff).drop("cutoff"),
             training={
-                table: _training_set(table, sliced, cutoff, place, ranks)
+                table: _training_set(table, user_histories, cutoff, scratch_uri, ranks)
                 for table in unfitted.training_tables
             },
         )
         options = FitOptions(
             train=Train(ranks=ranks, seed=seed),  # type: ignore[call-arg]
-            scratch=storage.join(place, "checkpoints"),
+            scratch=storage.join(scratch_uri, "checkpoints"),
         )
         model = unfitted.fit(data, options)
         assert isinstance(model, RetrieverModel)
     except BaseException:
-        for frame in kept:
+        for frame in persisted_frames:
             frame.unpersist()
         raise
     finally:
-        if folder is not None:
-            folder.cleanup()
-    return Fitted(algorithm, model, data, users, items, types, tuple(kept))
+        if temporary_folder is not None:
+            temporary_folder.cleanup()
+    return Fitted(algorithm, model, data, users, items, types, tuple(persisted_frames))
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model with the ids of its users and items, as they were in the events.
+    """A fitted model, with the ids of its users and items as they were in the events.
 
     Parameters
     ----------
-    algorithm : its name
-    model : what answers in integers (`recspark.models.base.RetrieverModel`)
-    data : what it was fitted on
+    algorithm : name of the algorithm
+    model : the model itself, which works with integer ids (`recspark.models.base.RetrieverModel`)
+    data : the data that the model was fitted on
     """
 
     algorithm: str
@@ -149,52 +155,58 @@ class Fitted:
     _users: DataFrame = field(repr=False)
     _items: DataFrame = field(repr=False)
     _types: Mapping[str, DataType] = field(repr=False)
-    _kept: tuple[DataFrame, ...] = field(repr=False)
+    _persisted_frames: tuple[DataFrame, ...] = field(repr=False)
 
     def recommend(
         self, users: DataFrame | Iterable[Any] | None = None, k: int = 10, mode: Mode = "novel"
     ) -> DataFrame:
-        """Return `user, item, rank, score`: the k best items of each user.
+        """Return `user, item, rank, score`: the k best items of each user. Lazy.
 
-        `users` : ids, or a frame with a column `user`; default all. A user that the events do not have
-        gets a list only from a model that answers cold users. `mode` novel leaves out what the user
-        acted on; repeat does not. Lazy.
+        Parameters
+        ----------
+        users : ids, or a frame with a column `user`; default: all users. A user without events gets
+            a list only if the model can answer cold users
+        mode : `novel` leaves out the items that the user acted on before; `repeat` keeps them
         """
         if mode not in schema.MODES:
             raise ConfigError(f"mode = '{mode}': one of {', '.join(schema.MODES)}")
-        asked = self.data.histories
-        known = self._users
+        user_histories = self.data.histories
+        user_ids = self._users
         if users is not None:
-            wanted = self._asked(users)
-            known = wanted.join(self._users, on="user_id", how="left").withColumn(
+            # A user without events gets a negative index, made from a hash of the id. All other
+            # indexes are at least 0.
+            requested_users = self._requested_users(users)
+            user_ids = requested_users.join(self._users, on="user_id", how="left").withColumn(
                 "user_idx", F.coalesce("user_idx", -1 - F.pmod(F.xxhash64("user_id"), F.lit(2**62)))
             )
-            asked = self._histories_of(known.select("user_idx"))
-        lists = self.model.recommend(self._queries(asked, mode), k)
+            user_histories = self._histories_of(user_ids.select("user_idx"))
+        lists = self.model.recommend(self._queries(user_histories, mode), k)
         return (
-            lists.join(known.select("user_id", "user_idx"), on="user_idx", how="inner")
+            lists.join(user_ids.select("user_id", "user_idx"), on="user_idx", how="inner")
             .join(self._items, on="item_idx", how="inner")
-            .select(self._out("user"), self._out("item"), "rank", "score")
+            .select(self._original_id("user"), self._original_id("item"), "rank", "score")
         )
 
     def neighbours(self, k: int = 10) -> DataFrame:
-        """Return `item, rank, neighbour, score`: what acting on that item alone would bring. Lazy.
+        """Return `item, rank, neighbour, score`: the items that a user would get who acted on
+        `item` alone. Lazy.
 
-        Raises ModelError where the algorithm gives none (`recspark models`: tag `neighbours`).
+        Raises ModelError if the algorithm has no neighbours (`recspark models` shows the tag
+        `neighbours`).
         """
         check_k(k)
         spec = model_spec(self.algorithm)
         if "neighbours" not in spec.tags:
             raise ModelError(f"{self.algorithm} gives no neighbours of items")
-        theirs = self._items.select(
+        neighbour_ids = self._items.select(
             F.col("item_idx").alias("neighbour_idx"), F.col("item_id").alias("neighbour_id")
         )
         neighbour = F.col("neighbour_id").cast(self._types["item"]).alias("neighbour")
         return (
             self.model.neighbours(k)
             .join(self._items, on="item_idx", how="inner")
-            .join(theirs, on="neighbour_idx", how="inner")
-            .select(self._out("item"), "rank", neighbour, "score")
+            .join(neighbour_ids, on="neighbour_idx", how="inner")
+            .select(self._original_id("item"), "rank", neighbour, "score")
         )
 
     def evaluate(
@@ -202,29 +214,34 @@ class Fitted:
     ) -> dict[str, float]:
         """Return `ndcg@10` and the other metrics of docs/metrics.md, over all users of `truth`.
 
-        `truth` : `user`, `item`: what they acted on later. In mode novel what a user had acted on
-        before is left out. A user without a list counts 0. An item that the events do not have is left
-        out, and `n_cold_items_in_truth` counts it.
+        Parameters
+        ----------
+        truth : columns `user`, `item`: what the users acted on after the cutoff
+        ks : lengths of the lists that are evaluated
+        mode : in `novel`, items that a user acted on before the cutoff are left out
+
+        A user without a list counts as 0. An item without events is left out;
+        `n_cold_items_in_truth` counts these items.
         """
-        _check_columns(truth, {"user": _IDS, "item": _IDS})
+        _check_columns(truth, {"user": _ID_TYPES, "item": _ID_TYPES})
         pairs = truth.select(
             F.trim(F.col("user").cast("string")).alias("user_id"),
             F.trim(F.col("item").cast("string")).alias("item_id"),
         ).distinct()
-        users = _with_new(self._users, pairs, "user_id", "user_idx")
-        items = _with_new(self._items, pairs, "item_id", "item_idx")
+        users = _extended_dictionary(self._users, pairs, "user_id", "user_idx")
+        items = _extended_dictionary(self._items, pairs, "item_id", "item_idx")
         truths = (
             pairs.join(users, on="user_id", how="inner")
             .join(items, on="item_id", how="inner")
             .groupBy("user_idx")
             .agg(F.array_sort(F.collect_list("item_idx")).alias("items"))
         )
-        known = self.data.histories.select("user_idx", "seen").join(
+        histories_and_activity = self.data.histories.select("user_idx", "seen").join(
             self.data.user_features.select("user_idx", "activity"), on="user_idx", how="inner"
         )
-        population = scoring.population(truths, known)
-        asked = self._histories_of(truths.select("user_idx"))
-        lists = self.model.recommend(self._queries(asked, mode), max(ks)).select(
+        population = scoring.population(truths, histories_and_activity)
+        truth_histories = self._histories_of(truths.select("user_idx"))
+        lists = self.model.recommend(self._queries(truth_histories, mode), max(ks)).select(
             F.lit(self.algorithm).alias("model"), F.lit(mode).alias("mode"), "user_idx", "item_idx",
             "rank",
         )  # fmt: skip
@@ -246,38 +263,38 @@ class Fitted:
         }
 
     def close(self) -> None:
-        """Let Spark drop what this holds in memory; nothing can be asked afterwards."""
-        for frame in self._kept:
+        """Release the memory that Spark holds for this model. It cannot be used afterwards."""
+        for frame in self._persisted_frames:
             frame.unpersist()
 
-    def _queries(self, asked: DataFrame, mode: str) -> DataFrame:
-        """Return the queries of `asked`, with features where the model reads them."""
-        rows = queries(asked, mode)
-        return with_features(rows, self.data.user_features, self.model.user_encoding)
+    def _queries(self, user_histories: DataFrame, mode: str) -> DataFrame:
+        """Return the queries of `user_histories`, with user features if the model reads them."""
+        query_rows = queries(user_histories, mode)
+        return with_features(query_rows, self.data.user_features, self.model.user_encoding)
 
     def _histories_of(self, users: DataFrame) -> DataFrame:
-        """Return `user_idx, history, seen` of `users`; those of a cold user are empty."""
+        """Return `user_idx, history, seen` of `users`. Both lists of a cold user are empty."""
         return users.join(self.data.histories, on="user_idx", how="left").select(
             "user_idx",
             F.coalesce("history", F.array().cast(schema.HISTORY)).alias("history"),
             F.coalesce("seen", F.array().cast(schema.ITEM_IDXS)).alias("seen"),
         )
 
-    def _asked(self, users: DataFrame | Iterable[Any]) -> DataFrame:
-        """Return `user_id` of the users that are asked for, each once."""
+    def _requested_users(self, users: DataFrame | Iterable[Any]) -> DataFrame:
+        """Return the column `user_id` of the requested `users`, each user once."""
         if not isinstance(users, DataFrame):
-            of_user = StructType([StructField("user", self._types["user"])])
+            user_schema = StructType([StructField("user", self._types["user"])])
             rows = [(user,) for user in users]
-            users = self._users.sparkSession.createDataFrame(rows, of_user)
-        _check_columns(users, {"user": _IDS})
+            users = self._users.sparkSession.createDataFrame(rows, user_schema)
+        _check_columns(users, {"user": _ID_TYPES})
         return users.select(F.trim(F.col("user").cast("string")).alias("user_id")).distinct()
 
-    def _out(self, name: str) -> Any:
-        """Return the column of an id, of the type that it had in the events."""
+    def _original_id(self, name: str) -> Any:
+        """Return the column `user` or `item`, with the type that the ids had in the events."""
         return F.col(f"{name}_id").cast(self._types[name]).alias(name)
 
 
-_DESCRIPTION = {
+_DESCRIPTION_TYPES = {
     "item_name": "string",
     "category": "array<string>",
     "price": "double",
@@ -286,39 +303,51 @@ _DESCRIPTION = {
 
 
 def _check_columns(
-    frame: DataFrame, wanted: Mapping[str, tuple[type[DataType], ...]]
+    frame: DataFrame, allowed_types: Mapping[str, tuple[type[DataType], ...]]
 ) -> dict[str, DataType]:
-    """Return the types of the columns `wanted`; SchemaError names all that are missing or wrong."""
+    """Return the types of the columns of `allowed_types`. Raises SchemaError, which names all
+    columns that are missing or have another type.
+    """
     types = {f.name: f.dataType for f in frame.schema.fields}
-    wrong = [
+    problems = [
         f"{name} is {types[name].simpleString() if name in types else 'missing'}, expected "
-        + " or ".join(dict.fromkeys(kind().simpleString() for kind in kinds))
-        for name, kinds in wanted.items()
-        if not isinstance(types.get(name), kinds)
+        + " or ".join(dict.fromkeys(allowed_type().simpleString() for allowed_type in allowed))
+        for name, allowed in allowed_types.items()
+        if not isinstance(types.get(name), allowed)
     ]
-    if wrong:
-        raise SchemaError(f"{'; '.join(wrong)}; there are {sorted(types)}")
-    return {name: types[name] for name in wanted}
+    if problems:
+        raise SchemaError(f"{'; '.join(problems)}; there are {sorted(types)}")
+    return {name: types[name] for name in allowed_types}
 
 
 def _check_rows(events: DataFrame) -> datetime:
-    """Return the time of the newest event; raise for rows without a value, and for no row. A job."""
-    checks = {name: F.count_if(F.col(name).isNull()) for name in ("user", "item", "time")}
+    """Return the time of the newest event. One job.
+
+    Raises SchemaError if a row has no user, item, time or weight, or a weight that is NaN or above
+    1e30 in absolute value. Raises EmptyDataError if there is no row.
+    """
+    counts_of_invalid = {
+        name: F.count_if(F.col(name).isNull()) for name in ("user", "item", "time")
+    }
     if "weight" in events.columns:
         weight = F.col("weight").cast("double")
-        checks["weight"] = F.count_if(weight.isNull() | F.isnan(weight) | (F.abs(weight) > 1e30))
+        counts_of_invalid["weight"] = F.count_if(
+            weight.isNull() | F.isnan(weight) | (F.abs(weight) > 1e30)
+        )
     newest = F.unix_micros(F.max("time")).alias("newest")
-    row = events.agg(newest, *[column.alias(name) for name, column in checks.items()]).collect()[0]
-    wrong = [f"{row[name]:,} rows have no {name}" for name in checks if row[name]]
-    if wrong:
-        raise SchemaError(f"events: {', '.join(wrong)} that can be read; leave those rows out")
+    row = events.agg(
+        newest, *[column.alias(name) for name, column in counts_of_invalid.items()]
+    ).collect()[0]
+    problems = [f"{row[name]:,} rows have no {name}" for name in counts_of_invalid if row[name]]
+    if problems:
+        raise SchemaError(f"events: {', '.join(problems)} that can be read; leave those rows out")
     if row["newest"] is None:
         raise EmptyDataError("events: there is no row")
     return datetime.fromtimestamp(row["newest"] / 1e6, UTC)
 
 
-def _named(events: DataFrame) -> DataFrame:
-    """Return events in the words of the event schema, as far as models read it."""
+def _to_event_schema(events: DataFrame) -> DataFrame:
+    """Return `events` with the columns of the event schema that models read."""
     weight = F.col("weight").cast("double") if "weight" in events.columns else F.lit(1.0)
     return events.select(
         F.trim(F.col("user").cast("string")).alias("user_id"),
@@ -337,21 +366,24 @@ def _named(events: DataFrame) -> DataFrame:
 
 
 def _dictionary(events: DataFrame, id_column: str, idx_column: str) -> DataFrame:
-    kind = "int" if idx_column == "item_idx" else "bigint"
+    # Numbers the ids of `events`: returns `id_column, idx_column`, persisted.
+    sql_type = "int" if idx_column == "item_idx" else "bigint"
     spark = events.sparkSession
-    none = spark.createDataFrame([], f"{id_column} string, {idx_column} {kind}")
-    ids = new_ids(events.select(id_column), none, id_column, idx_column, _ANY_DAY)
+    empty_dictionary = spark.createDataFrame([], f"{id_column} string, {idx_column} {sql_type}")
+    ids = new_ids(events.select(id_column), empty_dictionary, id_column, idx_column, _ANY_DAY)
     return ids.drop("run_date").persist(StorageLevel.MEMORY_AND_DISK)
 
 
-def _with_new(known: DataFrame, pairs: DataFrame, id_column: str, idx_column: str) -> DataFrame:
-    """Return the dictionary with the ids of `pairs` that it lacks behind its own."""
-    new = new_ids(pairs.select(id_column), known, id_column, idx_column, _ANY_DAY)
-    return known.select(id_column, idx_column).unionByName(new.select(id_column, idx_column))
+def _extended_dictionary(
+    dictionary: DataFrame, pairs: DataFrame, id_column: str, idx_column: str
+) -> DataFrame:
+    """Return `dictionary` and, behind its rows, the ids of `pairs` that it lacks."""
+    new = new_ids(pairs.select(id_column), dictionary, id_column, idx_column, _ANY_DAY)
+    return dictionary.select(id_column, idx_column).unionByName(new.select(id_column, idx_column))
 
 
-def _histories(events: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
-    """Return `user_idx, history`, newest last."""
+def _user_histories(events: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
+    """Return `user_idx, history`; a history has its newest act last."""
     settings = Sessions()  # type: ignore[call-arg]
     labelled = sessions.with_session_id(events, settings).withColumns(
         {"changed_at": F.timestamp_micros(F.lit(-(2**62))), "is_act": F.lit(True)}
@@ -361,17 +393,17 @@ def _histories(events: DataFrame, users: DataFrame, items: DataFrame) -> DataFra
 
 
 def _training_set(
-    table: str, sliced: DataFrame, cutoff: datetime, place: str, ranks: int
+    table: str, user_histories: DataFrame, cutoff: datetime, scratch_uri: str, ranks: int
 ) -> TrainingSet:
-    """Write the training set that a network reads below `place`."""
+    """Write the training set `table`, which a network reads, to a folder below `scratch_uri`."""
     if table not in windows.TRAINING_TABLES:
-        what = "the words of items" if table == texts.TABLE else "what was shown to users"
-        raise ModelError(f"this model learns from {what}, which events alone do not have")
+        missing_data = "the words of items" if table == texts.TABLE else "what was shown to users"
+        raise ModelError(f"this model learns from {missing_data}, which events alone do not have")
     n_files = windows.n_training_files(ranks)
-    rows = windows.TRAINING_TABLES[table](sliced, cutoff, _FEATURES, n_files)
-    folder = storage.join(place, table)
+    rows = windows.TRAINING_TABLES[table](user_histories, cutoff, _FEATURES, n_files)
+    folder = storage.join(scratch_uri, table)
     rows.drop("cutoff").write.parquet(folder)
-    spark: SparkSession = sliced.sparkSession
+    spark: SparkSession = user_histories.sparkSession
     return TrainingSet.of_files(table, 0, spark.read.parquet(folder).inputFiles())
 
 

@@ -1,7 +1,7 @@
-"""Every error recspark raises on purpose, each with its own exit code.
+"""Every error that recspark raises on purpose, each with its own exit code.
 
-A message says what was wrong (table, column, row or setting), what was there instead, and what to
-do next. `docs/runbook.md` has a line for each class.
+A message says what is wrong (table, column, row or setting), what recspark found instead, and what
+to do next. `docs/runbook.md` has a line for each class.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from recspark.masking import mask
 
 
 class RecsparkError(Exception):
-    """Base of all named errors; `exit_code` is what a job or the CLI ends with.
+    """Base class of all named errors. A job or the CLI ends with the error's `exit_code`.
 
-    Its text shows no secrets, wherever it came from.
+    Secrets are hidden in the text of the error, whoever wrote the text.
     """
 
     exit_code = 1
@@ -31,17 +31,15 @@ class ConfigError(RecsparkError):
 
 
 class SourceError(RecsparkError):
-    """The raw input cannot be read as the source says: a column is gone, renamed or of another
-    type.
+    """The raw input cannot be read as the source's settings say, for example because a column is
+    missing, renamed or of another type.
     """
 
     exit_code = 10
 
 
 class MissingLandingError(SourceError):
-    """The landing of the night is not there. A present, empty landing is fine; a missing one is
-    not.
-    """
+    """The landing of the night does not exist. An empty landing is fine, a missing one is not."""
 
     exit_code = 11
 
@@ -95,19 +93,19 @@ class IdRangeError(RecsparkError):
 
 
 class EmptyDataError(RecsparkError):
-    """There is nothing to work on before the cutoff."""
+    """There is no data before the cutoff."""
 
     exit_code = 20
 
 
 class CatalogueTooLargeError(RecsparkError):
-    """A dense model was asked to hold more items than its limit; raised before memory is taken."""
+    """The catalogue has more items than a dense model may hold. Raised before memory is taken."""
 
     exit_code = 21
 
 
 class ModelError(RecsparkError):
-    """A model got settings, queries or an artifact that it cannot use."""
+    """A model cannot use the settings, queries or artifact that it got."""
 
     exit_code = 22
 
@@ -125,13 +123,13 @@ class DamagedFileError(RecsparkError):
 
 
 class ModelsFailedError(RecsparkError):
-    """The night is published, but without models that nothing published needs: they failed alone."""
+    """The night is published, but some models failed. Nothing that was published needs them."""
 
     exit_code = 25
 
 
 class FeedError(RecsparkError):
-    """Training rows read do not equal the rows planned, or a rank has nothing to read."""
+    """The training rows that were read are not those planned, or a rank has no rows to read."""
 
     exit_code = 30
 
@@ -143,19 +141,19 @@ class RankFailedError(RecsparkError):
 
 
 class NoSlotsError(RecsparkError):
-    """The cluster has no free slot for each training rank."""
+    """The cluster has fewer free slots than there are training ranks."""
 
     exit_code = 32
 
 
 class DivergedError(RecsparkError):
-    """The loss is not finite, or vectors explode; the message gives the step."""
+    """The loss is not finite, or vectors grow without limit. The message gives the step."""
 
     exit_code = 33
 
 
 class DeviceError(RecsparkError):
-    """A training asks for a GPU where there is none."""
+    """The settings ask for training on a GPU, but the machine has no GPU."""
 
     exit_code = 34
 
@@ -167,19 +165,21 @@ class GateRefusedError(RecsparkError):
 
 
 class SupersededRunError(RecsparkError):
-    """A newer run of the night has begun: this one's lists are not, or no longer, to be published."""
+    """A newer run of the night has begun. The lists of this run must not be published, or no longer
+    be published.
+    """
 
     exit_code = 41
 
 
 class OpenRunError(RecsparkError):
-    """Another run of the night, with other settings, has begun and not ended."""
+    """Another run of the night, with other settings, has begun and has not ended."""
 
     exit_code = 42
 
 
 class UnknownUserError(RecsparkError):
-    """A user or item asked for by id is in no table."""
+    """The id of a user or item is in no table."""
 
     exit_code = 50
 
@@ -191,43 +191,57 @@ class SetupError(RecsparkError):
 
 
 class Interrupted(RecsparkError):
-    """A person ended a command by Ctrl-C; what had ended before is recorded."""
+    """A person ended a command with Ctrl-C. The stages that had ended before are recorded."""
 
     exit_code = 130
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known name, else the list of known names.
+def suggest(name: str, known_names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name most similar to `name`. Where no name is
+    similar, return the list of known names.
 
-    Names are looked at up to 100 letters and 1,000 names, so that those of a hostile file cost
-    little; of long lists the first 20 are shown.
+    Known names of more than 100 letters are not compared. Of more than 1,000 names, only 1,000 that
+    begin with the same letter as `name` are compared. So the names in a hostile file cost little
+    time. Of a long list, the first 20 names are shown.
 
     >>> suggest("eaze", ["ease", "als"])
     " Did you mean 'ease'?"
     >>> suggest("zzz", ["ease", "als"])
     ' Known: als, ease.'
     """
-    names = sorted(known)
-    likely = [other for other in names if len(other) <= 100]
-    likely = likely if len(likely) <= 1000 else [o for o in likely if o[:1] == name[:1]][:1000]
-    near = difflib.get_close_matches(name[:100], likely, n=1)
-    return f" Did you mean '{near[0]}'?" if near else f" Known: {shortened(names)}."
+    names = sorted(known_names)
+    compared_names = [other_name for other_name in names if len(other_name) <= 100]
+    compared_names = (
+        compared_names
+        if len(compared_names) <= 1000
+        else [other_name for other_name in compared_names if other_name[:1] == name[:1]][:1000]
+    )
+    similar_names = difflib.get_close_matches(name[:100], compared_names, n=1)
+    return (
+        f" Did you mean '{similar_names[0]}'?" if similar_names else f" Known: {shortened(names)}."
+    )
 
 
 def shortened(names: Sequence[str], most: int = 20, longest: int = 60) -> str:
-    """Return `names` for a message: the first `most`, each up to `longest` letters.
+    """Return the first `most` of `names` for a message, each cut after `longest` letters.
 
     >>> shortened(["a", "b" * 9, "c"], most=2, longest=4)
     'a, bbbb…, … (1 more)'
     """
-    shown = [n if len(n) <= longest else f"{n[:longest]}…" for n in names[:most]]
-    rest = [f"… ({len(names) - most:,} more)"] if len(names) > most else []
-    return ", ".join([*shown, *rest])
+    shown = [name if len(name) <= longest else f"{name[:longest]}…" for name in names[:most]]
+    remainder = [f"… ({len(names) - most:,} more)"] if len(names) > most else []
+    return ", ".join([*shown, *remainder])
 
 
 def java_message(error: Exception) -> str:
-    """Return the first line of what the JVM said, up to 500 letters, for an error of Spark's."""
-    java = getattr(error, "java_exception", None)
-    said = str(error) if java is None else str(java.getMessage() or java.toString())
-    lines = (line.strip() for line in said.splitlines())
+    """Return the first line of the message of an error from Spark's JVM, up to 500 letters. Without
+    a message, return the class name of the error.
+    """
+    java_exception = getattr(error, "java_exception", None)
+    message = (
+        str(error)
+        if java_exception is None
+        else str(java_exception.getMessage() or java_exception.toString())
+    )
+    lines = (line.strip() for line in message.splitlines())
     return next((line for line in lines if line), type(error).__name__)[:500]

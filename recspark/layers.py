@@ -63,7 +63,7 @@ def load_config(
     except ValidationError as error:
         raise ConfigError(_explain(error, Config)) from None
     for name, secret in config.secrets().items():
-        masking.learn(name, secret)
+        masking.remember_secret(name, secret)
     return config
 
 

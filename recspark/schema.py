@@ -1,7 +1,8 @@
-"""Column names and Spark types of every table and of the data that models exchange.
+"""Column names and Spark types of every table, and of the data that models take and return.
 
-Nothing else in recspark declares a schema. Times are UTC; `_id` is the outside string, `_idx` the
-dense integer inside; `user_idx` is bigint and `item_idx` int everywhere.
+Nothing else in recspark declares a schema. Times are in UTC. A column `..._id` has the string by
+which the outside world names a user or item; `..._idx` has the dense integer that recspark uses
+inside. `user_idx` is bigint and `item_idx` is int everywhere.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ VERSION_MAP = MapType(STRING, LONG)
 
 
 def columns(**fields: DataType) -> StructType:
-    """Return a StructType of nullable fields in the order given (Delta reads all back as
-    nullable).
+    """Return a StructType of `fields`, in their order. All are nullable, because Delta gives every
+    column back as nullable.
     """
-    return StructType([StructField(name, kind, True) for name, kind in fields.items()])
+    return StructType([StructField(name, data_type, True) for name, data_type in fields.items()])
 
 
-# --- what a source hands to ingest -------------------------------------------------------------
+# --- the rows that a source gives to stage ingest ----------------------------------------------
 
 RAW_EVENTS = columns(
     event_id=STRING,
@@ -86,11 +87,11 @@ EVENTS = columns(
 QUARANTINE = columns(
     ingest_date=DATE,
     source=STRING,
-    input=STRING,  # events or catalogue
+    input=STRING,  # `events` or `catalogue`
     reason=STRING,
     row=STRING,
     event_date=DATE,
-    row_id=STRING,  # what the row is known by when it is delivered again
+    row_id=STRING,  # recognises the row when it is delivered again
 )
 
 SESSIONS = columns(
@@ -99,9 +100,10 @@ SESSIONS = columns(
     session_key=STRING,
     started_at=TIMESTAMP,
     ended_at=TIMESTAMP,
-    n_events=INT,  # acts
-    items=STRINGS,  # acted on
-    shown=ArrayType(columns(item_id=STRING, event_at=TIMESTAMP)),  # impressions
+    n_events=INT,  # number of the user's actions; impressions do not count
+    items=STRINGS,  # the items that the user acted on
+    # The impressions: the items that were shown to the user.
+    shown=ArrayType(columns(item_id=STRING, event_at=TIMESTAMP)),
     started_date=DATE,
 )
 
@@ -167,10 +169,10 @@ SOURCE_OF_EXAMPLE = columns(model=STRING, rank=INT, score=FLOAT)
 
 EXAMPLES = columns(
     cutoff=TIMESTAMP,
-    model=STRING,  # the ranker that learns from them
+    model=STRING,  # the ranker that is trained on the example
     user_idx=LONG,
     item_idx=INT,
-    label=FLOAT,  # weight of what the user did with the item in the horizon; 0 = nothing
+    label=FLOAT,  # weight of the user's events with the item in the horizon; 0 = no event
     sources=ArrayType(SOURCE_OF_EXAMPLE),  # which retrievers proposed the item
     numbers=ArrayType(FLOAT),
     fields=ArrayType(INT),
@@ -178,10 +180,11 @@ EXAMPLES = columns(
 
 ITEM_VECTORS = columns(
     encoder=STRING,
-    artifact=STRING,  # the fitted encoder: cutoff and key, or the recipe of one that learns nothing
+    # The fitted encoder: its cutoff and key. For an encoder that is not fitted: its recipe.
+    artifact=STRING,
     item_idx=INT,
-    content=STRING,  # digest of what was encoded
-    vector=ArrayType(FLOAT),  # null = the encoder has none for this content
+    content=STRING,  # digest of the item's content that was encoded
+    vector=ArrayType(FLOAT),  # null = the encoder gives no vector for this content
     encoded_date=DATE,
 )
 
@@ -198,9 +201,9 @@ TRAINING_CURVES = columns(
     model=STRING,
     cutoff=TIMESTAMP,
     epoch=INT,
-    loss=DOUBLE,  # mean of a training row
-    validation=DOUBLE,  # mean of a validation row; null without any
-    best=BOOL,  # the epoch whose weights the model has
+    loss=DOUBLE,  # mean loss per training row
+    validation=DOUBLE,  # mean loss per validation row; null where there are no validation rows
+    best=BOOL,  # whether the model has the weights of this epoch
     rows_per_s=DOUBLE,
     seconds=DOUBLE,
 )
@@ -208,7 +211,7 @@ TRAINING_CURVES = columns(
 TRAINING_SEQUENCES = columns(
     cutoff=TIMESTAMP,
     user_idx=LONG,
-    position=INT,  # of the first item, in the user's history
+    position=INT,  # position of the first item in the user's history
     items=ITEM_IDXS,  # fixed length, in time order, padded with -1
     length=INT,
 )
@@ -216,8 +219,10 @@ TRAINING_SEQUENCES = columns(
 TRAINING_IMPRESSIONS = columns(
     **{field.name: field.dataType for field in TRAINING_SEQUENCES},
     shown=ITEM_IDXS,  # fixed length, in time order, padded with -1
-    shown_after=ITEM_IDXS,  # items of the row before it, at least 1; padded with 0
-    clicked=ITEM_IDXS,  # 1 = acted on afterwards in the session, else 0; padded with 0
+    # For each of `shown`: how many of `items` come before it in time, at least 1; padded with 0.
+    shown_after=ITEM_IDXS,
+    # For each of `shown`: 1 = the user acted on it later in the session, else 0; padded with 0.
+    clicked=ITEM_IDXS,
 )
 
 TRAINING_ITEM_BAGS = columns(
@@ -332,16 +337,17 @@ TUNING = columns(
     seconds=DOUBLE,
 )
 
-# --- what models take and give -------------------------------------------------------------------
+# --- the data that models take and return ------------------------------------------------------
 
 QUERIES = columns(user_idx=LONG, history=HISTORY, seen=ITEM_IDXS)
 RECOMMENDED = columns(user_idx=LONG, item_idx=INT, rank=INT, score=FLOAT)
-# Features in code: numbers, missing = NaN, and fields, missing = 0, unknown = 1.
+# Encoded features: `numbers`, where NaN = missing, and the codes of categories in `fields`, where
+# 0 = missing and 1 = a category that the encoding does not know.
 ENCODED = columns(numbers=ArrayType(FLOAT), fields=ArrayType(INT))
-# What a ranker scores, and its answer.
+# The pairs that a ranker scores, and the scores that it returns.
 PAIRS = columns(user_idx=LONG, item_idx=INT, numbers=ArrayType(FLOAT), fields=ArrayType(INT))
 SCORED = columns(user_idx=LONG, item_idx=INT, score=FLOAT)
-# What an encoder reads of an item, and its answer.
+# The content of an item that an encoder gets, and the vectors that it returns.
 CONTENT = columns(
     item_idx=INT, item_name=STRING, category=STRINGS, price=DOUBLE, text=STRING, media=STRINGS
 )

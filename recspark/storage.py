@@ -1,8 +1,8 @@
-"""The one module that opens files: every location is a URI, whatever store it points to.
+"""The only module that opens files. Every location is a URI, whatever kind of store it is in.
 
 A path without a scheme is local. Other schemes go through fsspec (`s3`, `gs`, `abfs`, `memory` in
-tests). Nothing here relies on an atomic rename: a folder is complete when its marker file is there,
-and the marker is written last.
+tests). No function relies on an atomic rename. Instead, a folder counts as complete when its marker
+file exists, and the marker is written last.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import numpy.typing as npt
 
 from recspark.errors import ArtifactError, SetupError, SourceError
 
-COMPLETE = "_complete"
-_SEAL = "sha256"  # the key of a JSON file's checksum of the rest
-_CHANGED = "its bytes are not those that were written"
-_PATTERN = re.compile(r"[\\*?\[\]{}]")
+COMPLETE = "_complete"  # the name of the marker file of a complete folder
+_SEAL = "sha256"  # the key in a sealed JSON file with the checksum of all other keys
+_CHANGED_MESSAGE = "its bytes are not those that were written"
+# Characters that have a meaning in the path patterns of Spark's readers.
+_PATTERN_CHARACTERS = re.compile(r"[\\*?\[\]{}]")
 
 
 def join(base: str, *parts: str) -> str:
-    """Return `base` with `parts` below it.
+    """Return the URI of `parts` below `base`.
 
     >>> join("s3://bucket/root/", "a", "b")
     's3://bucket/root/a/b'
@@ -37,7 +38,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Return whether `uri` names a file of this machine.
+    """Return whether `uri` is on a file system of this machine.
 
     >>> is_local("build/x"), is_local("file:///x"), is_local("s3://b/x")
     (True, True, False)
@@ -46,17 +47,17 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """Return `uri` with a relative local path made absolute, as Spark executors need it."""
+    """Return `uri`, where a local path is made absolute, as Spark executors need it."""
     if not is_local(uri):
         return uri
     return str(Path(uri.removeprefix("file://")).absolute())
 
 
 def for_spark(uri: str) -> str:
-    r"""Return `uri` as the readers of Spark take it, which take every path for a pattern.
+    r"""Return `uri` with the characters escaped that Spark's readers would take for a pattern.
 
-    For `csv`, `text`, `parquet`, …; Delta takes a path as it is. Raises SourceError for a name that
-    Spark cannot read.
+    Needed for the formats `csv`, `text`, `parquet`, …. Delta takes a path literally. Raises
+    SourceError for a name that Spark cannot read: one that is not UTF-8, or a local one with a ':'.
 
     >>> for_spark("/landing/x[1].csv"), for_spark("/landing/{a,b}/*.csv")
     ('/landing/x\\[1\\].csv', '/landing/\\{a,b\\}/\\*.csv')
@@ -74,23 +75,23 @@ def for_spark(uri: str) -> str:
             f"{uri}: Spark cannot read a file of a local disk whose name has a ':'; "
             "rename it and run the night again"
         )
-    return _PATTERN.sub(lambda sign: "\\" + sign[0], uri)
+    return _PATTERN_CHARACTERS.sub(lambda character: "\\" + character[0], uri)
 
 
 def is_file(uri: str) -> bool:
-    """Return whether a file is at `uri`, or a link that leads to one."""
+    """Return whether `uri` is a file, or a link to a file."""
     fs, path = _open_fs(uri)
     return bool(fs.isfile(path))
 
 
 def exists(uri: str) -> bool:
-    """Return whether a file or folder is at `uri`."""
+    """Return whether `uri` is a file or folder that exists."""
     fs, path = _open_fs(uri)
     return bool(fs.exists(path))
 
 
 def size(uri: str) -> int | None:
-    """Return the bytes of one file; None where there is none."""
+    """Return the number of bytes of one file; None where the file does not exist."""
     fs, path = _open_fs(uri)
     try:
         return int(fs.info(path)["size"])
@@ -99,48 +100,60 @@ def size(uri: str) -> int | None:
 
 
 def folders(uri: str) -> list[str]:
-    """Return the folders right below `uri`, sorted, as URIs of the same form; [] where it is none."""
+    """Return the folders directly below `uri`, sorted by name; [] where `uri` is no folder. The
+    URIs have the form of `uri` (relative, `file://`, …).
+    """
     fs, path = _open_fs(uri)
     if not fs.isdir(path):
         return []
-    found = sorted(
+    folder_paths = sorted(
         entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"
     )
-    return [join(uri, name.rstrip("/").rsplit("/", 1)[1]) for name in found]
+    return [join(uri, name.rstrip("/").rsplit("/", 1)[1]) for name in folder_paths]
 
 
 def list_files(uri: str) -> list[str]:
-    """Return the files below `uri`, sorted, as URIs of the same form."""
+    """Return the files at any depth below `uri`, sorted: absolute paths where `uri` is local, else
+    URIs with their scheme.
+    """
     fs, path = _open_fs(uri)
-    found = cast("list[str]", fs.find(path))
-    return sorted(found if is_local(uri) else [str(fs.unstrip_protocol(f)) for f in found])
+    file_paths = cast("list[str]", fs.find(path))
+    return sorted(
+        file_paths
+        if is_local(uri)
+        else [str(fs.unstrip_protocol(file_path)) for file_path in file_paths]
+    )
 
 
 def fingerprint(uri: str) -> list[tuple[str, int, str]]:
-    """Return (name below `uri`, bytes, stamp) of each file; the stamp is an etag, checksum or
-    mtime.
+    """Return (name below `uri`, bytes, stamp) of each file, sorted by name.
+
+    The stamp is the file's etag, modification time or creation time, whichever the store gives
+    first; "" where the store gives none. Where `uri` is a file, its name is the file's own.
     """
     fs, path = _open_fs(uri)
     root = str(path).rstrip("/")
-    rows = []
+    entries = []
     for name, info in sorted(fs.find(path, detail=True).items()):
         stamp = (
             info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or ""
         )
-        rows.append(
+        entries.append(
             (name.removeprefix(root).lstrip("/") or Path(name).name, int(info["size"]), str(stamp))
         )
-    return rows
+    return entries
 
 
 def open_read(uri: str) -> Any:
-    """Return a context manager of one file opened for reading bytes."""
+    """Return one file, opened for reading bytes, as a context manager."""
     fs, path = _open_fs(uri)
     return fs.open(path, "rb")
 
 
 def open_write(uri: str) -> Any:
-    """Return a context manager of one file opened for writing bytes; makes its folders."""
+    """Return one file, opened for writing bytes, as a context manager. Makes the folders above the
+    file.
+    """
     fs, path = _open_fs(uri)
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     return fs.open(path, "wb")
@@ -153,13 +166,13 @@ def sha256(uri: str) -> str:
 
 
 def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return the content of one file, or its bytes from `start` up to `end`."""
+    """Return the content of one file, or its bytes from `start` up to but not including `end`."""
     fs, path = _open_fs(uri)
     return cast("bytes", fs.cat_file(path, start=start, end=end))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file, making its folders."""
+    """Write one file. Makes the folders above the file."""
     fs, path = _open_fs(uri)
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     fs.pipe_file(path, data)
@@ -176,50 +189,57 @@ def write_json(uri: str, data: object) -> None:
 
 
 def read_sealed(uri: str) -> dict[str, Any]:
-    """Return what `write_sealed` wrote; ValueError where the file says anything else by now."""
+    """Return the data that `write_sealed` wrote to `uri`.
+
+    Raises ValueError where the content is no longer the one that was written.
+    """
     try:
-        found = read_json(uri)
+        content = read_json(uri)
     except RecursionError:
         raise ValueError("its brackets are nested too deep") from None
-    seal = found.pop(_SEAL, None) if isinstance(found, dict) else None
-    if seal is None or seal != _digest(found):
+    stored_checksum = content.pop(_SEAL, None) if isinstance(content, dict) else None
+    if stored_checksum is None or stored_checksum != _checksum(content):
         raise ValueError("it has changed since it was written")
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", content)
 
 
 def write_sealed(uri: str, data: dict[str, Any]) -> None:
-    """Write `data` as JSON that holds its own checksum. Floats come back as the same bits."""
-    plain = json.loads(json.dumps(data, default=str))
-    write_json(uri, {**plain, _SEAL: _digest(plain)})
+    """Write `data` as JSON together with its checksum. `read_sealed` returns floats with the same
+    bits.
+    """
+    plain_data = json.loads(json.dumps(data, default=str))
+    write_json(uri, {**plain_data, _SEAL: _checksum(plain_data)})
 
 
-def _digest(data: object) -> str:
+def _checksum(data: object) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def read_array(uri: str, *, mmap: bool = False, checksum: str = "") -> npt.NDArray[Any]:
-    """Return the array of a `.npy` file; `mmap` shares local files between workers. Never
-    unpickles.
+    """Return the array of a `.npy` file. The file is never unpickled.
 
-    Raises ValueError where `checksum`, of `write_array`, is not that of the file's bytes: type and
-    shape are among them. Cost of that: the file is read once more where it is mapped.
+    With `mmap`, a local file is mapped into memory, so that the workers of a machine share its
+    pages. `checksum` is what `write_array` returned. It covers the bytes of the file, which include
+    the type and the shape of the array. Raises ValueError where the file has another checksum. Cost
+    of the check: a mapped file is read once more.
     """
     if mmap and is_local(uri):
         if checksum and sha256(uri) != checksum:
-            raise ValueError(_CHANGED)
+            raise ValueError(_CHANGED_MESSAGE)
         return cast(
             "npt.NDArray[Any]",
             np.load(uri.removeprefix("file://"), mmap_mode="r", allow_pickle=False),
         )
     data = read_bytes(uri)
     if checksum and hashlib.sha256(data).hexdigest() != checksum:
-        raise ValueError(_CHANGED)
+        raise ValueError(_CHANGED_MESSAGE)
     return cast("npt.NDArray[Any]", np.load(io.BytesIO(data), allow_pickle=False))
 
 
 def write_array(uri: str, array: npt.NDArray[Any]) -> str:
-    """Write `array` as a `.npy` file and return the SHA-256 of its bytes; object arrays raise
-    ValueError.
+    """Write `array` as a `.npy` file and return the SHA-256 of the file's bytes.
+
+    Raises ValueError for an array of Python objects.
     """
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
@@ -228,9 +248,9 @@ def write_array(uri: str, array: npt.NDArray[Any]) -> str:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or folder; nothing happens where there is none.
+    """Remove a file or folder. Nothing happens where `uri` does not exist.
 
-    A folder's marker goes first: what is half removed is not complete.
+    A folder's marker is removed first, so that a half removed folder does not count as complete.
     """
     fs, path = _open_fs(uri)
     marker = join(path, COMPLETE)
@@ -241,19 +261,21 @@ def remove(uri: str) -> None:
 
 
 def nearest_folder(uri: str) -> str:
-    """Return `uri`, or the nearest above it that exists, where a local folder is not there yet."""
+    """Return the nearest folder that exists: `uri` itself or one above it. A URI that is not local
+    is returned unchanged.
+    """
     if not is_local(uri):
         return uri
     path = Path(absolute(uri))
-    return str(next(place for place in (path, *path.parents) if place.exists()))
+    return str(next(candidate for candidate in (path, *path.parents) if candidate.exists()))
 
 
 def check_writable(folder: str) -> None:
-    """Raise SetupError where nothing can be written below `folder`."""
-    probe = join(folder, f"_writable-{uuid.uuid4().hex}")  # others may look at this moment
+    """Raise SetupError where no file can be written below `folder`. Writes and removes a file."""
+    probe_uri = join(folder, f"_writable-{uuid.uuid4().hex}")  # unique, as others may check too
     try:
-        write_bytes(probe, b"")
-        remove(probe)
+        write_bytes(probe_uri, b"")
+        remove(probe_uri)
     except OSError as error:
         raise SetupError(
             f"{folder}: nothing can be written there ({error}); mend its rights or paths.root"
@@ -261,19 +283,20 @@ def check_writable(folder: str) -> None:
 
 
 def mark_complete(folder: str) -> None:
-    """Say that everything in `folder` is written."""
+    """Mark `folder` as complete: everything in the folder is written."""
     write_bytes(join(folder, COMPLETE), b"")
 
 
 def is_complete(folder: str) -> bool:
-    """Return whether `folder` was written to its end."""
+    """Return whether `folder` is complete: it was written to its end and marked."""
     return exists(join(folder, COMPLETE))
 
 
 def read_state(folder: str, name: str) -> dict[str, Any]:
-    """Return the sealed JSON file `name` of a folder that was written to its end.
+    """Return the data of the sealed JSON file `name` in a complete folder.
 
-    Raises ArtifactError where it was not, and where the file is missing or not as it was written.
+    Raises ArtifactError where the folder is not complete, and where the file is missing or has
+    changed since it was written.
     """
     if not is_complete(folder):
         raise ArtifactError(f"{folder} was not written to its end")
@@ -285,28 +308,30 @@ def read_state(folder: str, name: str) -> dict[str, Any]:
 
 
 def complete_folders(folder: str) -> list[str]:
-    """Return the folders below `folder` that were written to their end, by name; "" has none."""
+    """Return the complete folders directly below `folder`, sorted by name; [] where `folder` is ""
+    or does not exist.
+    """
     if not folder or not exists(folder):
         return []
     names = {file.rsplit("/", 2)[1] for file in list_files(folder)}
-    return [place for name in sorted(names) if is_complete(place := join(folder, name))]
+    return [subfolder for name in sorted(names) if is_complete(subfolder := join(folder, name))]
 
 
-def remove_older(folder: str, keep: int, *also: str) -> None:
-    """Remove the folders below `folder` that were written to their end, but for the last `keep` by
-    name, and `also` those named.
+def remove_older(folder: str, keep: int, *also_kept: str) -> None:
+    """Remove the complete folders below `folder`, except the last `keep` (at least 1) by name and
+    the folders `also_kept` (URIs).
     """
-    for old in complete_folders(folder)[:-keep]:
-        if old not in also:
-            remove(old)
+    for old_folder in complete_folders(folder)[:-keep]:
+        if old_folder not in also_kept:
+            remove(old_folder)
 
 
 def _open_fs(uri: str) -> tuple[Any, str]:
-    if is_local(uri):  # fsspec takes a '::' in it for a chain of places
+    if is_local(uri):  # not by `url_to_fs`, which takes '::' for a chain of URIs
         path = uri.removeprefix("file://")
         return fsspec.filesystem("file"), str(Path(path).absolute()) if path else path
     try:
         fs, path = fsspec.core.url_to_fs(uri)
-    except ImportError as error:  # fsspec names the package
+    except ImportError as error:  # fsspec's message names the missing package
         raise SetupError(f"{uri}: {error}; executors need it too") from None
     return fs, str(path)

@@ -1,39 +1,32 @@
-"""Spark's Python workers: what recspark changes in them, and a daemon that forks them ready to work.
+"""Spark's Python workers: a daemon that forks them with their imports done, and two repairs.
 
-Spark starts a worker by a fork of one small daemon, and each worker then imports for itself what its
-tasks need: pandas, numba, and what numba sets up at its first call. That is about two seconds of a
-core, again for every worker, and Spark ends one that was idle for a minute. Where recspark is installed
-on the executors, `spark.python.daemon.module: recspark.workers` makes all of it once, before the fork;
-the workers share its memory. Not with `--py-files`, which the daemon does not see. torch is left to
-the tasks of neural models: it takes as long again, and 200 MB.
+Spark starts a worker by a fork of one small daemon. Each worker then imports what its tasks need
+(pandas, numba, and what numba sets up at its first call), which takes about two seconds of a core.
+This is paid again for every worker, and Spark ends a worker that was idle for a minute. Where
+recspark is installed on the executors, `spark.python.daemon.module: recspark.workers` does all of it
+once, before the fork, and the workers share its memory. It does not work with `--py-files`, which the
+daemon does not see. torch is left to the tasks of neural models: it takes as long again, and 200 MB.
 """
 
 from __future__ import annotations
 
 import gc
 import zipimport
-from typing import Any
 
 
-def settle() -> None:
-    """Spare this process, a Python worker or the daemon, work that Spark asks for around every task."""
-    # At the start of every task a worker drops all import caches, and Python 3.11 then reads the
-    # directories of pyspark.zip and of Spark's jar again, once for each package imported from them:
-    # most of a short task. Nothing changes a zip under a running worker; one that a job adds later
-    # is another path, and is found as before.
+def keep_zip_directories() -> None:
+    """Keep the directories of zips that this process has read, which Spark drops at every task.
+
+    At the start of every task a worker drops all import caches. Python 3.11 then reads the
+    directories of pyspark.zip and of Spark's jar again, once for each package imported from them,
+    which is most of a short task's time. Nothing changes a zip under a running worker, and a zip
+    that a job adds later has another path, so it is read as before.
+    """
     zipimport.zipimporter.invalidate_caches = lambda _self: None  # type: ignore[method-assign,assignment]
-
-    # After every task a worker collects garbage, and walks all that numba, scipy and torch have made
-    # at import: 0.1 s a task. What has lived through one collection is not looked at again.
-    def let_be(phase: str, about: dict[str, Any]) -> None:
-        if phase == "stop" and about["generation"] == 2:
-            gc.freeze()
-
-    gc.callbacks.append(let_be)
 
 
 def prepare() -> None:
-    """Import what tasks import, and let numba set itself up, which its first call otherwise does."""
+    """Import what tasks import, set numba up by a first call, and freeze what that left in memory."""
     import numpy as np
     import pandas  # noqa: F401
 
@@ -41,13 +34,16 @@ def prepare() -> None:
     from recspark.engines.word2vec_kernels import alias_table
     from recspark.models.scoring import topk  # noqa: F401
 
-    alias_table(np.ones(2))
+    alias_table(np.ones(2))  # numba's first call
+    # After every task a worker collects garbage, and would walk all that numba and scipy made when
+    # they were imported: 0.1 s per task. What is frozen here is not walked again, in any fork.
     gc.collect()
+    gc.freeze()
 
 
-if __name__ == "__main__":  # as Spark starts its own: `python -m MODULE pyspark.worker`
+if __name__ == "__main__":  # as Spark starts its own daemon: `python -m MODULE pyspark.worker`
     from pyspark.daemon import manager
 
-    settle()
+    keep_zip_directories()
     prepare()
     manager()

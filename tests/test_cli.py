@@ -108,7 +108,7 @@ def test_both_doors_give_the_same_answers(
         return given
 
     without = answers()
-    monkeypatch.setattr("recspark.cli.common.opens", lambda root: False)
+    monkeypatch.setattr("recspark.cli.common.is_readable_without_spark", lambda root: False)
     by_spark = answers()
     assert without == by_spark
     for name, (said, error) in without.items():
@@ -319,7 +319,7 @@ def test_an_export_is_the_same_whoever_reads(
     first = rows(tmp_path / "without")
     assert len(first) > 1000
     assert first == rows(tmp_path / "condition", "--where", "true")  # Spark's to say
-    monkeypatch.setattr("recspark.cli.export.opens", lambda root: False)
+    monkeypatch.setattr("recspark.cli.export.is_readable_without_spark", lambda root: False)
     assert first == rows(tmp_path / "by_spark")
     assert len(rows(tmp_path / "none", "--where", "false")) == (0 if form == "json" else 1)
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from recspark.cli.nightly import DEMO_SETTINGS
-from recspark.config import NEIGHBOUR_MODELS, Config, Paths, _kinds
+from recspark.config import NEIGHBOUR_MODELS, Config, Paths
+from recspark.config.section import _kinds
 from recspark.errors import ConfigError, NoSlotsError, RecsparkError
 from recspark.layers import load_config, tuned_file
 from recspark.models.registry import MODELS

@@ -19,7 +19,7 @@ from recspark import masking
 from recspark.errors import ConfigError, SetupError
 from recspark.layers import load_config
 from recspark.masking import mask
-from recspark.pipeline.run import said
+from recspark.pipeline.run import error_line
 from tests.conftest import ROOT
 
 # Where a secret stands in what people write: settings, options of the JVM, URIs, headers.
@@ -144,11 +144,11 @@ def test_secrets_are_no_part_of_the_fingerprint() -> None:
 
 def test_a_fingerprint_does_not_depend_on_what_else_is_secret() -> None:
     before = load_config("test").fingerprint()
-    masking.learn("token", "online_retail")
+    masking.remember_secret("token", "online_retail")
     try:
         assert load_config("test").fingerprint() == before
     finally:
-        masking._known.discard("online_retail")
+        masking._known_secrets.discard("online_retail")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_logs_and_tracebacks_show_no_secret(tmp_path: Path) -> None:
         "from recspark import masking\n"
         "logging.basicConfig(level='INFO')\n"
         "masking.guard_output()\n"
-        "masking.learn('token', 'known-by-name')\n"
+        "masking.remember_secret('token', 'known-by-name')\n"
         f"logging.info('at %s', 's3a://me:{PLANTED}@lake')\n"
         "try:\n"
         f"    raise ValueError('password={PLANTED}')\n"
@@ -219,6 +219,6 @@ def test_a_record_is_masked_once_and_keeps_its_words() -> None:
 
 
 def test_an_error_of_another_library_is_said_without_its_secrets() -> None:
-    line = said(ValueError(f"s3a://me:{PLANTED}@lake/x\nnot found"))
+    line = error_line(ValueError(f"s3a://me:{PLANTED}@lake/x\nnot found"))
     assert line == "ValueError: s3a://me:***@lake/x not found"
     assert masking.presentable(f"\x1b[2Jtoken={PLANTED}\n", keep="\n") == "\\x1b[2Jtoken=***\n"

@@ -55,7 +55,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
     "als": (
         "als",
         {
-            "solver": "blocked", "embedding_size": 50, "reg": 1.0, "reg_exponent": 0.0, "alpha": 1e-9,
+            "embedding_size": 50, "reg": 1.0, "reg_exponent": 0.0, "alpha": 1e-9,
             "unobserved_weight": 0.01, "iterations": 10, "half_life_days": None, "method": "cholesky",
         },
     ),

@@ -1,4 +1,6 @@
-"""The `recspark` command: one small file a command, no logic of its own."""
+"""The `recspark` command. Each of its commands is one small file in this folder, which has no logic
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -31,29 +33,39 @@ from recspark.terminal import log_to_terminal
 from recspark.version import __version__
 
 
-class Commands(TyperGroup):
-    """All commands; `--verbose` may stand before or after the command's name."""
+class RecsparkCommands(TyperGroup):
+    """All commands. The option `--verbose` may stand before or after the name of the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options of all commands."""
-        own = args[: args.index("--")] if "--" in args else args
-        if "--verbose" in own:
-            args = ["--verbose", *[a for a in own if a != "--verbose"], *args[len(own) :]]
+        """Parse the command line, after moving `--verbose` to the front.
+
+        Example: `show 13085 --verbose` is parsed as `--verbose show 13085`. After `--` every
+        argument is left alone, because it may be an id.
+        """
+        args_before_dashes = args[: args.index("--")] if "--" in args else args
+        if "--verbose" in args_before_dashes:
+            args = [
+                "--verbose",
+                *[arg for arg in args_before_dashes if arg != "--verbose"],
+                *args[len(args_before_dashes) :],
+            ]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C is an error with a message, as any other."""
+        """Run the command. Ctrl-C raises an error with a message, like any other error."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted(f"recspark {ctx.invoked_subcommand} was ended by Ctrl-C") from None
 
 
-class OfAnId(TyperCommand):
-    """A command whose argument is an id, which may look like an option."""
+class CommandWithId(TyperCommand):
+    """A command whose argument is an id. An id such as `-5` may look like an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments; an unknown option may be meant as the id."""
+        """Parse the arguments. The error for an unknown option says how to pass an id that begins
+        with `-`.
+        """
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -61,27 +73,27 @@ class OfAnId(TyperCommand):
             if option and "message" in vars(error):
                 error.message += (  # type: ignore[attr-defined]
                     f". An id that begins with '-' goes after --, behind all options: "
-                    f"{ctx.command_path} -- {_whole(option, args)}"
+                    f"{ctx.command_path} -- {_full_argument(option, args)}"
                 )
             raise
 
 
-def _whole(option: str, args: list[str]) -> str:
-    """Return the argument that `option` was found in: `-5` of `-5x`."""
+def _full_argument(option: str, args: list[str]) -> str:
+    """Return the argument in which `option` was recognised, such as `-5x` for the option `-5`."""
     return next((arg for arg in args if arg.startswith(option)), option)
 
 
 app = typer.Typer(
     name="recspark",
-    cls=Commands,
+    cls=RecsparkCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"recspark {__version__}")
         raise typer.Exit
 
@@ -109,8 +121,8 @@ app.command("stage")(stage.stage)
 app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("tune")(tune.tune)
-app.command("show", cls=OfAnId)(show.show)
-app.command("similar", cls=OfAnId)(similar.similar)
+app.command("show", cls=CommandWithId)(show.show)
+app.command("similar", cls=CommandWithId)(similar.similar)
 app.command("runs")(runs.runs)
 app.command("tables")(tables.tables)
 app.command("export")(export.export)
@@ -119,10 +131,13 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Run the command line; a named error ends with its message and its own exit code."""
+    """Run the command line. An error of recspark ends the process with its message and its own exit
+    code.
+    """
     log_to_terminal(os.environ.get("RECSPARK_LOG", "WARNING"))
     masking.guard_output()
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks
+    # Names of items may have characters that the terminal's encoding lacks: print those as escapes.
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()

@@ -1,4 +1,4 @@
-"""What the commands share: options, the console, and a door to the tables."""
+"""What the commands share: options, the console, and how they open the tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recspark.config import Config
 from recspark.errors import ConfigError
 from recspark.layers import load_config
 from recspark.masking import presentable
-from recspark.tables.reader import Reader, TableReader, opens
+from recspark.tables.reader import Reader, TableReader, is_readable_without_spark
 from recspark.terminal import printable
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON document on standar
 
 
 class PlainConsole(Console):
-    """A console that prints what it is given, letter by letter: no markup, no emoji by name, and of
-    the data nothing that a terminal would obey.
+    """A console that prints text letter by letter. Markup and emoji names are not interpreted, and
+    characters of the data that a terminal would obey are replaced.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -49,23 +49,25 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Give the segments of `renderable`; rich's own colours are styles, not text."""
+        """Yield the segments of `renderable` with printable text. rich's own colours are styles,
+        not text, so they stay.
+        """
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text, keep="\n"), style, control)
 
 
 _terminal = PlainConsole()
-# A log file or a pipe has no width of its own: give the tables room there.
+# A log file or a pipe has no width, so tables get 150 columns there.
 console = _terminal if _terminal.is_terminal else PlainConsole(width=150)
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document: printable ASCII, so that no terminal obeys it."""
+    """Print one JSON document in printable ASCII, so that nothing in it can control a terminal."""
     print(json.dumps(value, default=str))
 
 
 def parse_date(text: str) -> date:
-    """Return the date; ConfigError says what is expected."""
+    """Return the date. Raises ConfigError, which names the expected form, for any other text."""
     try:
         return datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
@@ -73,7 +75,10 @@ def parse_date(text: str) -> date:
 
 
 def reporter(started: float | None = None) -> Callable[[str], None]:
-    """Return a function that prints one progress line with the seconds since `started`."""
+    """Return a function that prints one line of progress with the seconds since `started`.
+
+    `started` : a value of `time.monotonic()`; None = now
+    """
     start = time.monotonic() if started is None else started
 
     def report(text: str) -> None:
@@ -88,35 +93,36 @@ def reporter(started: float | None = None) -> Callable[[str], None]:
 
 
 def is_verbose() -> bool:
-    """Return whether `--verbose` was given (or RECSPARK_LOG asks for as much)."""
+    """Return whether `--verbose` was given, or RECSPARK_LOG asks for the same log level."""
     return logging.getLogger().isEnabledFor(logging.INFO)
 
 
 @contextmanager
-def quiet_spark(kept: IO[bytes]) -> Iterator[None]:
-    """Give a Spark that starts within the block `kept` for its standard error, for as long as it
-    lives. With `--verbose` it keeps the terminal.
+def quiet_spark(spark_stderr: IO[bytes]) -> Iterator[None]:
+    """Redirect the standard error of a Spark that starts within the block to the file
+    `spark_stderr`, for as long as that Spark lives. With `--verbose` it keeps the terminal.
 
-    By file descriptor: a part of what the JVM says comes before it reads any logging settings.
+    The file descriptor is redirected, because the JVM prints a part of its output before it reads
+    any logging settings.
     """
     if is_verbose():
         yield
         return
     sys.stderr.flush()
-    terminal = os.dup(2)
+    terminal_stderr = os.dup(2)
     try:
-        os.dup2(kept.fileno(), 2)
+        os.dup2(spark_stderr.fileno(), 2)
         yield
     finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
+        os.dup2(terminal_stderr, 2)
+        os.close(terminal_stderr)
 
 
 @contextmanager
 def reading(env: str, overrides: list[str] | None) -> Iterator[tuple[Config, Reader]]:
-    """Give the settings and the tables: without Spark where `paths.root` allows it."""
+    """Yield the settings and a reader of the tables, without Spark if `paths.root` is local."""
     config = load_config(env, overrides or [])
-    if opens(config.paths.root):
+    if is_readable_without_spark(config.paths.root):
         yield config, TableReader(config.paths.tables)
     else:
         with reading_by_spark(config) as tables:
@@ -125,19 +131,22 @@ def reading(env: str, overrides: list[str] | None) -> Iterator[tuple[Config, Rea
 
 @contextmanager
 def reading_by_spark(config: Config) -> Iterator[SparkReader]:
-    """Give the tables, with a small local session that is stopped at the end."""
+    """Yield a reader of the tables. Its small local Spark session is stopped at the end."""
     from recspark.session import build_session
-    from recspark.tables.spark_reader import of_root
+    from recspark.tables.spark_reader import spark_reader_of_root
 
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as spark_stderr:
         try:
-            with quiet_spark(said):
+            with quiet_spark(spark_stderr):
                 spark = build_session(config.spark, "recspark read")
         except Exception:
-            said.seek(0)  # the reason, where the JVM did not start
-            print(presentable(said.read().decode(errors="replace"), keep="\n"), file=sys.stderr)
+            spark_stderr.seek(0)  # if the JVM did not start, it printed the reason
+            print(
+                presentable(spark_stderr.read().decode(errors="replace"), keep="\n"),
+                file=sys.stderr,
+            )
             raise
     try:
-        yield of_root(spark, config.paths.tables)
+        yield spark_reader_of_root(spark, config.paths.tables)
     finally:
         spark.stop()

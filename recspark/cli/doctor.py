@@ -1,4 +1,4 @@
-"""`recspark doctor`: is this machine ready, and what is installed."""
+"""`recspark doctor`: whether this machine is ready, and what is installed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PACKAGES = (
 )
 
 
-Check = tuple[str, bool, str]  # what is looked at, whether it is well, what was found
+Check = tuple[str, bool, str]  # what is checked, whether it is fine, what was found
 
 
 def doctor(
@@ -47,46 +47,55 @@ def doctor(
     """Check Java, packages, Delta jars, settings, root and source; the exit code says whether all is
     well. Nothing is started or written.
     """
-    checks = [*_packages(), _java(), _jars(), *_settings(env, set_, run_date)]
+    checks = [
+        *_check_packages(),
+        _check_java(),
+        _check_jars(),
+        *_check_settings(env, set_, run_date),
+    ]
     if as_json:
-        print(json.dumps([{"check": n, "ok": ok, "found": text} for n, ok, text in checks]))
+        print(
+            json.dumps(
+                [{"check": name, "ok": is_ok, "found": finding} for name, is_ok, finding in checks]
+            )
+        )
     else:
         table = Table(title="recspark doctor")
         for column in ("check", "", "found"):
             table.add_column(column)
-        for name, ok, text in checks:
-            table.add_row(name, Text("ok", "green") if ok else Text("no", "red"), text)
+        for name, is_ok, finding in checks:
+            table.add_row(name, Text("ok", "green") if is_ok else Text("no", "red"), finding)
         console.print(table)
-    bad = [name for name, ok, _ in checks if not ok]
-    if bad:
-        raise SetupError(f"not ready: {', '.join(bad)}")
+    failed_checks = [name for name, is_ok, _ in checks if not is_ok]
+    if failed_checks:
+        raise SetupError(f"not ready: {', '.join(failed_checks)}")
 
 
-def _packages() -> list[Check]:
-    out = [("python", platform.python_version().startswith("3.11."), platform.python_version())]
+def _check_packages() -> list[Check]:
+    checks = [("python", platform.python_version().startswith("3.11."), platform.python_version())]
     for name in _PACKAGES:
         try:
-            out.append((name, True, metadata.version(name)))
+            checks.append((name, True, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            out.append((name, False, f"missing: pip install {name} -c constraints.txt"))
-    return out
+            checks.append((name, False, f"missing: pip install {name} -c constraints.txt"))
+    return checks
 
 
-def _java() -> Check:
+def _check_java() -> Check:
     from recspark.session import check_java
 
-    return _tried("java", check_java)
+    return _check_of("java", check_java)
 
 
-def _jars() -> Check:
+def _check_jars() -> Check:
     import pyspark
 
-    found = sorted(p.name for p in (Path(pyspark.__file__).parent / "jars").glob("delta-*.jar"))
-    return "delta jars", len(found) >= 2, ", ".join(found) or "missing: make setup"
+    jar_names = sorted(p.name for p in (Path(pyspark.__file__).parent / "jars").glob("delta-*.jar"))
+    return "delta jars", len(jar_names) >= 2, ", ".join(jar_names) or "missing: make setup"
 
 
-def _settings(env: str, overrides: list[str] | None, run_date: str | None) -> list[Check]:
-    """Look at the settings, and at what they point to."""
+def _check_settings(env: str, overrides: list[str] | None, run_date: str | None) -> list[Check]:
+    """Check the settings, and the root and the source that they point to."""
     from recspark.layers import load_config
     from recspark.pipeline.checks import check_settings
 
@@ -95,15 +104,15 @@ def _settings(env: str, overrides: list[str] | None, run_date: str | None) -> li
         check_settings(config)
     except RecsparkError as error:
         return [("settings", False, str(error))]
-    said = f"env {env}, source {config.source.name}, models {', '.join(config.models)}"
+    summary = f"env {env}, source {config.source.name}, models {', '.join(config.models)}"
     return [
-        ("settings", True, said),
-        _tried("root", lambda: _root(config)),
-        _tried("source", lambda: _source(config, run_date)),
+        ("settings", True, summary),
+        _check_of("root", lambda: _check_root(config)),
+        _check_of("source", lambda: _check_source(config, run_date)),
     ]
 
 
-def _root(config: Config) -> str:
+def _check_root(config: Config) -> str:
     from recspark import storage
 
     root = storage.absolute(config.paths.root)
@@ -111,19 +120,20 @@ def _root(config: Config) -> str:
     return root
 
 
-def _source(config: Config, run_date: str | None) -> str:
-    from recspark.sources import check_places
+def _check_source(config: Config, run_date: str | None) -> str:
+    from recspark.sources import check_inputs
 
     if run_date is None and not config.source.archive:
         return f"{config.source.path}: one landing a night; --run-date looks for one"
-    check_places(config.source, parse_date(run_date) if run_date else date.today())
+    check_inputs(config.source, parse_date(run_date) if run_date else date.today())
     return config.source.path
 
 
-def _tried(name: str, look: Callable[[], str]) -> Check:
+def _check_of(name: str, look_up: Callable[[], str]) -> Check:
+    # A check is fine if `look_up` raises no error; its result is the finding.
     from recspark.masking import mask
 
     try:
-        return name, True, mask(look())
+        return name, True, mask(look_up())
     except RecsparkError as error:
         return name, False, str(error)

@@ -1,4 +1,4 @@
-"""`recspark export TABLE`: one table to Parquet, CSV or JSON lines, for those without a Delta
+"""`recspark export TABLE`: write one table as Parquet, CSV or JSON lines, for those without a Delta
 reader.
 """
 
@@ -12,7 +12,7 @@ import typer
 from recspark.cli.common import Env, Set, console, parse_date, reading_by_spark
 from recspark.errors import ConfigError, suggest
 from recspark.layers import load_config
-from recspark.tables.reader import Reader, TableReader, opens
+from recspark.tables.reader import Reader, TableReader, is_readable_without_spark
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -53,26 +53,26 @@ def export(
     night = parse_date(run_date) if run_date is not None else None
     config = load_config(env, set_ or [])
     target = Export(to, cast("Any", format_), neutral=spreadsheet)
-    # What a condition means is Spark's to say, whoever reads.
-    if where is None and opens(config.paths.root):
-        n_rows = _from_files(target, config, table, night)
+    # A condition (--where) is Spark SQL, so only Spark can evaluate it, wherever the tables are.
+    if where is None and is_readable_without_spark(config.paths.root):
+        n_rows = _export_without_spark(target, config, table, night)
     else:
-        n_rows = _by_spark(target, config, table, night, where)
+        n_rows = _export_with_spark(target, config, table, night, where)
     target.end()
     console.print(f"{table}: {n_rows:,} rows to {to}")
 
 
-def _from_files(target: Export, config: Config, table: str, night: date | None) -> int:
+def _export_without_spark(target: Export, config: Config, table: str, night: date | None) -> int:
     tables = TableReader(config.paths.tables)
-    schema, batches = tables.batches(table)
-    _check(target, table, schema, night, tables)
+    schema, batches = tables.batches(table)  # nothing is read before the batches are iterated
+    _check_export(target, table, schema, night, tables)
     if night is not None:
         schema, batches = tables.batches(table, night)
     target.begin({"table": table, "version": tables.version(table)})
     return target.write(schema, batches, "00000")
 
 
-def _by_spark(
+def _export_with_spark(
     target: Export, config: Config, table: str, night: date | None, where: str | None
 ) -> int:
     from pyspark.sql import functions as F
@@ -81,16 +81,16 @@ def _by_spark(
 
     with reading_by_spark(config) as tables:
         version, rows = tables.newest(table)
-        _check(target, table, arrow_schema(rows), night, tables)
+        _check_export(target, table, arrow_schema(rows), night, tables)
         if night is not None:
             rows = rows.where(F.col("run_date") == F.lit(night))
         if where is not None:
-            rows = _meeting(rows, where)
+            rows = _rows_that_meet(rows, where)
         target.begin({"table": table, "version": version})
         return target.write_spark(rows)
 
 
-def _meeting(rows: DataFrame, where: str) -> DataFrame:
+def _rows_that_meet(rows: DataFrame, where: str) -> DataFrame:
     from pyspark.errors.exceptions.captured import CapturedException
 
     try:
@@ -99,10 +99,14 @@ def _meeting(rows: DataFrame, where: str) -> DataFrame:
         raise ConfigError(f'--where "{where}": {str(error).splitlines()[0]}') from None
 
 
-def _check(target: Export, table: str, schema: Any, night: date | None, tables: Reader) -> None:
-    """Raise ConfigError for what cannot or must not be written, before anything is."""
-    from recspark.report.answers import said_nights
-    from recspark.report.export import nested
+def _check_export(
+    target: Export, table: str, schema: Any, night: date | None, tables: Reader
+) -> None:
+    """Raise ConfigError for an export that is impossible or would overwrite other files, before
+    anything is written.
+    """
+    from recspark.report.answers import nights_in_words
+    from recspark.report.export import nested_columns
 
     if night is not None and "run_date" not in schema.names:
         raise ConfigError(
@@ -111,8 +115,10 @@ def _check(target: Export, table: str, schema: Any, night: date | None, tables: 
         )
     if night is not None and night not in (nights := tables.nights(table)):
         raise ConfigError(
-            f"--run-date {night}: table '{table}' has no rows of that night; it has {said_nights(nights)}"
+            f"--run-date {night}: table '{table}' has no rows of that night; it has {nights_in_words(nights)}"
         )
-    if target.form == "csv" and (lists := nested(schema)):
-        raise ConfigError(f"CSV has no lists: {', '.join(lists)}; use --format json or parquet")
+    if target.file_format == "csv" and (names_of_lists := nested_columns(schema)):
+        raise ConfigError(
+            f"CSV has no lists: {', '.join(names_of_lists)}; use --format json or parquet"
+        )
     target.check_target()

@@ -1,4 +1,4 @@
-"""`recspark models`: the algorithms that a night's models may be of."""
+"""`recspark models`: the algorithms that the models of a night may use."""
 
 from __future__ import annotations
 

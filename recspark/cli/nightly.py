@@ -1,4 +1,4 @@
-"""`recspark nightly`: the whole night in one go. `recspark demo`: the same on the bundled data."""
+"""`recspark nightly`: all stages of one night. `recspark demo`: the same on the bundled data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from recspark.report.night_log import NightLog
 
 DEMO_NIGHT = "2010-12-09"
-# Whatever the environment names: the demo is of the bundled data.
+# These override RECSPARK_SOURCE and RECSPARK_ROOT: the demo always uses the bundled data.
 DEMO_SETTINGS = ["source=online_retail", "paths.root=build/demo"]
 
 Force = Annotated[bool, typer.Option("--force", help="run every stage again and train again")]
@@ -61,7 +61,7 @@ def nightly(
     from recspark.report.night import print_night
 
     started, day = time.monotonic(), parse_date(run_date)
-    failed = None
+    models_failed = None
     with night_context(
         env,
         run_date,
@@ -70,18 +70,18 @@ def nightly(
         repin=repin,
         trains=True,
         check=lambda config: check_landing(config, day),
-    ) as opened:
-        context, log = opened
+    ) as context_and_log:
+        context, log = context_and_log
         try:
             night(context)
         except ModelsFailedError as error:
-            failed = error  # told below what is published
+            models_failed = error  # raised at the end, after what was published is printed
         users = print_night(context, console) if report else []
         _print_warnings(log)
         console.print(f"night of {run_date} done in {time.monotonic() - started:.0f} s")
-        _say_what_next(context, log, users, set_ or [])
-    if failed:
-        raise failed
+        _print_next_steps(context, log, users, set_ or [])
+    if models_failed:
+        raise models_failed
 
 
 @contextmanager
@@ -90,15 +90,20 @@ def night_context(
     run_date: str,
     overrides: list[str] | None,
     *,
-    what: str = "the night",
-    say: Callable[[str], None] | None = None,
+    night_name: str = "the night",
+    report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[RunContext, NightLog]]:
-    """Give the context of a night and its log; `options` are those of `open_night`, `say` is told of
-    each step in the place of the terminal.
+    """Yield the context of a night and its log.
 
-    What Spark says goes to the log, warnings are printed at the end, and so is the place of the log
-    where something went wrong.
+    Parameters
+    ----------
+    night_name : how messages call the night, such as `stage train of the night`
+    report : called with each step; default: print it on the terminal
+    options : passed to `open_night`
+
+    The output of Spark goes to the log. Warnings are printed at the end. If something went wrong,
+    the path of the log is printed too.
     """
     from recspark.pipeline.interrupt import Progress, opened
     from recspark.pipeline.run import open_night
@@ -106,30 +111,30 @@ def night_context(
 
     day = parse_date(run_date)
     config = load_config(env, overrides or [])
-    say = say or reporter()
-    log = NightLog(config.paths.root, day, config.keep_nights, alone=not is_verbose())
+    report = report or reporter()
+    log = NightLog(config.paths.root, day, config.keep_nights, is_only_handler=not is_verbose())
 
-    def both(text: str) -> None:
+    def report_and_log(text: str) -> None:
         log.line(text)
-        say(text)
+        report(text)
 
-    progress = Progress(both)
+    progress = Progress(report_and_log)
 
-    def begin() -> RunContext:
-        with quiet_spark(log.spark):
+    def open_context() -> RunContext:
+        with quiet_spark(log.spark_stderr):
             return open_night(env, day, overrides or [], progress=progress, **options)
 
-    ended = False
+    has_ended_well = False
     try:
-        with log, opened(begin, progress, f"{what} of {day}") as context:
+        with log, opened(open_context, progress, f"{night_name} of {day}") as context:
             yield context, log
-        ended = True
+        has_ended_well = True
     except Interrupted:
-        ended = True  # by a person, who knows why
+        has_ended_well = True  # a person ended it and needs no log
         raise
     finally:
         _print_warnings(log)
-        if log.path and not ended:
+        if log.path and not has_ended_well:
             print(f"log: {presentable(log.path)}", file=sys.stderr)
 
 
@@ -140,52 +145,58 @@ def _print_warnings(log: NightLog) -> None:
         console.print(
             f"{len(warnings)} warnings" if len(warnings) > 1 else "a warning", style="bold"
         )
-    for text, times in warnings.items():
-        again = f" ({times} times)" if times > 1 else ""
-        console.print(f"  {presentable(text)}{again}", highlight=False, soft_wrap=True)
+    for text, n_times in warnings.items():
+        repetitions = f" ({n_times} times)" if n_times > 1 else ""
+        console.print(f"  {presentable(text)}{repetitions}", highlight=False, soft_wrap=True)
 
 
-def _say_what_next(
+def _print_next_steps(
     context: RunContext, log: NightLog, users: Sequence[str], overrides: Sequence[str]
 ) -> None:
-    """Print commands that look at this night, to be copied, and where things are."""
+    """Print commands to copy that look at this night, and where the tables and the log are."""
     config = context.config
     options = _reading_options(config.env, overrides)
     user = users[0] if users and users[0] == printable(users[0]) else "USER"
-    # An id that begins with `-` would be taken for an option.
-    shown = ["--", user] if user.startswith("-") else [user]
+    # Without `--` an id that begins with `-` would be taken for an option.
+    user_arguments = ["--", user] if user.startswith("-") else [user]
     console.print("what next", style="bold")
-    for words, says in (
-        (["show", *options, *shown], "one user's list"),
+    for arguments, meaning in (
+        (["show", *options, *user_arguments], "one user's list"),
         (["runs", *options], "what each stage did"),
         (["tables", *options], "all tables"),
     ):
-        line = mask(shlex.join([_called(), *words]))
-        console.print(f"  {line}   # {says}", highlight=False, soft_wrap=True)
-    for name, place in (("tables", config.paths.tables), ("log", log.path)):
-        if place:
-            console.print(f"{name}: {mask(place)}", highlight=False, soft_wrap=True)
+        line = mask(shlex.join([_command_name(), *arguments]))
+        console.print(f"  {line}   # {meaning}", highlight=False, soft_wrap=True)
+    for name, uri in (("tables", config.paths.tables), ("log", log.path)):
+        if uri:
+            console.print(f"{name}: {mask(uri)}", highlight=False, soft_wrap=True)
 
 
 def _reading_options(env: str, overrides: Sequence[str]) -> list[str]:
-    """Return the options with which the other commands find this night."""
+    """Return the options that other commands need to find the tables of this night."""
     options = [] if env == "local" else ["--env", env]
-    for text in overrides:
-        if text.split("=")[0].split(".")[0].strip() in ("paths", "sessions"):
-            options += ["--set", text]
+    for override in overrides:
+        if override.split("=")[0].split(".")[0].strip() in ("paths", "sessions"):
+            options += ["--set", override]
     return options
 
 
-def _called() -> str:
-    """Return how recspark is called from this folder: by name only where every shell finds it."""
-    called = Path(sys.argv[0])
-    if called.name != "recspark":
+def _command_name() -> str:
+    """Return how to call recspark from this folder: `recspark` if shells find it, else the path of
+    the program.
+    """
+    program = Path(sys.argv[0])
+    if program.name != "recspark":
         return "recspark"
-    in_venv = sys.prefix != sys.base_prefix
-    if not in_venv or os.environ.get("VIRTUAL_ENV") == sys.prefix:
+    is_in_venv = sys.prefix != sys.base_prefix
+    if not is_in_venv or os.environ.get("VIRTUAL_ENV") == sys.prefix:
         return "recspark"
-    here, place = Path.cwd(), called.absolute()
-    return str(place.relative_to(here) if place.is_relative_to(here) else place)
+    current_folder, program_path = Path.cwd(), program.absolute()
+    return str(
+        program_path.relative_to(current_folder)
+        if program_path.is_relative_to(current_folder)
+        else program_path
+    )
 
 
 def demo(set_: Set = None, force: Force = False) -> None:

@@ -1,4 +1,4 @@
-"""`recspark plan`: tonight's tasks, and what each of them waits for."""
+"""`recspark plan`: tonight's tasks, and the tasks that each of them waits for."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ def runs(
 ) -> None:
     """List the stages of the newest nights: rows, seconds, memory, versions."""
     with reading(env, set_) as (_, tables):
-        found = stages(tables, nights)
+        stage_rows = stages(tables, nights)
     if as_json:
-        print_json(found)
+        print_json(stage_rows)
         return
-    dates = sorted({row["run_date"] for row in found}, reverse=True)
+    dates = sorted({row["run_date"] for row in stage_rows}, reverse=True)
     table = Table(title=f"runs of {', '.join(map(str, dates))}")
     for column in (
         "night",
@@ -40,7 +40,7 @@ def runs(
             column,
             justify="right" if column in ("rows in", "rows out", "seconds", "MB") else "left",
         )
-    for row in found:
+    for row in stage_rows:
         table.add_row(
             str(row["run_date"]),
             cell(row["run_id"][:8]),

@@ -1,4 +1,4 @@
-"""`recspark settings`: the settings that hold, or the reference page of all of them."""
+"""`recspark settings`: the settings in effect, or the reference page of all settings."""
 
 from __future__ import annotations
 

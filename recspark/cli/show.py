@@ -1,4 +1,4 @@
-"""`recspark show USER`: what a user was recommended, beside what they bought."""
+"""`recspark show USER`: the list of a user, beside what the user bought."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one user's published list of a night."""
-    asked = parse_date(run_date) if run_date else None
+    requested_night = parse_date(run_date) if run_date else None
     with reading(env, set_) as (config, tables):
-        if asked:
-            check_night(tables, asked)
-        night = asked or latest_night(tables, "recommendations")
+        if requested_night:
+            check_night(tables, requested_night)
+        night = requested_night or latest_night(tables, "recommendations")
         rows = user_list(tables, user, night)
-        recent = bought(tables, user, night, 10, config.sessions)
-    if not rows and not recent:
+        recent_events = bought(tables, user, night, 10, config.sessions)
+    if not rows and not recent_events:
         raise UnknownUserError(
             f"user '{user}' has neither events nor a list on the night of {night}; "
             "everyone else gets default_recommendations"
         )
     if as_json:
-        print_json({"user_id": user, "run_date": night, "recommendations": rows, "bought": recent})
+        print_json(
+            {"user_id": user, "run_date": night, "recommendations": rows, "bought": recent_events}
+        )
         return
     table = Table(title=f"user {printable(user)}, night of {night}")
     for column in ("rank", "item", "name", "score", "source"):
@@ -51,6 +53,6 @@ def show(
         )
     console.print(table)
     console.print("newest events", style="bold")
-    for event in recent:
+    for event in recent_events:
         item, name = cell(event["item_id"]), cell(event["item_name"])
         console.print(f"  {event['event_at'][:10]}  {item:<8} {name}", highlight=False)

@@ -1,4 +1,4 @@
-"""`recspark similar ITEM`: an item's neighbours."""
+"""`recspark similar ITEM`: the items most similar to one item."""
 
 from __future__ import annotations
 

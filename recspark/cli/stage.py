@@ -1,4 +1,6 @@
-"""`recspark stage NAME`: one stage of a night; what `jobs/NAME.py` does by spark-submit."""
+"""`recspark stage NAME`: run one stage of a night. `jobs/NAME.py` does the same with
+spark-submit.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def stage(
     from recspark.pipeline.plan import find_stage
     from recspark.pipeline.run import execute_models
 
-    chosen, night, asked = find_stage(name), parse_date(run_date), (model,) if model else ()
+    chosen, night, requested_models = (
+        find_stage(name),
+        parse_date(run_date),
+        (model,) if model else (),
+    )
     with night_context(
         env,
         run_date,
@@ -34,11 +40,11 @@ def stage(
         force=force,
         repin=repin,
         trains=chosen.trains,
-        check=lambda config: check_stage(config, night, chosen, asked),
-        models=asked or None,
+        check=lambda config: check_stage(config, night, chosen, requested_models),
+        models=requested_models or None,
         app=f"recspark {name}",
-        what=f"stage {name} of the night",
+        night_name=f"stage {name} of the night",
     ) as (context, _):
-        models = chosen.models(context.config, asked)
+        models = chosen.models(context.config, requested_models)
         for error in execute_models(context, chosen, models).values():
             raise error

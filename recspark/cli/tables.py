@@ -1,4 +1,4 @@
-"""`recspark tables`: every table, its version, rows and files."""
+"""`recspark tables`: every table with its version, rows and files."""
 
 from __future__ import annotations
 

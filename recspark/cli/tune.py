@@ -1,4 +1,4 @@
-"""`recspark tune MODEL`: choose settings on the split before the backtest."""
+"""`recspark tune MODEL`: choose the settings of a model on the split before the backtest."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ def tune(
 
     report = (lambda _text: None) if as_json else reporter()
 
-    def told(settings: dict[str, Any], value: float) -> None:
-        shown = ", ".join(
+    def report_trial(settings: dict[str, Any], value: float) -> None:
+        settings_text = ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items()
         )
-        report(f"{value:.4f}  {shown}")
+        report(f"{value:.4f}  {settings_text}")
 
     with night_context(
         env,
         run_date,
         set_,
-        what=f"tune {model} of the night",
-        say=report,
+        night_name=f"tune {model} of the night",
+        report=report,
         app=f"recspark tune {model}",
         trains=True,
         check=lambda config: search_space(model, config.settings_of(model)),
         models=(model,),
         begins=False,
     ) as (context, _):
-        best = search(context, model, trials or context.config.tune.n_trials, told)
+        best = search(context, model, trials or context.config.tune.n_trials, report_trial)
     if write:
         path = tuned_file(context.config.source.name, model)
-        head = (
+        header = (
             f"# Chosen by `recspark tune {model} --run-date {run_date}` at cutoff {best.cutoff:%Y-%m-%d} "
             f"of source {context.config.source.name}: {best.metric} {best.value:.4f}.\n"
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(head + yaml.safe_dump(best.settings, sort_keys=True), encoding="utf-8")
+        path.write_text(header + yaml.safe_dump(best.settings, sort_keys=True), encoding="utf-8")
         report(f"written to {path}")
     if as_json:
         print(json.dumps(best.settings))

@@ -1,3 +1,3 @@
-"""Pure transforms, DataFrame in and DataFrame out: events to sessions, histories, features,
+"""Pure transforms from DataFrame to DataFrame: events become sessions, histories, features and
 queries.
 """

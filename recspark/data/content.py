@@ -1,4 +1,4 @@
-"""What is known of items but for who acted on them: what encoders read."""
+"""The content of items (name, category, price, text, media), which encoders read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from recspark.data.features import items_as_of
 
 
 def content_as_of(items: DataFrame, cutoff: datetime) -> DataFrame:
-    """Return `schema.CONTENT` and `content`, a digest of it: a row for each item described before
-    `cutoff`, whether somebody acted on it or not.
+    """Return a row per item described before `cutoff`: `schema.CONTENT` and `content`, a digest of
+    the description (all columns but `item_idx`).
 
-    `items` : the table. One shuffle by item, no action.
+    Items that nobody acted on have a row too. `items` is the table of that name. One shuffle by
+    item, no action.
     """
-    described = items_as_of(items, cutoff).select(*schema.CONTENT.names)
-    said = F.to_json(F.struct(*[name for name in schema.CONTENT.names if name != "item_idx"]))
-    return described.withColumn("content", F.substring(F.sha2(said, 256), 1, 16))
+    described_items = items_as_of(items, cutoff).select(*schema.CONTENT.names)
+    as_json = F.to_json(F.struct(*[name for name in schema.CONTENT.names if name != "item_idx"]))
+    return described_items.withColumn("content", F.substring(F.sha2(as_json, 256), 1, 16))

@@ -1,4 +1,4 @@
-"""What a model is fitted on: all tables sliced at one cutoff."""
+"""The data that a model is fitted on: all tables, sliced at one cutoff."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from recspark.errors import EmptyDataError, ModelError
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The files of one version of a training table: what a feed reads.
+    """The files of one version of a training table, which a feed reads.
 
     Parameters
     ----------
-    table, version : where the files belong to
-    files : (URI, rows) of each active file, sorted by URI
+    table, version : the table and the version that the files belong to
+    files : (URI, number of rows) of each active file, sorted by URI
     """
 
     table: str
@@ -34,33 +34,36 @@ class TrainingSet:
 
     @classmethod
     def of_files(cls, table: str, version: int, uris: Iterable[str]) -> Self:
-        """Return the set of these files, sorted. No Spark job; the footer of each is read here."""
+        """Return the training set of the files `uris`, sorted.
+
+        No Spark job: this process reads the footer of each Parquet file for its number of rows.
+        """
         files = sorted(uris)
         with ThreadPoolExecutor(max_workers=8) as pool:
-            rows = list(pool.map(_rows_of, files))
-        return cls(table, version, tuple(zip(files, rows, strict=True)))
+            n_rows = list(pool.map(_n_rows_in_file, files))
+        return cls(table, version, tuple(zip(files, n_rows, strict=True)))
 
     @property
     def n_rows(self) -> int:
-        """Rows over all files."""
-        return sum(rows for _, rows in self.files)
+        """The number of rows in all files."""
+        return sum(n_rows for _, n_rows in self.files)
 
 
-def _rows_of(uri: str) -> int:
-    system, path = fsspec.core.url_to_fs(uri)
-    return int(pq.read_metadata(path, filesystem=system).num_rows)
+def _n_rows_in_file(uri: str) -> int:
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a ranker learns from.
+    """The examples that a ranker learns from.
 
     Parameters
     ----------
     rows : cutoff, user_idx, item_idx, label float (0 = the user did nothing with the item in the
-        horizon after the cutoff), numbers array<float>, fields array<int>; horizons ended before the
-        cutoff of the data that these are part of
-    encoding : of `numbers` and `fields`
+        horizon after the cutoff), numbers array<float>, fields array<int>. Every horizon ended
+        before the cutoff of the `Dataset` that has these examples
+    encoding : says what each of `numbers` and `fields` is
     """
 
     rows: DataFrame
@@ -69,20 +72,22 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything before `cutoff`, and nothing after it; frames are lazy and from pinned versions.
+    """Everything before `cutoff` and nothing after it.
+
+    The DataFrames are lazy and read pinned versions of the tables.
 
     Parameters
     ----------
-    cutoff : first instant that is not in it, UTC
+    cutoff : first instant that is not in the data, UTC
     histories : user_idx bigint, history (`schema.HISTORY`, newest last, never empty), seen
         array<int>
-    items : item_idx int, item_id, item_name, category, price, text: items with an event before
-        cutoff
-    user_features, item_features : as in the tables, without `cutoff`
-    training : table to the files of its fixed-length training set, of the tables that the model asks
-        for (`Algorithm.training_tables`)
-    vectors : encoder to `item_idx, vector array<float>` of the items as they were before the cutoff, of
-        the encoders that the model needs; an item may have none
+    items : item_idx int, item_id, item_name, category, price, text: the items with an event before
+        the cutoff
+    user_features, item_features : as in the tables, without the column `cutoff`
+    training : table -> the files of its fixed-length training set, for the tables that the model
+        asks for (`Algorithm.training_tables`)
+    vectors : encoder -> `item_idx, vector array<float>` of the items as they were before the
+        cutoff, for the encoders that the model needs; an item may have no vector
     examples : of a ranker; None for other models
     """
 
@@ -96,7 +101,7 @@ class Dataset:
     examples: Examples | None = None
 
     def training_set(self, table: str) -> TrainingSet:
-        """Return the training set of `table`; ModelError where this data has none of it."""
+        """Return the training set of `table`; raises ModelError where this data has none."""
         if table not in self.training:
             raise ModelError(
                 f"no training set '{table}' is here, but {sorted(self.training)}; run build_features "
@@ -105,13 +110,13 @@ class Dataset:
         return self.training[table]
 
     def vocabulary(self) -> Array:
-        """Return the eligible items' `item_idx`, int32 ascending (n_items,).
+        """Return the `item_idx` of the eligible items, int32 ascending (n_items,).
 
-        Position in it is the model's local index. Runs one job; driver memory 4 bytes an item.
-        Raises EmptyDataError where nobody acted before the cutoff.
+        The position of an item in this array is the model's local index. Runs one job; the driver
+        needs 4 bytes per item. Raises EmptyDataError where nobody acted before the cutoff.
         """
-        rows = self.items.select("item_idx").toArrow().column("item_idx")
-        items = np.sort(rows.to_numpy().astype(np.int32))
+        item_idx = self.items.select("item_idx").toArrow().column("item_idx")
+        items = np.sort(item_idx.to_numpy().astype(np.int32))
         if len(items) == 0:
             raise EmptyDataError(
                 f"no item has an event before {self.cutoff:%Y-%m-%d %H:%M} UTC; is the run date right?"

@@ -1,6 +1,4 @@
-"""Raw events to clean events, quarantine and duplicates: every row of a landing gets one
-verdict.
-"""
+"""Checks of raw events: each row of a landing is clean, quarantined or a duplicate."""
 
 from __future__ import annotations
 
@@ -36,16 +34,17 @@ IN_THE_FUTURE = "event in the future"
 TOO_LATE = "event too late"
 NOT_FINITE = "value not finite"
 QUANTITY = "quantity not positive"
-# Of duplicates; they are not quarantined.
+# Reasons of duplicates, which are not quarantined.
 TWICE = "twice in this landing"
 KNOWN = "already ingested"
-# As `raise_error` ends a job.
+# The text of the error when SQL's `raise_error` ends a job; the group is the message.
 _RAISED = re.compile(r"\[USER_RAISED_EXCEPTION\]\s*(.+?)\s*SQLSTATE", re.DOTALL)
 REFUSED = "already refused"
 # The two inputs of a source, as table `quarantine` names them.
 Input = Literal["events", "catalogue"]
 
 
+# The columns that a refused event is known by when it is delivered again; see `row_id`.
 _CONTENT = tuple(
     name for name in schema.RAW_EVENTS.names if name not in ("event_id", "reason", "row")
 )
@@ -53,14 +52,14 @@ _CONTENT = tuple(
 
 @dataclass(frozen=True)
 class Period:
-    """The times that a landing may hold: days from `oldest` (None = any), instants before `end`."""
+    """The times that a landing may hold: from the day `oldest` on (None = any), before `end`."""
 
     oldest: date | None
     end: datetime
 
     @classmethod
     def of(cls, run_date: date, max_late_days: int, *, initial: bool, timezone: str) -> Period:
-        """Return that of the night `run_date`; see `check_events`."""
+        """Return the period of the night `run_date`; see `check_events` for the arguments."""
         oldest = None if initial else run_date - timedelta(days=max_late_days)
         return cls(oldest, end_of_day(run_date, timezone))
 
@@ -81,43 +80,54 @@ def check_events(
     Parameters
     ----------
     raw : `schema.RAW_EVENTS`
-    run_date : the night D; an event after its end is in the future
-    max_late_days : an event of a day before D - max_late_days is too late, but for the initial
-        landing
-    initial : the first landing of an installation
-    existing : event_id of the events that other landings gave; None = there are none. All of them,
-        of whatever day: an id may come again with another time. Ids that were made of the row
-        (`unique_ids`) hold its time, so there those of the landing's own days will do
+    run_date : the night D; an event after the end of D is in the future
+    max_late_days : an event of a day before D - max_late_days is too late. The initial landing has
+        no such limit
+    initial : whether this is the first landing of an installation
+    existing : event_id of the events that other landings delivered; None = there are none. All ids
+        are needed, of whatever day, because an id may come again with another time. Ids that were
+        made from the row (`unique_ids`) contain its time, so the ids of the landing's days are
+        enough then
     refused : row_id of the rows that other landings refused; None = there are none
-    unique_ids : no event_id occurs twice in `raw` (`Landing.unique_ids`), which saves the shuffle
-    timezone : of the source: D ends with the later of its own midnight and that of UTC, so that a
-        landing of a day west of Greenwich keeps its evening (training takes it in the night after)
+    unique_ids : whether no event_id occurs twice in `raw` (`Landing.unique_ids`), which saves the
+        shuffle
+    timezone : of the source. D ends at midnight in this zone or in UTC, whichever is later, so that
+        a landing of a day west of Greenwich keeps its evening (training takes the evening in the
+        next night)
 
-    A refused row keeps the source's `reason`, else gets the first of: no event id, no user (nor
-    session), no item, no event type, no time, event before 1970-01-02 (an unset time), in the
-    future, value not finite, quantity not positive, too late. Then what came before is told apart,
-    so that it is neither taken nor refused a second time:
+    A refused row keeps the `reason` that the source gave. Otherwise the row gets the first reason
+    that holds of: no event id, no user (and no session), no item, no event type, no time, event
+    before 1970-01-02 (an unset time), in the future, value not finite, quantity not positive, too
+    late.
 
-    - one whose id is in `existing` is a duplicate `already ingested`, also where it would be too
-      late by now: what a rolling window or a full dump brings again;
-    - one that was refused before is a duplicate `already refused`. It is known by its `row_id`, which
-      `quarantine` keeps: a digest of the event's columns and the reason (not of the raw row, whose
-      further columns may say when it was exported), of the raw row where it has no event_id; an
-      event that was too late is known by its event_id.
+    A row that was delivered before is neither taken nor refused a second time:
 
-    Of fine rows with the same event_id one stays (earliest, then smallest hash), the others are
-    duplicates `twice in this landing`. Only quarantined rows keep `row`; those too late have none
-    here, as nearly all of a dump would (`quarantine_of` fetches them). Raises SchemaError. Cost:
-    lazy; no shuffle for `unique_ids` on a first night, else one by event_id, which all checks
-    share, and one of the ids in `existing` and `refused` (40 bytes each, the dearest part of a
-    night whose source names its own ids: nothing else follows all events that there are).
+    - A row whose event_id is in `existing` is a duplicate `already ingested`, even where the event
+      would be too late by now. A rolling window or a full dump delivers events again in this way.
+    - A row that was refused before is a duplicate `already refused`. The row is known by its
+      `row_id`, which table `quarantine` keeps: a digest of the event's columns and the reason. The
+      digest leaves out the rest of the raw row, because its further columns may say when the row
+      was exported. A row without an event_id has a digest of the raw row, and an event that was too
+      late is known by its event_id.
+
+    Of fine rows with the same event_id one stays (the earliest, then the one with the smallest
+    hash), and the others are duplicates `twice in this landing`. Only quarantined rows keep `row`.
+    Rows that are too late have no `row` in this result, because nearly all rows of a dump may be
+    too late (`with_late_rows` fetches the texts).
+
+    Raises SchemaError where `raw` lacks a column or has one of another type. Cost: lazy. With
+    `unique_ids` on a first night there is no shuffle. Otherwise there is one shuffle by event_id,
+    which all checks share, and one of the ids in `existing` and `refused`, 40 bytes each. That is
+    the dearest part of a night whose source names the ids: no other cost grows with the number of
+    all events ever ingested.
     """
     period = Period.of(run_date, max_late_days, initial=initial, timezone=timezone)
-    rows = _judged(raw, period)
+    rows = _with_reason(raw, period)
     is_fine = F.col("reason").isNull()
     is_late = F.coalesce(F.col("reason") == TOO_LATE, F.lit(False))
-    # What only depends on the row comes first, so that no raw text of a clean row is shuffled. Other
-    # refused rows have a key of their own: without an id they would meet in one task.
+    # The columns that depend on the row alone come first, so that the raw text of a clean row is
+    # not shuffled. A row that is refused for another reason than its lateness gets a key different
+    # from its event_id: all rows without an event_id would otherwise meet in one task.
     rows = rows.withColumns(
         {
             "row": F.when(~is_fine & ~is_late, F.col("row")),
@@ -128,15 +138,15 @@ def check_events(
     )
     if not unique_ids or existing is not None or refused is not None:
         rows = rows.withColumn("_key", F.coalesce("row_id", "event_id"))
-    rows = known_rows(rows, existing, refused)
+    rows = join_earlier_verdicts(rows, existing, refused)
     repeats = [(F.col("_was_clean") & (is_fine | is_late), KNOWN)]
     if not unique_ids:
-        content = F.xxhash64(
+        content_hash = F.xxhash64(
             *("user_id", "session_key", "order_id", "item_id", "event_type", "value", "quantity"),
             F.array_sort(F.map_entries("attributes")),
         )
-        same_id = Window.partitionBy("_key").orderBy(~is_fine, "event_at", content)
-        rows = rows.withColumn("_n", F.row_number().over(same_id))
+        rows_of_key = Window.partitionBy("_key").orderBy(~is_fine, "event_at", content_hash)
+        rows = rows.withColumn("_n", F.row_number().over(rows_of_key))
         repeats.append((is_fine & (F.col("_n") > 1), TWICE))
     return with_verdict(rows, repeats).select(
         *schema.RAW_EVENTS.names, "event_date", "row_id", "verdict"
@@ -144,19 +154,24 @@ def check_events(
 
 
 def row_id(key: str, content: Sequence[str]) -> Column:
-    """Return what a refused row is known by when it is delivered again: a digest of `key`, the columns
-    `content` and `reason`; of the raw text `row` where it has no `key`.
+    """Return the id by which a refused row is recognised when the row is delivered again.
+
+    The id is a digest of the columns `key`, `content` and `reason`. Where `key` is blank, the id is
+    a digest of the raw text `row`.
     """
-    said = F.to_json(F.struct(key, *content, "reason"))
-    known_by = F.when(is_blank(key), F.coalesce("row", F.lit(""))).otherwise(said)
-    return F.concat(F.lit("row "), F.md5(known_by))
+    columns_as_json = F.to_json(F.struct(key, *content, "reason"))
+    digested = F.when(is_blank(key), F.coalesce("row", F.lit(""))).otherwise(columns_as_json)
+    return F.concat(F.lit("row "), F.md5(digested))
 
 
-def known_rows(rows: DataFrame, existing: DataFrame | None, refused: DataFrame | None) -> DataFrame:
-    """Return `rows` with `_was_clean` boolean: whether `_key` was clean on another night (event_id
-    of `existing`), was refused (row_id of `refused`), or is new (null).
+def join_earlier_verdicts(
+    rows: DataFrame, existing: DataFrame | None, refused: DataFrame | None
+) -> DataFrame:
+    """Return `rows` with `_was_clean`, boolean: the verdict that `_key` had on another night.
 
-    Cost: one shuffle of `rows` by `_key` and one of the ids; none where both are None.
+    True: the row was clean (an event_id of `existing`). False: the row was refused (a row_id of
+    `refused`). Null: the row is new. Cost: one shuffle of `rows` by `_key` and one of the ids; no
+    shuffle where both `existing` and `refused` are None.
     """
     keys = []
     if existing is not None:
@@ -167,20 +182,26 @@ def known_rows(rows: DataFrame, existing: DataFrame | None, refused: DataFrame |
         keys.append(refused.select(F.col("row_id").alias("_key"), F.lit(False).alias("_is_event")))
     if not keys:
         return rows.withColumn("_was_clean", F.lit(None).cast("boolean"))
-    known = (
+    # A key that is in both counts as clean.
+    earlier_verdicts = (
         reduce(DataFrame.union, keys).groupBy("_key").agg(F.max("_is_event").alias("_was_clean"))
     )
-    return rows.join(known, on="_key", how="left")
+    return rows.join(earlier_verdicts, on="_key", how="left")
 
 
 def with_verdict(rows: DataFrame, repeats: Sequence[tuple[Column, str]]) -> DataFrame:
-    """Return `rows` with `verdict`, and the first of `repeats` that holds as `reason` of a duplicate.
+    """Return `rows` with `verdict`; a duplicate gets as `reason` the first of `repeats` that holds.
 
-    A row with a reason that was refused before is one too (`known_rows`). Duplicates lose `row`.
+    `repeats` are pairs of a condition and the reason of a duplicate. A row that has a reason to be
+    refused and was refused before (`join_earlier_verdicts`) is a duplicate too. Duplicates lose
+    `row`.
     """
     was_refused = F.col("reason").isNotNull() & ~F.col("_was_clean")
     repeat = F.coalesce(
-        *[F.when(condition, F.lit(why)) for condition, why in (*repeats, (was_refused, REFUSED))]
+        *[
+            F.when(condition, F.lit(reason))
+            for condition, reason in (*repeats, (was_refused, REFUSED))
+        ]
     )
     verdict = F.when(F.col("_repeat").isNotNull(), DUPLICATE).when(
         F.col("reason").isNotNull(), QUARANTINED
@@ -205,31 +226,34 @@ def quarantine_of(
 ) -> DataFrame:
     """Return the quarantined rows of `check_events` or `check_items` as `schema.QUARANTINE`."""
     rows = checked.where(F.col("verdict") == QUARANTINED)
-    # A year beyond 9999 is for Spark alone; no other reader of the table can show it.
-    is_shown = F.year("event_date").between(1, 9999)
-    named = rows.withColumns(
+    # Only Spark can show a year beyond 9999; other readers of the table cannot.
+    is_displayable = F.year("event_date").between(1, 9999)
+    quarantine = rows.withColumns(
         {
             "ingest_date": F.lit(run_date),
             "source": F.lit(source),
             "input": F.lit(landed),
-            "event_date": F.when(is_shown, F.col("event_date")),
+            "event_date": F.when(is_displayable, F.col("event_date")),
         }
     )
-    return named.select(*schema.QUARANTINE.names)
+    return quarantine.select(*schema.QUARANTINE.names)
 
 
 def with_late_rows(checked: DataFrame, raw: DataFrame, period: Period) -> DataFrame:
-    """Return the quarantined rows of `check_events` with the raw text of those that are too late.
+    """Return the quarantined rows of `check_events`, the late ones with their raw text `row`.
 
-    `raw` is what was checked, and read once more here: ask only where there are such rows. Cost: one
-    shuffle of the ids that are too late, or none where they are few enough to be broadcast.
+    `check_events` leaves out the raw text of rows that are too late. This function reads `raw`, the
+    input of `check_events`, once more; call it only where some rows are too late. Cost: one shuffle
+    of the ids that are too late, or none where they are few enough to be broadcast.
     """
     quarantined = checked.where(F.col("verdict") == QUARANTINED)
     is_late = F.col("reason") == TOO_LATE
-    late = quarantined.where(is_late).select("event_id").distinct()
-    fetched = _judged(raw, period).where(is_late).join(late, on="event_id", how="left_semi")
-    fetched = fetched.withColumns({"row_id": F.col("event_id"), "verdict": F.lit(QUARANTINED)})
-    return quarantined.where(~is_late).unionByName(fetched.select(*checked.columns))
+    late_ids = quarantined.where(is_late).select("event_id").distinct()
+    late_rows = (
+        _with_reason(raw, period).where(is_late).join(late_ids, on="event_id", how="left_semi")
+    )
+    late_rows = late_rows.withColumns({"row_id": F.col("event_id"), "verdict": F.lit(QUARANTINED)})
+    return quarantined.where(~is_late).unionByName(late_rows.select(*checked.columns))
 
 
 @dataclass(frozen=True)
@@ -238,9 +262,10 @@ class Counts:
 
     Parameters
     ----------
-    n_in : rows of the landing, counted on their own where `count_verdicts` was given them
-    by_reason : reason -> quarantined rows, most frequent first
-    by_repeat : `twice in this landing`, `already ingested`, `already refused` -> duplicates
+    n_in : rows of the landing; counted by a separate scan where `count_verdicts` got `raw`
+    by_reason : reason -> number of quarantined rows, most frequent first
+    by_repeat : `twice in this landing`, `already ingested` or `already refused` -> number of
+        duplicates, most frequent first
     """
 
     n_in: int
@@ -252,11 +277,11 @@ class Counts:
 
     @property
     def n_new(self) -> int:
-        """Rows that no landing gave before."""
+        """The number of rows that no landing delivered before."""
         return self.n_clean + self.n_quarantined
 
     def check(self) -> None:
-        """Raise ConservationError unless in = clean + quarantined + duplicates."""
+        """Raise ConservationError unless n_in = n_clean + n_quarantined + n_duplicates."""
         n_out = self.n_clean + self.n_quarantined + self.n_duplicates
         if self.n_in != n_out:
             raise ConservationError(
@@ -267,58 +292,62 @@ class Counts:
 
 
 def count_verdicts(checked: DataFrame, raw: DataFrame | None = None) -> Counts:
-    """Return the rows per verdict and reason of `check_events`, by one action.
+    """Return the number of rows per verdict and reason of `check_events`, by one action.
 
-    `raw`, the frame that went in, is counted too: by a second scan of one column, which shares
-    neither joins nor windows with `checked`, so that a row lost or doubled there is noticed.
-    Without it `n_in` is the number of rows that came out. Raises SourceError where a file of the
-    landing cannot be read.
+    Where `raw`, the input of `check_events`, is passed, its rows are counted too. The count is a
+    second scan of one column, which shares neither joins nor windows with `checked`, so that a row
+    lost or doubled there is noticed. Without `raw`, `n_in` is the number of rows of `checked`.
+    Raises SourceError where a file of the landing cannot be read.
     """
-    counted = checked.groupBy("verdict", "reason").agg(F.count(F.lit(1)).alias("n"))
+    counts = checked.groupBy("verdict", "reason").agg(F.count(F.lit(1)).alias("n"))
     if raw is not None:
-        # A count of no column at all would count lines of text, not rows.
-        total = raw.agg(F.count(F.lit(1)).alias("n"), F.max(F.length("item_id")).alias("_"))
-        counted = counted.unionByName(
-            total.select(
+        # Reads a column because a count that reads none would count lines of text, not rows.
+        n_raw = raw.agg(F.count(F.lit(1)).alias("n"), F.max(F.length("item_id")).alias("_"))
+        counts = counts.unionByName(
+            n_raw.select(
                 F.lit("in").alias("verdict"), F.lit(None).cast("string").alias("reason"), "n"
             )
         )
-    rows = _collected(counted.orderBy(F.desc("n"), "reason"), raw)
-    of = {
+    rows = _collected(counts.orderBy(F.desc("n"), "reason"), raw)
+    n_by_reason = {
         verdict: {row["reason"]: int(row["n"]) for row in rows if row["verdict"] == verdict}
         for verdict in (CLEAN, QUARANTINED, DUPLICATE, "in")
     }
     n_out = sum(int(row["n"]) for row in rows if row["verdict"] != "in")
     return Counts(
-        n_in=n_out if raw is None else sum(of["in"].values()),
-        n_clean=sum(of[CLEAN].values()),
-        n_quarantined=sum(of[QUARANTINED].values()),
-        n_duplicates=sum(of[DUPLICATE].values()),
-        by_reason=of[QUARANTINED],
-        by_repeat=of[DUPLICATE],
+        n_in=n_out if raw is None else sum(n_by_reason["in"].values()),
+        n_clean=sum(n_by_reason[CLEAN].values()),
+        n_quarantined=sum(n_by_reason[QUARANTINED].values()),
+        n_duplicates=sum(n_by_reason[DUPLICATE].values()),
+        by_reason=n_by_reason[QUARANTINED],
+        by_repeat=n_by_reason[DUPLICATE],
     )
 
 
 def event_types(clean: DataFrame, most: int = 50) -> dict[str, int]:
-    """Return event type -> rows of `clean`, the `most` frequent ones (ties by name). One action."""
-    counted = clean.groupBy("event_type").agg(F.count(F.lit(1)).alias("n"))
-    rows = counted.orderBy(F.desc("n"), "event_type").limit(most).collect()
+    """Return event type -> number of rows of `clean`, for the `most` most frequent types.
+
+    Of types that are equally frequent, the smaller name comes first. One action.
+    """
+    counts = clean.groupBy("event_type").agg(F.count(F.lit(1)).alias("n"))
+    rows = counts.orderBy(F.desc("n"), "event_type").limit(most).collect()
     return {row["event_type"]: int(row["n"]) for row in rows}
 
 
 def oldest_day(raw: DataFrame) -> date | None:
-    """Return the first day, UTC, of `raw` from 1970-01-02 on; None where no row has one. One action.
+    """Return the earliest day (UTC) of an event in `raw`; None where no row has such a day.
 
-    Raises SourceError where a file of the landing cannot be read.
+    Days before 1970-01-02 (unset times) do not count. One action. Raises SourceError where a file
+    of the landing cannot be read.
     """
     day = F.to_date("event_at")
     rows = raw.where(day >= F.lit(date(1970, 1, 2))).agg(F.min(day).alias("day"))
-    first: date | None = _collected(rows, raw)[0]["day"]
-    return first
+    oldest: date | None = _collected(rows, raw)[0]["day"]
+    return oldest
 
 
 def end_of_day(run_date: date, timezone: str) -> datetime:
-    """Return when `run_date` is over, both in `timezone` and in UTC.
+    """Return the instant, in UTC, from which `run_date` is over both in `timezone` and in UTC.
 
     >>> end_of_day(date(2024, 3, 30), "America/New_York").isoformat()
     '2024-03-31T04:00:00+00:00'
@@ -329,8 +358,11 @@ def end_of_day(run_date: date, timezone: str) -> datetime:
     return max(midnight.astimezone(UTC), cutoff_of(run_date))
 
 
-def _judged(raw: DataFrame, period: Period) -> DataFrame:
-    """Return `raw` with `event_date` and the reason that the row alone gives; narrow."""
+def _with_reason(raw: DataFrame, period: Period) -> DataFrame:
+    """Return `raw` with `event_date` and the `reason` that the row alone gives.
+
+    Narrow: no shuffle, no action.
+    """
     check_schema(raw, schema.RAW_EVENTS, "RAW_EVENTS")
     return raw.select(
         *[F.col(name) for name in schema.RAW_EVENTS.names if name != "reason"],
@@ -340,65 +372,73 @@ def _judged(raw: DataFrame, period: Period) -> DataFrame:
 
 
 def _reason(period: Period) -> Column:
-    at = F.col("event_at")
+    # The first reason to refuse the row; null where there is none.
+    event_at = F.col("event_at")
     checks = [
         (is_blank("event_id"), NO_EVENT_ID),
         (is_blank("user_id") & is_blank("session_key"), NO_USER),
         (is_blank("item_id"), NO_ITEM),
         (is_blank("event_type"), NO_EVENT_TYPE),
-        (at.isNull(), NO_TIME),
-        (F.to_date(at) < F.lit(date(1970, 1, 2)), TOO_EARLY),
-        (at >= F.lit(period.end), IN_THE_FUTURE),
+        (event_at.isNull(), NO_TIME),
+        (F.to_date(event_at) < F.lit(date(1970, 1, 2)), TOO_EARLY),
+        (event_at >= F.lit(period.end), IN_THE_FUTURE),
         (~is_finite("value") | ~is_finite("quantity"), NOT_FINITE),
         (F.col("quantity") <= 0, QUANTITY),
     ]
     if period.oldest is not None:
-        checks.append((F.to_date(at) < F.lit(period.oldest), TOO_LATE))
-    return F.coalesce(*[F.when(condition, F.lit(why)) for condition, why in checks])
+        checks.append((F.to_date(event_at) < F.lit(period.oldest), TOO_LATE))
+    return F.coalesce(*[F.when(condition, F.lit(reason)) for condition, reason in checks])
 
 
 def is_blank(name: str) -> Column:
-    """Return whether the column is null or blank."""
+    """Return whether the text column `name` is null, empty or all spaces."""
     return F.coalesce(F.trim(name) == "", F.lit(True))
 
 
 def is_finite(name: str) -> Column:
-    """Return whether the number is neither NaN nor infinite; a null is fine."""
-    size = F.abs(F.col(name))
-    return F.coalesce(~F.isnan(size) & (size < float("inf")), F.lit(True))
+    """Return whether the number in column `name` is neither NaN nor infinite; true for null."""
+    magnitude = F.abs(F.col(name))
+    return F.coalesce(~F.isnan(magnitude) & (magnitude < float("inf")), F.lit(True))
 
 
-def check_schema(raw: DataFrame, wanted: StructType, name: str) -> None:
-    """Raise SchemaError where `raw` lacks columns of `schema.<name>`, or has them as other types."""
-    have = {field.name: field.dataType.simpleString() for field in raw.schema}
-    want = {field.name: field.dataType.simpleString() for field in wanted}
-    wrong = [
-        f"{column} {want[column]}, found {have.get(column, 'none')}"
-        for column in want
-        if have.get(column) != want[column]
+def check_schema(raw: DataFrame, expected: StructType, name: str) -> None:
+    """Raise SchemaError where `raw` lacks a column of `expected` or has one of another type.
+
+    `name` is the name of `expected` in module `schema`, for the message.
+    """
+    actual_types = {field.name: field.dataType.simpleString() for field in raw.schema}
+    expected_types = {field.name: field.dataType.simpleString() for field in expected}
+    differences = [
+        f"{column} {expected_types[column]}, found {actual_types.get(column, 'none')}"
+        for column in expected_types
+        if actual_types.get(column) != expected_types[column]
     ]
-    if wrong:
-        raise SchemaError(f"a source must give schema.{name}; expected {'; '.join(wrong)}")
+    if differences:
+        raise SchemaError(f"a source must give schema.{name}; expected {'; '.join(differences)}")
 
 
 def _collected(rows: DataFrame, raw: DataFrame | None) -> list[Row]:
+    # The rows on the driver. Errors are raised as `_source_error` returns them.
     try:
         return rows.collect()
     except (PySparkException, Py4JJavaError) as error:
-        raise _named(error, raw) from error
+        raise _source_error(error, raw) from error
 
 
-def _named(error: Exception, raw: DataFrame | None) -> Exception:
-    """Return a SourceError that names the file of `raw` which could not be read, or says what a
-    source's reader raised; else `error` itself: a file of a table is none of the landing's.
+def _source_error(error: Exception, raw: DataFrame | None) -> Exception:
+    """Return the error to raise for a Spark job that failed with `error`.
+
+    This is a SourceError with the message of the source's reader where the reader raised one, or a
+    SourceError that names the file of `raw` that could not be read. For other errors, also those of
+    a file that belongs to a table and not to the landing, it is `error` itself.
     """
     raised = _RAISED.search(str(error))
     if raised is not None:
         return SourceError(f"{raised[1]}; nothing was written")
-    failed = damage.failed_file(error)
-    if failed is None:
+    unreadable_file = damage.failed_file(error)
+    if unreadable_file is None:
         return error
-    uri = unquote(failed[0])
+    uri = unquote(unreadable_file[0])
     if raw is not None and uri not in {unquote(file) for file in raw.inputFiles()}:
         return error
-    return damage.unread_source(*failed)
+    return damage.unreadable_source_error(*unreadable_file)

@@ -1,7 +1,7 @@
 """Histories: each user's acts in one row, newest last; merged night by night.
 
-This is the door that no impression passes: what models learn from, `seen`, weights, counts and truth
-all come from `histories`.
+An act is an event that is not an impression. Impressions are left out here, once for all: what models
+learn from, `seen`, weights, counts and truth all come from `histories`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ _FIELDS = schema.HISTORY_EVENT.names
 
 
 def event_weight(settings: Features) -> Column:
-    """Return the weight of an event by its type.
+    """Return the weight of an event by its type, float.
 
-    Where events are ratings (`explicit`), times its value, of whatever sign; null = no rating: an
-    event without a value, or of a type that weighs 0.
+    Where events are ratings (`settings.explicit`), the weight is multiplied by the event's value,
+    whatever its sign. The weight is then null where the event is no rating: it has no value, or its
+    type weighs 0.
     """
     weight = F.lit(settings.other_weight)
     for kind, value in sorted(settings.event_weights.items()):
@@ -32,19 +33,19 @@ def event_weight(settings: Features) -> Column:
 def suffixes(
     labelled: DataFrame, user_ids: DataFrame, item_ids: DataFrame, settings: Features
 ) -> DataFrame:
-    """Return `user_idx, changed_at, suffix`: each reopened user's acts from `changed_at` on.
+    """Return `user_idx, changed_at, suffix`: the acts of each reopened user from `changed_at` on.
 
     Parameters
     ----------
-    labelled : events with `session_id`, `is_act` and the owner's `changed_at`
+    labelled : events with `session_id`, `is_act` and their user's `changed_at`
     user_ids, item_ids : the dictionaries
     settings : event weights
 
-    Events are in time order, ties by event_id. Two dictionary joins and one shuffle by user.
+    The acts are in time order, ties by event_id. Two dictionary joins and one shuffle by user.
     """
-    mine = F.col("is_act") & F.col("user_id").isNotNull()
+    is_act_of_user = F.col("is_act") & F.col("user_id").isNotNull()
     events = (
-        labelled.where((F.col("event_at") >= F.col("changed_at")) & mine)
+        labelled.where((F.col("event_at") >= F.col("changed_at")) & is_act_of_user)
         .join(user_ids.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(F.broadcast(item_ids.select("item_id", "item_idx")), on="item_id", how="inner")
         .withColumn("weight", event_weight(settings))
@@ -67,21 +68,26 @@ def suffixes(
 
 
 def merged(histories: DataFrame, changed: DataFrame, new: DataFrame, n_buckets: int) -> DataFrame:
-    """Return `schema.HISTORIES`: rows of `histories` with the changed users' endings replaced.
+    """Return `schema.HISTORIES`: `histories` with the endings of the changed users replaced.
 
     Parameters
     ----------
-    histories : the rows so far (of the buckets that are written)
-    changed : user_idx, changed_at: what each reopened user keeps ends before it
-    new : user_idx, suffix: what comes after; a user without a suffix lost those events
+    histories : the rows until now, of the buckets that are written
+    changed : user_idx, changed_at: the events that a reopened user keeps are those before it
+    new : user_idx, suffix: the events that follow; a user of `changed` without a row has none
     n_buckets : slices of the table
 
-    Old events before `changed_at` stay as they are, `suffix` follows. A user left without events
-    loses the row. The joins broadcast `changed` and `new` while they are small, so what they cost
-    follows the new day (every row of the buckets is written again); users not in `histories` are
-    found by an anti join on the index alone.
+    Example: a history has events of Monday, Tuesday and Wednesday, and a late event of Tuesday noon
+    comes in. `changed_at` is Tuesday noon, the time of the user's first changed event, and `suffix`
+    has all acts from then on, the late one included. The new history is the old events before
+    Tuesday noon, then `suffix`.
+
+    A user without any event afterwards loses the row. Cost: the joins broadcast `changed` and `new`
+    while they are small, so that the joins cost as much as the new day is large; every row of the
+    buckets is written again. Users who are not in `histories` yet are found by an anti join on the
+    index alone.
     """
-    kept = (
+    continued = (
         histories.join(changed, on="user_idx", how="left")
         .join(new, on="user_idx", how="left")
         .select(
@@ -96,17 +102,17 @@ def merged(histories: DataFrame, changed: DataFrame, new: DataFrame, n_buckets: 
             .alias("history"),
         )
     )
-    first = new.join(histories.select("user_idx"), on="user_idx", how="left_anti").select(
+    of_new_users = new.join(histories.select("user_idx"), on="user_idx", how="left_anti").select(
         "user_idx", F.col("suffix").alias("history")
     )
     items = F.array_sort(F.array_distinct(F.transform("history", lambda e: e["item_idx"])))
     return (
-        kept.unionByName(first)
+        continued.unionByName(of_new_users)
         .where(F.size("history") > 0)
         .select("user_idx", "history", items.alias("seen"), bucket(n_buckets).alias("bucket"))
     )
 
 
 def bucket(n_buckets: int) -> Column:
-    """Return the slice that a user's row lies in: a hash of user_idx."""
+    """Return the slice of the table that holds a user's row, by a hash of user_idx; int."""
     return F.pmod(F.hash("user_idx"), F.lit(n_buckets)).cast("int")

@@ -1,4 +1,4 @@
-"""The words of items, as fixed-length rows that networks read: the training set of content models."""
+"""The training set of content models: the words of items, as fixed-length rows for networks."""
 
 from __future__ import annotations
 
@@ -12,64 +12,69 @@ from recspark.config import Features
 from recspark.data.windows import NO_ITEM, padded, spread
 
 TABLE = "training_texts"
-LEAST_ITEMS = 2  # a word of one item says nothing of another
+LEAST_ITEMS = 2  # items of a word at least: a word of one item says nothing about other items
 
 
 def words(items: DataFrame) -> DataFrame:
-    """Return `item_idx, word, n`: how often each word stands in an item's name, text and category.
+    """Return `item_idx, word, n`: how often each word occurs in an item's name, text and category.
 
-    Words are what stands between characters that are neither letters nor digits, in small letters;
-    a category is one word, `category=<its name>`. Nulls have none. One shuffle, by item and word.
+    A word is a run of letters and digits, in lower case. Each category is one word,
+    `category=<its name>`. Nulls have no words. One shuffle, by item and word.
     """
     text = F.lower(F.concat_ws(" ", "item_name", "text"))
-    found = F.split(text, r"[^\p{L}\p{N}]+")
-    labels = F.transform(
+    words_of_text = F.split(text, r"[^\p{L}\p{N}]+")
+    category_words = F.transform(
         F.coalesce("category", F.array().cast("array<string>")),
         lambda name: F.concat(F.lit("category="), F.lower(name)),
     )
-    every = F.filter(F.concat(found, labels), lambda word: word.isNotNull() & (word != ""))
-    rows = items.select("item_idx", F.explode(every).alias("word"))
+    words_of_item = F.filter(
+        F.concat(words_of_text, category_words), lambda word: word.isNotNull() & (word != "")
+    )
+    rows = items.select("item_idx", F.explode(words_of_item).alias("word"))
     return rows.groupBy("item_idx", "word").agg(F.count("*").alias("n"))
 
 
 def training_texts(
     items: DataFrame, cutoff: datetime, settings: Features, n_files: int
 ) -> DataFrame:
-    """Return a row per item: its words as numbers.
+    """Return a row per item: the words of the item as numbers.
 
     Parameters
     ----------
-    items : item_idx, item_name, category, text: those that a model may recommend, as of the cutoff
-    settings : `max_words`, and `max_item_words`
+    items : item_idx, item_name, category, text: the items that a model may recommend, as of the
+        cutoff
+    cutoff : goes into the rows
+    settings : `max_words`: size of the dictionary; `max_item_words`: words per row
     n_files : partitions of the result, as for `windows.training_bags`
 
     Returns
     -------
-    `schema.TRAINING_TEXTS`. The dictionary is the `max_words` words of the most items (at least
-    `LEAST_ITEMS`; ties by the word), numbered from 0 in that order. A weight is the word's count in
-    the item over its largest count in any, in (0, 1]. An item without known words has a row of
-    padding. Cost: one job for the dictionary, which the driver holds; then shuffles of
-    item-sized rows.
+    `schema.TRAINING_TEXTS`. The dictionary has the `max_words` words that occur in the most items,
+    in at least `LEAST_ITEMS`; ties are in order of the word. Its words are numbered from 0 in that
+    order. An item keeps the `max_item_words` words with the smallest numbers. The weight of a word
+    is its count in the item, divided by its largest count in any item, in (0, 1]. An item without
+    words of the dictionary has a row of padding only. Cost: one job for the dictionary, which the
+    driver holds; then shuffles of item-sized rows.
     """
-    counted = words(items)
-    numbers = items.sparkSession.createDataFrame(
-        _dictionary(counted, settings.max_words),
+    word_counts = words(items)
+    dictionary = items.sparkSession.createDataFrame(
+        _dictionary(word_counts, settings.max_words),
         schema.columns(word=schema.STRING, number=schema.INT, most=schema.LONG),
     )
     pair = F.struct("number", (F.col("n") / F.col("most")).cast("float").alias("weight"))
-    known = (
-        counted.join(F.broadcast(numbers), on="word", how="inner")
+    pairs_of_item = (
+        word_counts.join(F.broadcast(dictionary), on="word", how="inner")
         .groupBy("item_idx")
         .agg(F.sort_array(F.collect_list(pair)).alias("pairs"))
     )
     pairs = F.slice(
-        F.coalesce("pairs", F.array().cast(known.schema["pairs"].dataType)),
+        F.coalesce("pairs", F.array().cast(pairs_of_item.schema["pairs"].dataType)),
         1,
         settings.max_item_words,
     )
-    joined = items.select("item_idx").join(known, on="item_idx", how="left")
-    rows = joined.select("item_idx", pairs.alias("pairs"))
-    made = rows.select(
+    joined = items.select("item_idx").join(pairs_of_item, on="item_idx", how="left")
+    pairs_of_all_items = joined.select("item_idx", pairs.alias("pairs"))
+    training_rows = pairs_of_all_items.select(
         F.lit(cutoff).alias("cutoff"),
         "item_idx",
         padded(F.col("pairs.number"), settings.max_item_words, F.lit(NO_ITEM)).alias("words"),
@@ -78,17 +83,20 @@ def training_texts(
         ),
         F.size("pairs").alias("length"),
     )
-    return spread(made, F.xxhash64("item_idx"), n_files)
+    return spread(training_rows, F.xxhash64("item_idx"), n_files)
 
 
-def _dictionary(counted: DataFrame, max_words: int) -> list[tuple[str, int, int]]:
-    """Return (word, number, largest count in an item), by number. One job."""
-    found = (
-        counted.groupBy("word")
+def _dictionary(word_counts: DataFrame, max_words: int) -> list[tuple[str, int, int]]:
+    """Return (word, number, largest count in one item), in order of the number. One job.
+
+    `word_counts` are the rows of `words`; see `training_texts` for the order.
+    """
+    frequent_words = (
+        word_counts.groupBy("word")
         .agg(F.count("*").alias("items"), F.max("n").alias("most"))
         .where(F.col("items") >= LEAST_ITEMS)
         .orderBy(F.desc("items"), "word")
         .limit(max_words)
         .collect()
     )
-    return [(row["word"], number, row["most"]) for number, row in enumerate(found)]
+    return [(row["word"], number, row["most"]) for number, row in enumerate(frequent_words)]

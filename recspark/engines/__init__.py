@@ -1,1 +1,1 @@
-"""Training engines that run on Spark: the heavy part of a model, without its contract."""
+"""Training engines that run on Spark: the costly part of a model, without the model's interface."""

@@ -1,13 +1,14 @@
-"""Alternating least squares on Spark: blocks of rows in the executors, one compiled solve a block.
+"""Alternating least squares on Spark: a task solves one block of rows with one compiled call.
 
-Both sides are cut into `n_blocks` blocks (`als_blocks`), cached once. A half-step solves every
-block of one side given the factors of the other: item factors come as one broadcast while they fit
-`broadcast_bytes`; beyond that, and user factors always, each block is sent the rows that it needs,
-in one shuffle. The driver sees Gramians, losses and item factors, nothing user-sized.
+Users and items are the two sides. Each is cut into `n_blocks` blocks (`als_blocks`), which are
+cached once. A half-step solves all blocks of one side while the factors of the other side stay
+fixed. Item factors are broadcast while they fit into `broadcast_bytes`. Larger item factors, and
+user factors always, go through one shuffle that sends to each block the rows that it needs. The
+driver receives Gramians, losses and item factors, and nothing that grows with the number of users.
 
-Equal seed and block count give the same bits: rows are in a fixed order, Gramians are summed in the
-order of blocks, randomness is that of (seed, block). A lost executor costs the recomputation of its
-blocks, from the newest checkpoint on.
+Runs with equal seed and block count give the same bits: rows are in a fixed order, Gramians are
+summed in the order of blocks, and random numbers depend on (seed, block) only. When an executor is
+lost, its blocks are computed again, starting from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ from pyspark.sql import DataFrame
 
 from recspark.data.blocks import Array
 from recspark.engines import als_checkpoint
-from recspark.engines.als_blocks import LEVEL, Block, Order, item_blocks, same, user_blocks
+from recspark.engines.als_blocks import (
+    LEVEL,
+    Block,
+    Order,
+    item_blocks,
+    partition_of_block,
+    user_blocks,
+)
 from recspark.engines.als_kernels import Method, eigenbasis, solve
 from recspark.engines.als_objective import Objective, gramian
 from recspark.errors import EmptyDataError, ModelError
 
-_FAN = 32  # partial sums that one task adds up
+_FAN = 32  # most partial sums that one task adds up
 
 
 @dataclass(frozen=True)
@@ -40,18 +48,21 @@ class Plan:
     Parameters
     ----------
     rank : length of a factor
-    iterations : each solves all items, then all users
-    n_blocks : of users and of items; a task holds one block, its factors and those it needs
-    seed : of the users' first factors
+    iterations : each iteration solves all items, then all users
+    n_blocks : number of blocks of users and of items; a task holds one block, the factors of its
+        rows and the factors of the other side that it needs
+    seed : decides the users' first factors
     method, cg_steps : see `als_kernels.solve`
     broadcast_bytes : item factors up to this size are broadcast
-    scratch : URI of a folder for checkpoints, seen by all executors; "" = none: an executor lost after
-        `checkpoint_every` iterations then ends the run
+    scratch : URI of a folder for checkpoints that all executors can reach. "" = no checkpoints: an
+        executor lost after `checkpoint_every` iterations then ends the run
     checkpoint_every : iterations between two checkpoints
-    progress : told of each iteration
-    prior : called before items are solved, with their factors (n_items, d), or None the first time;
-        returns what the penalty draws them to, float32 (n_items, d) (`als_kernels.solve`; cholesky).
-        Checkpoints know nothing of it: leave `scratch` empty. None = 0
+    progress : called with a line of text after each iteration
+    prior : called before each half-step that solves the items, with the current item factors
+        (n_items, d), or with None the first time. Returns the vectors that the penalty draws the
+        item factors to, float32 (n_items, d); see `als_kernels.solve`; method `cholesky` only.
+        Checkpoints do not save the prior, so leave `scratch` empty with one. None = the penalty
+        draws to 0
     """
 
     rank: int
@@ -68,68 +79,71 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Solved:
-    """Factors of a block, float32 (n, d), and sums over it that the driver needs."""
+class SolvedBlock:
+    """The factors of a block, float32 (n, d), and the sums over it that the driver needs."""
 
-    x: Array
+    factors: Array
     sums: Array  # float64 (d * d + 2,): Gramian, objective, penalty (see `als_kernels.solve`)
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """Factors that block `block` sends, float32 (m, d)."""
+class _SentFactors:
+    """Factors of block `block` that another block needs, float32 (m, d)."""
 
     block: int
-    x: Array
+    factors: Array
 
 
 @dataclass
 class _Side:
-    """Users or items. What is in the executors (RDDs by block), and what the driver knows."""
+    """One side, users or items: its RDDs, keyed by block, and what the driver knows of it."""
 
     name: str
     blocks: RDD[tuple[int, Block]]
     routes: RDD[tuple[int, list[Array]]]
     n_rows: int = 0
-    solved: RDD[tuple[int, Solved]] | None = None
-    sums: Array | None = None  # those of `Solved`, over all blocks
-    shared: Broadcast[Array] | None = None  # all factors in their basis, by block
+    solved: RDD[tuple[int, SolvedBlock]] | None = None
+    sums: Array | None = None  # `SolvedBlock.sums`, added up over all blocks
+    broadcast_factors: Broadcast[Array] | None = None  # all, in their basis, by block
 
 
 class BlockedAls:
-    """One factorisation: `with BlockedAls(...) as als: als.run()`, then ask it for the factors.
+    """One factorisation: `with BlockedAls(...) as als: als.run()`, then read its factors.
 
     Parameters
     ----------
     pairs : user bigint, items array<int> (in [0, n_items), distinct), weights array<float>; one row
-        a user. Read once
+        per user. Read once
     n_items : length of the catalogue; an item that nobody acted on gets factors 0
-    objective : what is minimised
-    plan : how
+    objective : the loss that is minimised
+    plan : how the factorisation runs
 
-    Making it builds and caches the blocks: one job, two shuffles. Leaving it frees them.
-    Raises EmptyDataError where there is no pair.
+    The constructor builds and caches the blocks: one job, two shuffles. Leaving the `with` block
+    frees them. Raises EmptyDataError if there is no pair.
     """
 
     def __init__(self, pairs: DataFrame, n_items: int, objective: Objective, plan: Plan) -> None:
         self._plan, self._objective = plan, objective
         self._order = order = Order(n_items, plan.n_blocks)
         self._context = pairs.sparkSession.sparkContext
-        self._held: list[RDD[Any]] = []
+        self._persisted: list[RDD[Any]] = []
         self._broadcasts: list[Broadcast[Array]] = []
-        blocks = self._hold(user_blocks(pairs, order))
-        self._users = self._side("users", blocks)
-        self._items = self._side("items", self._hold(item_blocks(blocks, order)))
+        blocks = self._persist(user_blocks(pairs, order))
+        self._users = self._new_side("users", blocks)
+        self._items = self._new_side("items", self._persist(item_blocks(blocks, order)))
         n_pairs, checksums = 0, []
-        for side in (self._items, self._users):  # the first makes both
-            about = side.blocks.mapValues(lambda b: (len(b.ids), len(b.at), b.checksum)).collect()
-            side.n_rows = sum(rows for _, (rows, _, _) in about)
-            n_pairs = sum(pairs for _, (_, pairs, _) in about)
-            checksums.append([value for _, (_, _, value) in sorted(about)])
+        for side in (self._items, self._users):  # the first job builds and caches both sides
+            summaries = side.blocks.mapValues(
+                lambda block: (len(block.ids), len(block.indices), block.checksum)
+            ).collect()
+            side.n_rows = sum(n_rows for _, (n_rows, _, _) in summaries)
+            n_pairs = sum(n_entries for _, (_, n_entries, _) in summaries)
+            checksums.append([checksum for _, (_, _, checksum) in sorted(summaries)])
         if n_pairs == 0:
             self.close()
             raise EmptyDataError("als: no user has an item with a weight above 0 before the cutoff")
-        self.losses: list[float] = []  # after each iteration
+        self.losses: list[float] = []  # one per finished iteration
+        # A checkpoint is used only if it was written with the same identity.
         self._identity = {
             "objective": asdict(objective),
             "rank": plan.rank,
@@ -145,29 +159,33 @@ class BlockedAls:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
     def run(self) -> None:
-        """Do what is left of the iterations: all of them, or those after the newest checkpoint.
+        """Run the remaining iterations: all of them, or those after the newest checkpoint.
 
-        Two or three jobs a half-step. Raises ModelError when the loss is not a number.
+        Cost: two or three jobs per half-step. Raises ModelError when the loss is not a finite
+        number.
         """
         plan, users, items = self._plan, self._users, self._items
         if not self._resume():
-            users.solved = self._hold(users.blocks.mapPartitions(self._first(), True))
-            users.sums = self._total(users.solved)
+            users.solved = self._persist(users.blocks.mapPartitions(self._first_factors(), True))
+            users.sums = self._sum_over_blocks(users.solved)
         for iteration in range(len(self.losses) + 1, plan.iterations + 1):
-            begun = time.perf_counter()
-            cut = iteration % plan.checkpoint_every == 0 and iteration < plan.iterations
-            self._half_step(items, users, cut, self._share_prior())
-            self._share_items()
-            self._half_step(users, items, cut)
+            started_at = time.perf_counter()
+            is_checkpoint_due = (
+                iteration % plan.checkpoint_every == 0 and iteration < plan.iterations
+            )
+            self._half_step(items, users, is_checkpoint_due, self._broadcast_prior())
+            self._broadcast_items()
+            self._half_step(users, items, is_checkpoint_due)
             assert users.sums is not None
             assert items.sums is not None
+            # The users' objective is the loss without the items' penalty.
             loss = float(users.sums[-2] + items.sums[-1])
             if not math.isfinite(loss):
                 raise ModelError(
@@ -177,213 +195,277 @@ class BlockedAls:
             self.losses.append(loss)
             plan.progress(
                 f"  als: iteration {iteration} of {plan.iterations}, loss {loss:.7g}, "
-                f"{time.perf_counter() - begun:.1f} s"
+                f"{time.perf_counter() - started_at:.1f} s"
             )
-            if cut and plan.scratch:
+            if is_checkpoint_due and plan.scratch:
                 self._checkpoint()
 
     def item_factors(self) -> Array:
-        """Return all factors of items, float32 (n_items, d). Driver: item-sized."""
+        """Return the factors of all items, float32 (n_items, d), on the driver: item-sized."""
         assert self._items.solved is not None, "run() comes first"
         return np.asarray(self._collect_items(None)[self._order.position])
 
     def user_factors(self) -> RDD[tuple[Array, Array]]:
-        """Return, a block a partition, user_idx int64 (n,) and factors float32 (n, d)."""
+        """Return the users' factors as pairs of user_idx int64 (n,) and factors float32 (n, d).
+
+        Each partition is one block of users and has one such pair.
+        """
         assert self._users.solved is not None, "run() comes first"
 
-        def pair(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[Array, Array]]:
-            found = {type(value): value for _, value in records}
-            yield found[Block].ids, found[Solved].x
+        def ids_with_factors(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[Array, Array]]:
+            value_by_type = {type(value): value for _, value in records}
+            yield value_by_type[Block].ids, value_by_type[SolvedBlock].factors
 
-        return self._together(self._users.blocks, self._users.solved).mapPartitions(pair)
+        return self._union_by_block(self._users.blocks, self._users.solved).mapPartitions(
+            ids_with_factors
+        )
 
     def close(self) -> None:
-        """Free everything in the executors."""
-        for rdd in self._held:
+        """Free all cached blocks, factors and broadcasts in the executors."""
+        for rdd in self._persisted:
             rdd.unpersist()
-        for shared in self._broadcasts:
-            shared.destroy()
-        self._held, self._broadcasts = [], []
+        for broadcast in self._broadcasts:
+            broadcast.destroy()
+        self._persisted, self._broadcasts = [], []
 
     def _half_step(
-        self, target: _Side, source: _Side, cut: bool, prior: Broadcast[Array] | None = None
+        self,
+        target: _Side,
+        source: _Side,
+        is_checkpoint_due: bool,
+        prior: Broadcast[Array] | None = None,
     ) -> None:
-        """Solve `target` given `source`; `cut` = its lineage may end here, if nothing else ends it."""
-        plan, objective, n_others = self._plan, self._objective, source.n_rows
-        gram, basis = self._basis(source)
-        shared = source.shared
-        size, method, cg_steps = plan.rank, plan.method, plan.cg_steps
+        """Solve all blocks of `target` with the factors of `source` fixed.
 
-        def solve_block(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Solved]]:
-            found = list(records)
-            block: Block = next(v for _, v in found if isinstance(v, Block))
-            old = next((v.x for _, v in found if isinstance(v, Solved)), None)
-            x = np.zeros((len(block.ids), size), np.float32) if old is None else old @ basis
-            if shared is not None:
-                others = shared.value[block.columns]  # (m, d)
+        Parameters
+        ----------
+        is_checkpoint_due : this half-step belongs to an iteration after which a checkpoint is due.
+            With an empty `scratch` there is no checkpoint; a local checkpoint cuts the lineage
+            instead
+        prior : what the penalty draws the factors of `target` to, by id; None = 0
+        """
+        plan, objective, n_source_rows = self._plan, self._objective, source.n_rows
+        gram, basis = self._basis(source)
+        broadcast_factors = source.broadcast_factors
+        rank, method, cg_steps = plan.rank, plan.method, plan.cg_steps
+
+        def solve_block(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, SolvedBlock]]:
+            keyed_values = list(records)
+            block: Block = next(value for _, value in keyed_values if isinstance(value, Block))
+            old_factors = next(
+                (value.factors for _, value in keyed_values if isinstance(value, SolvedBlock)), None
+            )
+            factors = (
+                np.zeros((len(block.ids), rank), np.float32)
+                if old_factors is None
+                else old_factors @ basis
+            )
+            if broadcast_factors is not None:
+                other_factors = broadcast_factors.value[block.columns]  # (m, d)
             else:
-                sent = sorted((v for _, v in found if isinstance(v, _Sent)), key=lambda s: s.block)
-                others = np.concatenate([s.x for s in sent])
-            drawn = None if prior is None else prior.value[block.ids]  # (n, d)
+                sent_factors = sorted(
+                    (value for _, value in keyed_values if isinstance(value, _SentFactors)),
+                    key=lambda sent: sent.block,
+                )
+                other_factors = np.concatenate([sent.factors for sent in sent_factors])  # (m, d)
+            prior_of_block = None if prior is None else prior.value[block.ids]  # (n, d)
             sums = solve(
-                block.start, block.at, block.weight, others, gram, objective, n_others, x, method,
-                cg_steps, drawn,
+                block.start, block.indices, block.weight, other_factors, gram, objective,
+                n_source_rows, factors, method, cg_steps, prior_of_block,
             )  # fmt: skip
-            x = x @ basis.T
-            yield found[0][0], Solved(x, np.append(gramian(x), sums))
+            factors = factors @ basis.T
+            yield keyed_values[0][0], SolvedBlock(factors, np.append(gramian(factors), sums))
 
         inputs: list[RDD[Any]] = [target.blocks]
         if target.solved is not None:
             inputs.append(target.solved)
-        if shared is None:
-            inputs.append(self._sent(source))
-        solved = self._hold(self._together(*inputs).mapPartitions(solve_block, True))
-        if cut and not plan.scratch:
+        if broadcast_factors is None:
+            inputs.append(self._send_factors(source))
+        solved = self._persist(self._union_by_block(*inputs).mapPartitions(solve_block, True))
+        if is_checkpoint_due and not plan.scratch:
             solved.localCheckpoint()
-        target.sums = self._total(solved)
+        target.sums = self._sum_over_blocks(solved)
         if not np.isfinite(target.sums).all():
             raise ModelError(
                 f"als: the factors of {target.name} are not finite after iteration "
                 f"{len(self.losses) + 1}: the loss is nan; is a weight infinite, or reg 0? The newest "
                 "checkpoint is kept"
             )
-        self._drop(target.solved)
+        self._unpersist(target.solved)
         target.solved = solved
 
     def _basis(self, side: _Side) -> tuple[Array, Array]:
-        """Return Gramian and basis that the other side is solved with; exact solves need no basis."""
+        """Return (Gramian, basis) of `side`, with which the other side is solved.
+
+        For `cg` the basis is the Gramian's eigenbasis, in which the Gramian is diagonal. Exact
+        solves need no change of basis: theirs is the identity.
+        """
         assert side.sums is not None
         gram = side.sums[:-2].reshape(self._plan.rank, self._plan.rank)
         if self._plan.method == "cg":
             return eigenbasis(gram)
         return gram, np.eye(self._plan.rank, dtype=np.float32)
 
-    def _sent(self, source: _Side) -> RDD[tuple[int, _Sent]]:
-        """Return the factors of `source`, in their basis, at the blocks that need them."""
+    def _send_factors(self, source: _Side) -> RDD[tuple[int, _SentFactors]]:
+        """Return the factors of `source`, in their basis, in the partitions that need them.
+
+        Partition b receives, from each block of `source`, the rows that block b of the other side
+        needs.
+        """
         assert source.solved is not None
         _, basis = self._basis(source)
 
-        def send(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, _Sent]]:
-            (key, routes), (_, solved) = records  # in this order: a union keeps that of its parts
-            x = solved.x @ basis
+        def send(records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, _SentFactors]]:
+            # A union keeps the order of its parts: the routes come first.
+            (source_block, routes), (_, solved) = records
+            rotated = solved.factors @ basis
             for block, rows in enumerate(routes):
-                yield block, _Sent(key, x[rows])
+                yield block, _SentFactors(source_block, rotated[rows])
 
-        both = self._together(source.routes, source.solved)
-        return both.mapPartitions(send).partitionBy(self._plan.n_blocks, same)
+        routes_with_factors = self._union_by_block(source.routes, source.solved)
+        return routes_with_factors.mapPartitions(send).partitionBy(
+            self._plan.n_blocks, partition_of_block
+        )
 
-    def _share_items(self) -> None:
-        """Broadcast the item factors in their basis, if they fit."""
+    def _broadcast_items(self) -> None:
+        """Broadcast the item factors, in their basis, if they fit into `broadcast_bytes`."""
         plan = self._plan
         if 4 * plan.rank * self._items.n_rows > plan.broadcast_bytes:
             return
         _, basis = self._basis(self._items)
-        self._items.shared = self._context.broadcast(self._collect_items(basis))
-        self._broadcasts.append(self._items.shared)  # an older one serves a recomputation
+        self._items.broadcast_factors = self._context.broadcast(self._collect_items(basis))
+        # Older broadcasts are kept: recomputing a lost block reads them.
+        self._broadcasts.append(self._items.broadcast_factors)
 
-    def _share_prior(self) -> Broadcast[Array] | None:
-        """Broadcast what the items' penalty draws them to, if anything."""
+    def _broadcast_prior(self) -> Broadcast[Array] | None:
+        """Broadcast the vectors that the penalty draws the items to; None without a prior."""
         if self._plan.prior is None:
             return None
-        found = self._plan.prior(None if self._items.solved is None else self.item_factors())
-        self._broadcasts.append(self._context.broadcast(found))
+        prior = self._plan.prior(None if self._items.solved is None else self.item_factors())
+        self._broadcasts.append(self._context.broadcast(prior))
         return self._broadcasts[-1]
 
     def _collect_items(self, basis: Array | None) -> Array:
-        """Return the item factors, in the order of blocks."""
+        """Return the item factors, in the order of blocks; times `basis` if there is one."""
         assert self._items.solved is not None
-        turned = self._items.solved.mapValues(lambda s: s.x if basis is None else s.x @ basis)
-        parts = dict(turned.collect())
-        return np.concatenate([parts[b] for b in range(self._plan.n_blocks)])
+        rotated = self._items.solved.mapValues(
+            lambda solved: solved.factors if basis is None else solved.factors @ basis
+        )
+        factors_by_block = dict(rotated.collect())
+        return np.concatenate([factors_by_block[block] for block in range(self._plan.n_blocks)])
 
-    def _first(self) -> Callable[[Iterable[tuple[int, Block]]], Iterator[tuple[int, Solved]]]:
-        """Return what gives users their first factors: random directions of length 1, as MLlib."""
-        seed, size = self._plan.seed, self._plan.rank
+    def _first_factors(
+        self,
+    ) -> Callable[[Iterable[tuple[int, Block]]], Iterator[tuple[int, SolvedBlock]]]:
+        """Return the function that draws the users' first factors.
 
-        def first(records: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, Solved]]:
-            for key, block in records:
-                rng = np.random.default_rng([seed, key])
-                x = rng.standard_normal((len(block.ids), size), np.float32)
-                x /= np.linalg.norm(x, axis=1, keepdims=True)
-                yield key, Solved(x, np.append(gramian(x), [0, 0]))
+        They are random directions of length 1, as in MLlib.
+        """
+        seed, rank = self._plan.seed, self._plan.rank
 
-        return first
+        def draw_factors(records: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, SolvedBlock]]:
+            for block_index, block in records:
+                rng = np.random.default_rng([seed, block_index])
+                factors = rng.standard_normal((len(block.ids), rank), np.float32)
+                factors /= np.linalg.norm(factors, axis=1, keepdims=True)
+                # Objective and penalty are 0: nobody reads them before the next half-step.
+                yield block_index, SolvedBlock(factors, np.append(gramian(factors), [0, 0]))
 
-    def _total(self, solved: RDD[tuple[int, Solved]]) -> Array:
-        """Return the sums over all blocks. A tree in a fixed order: the same bits every time."""
+        return draw_factors
+
+    def _sum_over_blocks(self, solved: RDD[tuple[int, SolvedBlock]]) -> Array:
+        """Return `SolvedBlock.sums`, added up over all blocks.
+
+        The sums are added in a tree of fixed order, so that the bits are the same every time. While
+        there are more than `_FAN` partial sums, each task adds up to `_FAN` neighbouring ones: 100
+        blocks become 4 partial sums, which the driver adds.
+        """
         fan = _FAN
 
-        def parent(key: int) -> int:
-            return key // fan
+        def parent_of(block: int) -> int:
+            return block // fan
 
         def add(records: Iterable[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
-            found = sorted(records, key=lambda record: record[0])
-            yield parent(found[0][0]), np.sum([sums for _, sums in found], axis=0)
+            sorted_sums = sorted(records, key=lambda record: record[0])
+            yield parent_of(sorted_sums[0][0]), np.sum([sums for _, sums in sorted_sums], axis=0)
 
-        sums = solved.mapValues(lambda s: s.sums)
-        n = self._plan.n_blocks
-        while n > fan:
-            n = math.ceil(n / fan)
-            sums = sums.partitionBy(n, parent).mapPartitions(add)
-        parts = sorted(sums.collect(), key=lambda record: record[0])
-        return np.asarray(np.sum([part for _, part in parts], axis=0))
+        sums = solved.mapValues(lambda solved_block: solved_block.sums)
+        n_partial_sums = self._plan.n_blocks
+        while n_partial_sums > fan:
+            n_partial_sums = math.ceil(n_partial_sums / fan)
+            sums = sums.partitionBy(n_partial_sums, parent_of).mapPartitions(add)
+        partial_sums = sorted(sums.collect(), key=lambda record: record[0])
+        return np.asarray(np.sum([partial_sum for _, partial_sum in partial_sums], axis=0))
 
     def _checkpoint(self) -> None:
-        """Write the factors; from here on they are read from there, whatever is lost."""
+        """Write the factors of both sides, and read them from the checkpoint from now on.
+
+        An executor that is lost later then costs no recomputation of the iterations before.
+        """
         plan, sides = self._plan, (self._users, self._items)
-        factors = {s.name: s.solved.mapValues(lambda v: v.x) for s in sides if s.solved is not None}
-        place = als_checkpoint.save(plan.scratch, self.losses, factors, self._identity)
-        self._restore(place)
-        for shared in self._broadcasts[:-1]:
-            shared.destroy()
+        factors = {
+            side.name: side.solved.mapValues(lambda solved: solved.factors)
+            for side in sides
+            if side.solved is not None
+        }
+        folder = als_checkpoint.save(plan.scratch, self.losses, factors, self._identity)
+        self._restore(folder)
+        for broadcast in self._broadcasts[:-1]:
+            broadcast.destroy()
         self._broadcasts = self._broadcasts[-1:]
 
     def _resume(self) -> bool:
-        """Take the newest checkpoint of the same factorisation; False where there is none."""
+        """Restore the newest checkpoint of this factorisation; return False if there is none."""
         plan = self._plan
-        place, self.losses = als_checkpoint.latest(
+        folder, self.losses = als_checkpoint.latest(
             self._context, plan.scratch, plan.iterations, self._identity, plan.progress
         )
-        if not place:
+        if not folder:
             return False
-        self._restore(place)
+        self._restore(folder)
         for side in (self._users, self._items):
             assert side.solved is not None
-            side.sums = self._total(side.solved)
-        self._share_items()
-        self._plan.progress(f"  als: goes on after iteration {len(self.losses)}, from {place}")
+            side.sums = self._sum_over_blocks(side.solved)
+        self._broadcast_items()
+        self._plan.progress(f"  als: goes on after iteration {len(self.losses)}, from {folder}")
         return True
 
-    def _restore(self, place: str) -> None:
-        """Let the factors be those of a checkpoint."""
+    def _restore(self, folder: str) -> None:
+        """Replace the factors of both sides by those of the checkpoint in `folder`."""
         for side in (self._users, self._items):
-            files = als_checkpoint.files(place, side.name)
+            files = als_checkpoint.files(folder, side.name)
 
             def read(
                 records: Iterable[tuple[int, Any]], files: dict[int, als_checkpoint.File] = files
-            ) -> Iterator[tuple[int, Solved]]:
-                for key, _ in records:
-                    x = als_checkpoint.read(files[key])
-                    yield key, Solved(x, np.append(gramian(x), [0, 0]))
+            ) -> Iterator[tuple[int, SolvedBlock]]:
+                for block_index, _ in records:
+                    factors = als_checkpoint.read(files[block_index])
+                    # Objective and penalty are 0: nobody reads them before the next half-step.
+                    yield block_index, SolvedBlock(factors, np.append(gramian(factors), [0, 0]))
 
-            old, side.solved = side.solved, self._hold(side.routes.mapPartitions(read, True))
-            self._drop(old)
+            previous, side.solved = (
+                side.solved,
+                self._persist(side.routes.mapPartitions(read, True)),
+            )
+            self._unpersist(previous)
 
-    def _side(self, name: str, blocks: RDD[tuple[int, Block]]) -> _Side:
-        return _Side(name, blocks, self._hold(blocks.mapValues(lambda block: block.routes())))
+    def _new_side(self, name: str, blocks: RDD[tuple[int, Block]]) -> _Side:
+        return _Side(name, blocks, self._persist(blocks.mapValues(lambda block: block.routes())))
 
-    def _together(self, *rdds: RDD[Any]) -> RDD[Any]:
-        """Return the records of `rdds`, those of block b in partition b: nothing moves."""
+    def _union_by_block(self, *rdds: RDD[Any]) -> RDD[Any]:
+        """Return the records of all `rdds` in one RDD. Those of block b are in partition b: nothing
+        moves.
+        """
         union = self._context.union(list(rdds))
         if union.getNumPartitions() != self._plan.n_blocks:
             raise ModelError("als: blocks are not where they should be; this is a bug of recspark")
         return union
 
-    def _hold(self, rdd: RDD[Any]) -> RDD[Any]:
-        self._held.append(rdd.persist(LEVEL))
+    def _persist(self, rdd: RDD[Any]) -> RDD[Any]:
+        self._persisted.append(rdd.persist(LEVEL))
         return rdd
 
-    def _drop(self, rdd: RDD[Any] | None) -> None:
+    def _unpersist(self, rdd: RDD[Any] | None) -> None:
         if rdd is not None:
             rdd.unpersist()
-            self._held.remove(rdd)
+            self._persisted.remove(rdd)

@@ -1,8 +1,9 @@
 """Interactions as blocks of sparse rows, on both sides, and which factors each block needs.
 
-User u is in block u mod n, item i in block i mod n. The columns of a block are compact: the other
-side's rows that it needs, by block, then by row. So the factors that the other blocks send, put
-after one another in the order of blocks, are what the columns count.
+User u is in block u mod n, item i is in block i mod n. A block is a sparse matrix in compressed
+rows, and its columns are compact: one column for each row of the other side that the block needs,
+sorted by block, then by row. So when the blocks of the other side send their factors, putting the
+factors after one another in the order of blocks gives exactly one row per column.
 """
 
 from __future__ import annotations
@@ -23,26 +24,30 @@ from recspark.data.blocks import Array
 from recspark.errors import KeyViolationError
 
 LEVEL = StorageLevel.MEMORY_AND_DISK
-_FLUSH = 8 << 20  # interactions that a task gathers before it hands them to the shuffle
+_FLUSH = 8 << 20  # interactions that a task gathers before it gives them to the shuffle
 _FIELDS = {"users": np.int64, "lengths": np.int32, "items": np.int32, "weights": np.float32}
 
 
 @dataclass(frozen=True)
 class Order:
-    """Items by block, then by number: the order of rows of the matrix of all item factors."""
+    """The order of the rows in the matrix of all item factors: by block, then by item.
+
+    With 5 items in 2 blocks the rows are items 0, 2, 4, 1, 3: `bounds` is [0, 3, 5] and `position`
+    is [0, 3, 1, 4, 2].
+    """
 
     n_items: int
     n_blocks: int
 
     @property
     def bounds(self) -> Array:
-        """int64 (n_blocks + 1,): where each block begins."""
-        sizes = [len(range(b, self.n_items, self.n_blocks)) for b in range(self.n_blocks)]
+        """Where each block begins, int64 (n_blocks + 1,)."""
+        sizes = [len(range(block, self.n_items, self.n_blocks)) for block in range(self.n_blocks)]
         return np.concatenate([[0], np.cumsum(sizes)])
 
     @property
     def position(self) -> Array:
-        """int32 (n_items,): where each item is."""
+        """The row of each item in the matrix of all item factors, int32 (n_items,)."""
         item = np.arange(self.n_items)
         return (self.bounds[item % self.n_blocks] + item // self.n_blocks).astype(np.int32)
 
@@ -54,41 +59,50 @@ class Block:
     Parameters
     ----------
     ids : int64 (n,): user_idx or item of each row, ascending
-    start : int64 (n + 1,); row r has `start[r]:start[r + 1]` of
-    at : columns, int32 (p,), ascending in a row; and weight : float32 (p,)
-    bounds : int64 (n_blocks + 1,): columns that stand for each block of the other side
+    start : int64 (n + 1,); the entries of row r are `start[r]:start[r + 1]` of `indices` and
+        `weight`
+    indices : int32 (p,): column of each entry, ascending in a row
+    weight : float32 (p,): weight of each entry
+    bounds : int64 (n_blocks + 1,): columns `bounds[b]:bounds[b + 1]` stand for rows of block b of
+        the other side
     columns : int32 (bounds[-1],): position in `Order` of each column of a block of users; empty in
         a block of items
     """
 
     ids: Array
     start: Array
-    at: Array
+    indices: Array
     weight: Array
     bounds: Array
     columns: Array
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of everything in it."""
+        """CRC-32 of all arrays of the block."""
         value = 0
-        for array in (self.ids, self.start, self.at, self.weight, self.bounds, self.columns):
-            dense = np.ascontiguousarray(array)
-            value = zlib.crc32(dense.data.cast("B") if dense.size else b"", value)
+        for array in (self.ids, self.start, self.indices, self.weight, self.bounds, self.columns):
+            contiguous = np.ascontiguousarray(array)
+            value = zlib.crc32(contiguous.data.cast("B") if contiguous.size else b"", value)
         return value
 
     def routes(self) -> list[Array]:
-        """Return the rows that each block of the other side needs: int32, ascending."""
+        """Return, for each block of the other side, the rows that it needs from this block.
+
+        A block needs the factors of a row if the row has an entry in one of its columns. Rows are
+        int32, ascending.
+        """
         n_rows, n_blocks = len(self.start) - 1, len(self.bounds) - 1
-        block = np.repeat(np.arange(n_blocks), np.diff(self.bounds))  # of each column
-        needed = np.zeros((n_blocks, n_rows), bool)
-        needed[block[self.at], np.repeat(np.arange(n_rows), np.diff(self.start))] = True
-        return [np.flatnonzero(rows).astype(np.int32) for rows in needed]
+        block_of_column = np.repeat(np.arange(n_blocks), np.diff(self.bounds))
+        is_needed = np.zeros((n_blocks, n_rows), bool)
+        is_needed[
+            block_of_column[self.indices], np.repeat(np.arange(n_rows), np.diff(self.start))
+        ] = True
+        return [np.flatnonzero(is_needed_row).astype(np.int32) for is_needed_row in is_needed]
 
 
 @dataclass(frozen=True)
 class _Users:
-    """Some users of a block; the items of each, one user after the other."""
+    """Some users of a block, and the items and weights of each, one user after the other."""
 
     users: Array
     lengths: Array
@@ -98,80 +112,108 @@ class _Users:
 
 @dataclass(frozen=True)
 class _Corner:
-    """What block `block` of users holds of a block of items: entries by item, then by user."""
+    """The entries that a block of users and a block of items share, sorted by item, then by user.
 
-    block: int
-    rows: Array  # int32, ascending: items in their block that have entries
-    lengths: Array  # of each
-    at: Array  # int32: which of the users that are sent
+    The users' factors are needed by the block of items, so the block of users sends those of every
+    user who has an entry here.
+    """
+
+    user_block: int
+    rows: Array  # int32, ascending: the rows, in their block, of the items that have entries
+    lengths: Array  # number of entries of each of these items
+    indices: Array  # int32: the user of each entry, as an index into the users that are sent
     weight: Array
-    n_columns: int  # users that are sent
+    n_sent: int  # users that are sent
 
 
-def same(key: int) -> int:
-    """Block b is in partition b."""
-    return key
+def partition_of_block(block: int) -> int:
+    """Return the partition of a block: block b is in partition b."""
+    return block
 
 
 def user_blocks(pairs: DataFrame, order: Order) -> RDD[tuple[int, Block]]:
-    """Return the blocks of users, one a partition, keyed by block.
+    """Return the blocks of users, one per partition, keyed by block.
 
     Parameters
     ----------
     pairs : user bigint, items array<int> (in [0, n_items), distinct), weights array<float>; one row
-        a user
+        per user
 
-    One shuffle, no action. Raises KeyViolationError, when it runs, for a user in two rows.
+    One shuffle, no action. A user without items is in no block. A user in two rows raises
+    KeyViolationError once the RDD is computed.
     """
-    n = order.n_blocks
-    out = StructType([StructField("block", IntegerType())])
+    n_blocks = order.n_blocks
+    dealt_schema = StructType([StructField("block", IntegerType())])
     for name in _FIELDS:
-        out.add(name, BinaryType())
+        dealt_schema.add(name, BinaryType())
 
-    def deal(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def deal_to_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for users in _gather(batches):
-            block = np.where(users.lengths > 0, users.users % n, -1)  # nobody without items
-            parts = [_pick(users, np.flatnonzero(block == b)) for b in range(n)]
-            columns = [[getattr(p, name).tobytes() for p in parts] for name in _FIELDS]
+            # A user without items belongs to no block: -1.
+            block_of_user = np.where(users.lengths > 0, users.users % n_blocks, -1)
+            parts = [
+                _pick(users, np.flatnonzero(block_of_user == block)) for block in range(n_blocks)
+            ]
+            columns = [[getattr(part, name).tobytes() for part in parts] for name in _FIELDS]
             yield pa.RecordBatch.from_arrays(
-                [pa.array(range(n), pa.int32()), *[pa.array(c, pa.binary()) for c in columns]],
-                names=out.names,
+                [
+                    pa.array(range(n_blocks), pa.int32()),
+                    *[pa.array(column, pa.binary()) for column in columns],
+                ],
+                names=dealt_schema.names,
             )
 
     def build(records: Iterable[tuple[int, _Users]]) -> Iterator[tuple[int, Block]]:
-        found = list(records)
-        yield found[0][0], _user_block([users for _, users in found], order)
+        keyed_parts = list(records)
+        yield keyed_parts[0][0], _user_block([users for _, users in keyed_parts], order)
 
-    dealt = pairs.select("user", "items", "weights").mapInArrow(deal, out).rdd.map(_unpack)
-    nobody = _Users(*(np.zeros(0, kind) for kind in _FIELDS.values()))
-    every = pairs.sparkSession.sparkContext.parallelize([(b, nobody) for b in range(n)], 1)
-    return every.union(dealt).partitionBy(n, same).mapPartitions(build, preservesPartitioning=True)
+    dealt = (
+        pairs.select("user", "items", "weights")
+        .mapInArrow(deal_to_blocks, dealt_schema)
+        .rdd.map(_unpack)
+    )
+    no_users = _Users(*(np.zeros(0, dtype) for dtype in _FIELDS.values()))
+    # An empty part of every block, so that blocks without a user exist as well.
+    empty_by_block = pairs.sparkSession.sparkContext.parallelize(
+        [(block, no_users) for block in range(n_blocks)], 1
+    )
+    return (
+        empty_by_block.union(dealt)
+        .partitionBy(n_blocks, partition_of_block)
+        .mapPartitions(build, preservesPartitioning=True)
+    )
 
 
 def item_blocks(users: RDD[tuple[int, Block]], order: Order) -> RDD[tuple[int, Block]]:
-    """Return the blocks of items made from those of users: the transpose. One shuffle, no action."""
+    """Return the blocks of items, one per partition, by transposing the blocks of users.
 
-    def cut(records: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, _Corner]]:
-        for key, block in records:
-            yield from enumerate(_corners(key, block, order))
+    One shuffle, no action.
+    """
+
+    def cut_into_corners(records: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, _Corner]]:
+        for user_block, block in records:
+            yield from enumerate(_corners(user_block, block, order))
 
     def build(records: Iterable[tuple[int, _Corner]]) -> Iterator[tuple[int, Block]]:
-        found = list(records)
-        yield found[0][0], _item_block(found[0][0], [corner for _, corner in found], order)
+        keyed_corners = list(records)
+        yield (
+            keyed_corners[0][0],
+            _item_block(keyed_corners[0][0], [corner for _, corner in keyed_corners], order),
+        )
 
     return (
-        users.mapPartitions(cut)
-        .partitionBy(order.n_blocks, same)
+        users.mapPartitions(cut_into_corners)
+        .partitionBy(order.n_blocks, partition_of_block)
         .mapPartitions(build, preservesPartitioning=True)
     )
 
 
 def _gather(batches: Iterable[pa.RecordBatch]) -> Iterator[_Users]:
-    """Put small batches together."""
-    held: list[_Users] = []
+    """Put small batches together, until they have `_FLUSH` interactions."""
+    gathered: list[_Users] = []
     for batch in batches:
         items, weights = batch.column("items"), batch.column("weights")
-        held.append(
+        gathered.append(
             _Users(
                 batch.column("user").to_numpy(),
                 items.value_lengths().to_numpy(),
@@ -179,52 +221,61 @@ def _gather(batches: Iterable[pa.RecordBatch]) -> Iterator[_Users]:
                 weights.flatten().to_numpy(),
             )
         )
-        if sum(len(part.items) for part in held) >= _FLUSH:
-            yield _together(held)
-            held = []
-    if held:
-        yield _together(held)
+        if sum(len(part.items) for part in gathered) >= _FLUSH:
+            yield _concatenate(gathered)
+            gathered = []
+    if gathered:
+        yield _concatenate(gathered)
 
 
-def _together(parts: list[_Users]) -> _Users:
+def _concatenate(parts: list[_Users]) -> _Users:
     return _Users(
         *(
-            np.concatenate([getattr(part, name) for part in parts]).astype(kind, copy=False)
-            for name, kind in _FIELDS.items()
+            np.concatenate([getattr(part, name) for part in parts]).astype(dtype, copy=False)
+            for name, dtype in _FIELDS.items()
         )
     )
 
 
 def _unpack(row: Any) -> tuple[int, _Users]:
-    return row["block"], _Users(*(np.frombuffer(row[n], kind) for n, kind in _FIELDS.items()))
+    return row["block"], _Users(
+        *(np.frombuffer(row[name], dtype) for name, dtype in _FIELDS.items())
+    )
 
 
 def _pick(users: _Users, rows: Array) -> _Users:
-    """Return some of the users, in the order of `rows`."""
+    """Return some of the users, in the order of `rows`.
+
+    `entries` are the indices of the chosen users' items. Example: users with 2, 3 and 1 items,
+    `rows` [2, 0]. The chosen users' items begin at 5 and 0 in `users` and go to 0 and 1, so the
+    shifts are 5 and -1, and `entries` is [5, 0, 1].
+    """
     start = np.concatenate([[0], np.cumsum(users.lengths)])
     lengths = users.lengths[rows]
-    skipped = start[rows] - (np.cumsum(lengths) - lengths)
-    at = np.repeat(skipped, lengths) + np.arange(lengths.sum())
-    return _Users(users.users[rows], lengths, users.items[at], users.weights[at])
+    shift = start[rows] - (np.cumsum(lengths) - lengths)
+    entries = np.repeat(shift, lengths) + np.arange(lengths.sum())
+    return _Users(users.users[rows], lengths, users.items[entries], users.weights[entries])
 
 
 def _user_block(parts: list[_Users], order: Order) -> Block:
-    users = _together(parts)
+    users = _concatenate(parts)
     users = _pick(users, np.argsort(users.users, kind="stable"))
-    twice = np.flatnonzero(np.diff(users.users) == 0)
-    if len(twice):
+    repeats = np.flatnonzero(np.diff(users.users) == 0)
+    if len(repeats):
         raise KeyViolationError(
-            f"als: user {users.users[twice[0]]} has more than one row of items; each user has one"
+            f"als: user {users.users[repeats[0]]} has more than one row of items; each user has one"
         )
-    place = order.position[users.items]
-    columns = np.flatnonzero(np.bincount(place, minlength=order.n_items)).astype(np.int32)
-    column = np.zeros(order.n_items, np.int32)
-    column[columns] = np.arange(len(columns))
+    # The columns of the block are the positions of its users' items, each once, ascending.
+    positions = order.position[users.items]
+    columns = np.flatnonzero(np.bincount(positions, minlength=order.n_items)).astype(np.int32)
+    column_of_position = np.zeros(order.n_items, np.int32)
+    column_of_position[columns] = np.arange(len(columns))
     start = np.concatenate([[0], np.cumsum(users.lengths)])
     rows = sparse.csr_matrix(
-        (users.weights, column[place], start), shape=(len(users.users), len(columns))
+        (users.weights, column_of_position[positions], start),
+        shape=(len(users.users), len(columns)),
     )
-    rows = rows.tocsc().tocsr()  # sorts each row's columns
+    rows = rows.tocsc().tocsr()  # there and back, which sorts each row's columns
     return Block(
         users.users,
         rows.indptr.astype(np.int64),
@@ -235,39 +286,48 @@ def _user_block(parts: list[_Users], order: Order) -> Block:
     )
 
 
-def _corners(key: int, block: Block, order: Order) -> Iterator[_Corner]:
-    """Yield, for each block of items in turn, what this block of users holds of it."""
+def _corners(user_block: int, block: Block, order: Order) -> Iterator[_Corner]:
+    """Yield, for each block of items in turn, the corner that it shares with this block of users.
+
+    `block.routes()` lists the users that the block of items needs. In its corner a user is counted
+    as the place in that list: with `sent_users` [3, 7], user row 7 becomes 1.
+    """
     shape = (len(block.start) - 1, len(block.columns))
-    by_item = sparse.csr_matrix((block.weight, block.at, block.start), shape=shape).tocsc()
-    place = np.zeros(shape[0], np.int32)
-    for b, sent in enumerate(block.routes()):
-        place[sent] = np.arange(len(sent))
-        some = slice(block.bounds[b], block.bounds[b + 1])
-        begin, end = by_item.indptr[some.start], by_item.indptr[some.stop]
+    by_item = sparse.csr_matrix((block.weight, block.indices, block.start), shape=shape).tocsc()
+    index_in_sent = np.zeros(shape[0], np.int32)
+    for item_block, sent_users in enumerate(block.routes()):
+        index_in_sent[sent_users] = np.arange(len(sent_users))
+        column_range = slice(block.bounds[item_block], block.bounds[item_block + 1])
+        begin, end = by_item.indptr[column_range.start], by_item.indptr[column_range.stop]
         yield _Corner(
-            key,
-            block.columns[some] - np.int32(order.bounds[b]),
-            np.diff(by_item.indptr[some.start : some.stop + 1]),
-            place[by_item.indices[begin:end]],
+            user_block,
+            block.columns[column_range] - np.int32(order.bounds[item_block]),
+            np.diff(by_item.indptr[column_range.start : column_range.stop + 1]),
+            index_in_sent[by_item.indices[begin:end]],
             by_item.data[begin:end],
-            len(sent),
+            len(sent_users),
         )
 
 
-def _item_block(key: int, corners: list[_Corner], order: Order) -> Block:
-    """Put the corners side by side, in the order of the blocks of users."""
-    corners = sorted(corners, key=lambda corner: corner.block)
-    ids = np.arange(key, order.n_items, order.n_blocks, dtype=np.int64)
+def _item_block(block_index: int, corners: list[_Corner], order: Order) -> Block:
+    """Return a block of items: its corners side by side, in the order of the blocks of users.
+
+    The columns of the first corner come first, then those of the second, and so on: `bounds`. In
+    every row, the entries of each corner go behind those of the corner before; `next_free` is where
+    the next entry of each row goes.
+    """
+    corners = sorted(corners, key=lambda corner: corner.user_block)
+    ids = np.arange(block_index, order.n_items, order.n_blocks, dtype=np.int64)
     lengths = np.zeros(len(ids), np.int64)
     for corner in corners:
         lengths[corner.rows] += corner.lengths
     start = np.concatenate([[0], np.cumsum(lengths)])
-    bounds = np.concatenate([[0], np.cumsum([corner.n_columns for corner in corners])])
-    at, weight = np.empty(start[-1], np.int32), np.empty(start[-1], np.float32)
-    free = start[:-1].copy()
+    bounds = np.concatenate([[0], np.cumsum([corner.n_sent for corner in corners])])
+    indices, weight = np.empty(start[-1], np.int32), np.empty(start[-1], np.float32)
+    next_free = start[:-1].copy()
     for corner, offset in zip(corners, bounds[:-1], strict=True):
-        skipped = free[corner.rows] - (np.cumsum(corner.lengths) - corner.lengths)
-        into = np.repeat(skipped, corner.lengths) + np.arange(len(corner.at))
-        at[into], weight[into] = corner.at + np.int32(offset), corner.weight
-        free[corner.rows] += corner.lengths
-    return Block(ids, start, at, weight, bounds, np.zeros(0, np.int32))
+        shift = next_free[corner.rows] - (np.cumsum(corner.lengths) - corner.lengths)
+        entries = np.repeat(shift, corner.lengths) + np.arange(len(corner.indices))
+        indices[entries], weight[entries] = corner.indices + np.int32(offset), corner.weight
+        next_free[corner.rows] += corner.lengths
+    return Block(ids, start, indices, weight, bounds, np.zeros(0, np.int32))

@@ -1,12 +1,17 @@
-"""The half-step of ALS on one block of rows: each row's least squares, compiled.
+"""The half-step of ALS on one block of rows: a small least-squares problem per row, compiled.
 
-A row solves A x = b with A = alpha_0 G + sum v y y^T + penalty I and b = sum u y, over the row's
-entries y; G is the Gramian of all factors of the other side. Implicit: v = c - alpha_0, u = c p;
-explicit: no G, v = 1, u = weight (`Objective` has c, p and alpha_0).
+For each row, the solver finds the factor x with A x = b, where
 
-In the eigenbasis of G, where G is diagonal, A p costs no d^2, and the diagonal of A is a good
-preconditioner. Measured (54,000 interactions, d 16 to 64, alpha 5 and 40, 10 iterations): 4 steps
-leave the loss within 0.07 % of exact solves; 3 steps in the given basis, unpreconditioned, 4 % above.
+    A = alpha_0 G + sum_j v_j y_j y_j^T + penalty I,    b = sum_j u_j y_j.
+
+The sums run over the row's entries j; y_j is the factor of entry j on the other side, and G is the
+Gramian of all factors of the other side. Implicit feedback: v = c - alpha_0 and u = c p. Explicit
+feedback: no G, v = 1 and u = weight. `Objective` defines c, p and alpha_0.
+
+In the eigenbasis of G, G is diagonal. A product A p then costs no d^2, and the diagonal of A is a
+good preconditioner. Measured (54,000 interactions, d from 16 to 64, alpha 5 and 40, 10 iterations):
+4 steps leave the loss within 0.07 % of exact solves; 3 steps in the original basis and without a
+preconditioner leave it 4 % above.
 
 Source: Hu, Koren and Volinsky 2008, equations 4 and 5; conjugate gradient: Takacs, Pilaszy and Tikk
 2011, "Applications of the conjugate gradient method for implicit feedback collaborative filtering".
@@ -24,14 +29,14 @@ from recspark.engines.compiled import compiled
 
 Method = Literal["cg", "cholesky"]
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_CONVERGED = np.float32(1e-30)  # a squared residual that leaves nothing to do
+_CONVERGED = np.float32(1e-30)  # at this preconditioned squared residual, a row is solved
 
 
 def solve(
     start: Array,
-    at: Array,
+    indices: Array,
     weight: Array,
-    others: Array,
+    other_factors: Array,
     gram: Array,
     objective: Objective,
     n_others: int,
@@ -44,315 +49,352 @@ def solve(
 
     Parameters
     ----------
-    start : int64 (n + 1,); row r has `start[r]:start[r + 1]` of
-    at : rows of `others`, int32 (p,), and weight : float32 (p,)
-    others : float32 (m, d): factors of the other side, as far as the block needs them
-    gram : float64 (d, d): Gramian of all factors of the other side; `cg` takes its diagonal for the
-        whole, so all factors must be given in its eigenbasis (`eigenbasis`)
-    n_others : rows of the other side, all of them
-    x : float32 (n, d), changed in place; `cg` starts from what is in it
+    start : int64 (n + 1,); the entries of row r are `start[r]:start[r + 1]` of `indices` and
+        `weight`
+    indices : int32 (p,): each entry's row of `other_factors`
+    weight : float32 (p,)
+    other_factors : float32 (m, d): the factors of the other side that the block needs
+    gram : float64 (d, d): Gramian of all factors of the other side. `cg` reads its diagonal only,
+        so with `cg` all factors must be given in the Gramian's eigenbasis (`eigenbasis`)
+    n_others : number of rows of the other side, also of those that the block does not need
+    x : float32 (n, d), changed in place; `cg` starts from the values in it
     method : `cg` = `cg_steps` steps of preconditioned conjugate gradient in float32; `cholesky` =
         exact, in float64
-    prior : float32 (n, d), where the penalty draws each row to: penalty |x - prior|^2 instead of
+    prior : float32 (n, d), what the penalty draws each row to: penalty |x - prior|^2 instead of
         penalty |x|^2 (Wang, Wang & Yeung 2015, equation 5); `cholesky` only. None = 0
 
-    The objective is the part of the loss that depends on these rows: over all rows of a side, and
-    with the penalty of the other side added, it is the loss. A row without entries becomes 0, where
-    there is no prior. Raises ValueError for a prior with `cg`.
-    Cost of a row with n entries: cg (cg_steps + 1) 4 n d, cholesky n d^2 + d^3 / 3.
+    The objective is the part of the loss that depends on these rows. Summed over all rows of a
+    side, with the penalty of the other side added, it is the loss. A row without entries becomes 0
+    if there is no prior. Raises ValueError for a prior with `cg`.
+
+    Cost of a row with n entries: (cg_steps + 1) 4 n d for `cg`, n d^2 + d^3 / 3 for `cholesky`.
     """
     penalties = objective.penalties(start, weight, n_others)
-    scaled = gram * (objective.unobserved_weight if objective.implicit else 0.0)
-    alpha, base = objective.alpha, objective.unobserved_weight
+    scaled_gram = gram * (objective.unobserved_weight if objective.implicit else 0.0)
+    alpha, unobserved_weight = objective.alpha, objective.unobserved_weight
     if method == "cg":
         if prior is not None:
             raise ValueError("a prior asks for exact solves: method cholesky")
         total = solve_cg(
             start,
-            at,
+            indices,
             weight,
-            others,
-            np.diag(scaled).astype(np.float32),
+            other_factors,
+            np.diag(scaled_gram).astype(np.float32),
             penalties.astype(np.float32),
             objective.implicit,
             np.float32(alpha),
-            np.float32(base),
+            np.float32(unobserved_weight),
             cg_steps,
             x,
         )
     else:
         total = solve_cholesky(
-            start, at, weight, others, scaled, penalties, objective.implicit, alpha, base,
+            start, indices, weight, other_factors, scaled_gram, penalties, objective.implicit,
+            alpha, unobserved_weight,
             np.zeros((0, x.shape[1]), np.float32) if prior is None else prior, x,
         )  # fmt: skip
-    off = x if prior is None else x - prior
-    penalty = float(penalties @ np.einsum("ij,ij->i", off, off, dtype=np.float64))
-    if prior is not None:  # the rows' own part of the objective is without the penalty's constant
+    deviation = x if prior is None else x - prior
+    penalty = float(penalties @ np.einsum("ij,ij->i", deviation, deviation, dtype=np.float64))
+    # penalty |x - prior|^2 has a constant, penalty |prior|^2, which `solve_cholesky` leaves out.
+    if prior is not None:
         total += float(penalties @ np.einsum("ij,ij->i", prior, prior, dtype=np.float64))
     return total, penalty
 
 
 def eigenbasis(gram: Array) -> tuple[Array, Array]:
-    """Return (diagonal Gramian float64 (d, d), basis float32 (d, d)): factors x become x @ basis."""
+    """Return the eigenbasis of a Gramian: (diagonal Gramian float64 (d, d), basis float32 (d, d)).
+
+    In that basis, factors x are x @ basis.
+    """
     values, vectors = np.linalg.eigh(gram)
     return np.diag(np.maximum(values, 0)), vectors.astype(np.float32)
 
 
 def fold_in(
     start: Array,
-    at: Array,
+    indices: Array,
     weight: Array,
-    others: Array,
+    other_factors: Array,
     objective: Objective,
     gram: Array | None = None,
     prior: Array | None = None,
 ) -> Array:
-    """Return the factors of new rows given those of the other side, float32 (n, d): one solve each.
+    """Return the factors of new rows, float32 (n, d): one solve each, with the other side fixed.
 
-    Users from their items, or items from their users; arguments as in `solve`, with `others` whole.
-    `gram` float64 is that of `others` (None = it is made). A row's answer depends on that row alone,
-    to the bit. A row without entries gives 0, or what it is drawn to by the prior. Source: Hu, Koren
-    and Volinsky 2008, equation 4.
+    Use it for users from their items, or for items from their users. Arguments are those of
+    `solve`, but `other_factors` holds all factors of the other side. `gram` float64 is the Gramian
+    of `other_factors`; None = it is computed. The result of a row depends on that row alone, to the
+    bit. A row without entries gives 0, or its prior if there is one. Source: Hu, Koren and Volinsky
+    2008, equation 4.
     """
-    gram = gramian(others) if gram is None else gram
-    x = np.zeros((len(start) - 1, others.shape[1]), np.float32)
-    solve(start, at, weight, others, gram, objective, len(others), x, "cholesky", prior=prior)
+    gram = gramian(other_factors) if gram is None else gram
+    x = np.zeros((len(start) - 1, other_factors.shape[1]), np.float32)
+    solve(
+        start,
+        indices,
+        weight,
+        other_factors,
+        gram,
+        objective,
+        len(other_factors),
+        x,
+        "cholesky",
+        prior=prior,
+    )
     return x
 
 
 @compiled
 def solve_cg(
     start: Array,
-    at: Array,
+    indices: Array,
     weight: Array,
-    others: Array,
-    gram: Array,  # float32 (d,): diagonal of alpha_0 G, which has nothing else; 0 = none
+    other_factors: Array,
+    gram: Array,  # float32 (d,): diagonal of alpha_0 G, whose other elements are 0; 0 = no G
     penalties: Array,
     implicit: bool,
     alpha: np.float32,
-    base: np.float32,
+    unobserved_weight: np.float32,
     steps: int,
     x: Array,
 ) -> float:
-    """Take `steps` steps of conjugate gradient in each row; return the sum of the objectives.
+    """Take `steps` steps of conjugate gradient in each row; return the sum of the rows' objectives.
 
-    The preconditioner is the diagonal of A. The objective is x^T A x - 2 b^T x + sum c p^2 =
-    sum c p^2 - b^T x - r^T x with r = b - A x; a step of length t lowers it by t r^T z, z the
-    preconditioned residual. So it costs nothing.
+    The parameters are those of `solve`; `penalties` float32 (n,): each row's factor of |x|^2. The
+    vectors have the names of the textbook: residual r = b - A x, preconditioned residual
+    z = r / diagonal of A, direction p, and the products `r_z` = r^T z, `p_a_p` = p^T A p.
+
+    The objective of a row is x^T A x - 2 b^T x + sum c p^2 = sum c p^2 - b^T x - r^T x. A step of
+    length t = r^T z / p^T A p lowers it by t r^T z, so knowing the objective costs nothing extra.
     """
-    size = x.shape[1]
+    rank = x.shape[1]
     longest = 0
     for row in range(len(start) - 1):
         longest = max(longest, start[row + 1] - start[row])
     v, u = np.empty(longest, np.float32), np.empty(longest, np.float32)
-    r, p, a_p = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    ridge, inverse = np.empty(size, np.float32), np.empty(size, np.float32)
-    total = 0.0
+    r, p, a_p = np.empty(rank, np.float32), np.empty(rank, np.float32), np.empty(rank, np.float32)
+    fixed_diagonal, preconditioner = np.empty(rank, np.float32), np.empty(rank, np.float32)
+    objective_sum = 0.0
     for row in range(len(start) - 1):
-        own = x[row]
-        begin, n = start[row], start[row + 1] - start[row]
-        if n == 0:
-            own[:] = _ZERO
+        x_row = x[row]
+        first_entry, n_entries = start[row], start[row + 1] - start[row]
+        if n_entries == 0:
+            x_row[:] = _ZERO
             continue
-        near = at[begin : begin + n]
-        constant = _coefficients(weight[begin : begin + n], implicit, alpha, base, v, u)
-        for f in range(size):
-            ridge[f] = gram[f] + penalties[row]
-            inverse[f] = ridge[f]
-            r[f] = -ridge[f] * own[f]
-        b_x = _residual(others, near, v, u, own, r, inverse)
-        change, r_x = _ZERO, _ZERO
-        for f in range(size):
-            inverse[f] = _ONE / inverse[f]
-            p[f] = inverse[f] * r[f]
-            change += r[f] * p[f]
-            r_x += r[f] * own[f]
-        value = constant - b_x - np.float64(r_x)
+        entries = indices[first_entry : first_entry + n_entries]
+        constant = _coefficients(
+            weight[first_entry : first_entry + n_entries], implicit, alpha, unobserved_weight, v, u
+        )
+        for f in range(rank):
+            fixed_diagonal[f] = gram[f] + penalties[row]  # the part of A without the entries
+            preconditioner[f] = fixed_diagonal[f]  # becomes the diagonal of A, then 1 / that
+            r[f] = -fixed_diagonal[f] * x_row[f]
+        b_x = _residual(other_factors, entries, v, u, x_row, r, preconditioner)
+        r_z, r_x = _ZERO, _ZERO
+        for f in range(rank):
+            preconditioner[f] = _ONE / preconditioner[f]
+            p[f] = preconditioner[f] * r[f]
+            r_z += r[f] * p[f]
+            r_x += r[f] * x_row[f]
+        objective = constant - b_x - np.float64(r_x)
         for _ in range(steps):
-            if change <= _CONVERGED:
+            if r_z <= _CONVERGED:
                 break
-            for f in range(size):
-                a_p[f] = ridge[f] * p[f]
-            _add_product(others, near, v, p, a_p)
-            curve = _ZERO
-            for f in range(size):
-                curve += p[f] * a_p[f]
-            t = change / curve
-            value -= np.float64(t) * np.float64(change)
-            after = _ZERO
-            for f in range(size):
-                own[f] += t * p[f]
-                r[f] -= t * a_p[f]
-                after += r[f] * r[f] * inverse[f]
-            ratio = after / change
-            for f in range(size):
-                p[f] = inverse[f] * r[f] + ratio * p[f]
-            change = after
-        total += value
-    return total
+            for f in range(rank):
+                a_p[f] = fixed_diagonal[f] * p[f]
+            _add_product(other_factors, entries, v, p, a_p)
+            p_a_p = _ZERO
+            for f in range(rank):
+                p_a_p += p[f] * a_p[f]
+            step_length = r_z / p_a_p
+            objective -= np.float64(step_length) * np.float64(r_z)
+            new_r_z = _ZERO
+            for f in range(rank):
+                x_row[f] += step_length * p[f]
+                r[f] -= step_length * a_p[f]
+                new_r_z += r[f] * r[f] * preconditioner[f]
+            new_over_old = new_r_z / r_z
+            for f in range(rank):
+                p[f] = preconditioner[f] * r[f] + new_over_old * p[f]
+            r_z = new_r_z
+        objective_sum += objective
+    return objective_sum
 
 
 @compiled
 def solve_cholesky(
     start: Array,
-    at: Array,
+    indices: Array,
     weight: Array,
-    others: Array,
-    gram: Array,  # float64 (d, d): alpha_0 G; 0 = none
+    other_factors: Array,
+    gram: Array,  # float64 (d, d): alpha_0 G; 0 = no G
     penalties: Array,
     implicit: bool,
     alpha: float,
-    base: float,
-    prior: Array,  # float32 (n, d), or (0, d) = none
+    unobserved_weight: float,
+    prior: Array,  # float32 (n, d), or (0, d) = no prior
     x: Array,
 ) -> float:
-    """Solve each row exactly in float64; return the sum of the objectives, sum c p^2 - b^T x.
+    """Solve each row exactly in float64; return the sum of the rows' objectives, sum c p^2 - b^T x.
 
-    With a prior, b is sum u y + penalty prior, and an empty row is solved like the others.
-
-    NaN where A is not positive definite.
+    The parameters are those of `solve`; `penalties` float64 (n,): each row's factor of |x|^2.
+    Entries are added to A and b four at a time; a group with fewer is filled up with zeros. With a
+    prior, b is sum u y + penalty prior, and a row without entries is solved like the others. The
+    result is NaN where A is not positive definite.
     """
-    size = x.shape[1]
-    a = np.empty((size, size))  # lower triangle
-    b = np.empty(size)
-    near = np.empty((4, size))
+    rank = x.shape[1]
+    a = np.empty((rank, rank))  # A, lower triangle only
+    b = np.empty(rank)
+    y = np.empty((4, rank))  # factors of four entries, as float64
     v, u = np.zeros(4), np.zeros(4)
-    total = 0.0
+    objective_sum = 0.0
     for row in range(len(start) - 1):
         begin, end = start[row], start[row + 1]
         if begin == end and (len(prior) == 0 or penalties[row] == 0.0):
             x[row] = _ZERO
             continue
-        for e in range(size):
+        for e in range(rank):
             b[e] = 0.0 if len(prior) == 0 else penalties[row] * prior[row, e]
             for f in range(e + 1):
                 a[e, f] = gram[e, f]
             a[e, e] += penalties[row]
         constant = 0.0
         while begin < end:
-            n = min(4, end - begin)
-            constant += _coefficients(weight[begin : begin + n], implicit, alpha, base, v, u)
-            for j in range(4):
-                if j < n:
-                    entry = others[at[begin + j]]
-                    for f in range(size):
-                        near[j, f] = entry[f]
+            n_entries = min(4, end - begin)
+            constant += _coefficients(
+                weight[begin : begin + n_entries], implicit, alpha, unobserved_weight, v, u
+            )
+            for slot in range(4):
+                if slot < n_entries:
+                    factor = other_factors[indices[begin + slot]]
+                    for f in range(rank):
+                        y[slot, f] = factor[f]
                 else:
-                    near[j, :] = 0.0
-                    v[j], u[j] = 0.0, 0.0
-            _add_outer(near, v, u, a, b)
-            begin += n
-        total += constant - _solve_positive(a, b)
-        for f in range(size):
+                    y[slot, :] = 0.0
+                    v[slot], u[slot] = 0.0, 0.0
+            _add_outer(y, v, u, a, b)
+            begin += n_entries
+        objective_sum += constant - _solve_positive(a, b)
+        for f in range(rank):
             x[row, f] = np.float32(b[f])
-    return total
+    return objective_sum
 
 
 @compiled
 def _coefficients(
-    weight: Array, implicit: bool, alpha: float, base: float, v: Array, u: Array
+    weight: Array, implicit: bool, alpha: float, unobserved_weight: float, v: Array, u: Array
 ) -> float:
-    """Fill v and u of a row's entries; return sum c p^2."""
+    """Fill v and u, one value per entry of a row; return sum c p^2."""
     constant = 0.0
-    for j in range(len(weight)):
+    for entry in range(len(weight)):
         if implicit:
-            confidence = alpha * abs(weight[j])
-            v[j] = confidence + (1 - base)
-            u[j] = confidence + 1 if weight[j] > 0 else 0.0
-            constant += u[j]
+            confidence = alpha * abs(weight[entry])  # c - 1
+            v[entry] = confidence + (1 - unobserved_weight)  # c - alpha_0
+            u[entry] = confidence + 1 if weight[entry] > 0 else 0.0  # c p
+            constant += u[entry]
         else:
-            v[j], u[j] = 1.0, weight[j]
-            constant += np.float64(weight[j]) ** 2
+            v[entry], u[entry] = 1.0, weight[entry]
+            constant += np.float64(weight[entry]) ** 2
     return constant
 
 
 @compiled
-def _add_product(others: Array, near: Array, v: Array, p: Array, out: Array) -> None:
-    """Add sum_j v_j y_j (y_j p) to out; four entries at a time, so that p and out are read once."""
-    size = len(p)
-    n = len(near)
-    whole = n - n % 4
-    for j in range(0, whole, 4):
-        a, b = others[near[j]], others[near[j + 1]]
-        c, d = others[near[j + 2]], others[near[j + 3]]
-        s_a, s_b, s_c, s_d = _ZERO, _ZERO, _ZERO, _ZERO
-        for f in range(size):
-            s_a += a[f] * p[f]
-            s_b += b[f] * p[f]
-            s_c += c[f] * p[f]
-            s_d += d[f] * p[f]
-        s_a, s_b, s_c, s_d = s_a * v[j], s_b * v[j + 1], s_c * v[j + 2], s_d * v[j + 3]
-        for f in range(size):
-            out[f] += s_a * a[f] + s_b * b[f] + s_c * c[f] + s_d * d[f]
-    for j in range(whole, n):
-        a = others[near[j]]
-        s_a = _ZERO
-        for f in range(size):
-            s_a += a[f] * p[f]
-        s_a *= v[j]
-        for f in range(size):
-            out[f] += s_a * a[f]
+def _add_product(other_factors: Array, entries: Array, v: Array, p: Array, out: Array) -> None:
+    """Add sum_j v_j y_j (y_j^T p) to `out`.
+
+    The entries are taken four at a time, y_0 to y_3, so that p and `out` are read once for four
+    entries; s_0 to s_3 are first the products y_j^T p, then v_j y_j^T p. The last 0 to 3 entries
+    follow one by one.
+    """
+    rank = len(p)
+    n_entries = len(entries)
+    n_in_fours = n_entries - n_entries % 4
+    for j in range(0, n_in_fours, 4):
+        y_0, y_1 = other_factors[entries[j]], other_factors[entries[j + 1]]
+        y_2, y_3 = other_factors[entries[j + 2]], other_factors[entries[j + 3]]
+        s_0, s_1, s_2, s_3 = _ZERO, _ZERO, _ZERO, _ZERO
+        for f in range(rank):
+            s_0 += y_0[f] * p[f]
+            s_1 += y_1[f] * p[f]
+            s_2 += y_2[f] * p[f]
+            s_3 += y_3[f] * p[f]
+        s_0, s_1, s_2, s_3 = s_0 * v[j], s_1 * v[j + 1], s_2 * v[j + 2], s_3 * v[j + 3]
+        for f in range(rank):
+            out[f] += s_0 * y_0[f] + s_1 * y_1[f] + s_2 * y_2[f] + s_3 * y_3[f]
+    for j in range(n_in_fours, n_entries):
+        y_0 = other_factors[entries[j]]
+        s_0 = _ZERO
+        for f in range(rank):
+            s_0 += y_0[f] * p[f]
+        s_0 *= v[j]
+        for f in range(rank):
+            out[f] += s_0 * y_0[f]
 
 
 @compiled
 def _residual(
-    others: Array, near: Array, v: Array, u: Array, x: Array, out: Array, diagonal: Array
+    other_factors: Array, entries: Array, v: Array, u: Array, x: Array, out: Array, diagonal: Array
 ) -> float:
-    """Add sum_j (u_j - v_j y_j x) y_j to out, the diagonal of sum_j v_j y_j y_j^T to `diagonal`.
+    """Add sum_j (u_j - v_j y_j^T x) y_j to `out`; return b^T x = sum_j u_j y_j^T x.
 
-    Return b^T x = sum_j u_j y_j x.
+    Also add the diagonal of sum_j v_j y_j y_j^T to `diagonal`. Entries are taken four at a time, as
+    in `_add_product`; s_0 to s_3 are first the products y_j^T x, then u_j - v_j y_j^T x.
     """
-    size = len(x)
-    n = len(near)
-    whole = n - n % 4
+    rank = len(x)
+    n_entries = len(entries)
+    n_in_fours = n_entries - n_entries % 4
     b_x = 0.0
-    for j in range(0, whole, 4):
-        a, b = others[near[j]], others[near[j + 1]]
-        c, d = others[near[j + 2]], others[near[j + 3]]
-        s_a, s_b, s_c, s_d = _ZERO, _ZERO, _ZERO, _ZERO
-        for f in range(size):
-            s_a += a[f] * x[f]
-            s_b += b[f] * x[f]
-            s_c += c[f] * x[f]
-            s_d += d[f] * x[f]
-        b_x += u[j] * s_a + u[j + 1] * s_b + u[j + 2] * s_c + u[j + 3] * s_d
-        s_a, s_b = u[j] - v[j] * s_a, u[j + 1] - v[j + 1] * s_b
-        s_c, s_d = u[j + 2] - v[j + 2] * s_c, u[j + 3] - v[j + 3] * s_d
-        v_a, v_b, v_c, v_d = v[j], v[j + 1], v[j + 2], v[j + 3]
-        for f in range(size):
-            out[f] += s_a * a[f] + s_b * b[f] + s_c * c[f] + s_d * d[f]
-            diagonal[f] += v_a * a[f] * a[f] + v_b * b[f] * b[f]
-            diagonal[f] += v_c * c[f] * c[f] + v_d * d[f] * d[f]
-    for j in range(whole, n):
-        a = others[near[j]]
-        s_a = _ZERO
-        for f in range(size):
-            s_a += a[f] * x[f]
-        b_x += u[j] * s_a
-        s_a = u[j] - v[j] * s_a
-        for f in range(size):
-            out[f] += s_a * a[f]
-            diagonal[f] += v[j] * a[f] * a[f]
+    for j in range(0, n_in_fours, 4):
+        y_0, y_1 = other_factors[entries[j]], other_factors[entries[j + 1]]
+        y_2, y_3 = other_factors[entries[j + 2]], other_factors[entries[j + 3]]
+        s_0, s_1, s_2, s_3 = _ZERO, _ZERO, _ZERO, _ZERO
+        for f in range(rank):
+            s_0 += y_0[f] * x[f]
+            s_1 += y_1[f] * x[f]
+            s_2 += y_2[f] * x[f]
+            s_3 += y_3[f] * x[f]
+        b_x += u[j] * s_0 + u[j + 1] * s_1 + u[j + 2] * s_2 + u[j + 3] * s_3
+        s_0, s_1 = u[j] - v[j] * s_0, u[j + 1] - v[j + 1] * s_1
+        s_2, s_3 = u[j + 2] - v[j + 2] * s_2, u[j + 3] - v[j + 3] * s_3
+        v_0, v_1, v_2, v_3 = v[j], v[j + 1], v[j + 2], v[j + 3]
+        for f in range(rank):
+            out[f] += s_0 * y_0[f] + s_1 * y_1[f] + s_2 * y_2[f] + s_3 * y_3[f]
+            diagonal[f] += v_0 * y_0[f] * y_0[f] + v_1 * y_1[f] * y_1[f]
+            diagonal[f] += v_2 * y_2[f] * y_2[f] + v_3 * y_3[f] * y_3[f]
+    for j in range(n_in_fours, n_entries):
+        y_0 = other_factors[entries[j]]
+        s_0 = _ZERO
+        for f in range(rank):
+            s_0 += y_0[f] * x[f]
+        b_x += u[j] * s_0
+        s_0 = u[j] - v[j] * s_0
+        for f in range(rank):
+            out[f] += s_0 * y_0[f]
+            diagonal[f] += v[j] * y_0[f] * y_0[f]
     return b_x
 
 
 @compiled
-def _add_outer(near: Array, v: Array, u: Array, a: Array, b: Array) -> None:
-    """Add sum_j v_j y_j y_j^T to A (lower triangle), sum_j u_j y_j to b, over four entries."""
-    y, z, s, t = near[0], near[1], near[2], near[3]
+def _add_outer(four_factors: Array, v: Array, u: Array, a: Array, b: Array) -> None:
+    """Over four entries j, add sum_j v_j y_j y_j^T to A (lower triangle), sum_j u_j y_j to b."""
+    y_0, y_1, y_2, y_3 = four_factors[0], four_factors[1], four_factors[2], four_factors[3]
     for e in range(len(b)):
-        b[e] += u[0] * y[e] + u[1] * z[e] + u[2] * s[e] + u[3] * t[e]
-        p, q, g, h = v[0] * y[e], v[1] * z[e], v[2] * s[e], v[3] * t[e]
-        row = a[e]
+        b[e] += u[0] * y_0[e] + u[1] * y_1[e] + u[2] * y_2[e] + u[3] * y_3[e]
+        vy_0, vy_1, vy_2, vy_3 = v[0] * y_0[e], v[1] * y_1[e], v[2] * y_2[e], v[3] * y_3[e]
+        a_row = a[e]
         for f in range(e + 1):
-            row[f] += p * y[f] + q * z[f] + g * s[f] + h * t[f]
+            a_row[f] += vy_0 * y_0[f] + vy_1 * y_1[f] + vy_2 * y_2[f] + vy_3 * y_3[f]
 
 
 @compiled
 def _solve_positive(a: Array, b: Array) -> float:
-    """Solve A x = b by Cholesky, in place of both; return b^T x, NaN where A is not positive."""
-    size = len(b)
-    for i in range(size):
+    """Solve A x = b by Cholesky, A = L L^T; return b^T x, NaN where A is not positive definite.
+
+    Works in place: the lower triangle of `a` becomes L, and `b` becomes x.
+    """
+    rank = len(b)
+    for i in range(rank):
         for j in range(i + 1):
             total = a[i, j]
             for f in range(j):
@@ -361,15 +403,15 @@ def _solve_positive(a: Array, b: Array) -> float:
                 a[i, j] = total / a[j, j]
             else:
                 a[i, i] = np.sqrt(total) if total > 0 else np.nan
-    square = 0.0  # b^T A^-1 b = |L^-1 b|^2
-    for i in range(size):
+    b_x = 0.0  # b^T x = b^T A^-1 b = |L^-1 b|^2
+    for i in range(rank):
         total = b[i]
         for f in range(i):
             total -= a[i, f] * b[f]
         b[i] = total / a[i, i]
-        square += b[i] * b[i]
-    for i in range(size - 1, -1, -1):
+        b_x += b[i] * b[i]
+    for i in range(rank - 1, -1, -1):
         b[i] /= a[i, i]
         for f in range(i):
             b[f] -= b[i] * a[i, f]
-    return square
+    return b_x

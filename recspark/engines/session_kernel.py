@@ -10,24 +10,32 @@ from recspark.data.blocks import Array, Ragged
 from recspark.engines.compiled import compiled
 from recspark.engines.session_index import SessionIndex
 
+Arrays = tuple[Array, ...]
+
 
 @dataclass(frozen=True)
 class Weights:
-    """What the methods differ in; all float64. An open session has l <= L items, the p-th at p - 1.
+    """What the methods of session kNN differ in; all float64.
+
+    An open session is the one whose next items are asked for. L is the most items it may have.
 
     Parameters
     ----------
-    opened : (L + 1, L), what a shared item adds to the similarity: `opened[l, p]` of l at place p
+    opened : (L + 1, L), what an item that a neighbour shares with the open session adds to their
+        similarity: `opened[length, position]` for an open session of `length` items, by the item's
+        `position` in it, from 0
     session : (n_sessions,), factor of a neighbour's similarity
-    step : (L,), factor of a neighbour by places from the newest shared item to the open one's end
-    place : (L,), factor of a neighbour's item by places from the newest shared item
-    item : (n_items,), factor of an item
+    step : (L,), factor of a neighbour's similarity, by the number of items that follow the newest
+        shared item in the open session
+    distance : (L,), factor of a neighbour's item, by its distance in items from the newest shared
+        item in the neighbour
+    item : (n_items,), factor of an item's score
     """
 
     opened: Array
     session: Array
     step: Array
-    place: Array
+    distance: Array
     item: Array
 
 
@@ -36,25 +44,23 @@ def next_items(
 ) -> tuple[Array, Array, Array]:
     """Return start int64 (n + 1,), items int32 ascending and scores float32 of each open session.
 
-    Of the sessions that share an item, the `n_newest` newest are compared, the `n_neighbours` most
-    similar are taken (ties: the newest), and their items' scores add up in that order, in float64.
+    Of the sessions that share an item with the open one, the `n_newest` newest are compared. The
+    `n_neighbours` most similar of those are its neighbours (ties: the newest first). The scores of
+    the neighbours' items add up in that order, in float64.
 
-    Cost of one open session: n_newest * different items to merge the items' lists, sorting that
-    many similarities, and the items of `n_neighbours` sessions.
+    Example: the open session is (a, b), and three sessions share an item with it: (b, c), (a, d)
+    and (e, a). With `n_newest` = 2 only the two newest of the three are compared. If these are
+    (b, c) and (a, d), the result has the items a, b, c and d; c gets the similarity of (b, c) times
+    `step[0]` (nothing follows b in the open session) times `distance[1]` (c is one item from b).
+
+    Cost of one open session: n_newest * (number of its different items) steps to merge the items'
+    lists of sessions, sorting `n_newest` similarities, and the items of `n_neighbours` sessions.
     """
     start, items, scores = _next_items(
-        opened.start,
-        opened.values,
-        index.session_start,
-        index.session_items,
-        index.session_places,
-        index.item_start,
-        index.item_sessions,
-        weights.opened,
-        weights.session,
-        weights.step,
-        weights.place,
-        weights.item,
+        (opened.start, opened.values),
+        (index.session_start, index.session_items, index.session_places),
+        (index.item_start, index.item_sessions),
+        (weights.opened, weights.session, weights.step, weights.distance, weights.item),
         n_newest,
         n_neighbours,
     )
@@ -63,92 +69,149 @@ def next_items(
 
 @compiled
 def _next_items(
-    start: Array,
-    values: Array,
-    session_start: Array,
-    session_items: Array,
-    session_places: Array,
-    item_start: Array,
-    item_sessions: Array,
-    opened_weight: Array,
-    session_weight: Array,
-    step_weight: Array,
-    place_weight: Array,
-    item_weight: Array,
+    opened: Arrays,
+    index_by_session: Arrays,
+    index_by_item: Arrays,
+    weights: Arrays,
     n_newest: int,
     n_neighbours: int,
 ) -> tuple[Array, Array, Array]:
-    longest = step_weight.shape[0]
-    item = np.empty(longest, np.int64)  # different items of the open session, newest first
-    place = np.empty(longest, np.int64)  # of each, its last
-    head = np.empty(longest, np.int64)  # in its list of sessions
-    session = np.empty(n_newest, np.int64)  # compared, newest first
+    start, values = opened
+    _, _, step_weight, _, item_weight = weights
+    longest = len(step_weight)
+    # Scratch memory, used again for each open session.
+    items = np.empty(longest, np.int64)  # its different items, newest first
+    positions = np.empty(longest, np.int64)  # last position of each in the open session
+    compared = np.empty(n_newest, np.int64)  # sessions, newest first
     similarity = np.empty(n_newest)
-    shared = np.empty(n_newest, np.int64)  # newest shared item of each, as an index into `item`
+    shared = np.empty(n_newest, np.int64)  # newest shared item of each, as an index into `items`
     total = np.zeros(len(item_weight))
-    touched = np.empty(len(item_weight), np.int64)
+    touched = np.empty(len(item_weight), np.int64)  # the items with a score
     is_touched = np.zeros(len(item_weight), np.bool_)
-    n_rows = len(start) - 1
-    out_start = np.zeros(n_rows + 1, np.int64)
+
+    n_open = len(start) - 1
+    out_start = np.zeros(n_open + 1, np.int64)
     out_items, out_scores = np.empty(1024, np.int32), np.empty(1024, np.float32)
-    for row in range(n_rows):
-        length = start[row + 1] - start[row]
-        n_items = 0
-        for p in range(length - 1, -1, -1):
-            i = values[start[row] + p]
-            is_new = True
-            for j in range(n_items):
-                is_new = is_new and item[j] != i
-            if is_new:
-                item[n_items], place[n_items], head[n_items] = i, p, item_start[i]
-                n_items += 1
-
-        # Merge the items' lists: each step takes the newest session that is next in any of them.
-        n = 0
-        while n < n_newest:
-            nearest = len(session_weight)
-            for j in range(n_items):
-                if head[j] < item_start[item[j] + 1]:
-                    nearest = min(nearest, item_sessions[head[j]])
-            if nearest == len(session_weight):
-                break
-            session[n], similarity[n], shared[n] = nearest, 0.0, -1
-            for j in range(n_items):
-                if head[j] < item_start[item[j] + 1] and item_sessions[head[j]] == nearest:
-                    head[j] += 1
-                    similarity[n] += opened_weight[length, place[j]]
-                    if shared[n] < 0:
-                        shared[n] = j
-            similarity[n] *= session_weight[nearest]
-            n += 1
-
+    for row in range(n_open):
+        open_session = values[start[row] : start[row + 1]]
+        n_items = _different_items(open_session, items, positions)
+        n_compared = _compare(
+            len(open_session),
+            (items[:n_items], positions[:n_items]),
+            index_by_item,
+            weights,
+            (compared, similarity, shared),
+        )
+        most_similar = np.argsort(-similarity[:n_compared], kind="mergesort")[:n_neighbours]
         n_touched = 0
-        for neighbour in np.argsort(-similarity[:n], kind="mergesort")[:n_neighbours]:
-            first, last = session_start[session[neighbour]], session_start[session[neighbour] + 1]
-            j = shared[neighbour]
-            factor = similarity[neighbour] * step_weight[length - 1 - place[j]]
-            there = 0
-            for e in range(first, last):
-                if session_items[e] == item[j]:
-                    there = session_places[e]
-            for e in range(first, last):
-                i = session_items[e]
-                if not is_touched[i]:
-                    is_touched[i] = True
-                    touched[n_touched] = i
-                    n_touched += 1
-                total[i] += factor * place_weight[abs(session_places[e] - there)]
+        for neighbour in most_similar:
+            shared_item = items[shared[neighbour]]
+            n_after = len(open_session) - 1 - positions[shared[neighbour]]
+            factor = similarity[neighbour] * step_weight[n_after]
+            n_touched = _add_items(
+                compared[neighbour],
+                shared_item,
+                factor,
+                index_by_session,
+                weights,
+                (total, touched, is_touched),
+                n_touched,
+            )
 
-        if out_start[row] + n_touched > len(out_items):
-            size = 2 * (out_start[row] + n_touched)
-            more_items, more_scores = np.empty(size, np.int32), np.empty(size, np.float32)
-            more_items[: out_start[row]] = out_items[: out_start[row]]
-            more_scores[: out_start[row]] = out_scores[: out_start[row]]
-            out_items, out_scores = more_items, more_scores
-        at = out_start[row]
-        for i in np.sort(touched[:n_touched]):
-            out_items[at], out_scores[at] = i, total[i] * item_weight[i]
-            total[i], is_touched[i] = 0.0, False
-            at += 1
-        out_start[row + 1] = at
+        begin, end = out_start[row], out_start[row] + n_touched
+        if end > len(out_items):
+            out_items, out_scores = _grown(out_items, out_scores, begin, 2 * end)
+        scored = np.sort(touched[:n_touched])
+        for i in range(n_touched):
+            item = scored[i]
+            out_items[begin + i], out_scores[begin + i] = item, total[item] * item_weight[item]
+            total[item], is_touched[item] = 0.0, False
+        out_start[row + 1] = end
     return out_start, out_items[: out_start[-1]], out_scores[: out_start[-1]]
+
+
+@compiled
+def _different_items(open_session: Array, items: Array, positions: Array) -> int:
+    """Fill `items` and each one's last position, newest first; return how many there are."""
+    n_items = 0
+    for position in range(len(open_session) - 1, -1, -1):
+        is_new = True
+        for j in range(n_items):
+            is_new = is_new and items[j] != open_session[position]
+        if is_new:
+            items[n_items], positions[n_items] = open_session[position], position
+            n_items += 1
+    return n_items
+
+
+@compiled
+def _compare(
+    length: int, open_items: Arrays, index_by_item: Arrays, weights: Arrays, neighbours: Arrays
+) -> int:
+    """Fill the newest sessions that share an item, with similarities; return how many there are.
+
+    Each item's sessions are a list, newest first. The lists are merged: each step takes the newest
+    session that is next in any list, and moves on in every list that has it.
+    """
+    items, positions = open_items
+    item_start, item_sessions = index_by_item
+    opened_weight, session_weight, _, _, _ = weights
+    session, similarity, shared = neighbours
+    n_sessions = len(session_weight)
+    next_in_list = item_start[items]
+    n = 0
+    while n < len(session):
+        newest = n_sessions
+        for j in range(len(items)):
+            if next_in_list[j] < item_start[items[j] + 1]:
+                newest = min(newest, item_sessions[next_in_list[j]])
+        if newest == n_sessions:  # every list is at its end
+            break
+        session[n], similarity[n], shared[n] = newest, 0.0, -1
+        for j in range(len(items)):
+            is_left = next_in_list[j] < item_start[items[j] + 1]
+            if is_left and item_sessions[next_in_list[j]] == newest:
+                next_in_list[j] += 1
+                similarity[n] += opened_weight[length, positions[j]]
+                if shared[n] < 0:
+                    shared[n] = j
+        similarity[n] *= session_weight[newest]
+        n += 1
+    return n
+
+
+@compiled
+def _add_items(
+    neighbour: int,
+    shared_item: int,
+    factor: float,
+    index_by_session: Arrays,
+    weights: Arrays,
+    scores: Arrays,
+    n_touched: int,
+) -> int:
+    """Add the scores of a neighbour's items; return how many items have a score now."""
+    session_start, session_items, session_places = index_by_session
+    _, _, _, distance_weight, _ = weights
+    total, touched, is_touched = scores
+    begin, end = session_start[neighbour], session_start[neighbour + 1]
+    shared_place = 0
+    for entry in range(begin, end):
+        if session_items[entry] == shared_item:
+            shared_place = session_places[entry]
+    for entry in range(begin, end):
+        item = session_items[entry]
+        if not is_touched[item]:
+            is_touched[item] = True
+            touched[n_touched] = item
+            n_touched += 1
+        total[item] += factor * distance_weight[abs(session_places[entry] - shared_place)]
+    return n_touched
+
+
+@compiled
+def _grown(items: Array, scores: Array, length: int, size: int) -> tuple[Array, Array]:
+    """Return arrays of `size` that begin with the first `length` items and scores."""
+    more_items, more_scores = np.empty(size, np.int32), np.empty(size, np.float32)
+    more_items[:length], more_scores[:length] = items[:length], scores[:length]
+    return more_items, more_scores

@@ -1,19 +1,23 @@
-"""Word2vec on Spark whose quality does not fall with the number of workers.
+"""Word2vec on Spark, in a way that more workers do not lower the quality.
 
-Items are dealt into blocks, on the input and on the output side. At each step worker i holds input
-block i and one output block, and learns from the examples that lie in both; then the output blocks
-move on to the next worker. No two workers ever hold the same vector, so nothing is averaged. After
-`n_blocks` steps every pair of blocks has met: one rotation. An epoch is cut into `n_rotations`, so
-that no block works for long against vectors that stand still. Noise is drawn from the output block
-in hand.
+Items are dealt into blocks, once as inputs and once as outputs. In each step, worker i holds input
+block i and one output block, and learns from the examples that have their input in the one and
+their target in the other. Then each output block moves to the next worker. No two workers ever hold
+the same vector, so no vectors are averaged. After `n_blocks` steps, every pair of blocks has met:
+one rotation. With 3 blocks, worker 0 meets output blocks 0, 1, 2 while worker 1 meets 1, 2, 0.
 
-Vectors and examples pass through files in a folder that all workers reach. A file is named by the
-attempt that wrote it and counts once its task has told the driver, so a task that was lost is
-simply done again, and gives the same bits: its random numbers depend on (seed, epoch, block).
+An epoch is cut into `n_rotations`, so that no block learns for long against vectors that do not
+change. Negatives are drawn from the output block that the worker holds.
 
-CBOW with inputs in several blocks: each of these takes a step with its own inputs live and the
-others as they were after the last step. Hierarchical softmax: the inner nodes of the tree are dealt
-out like items, and a path is learnt in pieces.
+Vectors and examples pass through files in a folder that all workers reach. The name of a file
+contains the attempt that wrote it, and the file counts only after its task has reported it to the
+driver. So a lost task is simply run again, and its second run gives the same bits: its random
+numbers depend on (seed, step, block).
+
+CBOW: the inputs of an example can lie in several blocks. Then each of these blocks takes a step, in
+which its own inputs are updated and the others have the values from the end of the last step.
+Hierarchical softmax: the inner nodes of the tree are dealt into output blocks like items, and a
+path is learned in pieces.
 
 Source: Mikolov et al. 2013; Caselles-Dupré et al. 2018 for recommendation; blocks as in Gemulla et
 al. 2011, "Large-scale matrix factorization with distributed stochastic gradient descent".
@@ -40,20 +44,21 @@ from recspark.engines import word2vec_cells as cells
 from recspark.engines.huffman import huffman
 from recspark.engines.word2vec_cells import Layout, deal
 from recspark.engines.word2vec_examples import PACKED, count, pack, unpack_batches
-from recspark.engines.word2vec_step import Done, Moment, Plan, Word2Vec, run_step
+from recspark.engines.word2vec_step import Moment, Plan, StepResult, Word2Vec, run_step
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
-# A component this large is no vector any more: products of two such saturate every sigmoid. Those of
-# converged runs stay below 10.
+# A run has diverged if a component of a vector is this large: dot products of two such vectors
+# saturate every sigmoid. In converged runs, components stay below 10.
 EXPLODED = 1e3
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a run learnt.
+    """The result of a run.
 
-    `counts` int64 (n_items,): uses in sentences of two items or more; 0 = the item has no vector.
-    `inputs` float32 (n_items, size); `outputs` the same, None for hierarchical softmax.
+    `counts` int64 (n_items,): how often each item is used in sentences of two items or more; 0 =
+    the item has no vector. `inputs` and `outputs` float32 (n_items, size); `outputs` is None for
+    hierarchical softmax.
     """
 
     counts: Array
@@ -61,7 +66,7 @@ class Vectors:
     outputs: Array | None
 
 
-def train(
+def train_vectors(
     sentences: DataFrame,
     vocabulary: Array,
     settings: Word2Vec,
@@ -69,31 +74,34 @@ def train(
     scratch: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Vectors:
-    """Return the vectors of `vocabulary`'s items.
+    """Return the vectors of the items of `vocabulary`.
 
     Parameters
     ----------
-    sentences : `sentence_id bigint` (unique; decides what is random about it), `items array<int>`
-    vocabulary : item_idx int32 (n_items,), ascending; other items are passed over
+    sentences : `sentence_id bigint` (unique; seeds the sentence's random numbers), `items
+        array<int>`
+    vocabulary : item_idx int32 (n_items,), ascending; other items are ignored
+    settings : see `Word2Vec`
     scratch : URI of a folder that all workers reach; "" = a temporary folder, for a local master
-    progress : told the mean loss of each epoch
+    progress : called with the mean loss of each epoch
 
-    Deterministic for (settings, sentences), whatever their order and partitions. Raises DivergedError
-    when a component is NaN or beyond 1000, EmptyDataError when no sentence has two known items,
-    ModelError when workers elsewhere would have no folder in common.
+    The result depends only on (settings, sentences), not on the order or partitions of the
+    sentences. Raises DivergedError when a component is NaN or beyond 1000, EmptyDataError when no
+    sentence has two items of the vocabulary, and ModelError when the master is not local and
+    `scratch` is empty.
 
-    Cost: one pass over `sentences`, kept packed until the end; per epoch one shuffle of its examples
-    (16 bytes a pair) and n_rotations x n_blocks short jobs. A task holds two blocks of vectors and
-    the examples of one rotation. Driver: item-sized.
+    Cost: one pass over `sentences`, which stay cached in packed form until the end. Per epoch, one
+    shuffle of its examples (16 bytes per pair) and n_rotations x n_blocks short jobs. A task holds
+    two blocks of vectors and the examples of one rotation. Driver: item-sized.
     """
     spark = sentences.sparkSession
-    cutting = partial(
+    pack_sentences = partial(
         pack,
         vocabulary=np.array(vocabulary, np.int32),
         as_sets=settings.window is None,
         max_length=settings.max_length,
     )
-    packed = sentences.select("sentence_id", "items").mapInArrow(cutting, PACKED).persist()
+    packed = sentences.select("sentence_id", "items").mapInArrow(pack_sentences, PACKED).persist()
     try:
         counts = _counts(packed, len(vocabulary), settings)
         with _folder(str(spark.sparkContext.master), scratch) as folder:
@@ -104,17 +112,17 @@ def train(
 
 
 def plan(counts: Array, settings: Word2Vec, folder: str) -> Plan:
-    """Return the plan of a run on items with `counts`."""
+    """Return the plan of a run over items that are used `counts` times."""
     tree = huffman(counts) if settings.loss == "hierarchical" else None
-    weights = counts if tree is None else tree.weights
-    noise = np.zeros(len(weights))
-    used = weights > 0
-    noise[used] = weights[used].astype(np.float64) ** settings.ns_exponent
+    output_counts = counts if tree is None else tree.weights
+    noise = np.zeros(len(output_counts))
+    is_used = output_counts > 0
+    noise[is_used] = output_counts[is_used].astype(np.float64) ** settings.ns_exponent
     return Plan(
         settings,
         folder,
         deal(counts, settings.n_blocks),
-        deal(weights, settings.n_blocks),
+        deal(output_counts, settings.n_blocks),
         noise,
         keep_chances(counts, settings.subsample),
         tree,
@@ -122,23 +130,28 @@ def plan(counts: Array, settings: Word2Vec, folder: str) -> Plan:
 
 
 def keep_chances(counts: Array, subsample: float | None) -> Array:
-    """Return float32 (n,): the chance that a use of an item stays; 0 for an item without uses.
+    """Return float32 (n,): the chance that one use of an item stays, 0 for an item without uses.
 
-    sqrt(t / f) + t / f, at most 1; f is the item's share of all uses. Source: word2vec.c.
+    The chance is sqrt(t / f) + t / f, at most 1, where t is `subsample` and f is the item's share
+    of all uses. `subsample` None = every use stays. Source: word2vec.c.
     """
-    used = counts > 0
-    keep = used.astype(np.float64)
+    is_used = counts > 0
+    chances = is_used.astype(np.float64)
     if subsample is not None:
-        ratio = subsample * counts.sum() / counts[used]
-        keep[used] = np.minimum(1, np.sqrt(ratio) + ratio)
-    return keep.astype(np.float32)
+        ratio = subsample * counts.sum() / counts[is_used]
+        chances[is_used] = np.minimum(1, np.sqrt(ratio) + ratio)
+    return chances.astype(np.float32)
 
 
 def _counts(packed: DataFrame, n_items: int, settings: Word2Vec) -> Array:
-    """Return the uses of each item, 0 below `min_count`; one job, or two where that is above 1."""
-    counts = _count(packed, np.ones(n_items, bool))
+    """Return the number of uses of each item, 0 for an item below `min_count`.
+
+    One job; two if `min_count` is above 1.
+    """
+    counts = _count_uses(packed, np.ones(n_items, bool))
     if settings.min_count > 1:
-        counts = _count(packed, counts >= settings.min_count)
+        # Without the rare items, some sentences have fewer than two items left.
+        counts = _count_uses(packed, counts >= settings.min_count)
     if not counts.any():
         raise EmptyDataError(
             "word2vec: no sentence has two items with enough uses; are baskets or sessions recorded, "
@@ -147,31 +160,34 @@ def _counts(packed: DataFrame, n_items: int, settings: Word2Vec) -> Array:
     return counts
 
 
-def _count(packed: DataFrame, kept: Array) -> Array:
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        total = np.zeros(len(kept), np.int64)
+def _count_uses(packed: DataFrame, is_kept: Array) -> Array:
+    def count_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        total = np.zeros(len(is_kept), np.int64)
         for sentences in unpack_batches(batches):
-            total += count(sentences, kept)
-        at = np.flatnonzero(total)
+            total += count(sentences, is_kept)
+        used_items = np.flatnonzero(total)
         yield pa.RecordBatch.from_arrays(
-            [pa.array(at, pa.int32()), pa.array(total[at], pa.int64())], names=["item", "n"]
+            [pa.array(used_items, pa.int32()), pa.array(total[used_items], pa.int64())],
+            names=["item", "n"],
         )
 
-    found = packed.mapInArrow(run, schema.columns(item=schema.INT, n=schema.LONG))
-    rows = found.groupBy("item").agg(F.sum("n").alias("n")).toArrow()
-    counts = np.zeros(len(kept), np.int64)
-    counts[rows.column("item").to_numpy()] = rows.column("n").to_numpy()
+    partial_counts = packed.mapInArrow(
+        count_batches, schema.columns(item=schema.INT, n=schema.LONG)
+    )
+    item_counts = partial_counts.groupBy("item").agg(F.sum("n").alias("n")).toArrow()
+    counts = np.zeros(len(is_kept), np.int64)
+    counts[item_counts.column("item").to_numpy()] = item_counts.column("n").to_numpy()
     return counts
 
 
 def _run(packed: DataFrame, plan: Plan, progress: Callable[[str], None]) -> tuple[Array, Array]:
-    n, context = plan.settings.n_blocks, packed.sparkSession.sparkContext
-    shared, blocks = context.broadcast(plan), context.parallelize(range(n), n)
-    rows: Any = packed.rdd
+    n_blocks, context = plan.settings.n_blocks, packed.sparkSession.sparkContext
+    shared, blocks = context.broadcast(plan), context.parallelize(range(n_blocks), n_blocks)
+    packed_rows: Any = packed.rdd
     try:
         return learn(
             plan,
-            lambda epoch: cells.write_epoch(rows, shared, epoch),
+            lambda epoch: cells.write_epoch(packed_rows, shared, epoch),
             lambda moment: blocks.map(partial(run_step, shared, moment)).collect(),
             progress,
         )
@@ -182,68 +198,77 @@ def _run(packed: DataFrame, plan: Plan, progress: Callable[[str], None]) -> tupl
 def learn(
     plan: Plan,
     write_epoch: Callable[[int], list[tuple[str, ...]]],
-    run_step: Callable[[Moment], list[Done]],
+    run_step: Callable[[Moment], list[StepResult]],
     progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[Array, Array]:
-    """Return (inputs, outputs), float32 (n, size), after all epochs: the order of things.
+    """Return (inputs, outputs), float32 (n, size), after all epochs.
+
+    Decides the order of all steps, and which files count. It is given the functions that do the
+    work, so that tests can run it without Spark.
 
     Parameters
     ----------
-    write_epoch : writes an epoch's cells; returns their files by rotation and input block
-    run_step : runs `step` for every input block of a moment, wherever
+    write_epoch : writes an epoch's examples; returns their files by rotation and input block
+    run_step : runs `step` for every input block of a moment; returns one result per block
+    progress : called with the mean loss of each epoch
     """
     settings = plan.settings
     inputs, outputs = [""] * settings.n_blocks, [""] * settings.n_blocks
-    number = 0
+    step_number = 0
     for epoch in range(settings.epochs):
         files = write_epoch(epoch)
-        loss, n_losses = 0.0, 0
+        loss_sum, n_losses = 0.0, 0
         for rotation in range(settings.n_rotations):
             for shift in range(settings.n_blocks):
                 moment = Moment(
-                    epoch, number, shift, files[rotation], tuple(inputs), tuple(outputs)
+                    epoch, step_number, shift, files[rotation], tuple(inputs), tuple(outputs)
                 )
-                done = run_step(moment)
-                _check(done, moment, settings)
-                old = {*inputs, *outputs}
-                for one in done:
-                    inputs[one.block], outputs[one.other] = one.inputs, one.outputs
-                    loss, n_losses = loss + one.loss, n_losses + one.n_losses
-                _remove(old - {*inputs, *outputs})
-                number += 1
-        _remove({name for row in files for name in row})
-        progress(f"epoch {epoch + 1}/{settings.epochs}: loss {loss / max(n_losses, 1):.4f}")
+                results = run_step(moment)
+                _check_vectors(results, moment, settings)
+                old_files = {*inputs, *outputs}
+                for result in results:
+                    inputs[result.input_block], outputs[result.output_block] = (
+                        result.inputs,
+                        result.outputs,
+                    )
+                    loss_sum, n_losses = loss_sum + result.loss, n_losses + result.n_losses
+                _remove_files(old_files - {*inputs, *outputs})
+                step_number += 1
+        _remove_files({name for rotation_files in files for name in rotation_files})
+        progress(f"epoch {epoch + 1}/{settings.epochs}: loss {loss_sum / max(n_losses, 1):.4f}")
     return (
         _assemble(inputs, plan.inputs, settings.size),
         _assemble(outputs, plan.outputs, settings.size),
     )
 
 
-def _check(done: list[Done], moment: Moment, settings: Word2Vec) -> None:
-    for one in done:
-        if not one.largest <= EXPLODED:
+def _check_vectors(results: list[StepResult], moment: Moment, settings: Word2Vec) -> None:
+    for result in results:
+        if not result.largest <= EXPLODED:
             raise DivergedError(
                 f"word2vec: epoch {moment.epoch + 1}, step {moment.number + 1}: a vector has a "
-                f"component of {one.largest:.3g}; lower learning_rate (now {settings.learning_rate})"
+                f"component of {result.largest:.3g}; lower learning_rate "
+                f"(now {settings.learning_rate})"
             )
 
 
-def _assemble(names: list[str], layout: Layout, size: int) -> Array:
-    out = np.zeros((len(layout.block), size), np.float32)
-    for block, name in enumerate(names):
-        if name:
-            out[layout.members(block)] = storage.read_array(name)
-    return out
+def _assemble(files: list[str], layout: Layout, size: int) -> Array:
+    # Returns all vectors, float32 (n, size), from one file per block. Without a file they are 0.
+    vectors = np.zeros((len(layout.block), size), np.float32)
+    for block, file in enumerate(files):
+        if file:
+            vectors[layout.members(block)] = storage.read_array(file)
+    return vectors
 
 
-def _remove(names: set[str]) -> None:
-    for name in names - {""}:
-        storage.remove(name)
+def _remove_files(files: set[str]) -> None:
+    for file in files - {""}:
+        storage.remove(file)
 
 
 @contextmanager
 def _folder(master: str, scratch: str) -> Iterator[str]:
-    """Give a folder for the files of one run, removed afterwards."""
+    """Yield a folder for the files of one run; remove it afterwards."""
     if scratch:
         folder = storage.join(storage.absolute(scratch), f"word2vec-{uuid.uuid4().hex}")
         try:

@@ -1,7 +1,7 @@
-"""From sentences to the examples that a word2vec epoch learns from.
+"""Turns sentences into the examples that word2vec learns from in one epoch.
 
-Everything random about a sentence is decided by (seed, epoch, its id, the place in it): partitions
-and retries change nothing.
+Everything random about a sentence depends on (seed, epoch, sentence id, place in the sentence), so
+partitions and retries change nothing.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from recspark.engines.word2vec_kernels import key, mix
 
 SENTENCES = schema.columns(sentence_id=schema.LONG, items=schema.ITEM_IDXS)
 PACKED = schema.columns(ids=BinaryType(), lengths=BinaryType(), items=BinaryType())
-WHOLE = 2**31 - 1  # a window that no sentence exceeds
-_PACK_ITEMS = 1 << 20  # items in a packed row
-_EXAMPLES_AT_ONCE = 1 << 21  # inputs made at once: about 50 MB of arrays
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+WHOLE = 2**31 - 1  # the whole sentence as a window: no sentence is longer
+_PACK_ITEMS = 1 << 20  # number of items that makes a packed row complete
+_EXAMPLES_AT_ONCE = 1 << 21  # most inputs in a chunk of examples: about 50 MB of arrays
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # step of the state of SplitMix64, see `word2vec_kernels`
 _11 = np.uint64(11)
-_PIECE = np.int64(0x2545F4914F6CDD1D)  # spreads the ids of a sentence's pieces
+_PIECE = np.int64(0x2545F4914F6CDD1D)  # multiplier that gives a sentence's pieces distinct ids
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """`ids` int64 (n,); sentence s has `items[start[s]:start[s + 1]]`, int32 indices of items."""
+    """`ids` int64 (n,); sentence s is `items[start[s]:start[s + 1]]`, int32 indices of items."""
 
     ids: Array
     start: Array
@@ -40,8 +40,9 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Examples:
-    """Example e: `targets[e]` int32 from `inputs[start[e]:start[e + 1]]` int32; `keys` uint64 order
-    them.
+    """Example e predicts `targets[e]` from `inputs[start[e]:start[e + 1]]`; both are int32.
+
+    `keys` uint64 are random numbers that decide the order of the examples.
     """
 
     keys: Array
@@ -56,65 +57,72 @@ class Examples:
 
 
 def take_ragged(start: Array, values: Array, rows: Array) -> tuple[Array, Array]:
-    """Return (start, values) of `rows` of a ragged array, in that order."""
+    """Return (start, values) of the given `rows` of a ragged array, in that order.
+
+    Row r of the ragged array is `values[start[r]:start[r + 1]]`.
+    """
+    # If every row has one value, the rows are the indices of the values.
     if len(values) == len(start) - 1 and start[-1] == len(values):
-        ones = np.diff(start)
-        if len(ones) == 0 or (ones.min() == 1 and ones.max() == 1):
+        row_lengths = np.diff(start)
+        if len(row_lengths) == 0 or (row_lengths.min() == 1 and row_lengths.max() == 1):
             return np.arange(len(rows) + 1), values[rows]
     lengths = np.diff(start)[rows]
-    out = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.repeat(start[rows] - out[:-1], lengths) + np.arange(out[-1])
-    return out, values[at]
+    taken_start = np.concatenate([[0], np.cumsum(lengths)])
+    value_index = np.repeat(start[rows] - taken_start[:-1], lengths) + np.arange(taken_start[-1])
+    return taken_start, values[value_index]
 
 
 def pack(
     batches: Iterable[pa.RecordBatch], vocabulary: Array, *, as_sets: bool, max_length: int
 ) -> Iterator[pa.RecordBatch]:
-    """Return `PACKED` rows of batches of `SENTENCES`: a million items a row.
+    """Yield `PACKED` rows made of batches of `SENTENCES`: about a million items per row.
 
-    Items become positions in `vocabulary` (ascending); others are left out. A sentence longer than
-    `max_length` is cut into pieces, which get ids of their own; one with a single item teaches
-    nothing and is left out. `as_sets`: each item once, ascending.
+    Items become positions in `vocabulary` (ascending); items that are not in it are left out. A
+    sentence longer than `max_length` is cut into pieces with ids of their own. A sentence with a
+    single item gives no example and is left out. With `as_sets`, each sentence has each item once,
+    ascending.
     """
-    held: list[Sentences] = []
+    gathered: list[Sentences] = []
     for batch in batches:
-        held.append(_read(batch, vocabulary, as_sets=as_sets, max_length=max_length))
-        if sum(len(part.items) for part in held) >= _PACK_ITEMS:
-            yield _packed(held)
-            held = []
-    if held:
-        yield _packed(held)
+        gathered.append(_read(batch, vocabulary, as_sets=as_sets, max_length=max_length))
+        if sum(len(part.items) for part in gathered) >= _PACK_ITEMS:
+            yield _packed(gathered)
+            gathered = []
+    if gathered:
+        yield _packed(gathered)
 
 
 def unpack(ids: Any, lengths: Any, items: Any) -> Sentences:
     """Return the sentences of one `PACKED` row, given as buffers of bytes."""
-    n = np.frombuffer(lengths, np.int32)
+    n_items = np.frombuffer(lengths, np.int32)
     return Sentences(
-        np.frombuffer(ids, np.int64).copy(),  # what comes from bytes is read-only
-        np.concatenate([[0], np.cumsum(n)]).astype(np.int64),
+        np.frombuffer(ids, np.int64).copy(),  # a copy, because arrays from bytes are read-only
+        np.concatenate([[0], np.cumsum(n_items)]).astype(np.int64),
         np.frombuffer(items, np.int32).copy(),
     )
 
 
 def unpack_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Sentences]:
-    """Return the sentences of each `PACKED` row."""
+    """Yield the sentences of each `PACKED` row."""
     for batch in batches:
         for row in zip(*(batch.column(c) for c in PACKED.names), strict=True):
             yield unpack(*(field.as_buffer() for field in row))
 
 
-def count(sentences: Sentences, kept: Array) -> Array:
-    """Return int64 (n_items,): uses of each `kept` item in sentences with two of them or more.
+def count(sentences: Sentences, is_kept: Array) -> Array:
+    """Return how often each item is used, int64 (n_items,).
+
+    Counts only items where `is_kept`, and only sentences with two or more uses of such items.
 
     >>> s = Sentences(np.array([7, 8]), np.array([0, 2, 4]), np.array([0, 1, 1, 2]))
     >>> count(s, np.array([True, True, False])).tolist()
     [1, 1, 0]
     """
-    inside = kept[sentences.items]
-    before = np.concatenate([[0], np.cumsum(inside)])
-    useful = np.diff(before[sentences.start]) >= 2
-    counted = inside & np.repeat(useful, np.diff(sentences.start))
-    return np.bincount(sentences.items[counted], minlength=len(kept))
+    is_kept_use = is_kept[sentences.items]
+    n_kept_before = np.concatenate([[0], np.cumsum(is_kept_use)])
+    has_pair = np.diff(n_kept_before[sentences.start]) >= 2
+    is_counted = is_kept_use & np.repeat(has_pair, np.diff(sentences.start))
+    return np.bincount(sentences.items[is_counted], minlength=len(is_kept))
 
 
 def examples(
@@ -127,29 +135,33 @@ def examples(
     seed: int,
     epoch: int,
 ) -> Iterator[Examples]:
-    """Return the examples of `sentences`, a few million at a time.
+    """Yield the examples of `sentences`, a few million at a time.
 
     Parameters
     ----------
-    keep : float32 (n_items,); chance that a use of the item stays in this epoch (subsampling). The
-        window closes over what was left out
-    window : places to either side
-    shrink : each target's window is drawn uniformly from 1 to `window`, as word2vec does
-    cbow : one example a target, its inputs all items of the window; else one a pair
+    keep : float32 (n_items,); chance that a use of the item stays in this epoch (subsampling).
+        Windows are taken over the items that stay
+    window : number of places to either side of the target
+    shrink : the window of each target is drawn uniformly from 1 to `window`, as word2vec does
+    cbow : one example per target, with all items of the window as inputs; else one example per pair
+        of target and input
 
-    No window reaches into another sentence. An item that is used twice within a window predicts
-    itself, as in word2vec: it draws an item's input and output vector together (Diginetica, P@20 by
-    cosine: .276 with such pairs, .263 without). As a set, a sentence holds an item once.
+    A window does not reach into another sentence. If an item is used twice within a window, it
+    predicts itself, as in word2vec: this draws the item's input and output vector together
+    (Diginetica, P@20 by cosine: .276 with such pairs, .263 without). Sentences that are sets have
+    each item once, so they have no such pairs.
     """
     lengths = np.diff(sentences.start)
-    bound = lengths * np.minimum(2 * window, lengths - 1)
-    ends = np.cumsum(bound)
+    # Each round takes the next sentences that together have at most _EXAMPLES_AT_ONCE inputs, by an
+    # upper bound of their number, but at least one sentence.
+    max_inputs = lengths * np.minimum(2 * window, lengths - 1)
+    max_inputs_until = np.cumsum(max_inputs)
     begin = 0
     while begin < len(lengths):
-        reach = (ends[begin - 1] if begin else 0) + _EXAMPLES_AT_ONCE
-        end = max(begin + 1, int(np.searchsorted(ends, reach, side="right")))
-        most = int(bound[begin:end].sum())
-        found = _examples(
+        limit = (max_inputs_until[begin - 1] if begin else 0) + _EXAMPLES_AT_ONCE
+        end = max(begin + 1, int(np.searchsorted(max_inputs_until, limit, side="right")))
+        chunk_max_inputs = int(max_inputs[begin:end].sum())
+        arrays = _examples(
             sentences.ids[begin:end],
             sentences.start[begin : end + 1],
             sentences.items,
@@ -159,9 +171,9 @@ def examples(
             cbow,
             seed,
             epoch,
-            most,
+            chunk_max_inputs,
         )
-        yield Examples(*found)
+        yield Examples(*arrays)
         begin = end
 
 
@@ -176,70 +188,81 @@ def _examples(
     cbow: bool,
     seed: int,
     epoch: int,
-    most: int,
+    max_inputs: int,
 ) -> tuple[Array, Array, Array, Array]:
-    keys, targets = np.empty(most, np.uint64), np.empty(most, np.int32)
-    ends, inputs = np.zeros(most + 1, np.int64), np.empty(most, np.int32)
-    n = m = 0
+    # Returns the arrays of `Examples`; `input_end` becomes its `start`. The random numbers of a
+    # sentence are a SplitMix64 stream that begins at `key(seed, epoch, id, 4)`.
+    keys, targets = np.empty(max_inputs, np.uint64), np.empty(max_inputs, np.int32)
+    input_end, inputs = np.zeros(max_inputs + 1, np.int64), np.empty(max_inputs, np.int32)
+    n_examples = n_inputs = 0
     longest = 0
-    for s in range(len(ids)):
-        longest = max(longest, start[s + 1] - start[s])
-    kept = np.empty(longest, np.int32)
-    for s in range(len(ids)):
-        state = key(seed, epoch, ids[s], 4)
+    for sentence in range(len(ids)):
+        longest = max(longest, start[sentence + 1] - start[sentence])
+    kept_items = np.empty(longest, np.int32)
+    for sentence in range(len(ids)):
+        state = key(seed, epoch, ids[sentence], 4)
         length = 0
-        for at in range(start[s], start[s + 1]):
+        for position in range(start[sentence], start[sentence + 1]):
             state += _GOLDEN
-            if np.float64(mix(state) >> _11) * 2.0**-53 < keep[items[at]]:
-                kept[length] = items[at]
+            if np.float64(mix(state) >> _11) * 2.0**-53 < keep[items[position]]:
+                kept_items[length] = items[position]
                 length += 1
         for centre in range(length):
-            reach: Any = window
+            window_size: Any = window
             if shrink:
                 state += _GOLDEN
-                reach = 1 + int(np.float64(mix(state) >> _11) * 2.0**-53 * window)
-            first = n
-            for near in range(max(0, centre - reach), min(length, centre + reach + 1)):
-                if near == centre:
+                window_size = 1 + int(np.float64(mix(state) >> _11) * 2.0**-53 * window)
+            first_example = n_examples
+            for context in range(
+                max(0, centre - window_size), min(length, centre + window_size + 1)
+            ):
+                if context == centre:
                     continue
-                if not cbow or n == first:
+                # Skip-gram: an example per input. CBOW: an example per target, at its first input.
+                if not cbow or n_examples == first_example:
                     state += _GOLDEN
-                    keys[n] = mix(state)
-                    targets[n] = kept[centre]
-                    n += 1
-                inputs[m] = kept[near]
-                m += 1
-                ends[n] = m
-    return keys[:n].copy(), targets[:n].copy(), ends[: n + 1].copy(), inputs[:m].copy()
+                    keys[n_examples] = mix(state)
+                    targets[n_examples] = kept_items[centre]
+                    n_examples += 1
+                inputs[n_inputs] = kept_items[context]
+                n_inputs += 1
+                input_end[n_examples] = n_inputs
+    return (
+        keys[:n_examples].copy(),
+        targets[:n_examples].copy(),
+        input_end[: n_examples + 1].copy(),
+        inputs[:n_inputs].copy(),
+    )
 
 
 def _read(batch: pa.RecordBatch, vocabulary: Array, *, as_sets: bool, max_length: int) -> Sentences:
+    # Returns the sentences of a batch of `SENTENCES`, as `pack` describes them.
     column = batch.column("items")
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     values = column.flatten().to_numpy(zero_copy_only=False)
     row = np.repeat(np.arange(len(lengths)), lengths)
-    at = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
-    known = vocabulary[at] == values
-    row, items = row[known], at[known].astype(np.int32)
+    vocabulary_index = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
+    is_known = vocabulary[vocabulary_index] == values
+    row, items = row[is_known], vocabulary_index[is_known].astype(np.int32)
     if as_sets:
         order = np.lexsort((items, row))
         row, items = row[order], items[order]
-        new = np.ones(len(row), bool)
-        new[1:] = (row[1:] != row[:-1]) | (items[1:] != items[:-1])
-        row, items = row[new], items[new]
-    first = np.searchsorted(row, row, side="left")  # where each item's sentence begins
-    piece = (np.arange(len(row)) - first) // max_length
-    begins = np.flatnonzero(
+        is_new = np.ones(len(row), bool)
+        is_new[1:] = (row[1:] != row[:-1]) | (items[1:] != items[:-1])
+        row, items = row[is_new], items[is_new]
+    sentence_start = np.searchsorted(row, row, side="left")  # of each item's sentence
+    piece = (np.arange(len(row)) - sentence_start) // max_length
+    piece_start = np.flatnonzero(
         np.append(True, (np.diff(row) != 0) | (np.diff(piece) != 0))[: len(row)]
     )
-    sizes = np.diff(np.append(begins, len(row)))
-    ids = batch.column("sentence_id").to_numpy(zero_copy_only=False)[row[begins]]
-    ids = ids.astype(np.int64) ^ (piece[begins] * _PIECE)  # the first piece keeps the id
-    useful = sizes > 1
+    piece_lengths = np.diff(np.append(piece_start, len(row)))
+    ids = batch.column("sentence_id").to_numpy(zero_copy_only=False)[row[piece_start]]
+    ids = ids.astype(np.int64) ^ (piece[piece_start] * _PIECE)  # the first piece keeps the id
+    has_pair = piece_lengths > 1
     return Sentences(
-        ids[useful],
-        np.concatenate([[0], np.cumsum(sizes[useful])]),
-        items[np.repeat(useful, sizes)],
+        ids[has_pair],
+        np.concatenate([[0], np.cumsum(piece_lengths[has_pair])]),
+        items[np.repeat(has_pair, piece_lengths)],
     )
 
 

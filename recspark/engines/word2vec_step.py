@@ -40,137 +40,154 @@ class Word2Vec:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every task knows: item-sized, broadcast once."""
+    """What every task needs to know; item-sized, broadcast once."""
 
     settings: Word2Vec
     folder: str
-    inputs: Layout
-    outputs: Layout
-    noise: Array  # float64, by output
-    keep: Array  # float32, by item
-    tree: Tree | None
+    inputs: Layout  # of items
+    outputs: Layout  # of items, or of inner nodes of `tree`
+    noise: Array  # float64, by output: weight with which it is drawn as a negative
+    keep: Array  # float32, by item: chance that a use stays in an epoch (subsampling)
+    tree: Tree | None  # for hierarchical softmax
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One step: which blocks meet, and the files they lie in."""
+    """One step of all workers: which blocks meet, and the files of their vectors and examples."""
 
     epoch: int
-    number: int  # from the start of the run
+    number: int  # number of the step, counted from the start of the run
     shift: int  # worker i holds output block (i + shift) % n_blocks
-    examples: tuple[str, ...]  # by input block; "" = none
-    inputs: tuple[str, ...]  # by input block; "" = not yet written
-    outputs: tuple[str, ...]  # by output block
+    examples: tuple[str, ...]  # file of the examples, by input block; "" = no example
+    inputs: tuple[str, ...]  # file of the vectors, by input block; "" = not yet written
+    outputs: tuple[str, ...]  # file of the vectors, by output block; "" = not yet written
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a task tells the driver."""
+class StepResult:
+    """What a task reports to the driver."""
 
-    block: int
-    other: int
-    inputs: str
-    outputs: str
-    loss: float  # summed over
-    n_losses: int  # examples
-    largest: float  # |component|; NaN where one is NaN
+    input_block: int
+    output_block: int
+    inputs: str  # file of the vectors of the input block
+    outputs: str  # file of the vectors of the output block
+    loss: float  # sum of the losses of `n_losses` examples
+    n_losses: int
+    largest: float  # largest |component| of a vector; NaN where one is NaN
 
 
-def run_step(shared: Any, moment: Moment, block: int) -> Done:
-    """Learn from the examples of one pair of blocks; runs in an executor."""
+def run_step(shared: Any, moment: Moment, block: int) -> StepResult:
+    """Run `step` in an executor, with the task's attempt number; `shared` is the broadcast plan."""
     plan: Plan = shared.value
     attempt = TaskContext.get()
     return step(plan, moment, block, attempt.taskAttemptId() if attempt else 0)
 
 
-def step(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
-    """Learn from the examples of input block `block` and the output block it meets at `moment`.
+def step(plan: Plan, moment: Moment, block: int, attempt: int) -> StepResult:
+    """Learn from the examples of input block `block` and of the output block that it meets.
 
-    Files are named by `attempt`; what is in them does not depend on it.
+    Reads the vectors of both blocks from their files, updates them, and writes them to new files,
+    whose names contain `attempt`; the contents do not depend on it. Without an example, no file is
+    written and the result names the old ones.
     """
-    settings, n = plan.settings, plan.settings.n_blocks
-    other = (block + moment.shift) % n
-    names = moment.inputs[block], moment.outputs[other]
-    nothing = Done(block, other, *names, 0.0, 0, 0.0)
+    settings, n_blocks = plan.settings, plan.settings.n_blocks
+    output_block = (block + moment.shift) % n_blocks
+    files = moment.inputs[block], moment.outputs[output_block]
+    unchanged = StepResult(block, output_block, *files, 0.0, 0, 0.0)
     if not moment.examples[block]:
-        return nothing
-    found = cells.read_cell(
-        moment.examples[block], other, n, ragged=settings.architecture == "cbow"
+        return unchanged
+    cell = cells.read_cell(
+        moment.examples[block], output_block, n_blocks, ragged=settings.architecture == "cbow"
     )
-    if len(found.targets) == 0:
-        return nothing
-    mine = plan.inputs.members(block)
+    if len(cell.targets) == 0:
+        return unchanged
+    members = plan.inputs.members(block)
     live = (
-        storage.read_array(names[0])
-        if names[0]
-        else kernels.start_vectors(mine, settings.size, settings.seed)
+        storage.read_array(files[0])
+        if files[0]
+        else kernels.start_vectors(members, settings.size, settings.seed)
     )
     outputs = (
-        storage.read_array(names[1])
-        if names[1]
-        else np.zeros((len(plan.outputs.members(other)), settings.size), np.float32)
+        storage.read_array(files[1])
+        if files[1]
+        else np.zeros((len(plan.outputs.members(output_block)), settings.size), np.float32)
     )
-    inputs, frozen = _localise(plan, moment, block, found.inputs)
-    loss, n_losses = _learn(plan, moment, other, found, inputs, live, frozen, outputs)
+    inputs, frozen = _localise(plan, moment, block, cell.inputs)
+    loss, n_losses = _update_vectors(
+        plan, moment, output_block, cell, inputs, live, frozen, outputs
+    )
     stem = f"{moment.number}-{block}-{attempt}.npy"
-    names = (
+    files = (
         storage.join(plan.folder, f"inputs-{stem}"),
         storage.join(plan.folder, f"outputs-{stem}"),
     )
-    storage.write_array(names[0], live)
-    storage.write_array(names[1], outputs)
+    storage.write_array(files[0], live)
+    storage.write_array(files[1], outputs)
     largest = float(np.maximum(np.abs(live).max(), np.abs(outputs).max()))  # NaN stays NaN
-    return Done(block, other, *names, loss, n_losses, largest)
+    return StepResult(block, output_block, *files, loss, n_losses, largest)
 
 
-def _learn(
+def _update_vectors(
     plan: Plan,
     moment: Moment,
-    other: int,
-    found: cells.Cell,
+    output_block: int,
+    cell: cells.Cell,
     inputs: Array,
     live: Array,
     frozen: Array,
     outputs: Array,
 ) -> tuple[float, int]:
     settings = plan.settings
+    # Updates `live` and `outputs` in place; returns (sum of losses, number of losses). The learning
+    # rate falls linearly over all steps of the run: here from `first_rate` to `last_rate`.
     n_steps = settings.epochs * settings.n_rotations * settings.n_blocks
-    fall = settings.learning_rate - settings.min_learning_rate
-    first, last = (
-        settings.learning_rate - fall * (moment.number + done) / n_steps for done in (0, 1)
+    decrease = settings.learning_rate - settings.min_learning_rate
+    first_rate, last_rate = (
+        settings.learning_rate - decrease * (moment.number + n_done) / n_steps for n_done in (0, 1)
     )
-    members = plan.outputs.members(other)
+    members = plan.outputs.members(output_block)
     if plan.tree is not None:
-        here = plan.outputs.block[plan.tree.nodes] == other
-        nodes = np.where(here, plan.outputs.local[plan.tree.nodes], -1).astype(np.int32)
+        is_in_block = plan.outputs.block[plan.tree.nodes] == output_block
+        nodes = np.where(is_in_block, plan.outputs.local[plan.tree.nodes], -1).astype(np.int32)
         return kernels.train_hierarchical(
-            found.start, inputs, found.targets, live, frozen, outputs,
-            plan.tree.start, nodes, plan.tree.codes, first, last,
+            cell.start, inputs, cell.targets, live, frozen, outputs,
+            plan.tree.start, nodes, plan.tree.codes, first_rate, last_rate,
         )  # fmt: skip
-    share, rest = kernels.alias_table(plan.noise[members])
-    seed = int(kernels.key(settings.seed, moment.number, other, 5)) >> 1
+    thresholds, aliases = kernels.alias_table(plan.noise[members])
+    seed = int(kernels.key(settings.seed, moment.number, output_block, 5)) >> 1
     return kernels.train_negative(
-        found.start, inputs, plan.outputs.local[found.targets], live, frozen, outputs,
-        share, rest, settings.n_negatives, first, last, seed,
+        cell.start, inputs, plan.outputs.local[cell.targets], live, frozen, outputs,
+        thresholds, aliases, settings.n_negatives, first_rate, last_rate, seed,
     )  # fmt: skip
 
 
 def _localise(plan: Plan, moment: Moment, block: int, items: Array) -> tuple[Array, Array]:
-    """Return (inputs, frozen): items of `block` as their rows, others as -1 - row of `frozen`."""
+    """Return (inputs, frozen): `items` as the kernels need them, and vectors of other blocks'
+    items.
+
+    An item of `block` becomes its row in the block. An item of another block becomes -1 - r, where
+    r is its row in `frozen` float32 (m, size), which holds each such item once. Example: `block`
+    has items 4 and 9 in rows 0 and 1; `items` [9, 7, 4, 7] gives `inputs` [1, -1, 0, -1], and
+    `frozen` has one row, that of item 7.
+    """
     size = plan.settings.size
     blocks = plan.inputs.block[items]
     inputs = plan.inputs.local[items].copy()
-    away = blocks != block
-    if not away.any():
+    is_elsewhere = blocks != block
+    if not is_elsewhere.any():
         return inputs, np.zeros((0, size), np.float32)
-    wanted, at = np.unique(items[away], return_inverse=True)
-    inputs[away] = -1 - at
-    frozen = np.empty((len(wanted), size), np.float32)
-    for one in np.unique(blocks[away]):
-        rows = plan.inputs.block[wanted] == one
-        name = moment.inputs[one]
-        if name:
-            frozen[rows] = storage.read_array(name, mmap=True)[plan.inputs.local[wanted[rows]]]
+    frozen_items, frozen_rows = np.unique(items[is_elsewhere], return_inverse=True)
+    inputs[is_elsewhere] = -1 - frozen_rows
+    frozen = np.empty((len(frozen_items), size), np.float32)
+    for other_block in np.unique(blocks[is_elsewhere]):
+        is_in_block = plan.inputs.block[frozen_items] == other_block
+        file = moment.inputs[other_block]
+        if file:
+            frozen[is_in_block] = storage.read_array(file, mmap=True)[
+                plan.inputs.local[frozen_items[is_in_block]]
+            ]
         else:
-            frozen[rows] = kernels.start_vectors(wanted[rows], size, plan.settings.seed)
+            frozen[is_in_block] = kernels.start_vectors(
+                frozen_items[is_in_block], size, plan.settings.seed
+            )
     return inputs, frozen

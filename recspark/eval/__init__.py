@@ -1,1 +1,1 @@
-"""How good lists are: metrics, one-pass evaluation, bootstrap intervals, publish gates."""
+"""How good lists are: metrics, evaluation in one pass, bootstrap intervals and publish gates."""

@@ -22,14 +22,15 @@ from recspark.data.blocks import Array
 from recspark.data.interactions import hash_sample, in_horizon
 from recspark.errors import EmptyDataError
 from recspark.eval import kernel
-from recspark.eval.kernel import HEADER, METRICS, PARTS, Plan, Sums
+from recspark.eval.kernel import METRICS, SEGMENT_PART, SEGMENTS_OF_USERS, Plan, Sums
 from recspark.eval.metrics import NOTHING, Catalogue, coverage
 from recspark.eval.significance import percentile_interval
 
+# Each segment of table `metrics`, and the segments of users that it is made of.
 SEGMENTS: dict[str, tuple[str, ...]] = {
-    "all": PARTS,
+    "all": SEGMENTS_OF_USERS,
     "warm": ("light", "regular", "heavy"),
-    **{part: (part,) for part in PARTS},
+    **{segment: (segment,) for segment in SEGMENTS_OF_USERS},
 }
 POPULATION = "population"  # the `model` of rows that count users and items; their k is 0
 
@@ -55,7 +56,9 @@ class MetricRow(NamedTuple):
 
 
 def truth(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
-    """Return `user_idx, items array<int>`: what each user acted on in [cutoff, cutoff + horizon).
+    """Return `user_idx, items array<int>`: the items that each user acted on in the horizon.
+
+    The horizon is [cutoff, cutoff + horizon_days).
 
     Parameters
     ----------
@@ -64,10 +67,11 @@ def truth(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFram
     cutoff : UTC; a naive datetime is taken as UTC
     horizon_days : days
 
-    Items are distinct and ascending; users without any are left out. Narrow: no shuffle, no action.
+    Items are distinct and ascending; users without an item are left out. Narrow: no shuffle, no
+    action.
     """
-    later = F.filter("history", in_horizon(cutoff, horizon_days))
-    items = F.array_sort(F.array_distinct(F.transform(later, lambda e: e["item_idx"])))
+    events_after = F.filter("history", in_horizon(cutoff, horizon_days))
+    items = F.array_sort(F.array_distinct(F.transform(events_after, lambda e: e["item_idx"])))
     return histories.select("user_idx", items.alias("items")).where(F.size("items") > 0)
 
 
@@ -82,8 +86,8 @@ def population(truths: DataFrame, users: DataFrame) -> DataFrame:
 
     A user who is not in `users` is cold, with an empty `seen`. A join by user, no action.
     """
-    known = users.select("user_idx", "seen", "activity")
-    return truths.join(known, on="user_idx", how="left").select(
+    warm_users = users.select("user_idx", "seen", "activity")
+    return truths.join(warm_users, on="user_idx", how="left").select(
         "user_idx",
         "items",
         F.coalesce("seen", F.array().cast(schema.ITEM_IDXS)).alias("seen"),
@@ -100,8 +104,8 @@ def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
         (`item_features`)
     users : as `item_vectors` takes them; None = intra-list diversity is not defined
 
-    Runs one job, or two; driver memory 12 bytes an item, and `item_vectors`. Raises EmptyDataError
-    without items.
+    Runs one job, or two with `users`. Driver memory: 12 bytes per item, and that of `item_vectors`.
+    Raises EmptyDataError where `items` is empty.
     """
     table = items.select("item_idx", "n_users").toArrow().sort_by("item_idx")
     item_idx = table.column("item_idx").to_numpy().astype(np.int32)
@@ -112,37 +116,38 @@ def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
 
 
 def item_vectors(users: DataFrame, vocabulary: Array, dims: int = 64) -> Array:
-    """Return a short vector per item; their cosines are about those of the items' user columns.
+    """Return a short vector per item, such that items with the same users have similar vectors.
 
-    The sparsest random projection: a hash gives each user one of `dims` places and a sign; an
-    item's vector is the sum of the signs of its users, scaled to length 1. The error of one cosine
-    has mean 0 and a standard deviation of about 1 / sqrt(dims).
+    The cosine of two vectors estimates the cosine of the items' columns in the user-item matrix. The
+    vectors are the sparsest random projection of these columns: a hash gives each user one of `dims`
+    dimensions and a sign, and an item's vector is the sum of the signs of its users, scaled to length
+    1. The error of one cosine has mean 0 and a standard deviation of about 1 / sqrt(dims).
 
     Parameters
     ----------
     users : user_idx bigint, seen array<int>: the distinct items of each before the cutoff
     vocabulary : item_idx int32, ascending; an item that nobody has seen gets zeros
-    dims : places
+    dims : length of a vector
 
     Returns
     -------
     float32 (n_items, dims), the same for any order of rows: the sums are of integers. One job, one
-    shuffle by item of partly summed rows; driver memory 16 × dims bytes an item.
-    Source: Achlioptas 2003; Li, Hastie & Church 2006; one entry a user: Weinberger et al. 2009.
+    shuffle by item of partly summed rows; driver memory 16 × dims bytes per item.
+    Source: Achlioptas 2003; Li, Hastie & Church 2006; one entry per user: Weinberger et al. 2009.
     """
-    draw = F.xxhash64("user_idx")
-    sign = F.when(draw < 0, -1).otherwise(1)
+    user_hash = F.xxhash64("user_idx")
+    sign = F.when(user_hash < 0, -1).otherwise(1)
     table = (
         users.select("user_idx", F.explode("seen").alias("item_idx"))
-        .groupBy("item_idx", F.pmod(draw, F.lit(dims)).cast("int").alias("place"))
+        .groupBy("item_idx", F.pmod(user_hash, F.lit(dims)).cast("int").alias("dim"))
         .agg(F.sum(sign).alias("sum"))
         .toArrow()
     )
-    item_idx, place, total = (table.column(name).to_numpy() for name in table.column_names)
-    at = Catalogue(vocabulary, np.ones(len(vocabulary))).positions(item_idx)
-    known = at != NOTHING
+    item_idx, dim, total = (table.column(name).to_numpy() for name in table.column_names)
+    row = Catalogue(vocabulary, np.ones(len(vocabulary))).positions(item_idx)
+    in_vocabulary = row != NOTHING
     vectors = np.zeros((len(vocabulary), dims))
-    vectors[at[known], place[known]] = total[known]
+    vectors[row[in_vocabulary], dim[in_vocabulary]] = total[in_vocabulary]
     length = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
     return (vectors / np.maximum(length, 1)).astype(np.float32)
 
@@ -166,29 +171,30 @@ def evaluate(
     lists : model, mode, user_idx, item_idx, rank (1-based): rows of `candidates` made at `cutoff`,
         no rank and no item twice in a list. Ranks above max(ks) are not read.
     users : as `population` returns
-    items : what a list may hold. A truth item that is not in it is dropped and counted; a listed
-        one is a miss.
+    items : what a list may hold. A truth item outside it is dropped and counted; a listed item
+        outside it is a miss.
     settings : ks, baseline, n_bootstrap, max_eval_users, seed, horizon_days
-    run_date, kind, cutoff : go into the rows
-    models : each gets its rows, without any list too (0); other models in `lists` are left out
-    modes : `novel` takes `seen` out of the truth; a user with nothing left is not in the
+    run_date, kind, cutoff : the values of these columns in every row
+    models : each gets its rows, and a model without any list gets 0; other models in `lists` are
+        left out
+    modes : `novel` takes `seen` out of the truth; a user whose truth is then empty is not in the
         population of that mode
 
     Returns
     -------
-    A row per mode × segment (those with users) × k × model × metric, in this order. Then, for model
-    `population` with k = 0: n_users, n_cold_users, n_cold_items_in_truth (pairs of a user and an
-    item that was unknown before the cutoff). `diff` and its 95 % interval are against
-    `settings.baseline`, null where that is not among `models`; the interval is null without
-    replicates, and for coverage.
+    A row per mode × segment × k × model × metric, in this order, for the segments that have users.
+    Then, for model `population` with k = 0: n_users, n_cold_users and n_cold_items_in_truth (pairs
+    of a user and an item that was unknown before the cutoff). `diff` and its 95 % interval are
+    against `settings.baseline`. They are null where that is not among `models`; the interval is null
+    without replicates, and for coverage.
 
-    The figures depend on no partitioning and no order, to the last bit. Per-user values are rounded
-    to 2^-32: the error of a mean is below 2^-33.
+    The figures do not depend on partitions or the order of rows, to the last bit. Per-user values
+    are rounded to 2^-32, so the error of a mean is below 2^-33.
 
-    Cost: a count of `users`; then one job, with one shuffle by user (20 bytes a listed item) and
+    Cost: a count of `users`; then one job, with one shuffle by user (20 bytes per listed item) and
     one of the sums. A task and the driver hold models × modes × segments × metrics × ks ×
     replicates numbers, and a bit per item, model, mode, segment and k. A segment that is not in
-    `PARTS` fails the job by name.
+    `SEGMENTS_OF_USERS` fails the job by name.
     """
     plan = Plan(
         tuple(models),
@@ -198,8 +204,8 @@ def evaluate(
         settings.n_bootstrap,
         settings.seed,
     )
-    is_asked = in_sample(users, settings)
-    rows = rows_by_user(lists.where(is_asked), users.where(is_asked), plan)
+    is_sampled = in_sample(users, settings)
+    rows = rows_by_user(lists.where(is_sampled), users.where(is_sampled), plan)
     shared = users.sparkSession.sparkContext.broadcast(plan)
     try:
         table = (
@@ -210,8 +216,10 @@ def evaluate(
         )
     finally:
         shared.destroy()
-    found = {
-        (row["mode"], PARTS[row["segment"]]): Sums.unpack(row["sums"], row["listed"], plan)
+    sums_of = {
+        (row["mode"], SEGMENTS_OF_USERS[row["segment"]]): Sums.unpack(
+            row["sums"], row["listed"], plan
+        )
         for row in table.to_pylist()
     }
     head = (run_date, kind, cutoff, settings.horizon_days)
@@ -219,20 +227,20 @@ def evaluate(
     return [
         row
         for mode in range(len(plan.modes))
-        for row in _mode_rows(head, mode, found, plan, baseline)
+        for row in _mode_rows(head, mode, sums_of, plan, baseline)
     ]
 
 
 def nobody_known(
     users: DataFrame, settings: Evaluate, *, run_date: date, kind: str, cutoff: datetime
 ) -> list[MetricRow]:
-    """Return the rows of table `metrics` where no item has an event before the cutoff.
+    """Return the rows of table `metrics` for a cutoff before which no item has an event.
 
-    Nothing can be compared: of `evaluate`'s rows only those of model `population`, in which
-    everyone and everything is new. Two jobs, which count.
+    No model can be compared then. Of the rows that `evaluate` returns, only those of model
+    `population` remain, and every user and item counts as cold. Two jobs, which count.
     """
-    asked = users.where(in_sample(users, settings))
-    n_users, n_items = asked.agg(F.count(F.lit(1)), F.sum(F.size("items"))).collect()[0]
+    sampled = users.where(in_sample(users, settings))
+    n_users, n_items = sampled.agg(F.count(F.lit(1)), F.sum(F.size("items"))).collect()[0]
     counts = {
         "n_users": n_users,
         "n_cold_users": n_users,
@@ -246,28 +254,29 @@ def nobody_known(
     ]
 
 
-# --- all that is known of a user, as rows (kernel.py says which) --------------------------------
+# --- the rows that kernel.py reads ---------------------------------------------------------------
 
 
 def rows_by_user(lists: DataFrame, users: DataFrame, plan: Plan) -> DataFrame:
-    """Return `user_idx, part, rank, item_idx`, the rows of a user together. One shuffle."""
+    """Return `user_idx, part, rank, item_idx` as kernel.py reads them, sorted by user. One shuffle."""
     rows = _user_rows(users, plan).unionByName(_list_rows(lists, plan))
     return rows.repartition("user_idx").sortWithinPartitions("user_idx")
 
 
 def in_sample(users: DataFrame, settings: Evaluate, n_users: int | None = None) -> Column:
-    """Return whether a user of `users`, those with truth, is evaluated; see `hash_sample`."""
+    """Return whether a user is evaluated, one of `users` with truth; see `hash_sample`."""
     return hash_sample(users, settings.max_eval_users, settings.seed, n_users)
 
 
 def _user_rows(users: DataFrame, plan: Plan) -> DataFrame:
+    """Return the rows of segment and truth, of each user in each mode."""
     unknown = F.raise_error(F.concat(F.lit("users: no segment is called "), "segment"))
-    code = _position("segment", PARTS)
-    header = F.when(code < 0, unknown.cast("int")).otherwise(code)
-    rows = [F.array(_row(HEADER, header))]
+    code = _position("segment", SEGMENTS_OF_USERS)
+    segment = F.when(code < 0, unknown.cast("int")).otherwise(code)
+    rows = [F.array(_row(SEGMENT_PART, segment))]
     for mode, name in enumerate(plan.modes):
-        kept = F.array_except("items", "seen") if name == "novel" else F.col("items")
-        rows.append(_rows(plan.truth_part(mode), kept))
+        truth_items = F.array_except("items", "seen") if name == "novel" else F.col("items")
+        rows.append(_rows(plan.truth_part(mode), truth_items))
     return users.select("user_idx", F.inline(F.concat(*rows)))
 
 
@@ -280,12 +289,13 @@ def _row(part: int, item_idx: Column) -> Column:
 
 
 def _list_rows(lists: DataFrame, plan: Plan) -> DataFrame:
+    """Return the rows of each model's list in each mode."""
     mode, model = _position("mode", plan.modes), _position("model", plan.models)
     part = F.lit(plan.first_list_part(0)) + mode * F.lit(len(plan.models)) + model
     return lists.where(
         F.col("mode").isin(*plan.modes)
         & F.col("model").isin(*plan.models)
-        & F.col("rank").between(1, plan.room)
+        & F.col("rank").between(1, plan.longest)
     ).select("user_idx", part.alias("part"), "rank", "item_idx")
 
 
@@ -303,13 +313,14 @@ _Head = tuple[date, str, datetime, int]
 def _mode_rows(
     head: _Head,
     mode: int,
-    found: dict[tuple[int, str], Sums],
+    sums_of: dict[tuple[int, str], Sums],
     plan: Plan,
     baseline: str | None,
 ) -> Iterator[MetricRow]:
+    """Yield the rows of one mode: those of each segment, then those of the population."""
     totals = {}
-    for segment, parts in SEGMENTS.items():
-        sums = [found[mode, part] for part in parts if (mode, part) in found]
+    for segment, of_users in SEGMENTS.items():
+        sums = [sums_of[mode, name] for name in of_users if (mode, name) in sums_of]
         totals[segment] = reduce(Sums.__add__, sums, Sums.zero(plan))
     for segment, total in totals.items():
         if total.n_users:
@@ -320,15 +331,21 @@ def _mode_rows(
         "n_cold_items_in_truth": totals["all"].n_cold_items,
     }
     for metric, n in counts.items():
-        where = (POPULATION, plan.modes[mode], "all")
-        yield MetricRow(*head, *where, metric, 0, float(n), totals["all"].n_users)
+        key = (POPULATION, plan.modes[mode], "all")
+        yield MetricRow(*head, *key, metric, 0, float(n), totals["all"].n_users)
 
 
 def _segment_rows(
     head: _Head, mode: str, segment: str, total: Sums, plan: Plan, baseline: str | None
 ) -> Iterator[MetricRow]:
+    """Yield the rows of one mode and segment, by k, model and metric."""
     means, counts = total.means, total.counts  # (1 + n_bootstrap, n_metrics, n_ks, n_models)
-    covered = np.array([[coverage(items) for items in of_k] for of_k in total.listed])
+    covered = np.array(  # (n_ks, n_models)
+        [
+            [coverage(total.is_listed(c, m, plan)) for m in range(len(plan.models))]
+            for c in range(len(plan.ks))
+        ]
+    )
     diffs, covered_diffs = np.full_like(means, np.nan), np.full_like(covered, np.nan)
     if baseline:
         base = plan.models.index(baseline)
@@ -337,15 +354,15 @@ def _segment_rows(
     low, high = (end.reshape(diffs[0].shape) for end in ends)
     for c, k in enumerate(plan.ks):
         for m, model in enumerate(plan.models):
-            where = (model, mode, segment)
+            key = (model, mode, segment)
             for i, metric in enumerate(METRICS):
                 value, n_users = _number(means[0, i, c, m]), int(counts[0, i, c, m])
                 against = (diffs[0, i, c, m], low[i, c, m], high[i, c, m])
                 yield MetricRow(
-                    *head, *where, metric, k, value, n_users, baseline, *map(_number, against)
+                    *head, *key, metric, k, value, n_users, baseline, *map(_number, against)
                 )
             share, diff = _number(covered[c, m]), _number(covered_diffs[c, m])
-            yield MetricRow(*head, *where, "coverage", k, share, total.n_users, baseline, diff)
+            yield MetricRow(*head, *key, "coverage", k, share, total.n_users, baseline, diff)
 
 
 def _number(value: float) -> float | None:

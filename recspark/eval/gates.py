@@ -1,4 +1,7 @@
-"""What must hold before lists are published: counts in one pass, then pure functions over them."""
+"""Conditions that lists must meet before they are published.
+
+One pass over the lists counts what the conditions need; pure functions of the counts decide.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ class AuditCounts:
     Parameters
     ----------
     n_active : users who must get a list
-    n_answered : of those, users with at least one item, or with nothing left to list
+    n_answered : active users with at least one item, or for whom no item remains to be listed
     n_lists : users with at least one item, active or not
-    n_full : lists with k items, or with all the items there are for that user
-    n_unknown_items, n_seen_items : listed items that are in no catalogue; that the user had seen
+    n_full : lists with k items, or with all items that may be listed for the user
+    n_unknown_items : listed items that are in no catalogue
+    n_seen_items : listed items that the user had seen
     n_broken_lists : lists with an item or a rank twice, or whose ranks are not 1, 2, … n
     """
 
@@ -38,9 +42,9 @@ class AuditCounts:
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition: what was measured, what was asked for, and whether that is enough.
+    """The result of one condition: the measured value, the threshold, and whether the gate passed.
 
-    `value` None: there was nothing to measure. `detail` says it all in a sentence.
+    `value` is None where there was nothing to measure. `detail` explains the result in a sentence.
     """
 
     name: str
@@ -53,24 +57,25 @@ class Gate:
 def audit(
     lists: DataFrame, active: DataFrame, known_items: DataFrame, k: int, mode: Mode
 ) -> AuditCounts:
-    """Return what the gates need to know of `lists`.
+    """Return the counts of `lists` that the gates need.
 
     Parameters
     ----------
     lists : user_idx bigint, item_idx int, rank int; one list per user
-    active : user_idx, seen array<int>: a row per user who must be answered. A list of somebody else
-        counts as a list, with nothing seen.
-    known_items : item_idx: what may be listed; distinct
+    active : user_idx, seen array<int>: a row per user who must be answered. The list of a user who
+        is not in `active` counts as a list of a user who has seen nothing.
+    known_items : item_idx: the items that may be listed; distinct
     k : items of a full list
-    mode : `novel`: a user has `known_items` minus `seen` to choose from; `repeat`: all of them
+    mode : `novel`: the user's list may hold `known_items` without `seen`; `repeat`: all
+        `known_items`
 
-    Runs one job: one shuffle by user of lists and active users; `known_items` is broadcast, and a
-    row of counts comes back.
+    Runs one job, with one shuffle by user of lists and active users. `known_items` is broadcast,
+    and one row of counts comes back to the driver.
     """
-    known = F.broadcast(known_items.select("item_idx", F.lit(True).alias("is_known")))
+    is_known_by_item = F.broadcast(known_items.select("item_idx", F.lit(True).alias("is_known")))
     per_user = (
         lists.select("user_idx", "item_idx", "rank")
-        .join(known, on="item_idx", how="left")
+        .join(is_known_by_item, on="item_idx", how="left")
         .groupBy("user_idx")
         .agg(
             F.collect_list("item_idx").alias("items"),
@@ -79,7 +84,7 @@ def audit(
         )
     )
     n_known = F.broadcast(known_items.agg(F.count(F.lit(1)).alias("n_known")))
-    nothing = F.array().cast(schema.ITEM_IDXS)
+    no_items = F.array().cast(schema.ITEM_IDXS)
     users = (
         per_user.join(
             active.select("user_idx", "seen", F.lit(True).alias("is_active")),
@@ -89,44 +94,44 @@ def audit(
         .crossJoin(n_known)
         .select(
             F.coalesce("is_active", F.lit(False)).alias("is_active"),
-            F.coalesce("items", nothing).alias("items"),
-            F.coalesce("ranks", nothing).alias("ranks"),
+            F.coalesce("items", no_items).alias("items"),
+            F.coalesce("ranks", no_items).alias("ranks"),
             F.coalesce("n_unknown", F.lit(0)).alias("n_unknown"),
-            F.coalesce("seen", nothing).alias("seen"),
+            F.coalesce("seen", no_items).alias("seen"),
             "n_known",
         )
     )
     n_items = F.size("items")
     n_seen = F.size(F.filter("items", lambda item: F.array_contains("seen", item)))
-    n_left = F.col("n_known") - (F.size("seen") if mode == "novel" else F.lit(0))
+    n_eligible = F.col("n_known") - (F.size("seen") if mode == "novel" else F.lit(0))
     has_list = n_items > 0
-    is_full = n_items >= F.least(F.lit(k), n_left)
-    is_whole = (F.size(F.array_distinct("items")) == n_items) & (
+    is_full = n_items >= F.least(F.lit(k), n_eligible)
+    is_well_formed = (F.size(F.array_distinct("items")) == n_items) & (
         F.array_sort("ranks") == F.sequence(F.lit(1), n_items)
     )
-    row = users.agg(
+    counts = users.agg(
         F.count_if("is_active").alias("n_active"),
-        F.count_if(F.col("is_active") & (has_list | (n_left <= 0))).alias("n_answered"),
+        F.count_if(F.col("is_active") & (has_list | (n_eligible <= 0))).alias("n_answered"),
         F.count_if(has_list).alias("n_lists"),
         F.count_if(has_list & is_full).alias("n_full"),
         F.sum("n_unknown").alias("n_unknown_items"),
         F.sum(n_seen).alias("n_seen_items"),
-        F.count_if(has_list & ~is_whole).alias("n_broken_lists"),
+        F.count_if(has_list & ~is_well_formed).alias("n_broken_lists"),
     ).collect()[0]
-    return AuditCounts(**{name: int(n or 0) for name, n in row.asDict().items()})
+    return AuditCounts(**{name: int(n or 0) for name, n in counts.asDict().items()})
 
 
 def publish_gates(
     counts: AuditCounts, settings: Publish, rows: Sequence[MetricRow], metric: str, k: int
 ) -> list[Gate]:
-    """Return every gate that tonight's lists must pass, in the order of a reader's interest.
+    """Return every gate that tonight's lists must pass, the most interesting for a reader first.
 
     Parameters
     ----------
     counts : of the lists about to be published
-    settings : thresholds, mode
-    rows : of the backtest (`evaluate`); those of model `published` are looked at
-    metric, k : of the backtest gate: `evaluate.metric` at `evaluate.ks[0]`
+    settings : thresholds and mode
+    rows : metrics of the backtest (`evaluate`), of which the gate reads those of model `published`
+    metric, k : what the backtest gate compares: `evaluate.metric` at `evaluate.ks[0]`
     """
     gates = [
         coverage_gate(counts, settings.min_coverage),
@@ -142,36 +147,50 @@ def publish_gates(
 
 
 def coverage_gate(counts: AuditCounts, minimum: float) -> Gate:
-    """Return whether enough active users have a list.
+    """Return the gate that passes where at least the share `minimum` of active users has a list.
 
-    Without any active user the gate refuses: publishing would empty the table.
+    Without any active user the gate refuses, because publishing would empty the table.
     """
-    what = "active users have a list"
+    statement = "active users have a list"
     return _share_gate(
-        "active_coverage", counts.n_answered, counts.n_active, minimum, what, empty=False
+        "active_coverage",
+        counts.n_answered,
+        counts.n_active,
+        minimum,
+        statement,
+        passes_if_empty=False,
     )
 
 
 def full_lists_gate(counts: AuditCounts, minimum: float) -> Gate:
-    """Return whether enough lists are as long as they can be; without any list it passes."""
-    what = "lists are full"
-    return _share_gate("full_lists", counts.n_full, counts.n_lists, minimum, what, empty=True)
+    """Return the gate that passes where the share of full lists is at least `minimum`.
+
+    A list is full where it is as long as it can be. Without any list the gate passes.
+    """
+    statement = "lists are full"
+    return _share_gate(
+        "full_lists", counts.n_full, counts.n_lists, minimum, statement, passes_if_empty=True
+    )
 
 
-def none_gate(name: str, n: int, what: str) -> Gate:
-    """Return whether a count that must be 0 is 0.
+def none_gate(name: str, n: int, fault: str) -> Gate:
+    """Return the gate that passes where the number `n` of faults is 0.
+
+    `fault` continues a sentence that begins with `n`.
 
     >>> none_gate("seen_items", 2, "listed items were seen before").detail
     '2 listed items were seen before, at most 0 may'
     """
-    return Gate(name, float(n), 0.0, n == 0, f"{n} {what}, at most 0 may")
+    return Gate(name, float(n), 0.0, n == 0, f"{n} {fault}, at most 0 may")
 
 
 def backtest_gate(rows: Sequence[MetricRow], model: str, mode: str, metric: str, k: int) -> Gate:
-    """Return whether the interval of the difference to the baseline is not wholly below 0.
+    """Return the gate that refuses a model whose metric is surely below that of the baseline.
 
-    Looks at segment `warm`. Without an interval (no replicates) the difference itself counts;
-    without a difference (no backtest yet, nobody with truth) the gate passes and says so.
+    The gate passes where the upper end of the 95 % interval of the difference to the baseline is at
+    least 0. It reads segment `warm`. Without an interval (no replicates) the difference itself must
+    be at least 0. Without a difference (no backtest yet, or no user with truth) the gate passes and
+    says so.
     """
     name = f"backtest_{metric}"
     key = (model, mode, "warm", metric, k)
@@ -191,10 +210,12 @@ def backtest_gate(rows: Sequence[MetricRow], model: str, mode: str, metric: str,
 
 
 def _share_gate(
-    name: str, part: int, whole: int, minimum: float, what: str, *, empty: bool
+    name: str, n: int, n_total: int, minimum: float, statement: str, *, passes_if_empty: bool
 ) -> Gate:
-    if whole == 0:
-        return Gate(name, None, minimum, empty, f"nothing to measure: 0 of 0 {what}")
-    share = part / whole
-    detail = f"{part} of {whole} {what} ({share:.4%}), at least {minimum:.4%} must"
+    # The gate that passes where n / n_total is at least `minimum`. `statement` continues a sentence
+    # that begins with "n of n_total".
+    if n_total == 0:
+        return Gate(name, None, minimum, passes_if_empty, f"nothing to measure: 0 of 0 {statement}")
+    share = n / n_total
+    detail = f"{n} of {n_total} {statement} ({share:.4%}), at least {minimum:.4%} must"
     return Gate(name, share, minimum, share >= minimum, detail)

@@ -1,12 +1,28 @@
-"""What a task of the evaluation does: rows of whole users in, a few integer sums out. No Spark.
+"""What one task of the evaluation does: rows of users come in, a few integer sums go out. No Spark.
 
-All that is known of a user arrives as rows `user_idx, part, rank, item_idx`, sorted by user:
+Everything about a user (segment, truths, lists) arrives as rows `user_idx, part, rank, item_idx`,
+sorted by user. `part` says what a row is:
 
-| part | rows |
+| `part` | what the row is |
 |---|---|
-| 0 | one, the user belongs to the population; `item_idx` = position of the segment in `PARTS` |
-| 1 + mode | the truth in that mode, a row per item |
-| 1 + n_modes + mode × n_models + model | the list, a row per item |
+| 0 = `SEGMENT_PART` | the user's segment: `item_idx` is its position in `SEGMENTS_OF_USERS` |
+| 1 + mode | an item of the truth in that mode; `rank` is 1 |
+| 1 + n_modes + mode × n_models + model | an item of that model's list in that mode, at `rank` |
+
+Modes and models are counted from 0, in the order of `Plan`. An example with the modes (`novel`,
+`repeat`) and the models (`als`, `ease`): user 7 is `heavy`, acts on the items 30 and 31 after the
+cutoff, of which 31 is new to the user, and gets the `novel` list (31, 40) from `ease`. The rows are
+
+| `user_idx` | `part` | `rank` | `item_idx` | |
+|---|---|---|---|---|
+| 7 | 0 | 1 | 2 | segment: `SEGMENTS_OF_USERS[2]` is `heavy` |
+| 7 | 1 | 1 | 31 | truth in `novel` |
+| 7 | 2 | 1 | 30 | truth in `repeat` |
+| 7 | 2 | 1 | 31 | truth in `repeat` |
+| 7 | 4 | 1 | 31 | `novel` list of `ease`: 1 + 2 modes + 0 × 2 models + 1 |
+| 7 | 4 | 2 | 40 | the same list |
+
+A user without a row of part 0 is outside the population, and the user's lists are not read.
 """
 
 from __future__ import annotations
@@ -29,16 +45,16 @@ from recspark.eval.significance import (
 
 METRICS = {**TRUTH_METRICS, **LIST_METRICS}
 # Each user is in one: `activity` of `user_features`, or cold = no event before the cutoff.
-PARTS = ("light", "regular", "heavy", "cold")
-HEADER = 0
-CHUNK_ROWS = 1 << 18  # scored at a time: about 1,000 users with 12 lists of 20
+SEGMENTS_OF_USERS = ("light", "regular", "heavy", "cold")
+SEGMENT_PART = 0  # the `part` of the row with a user's segment
+CHUNK_ROWS = 1 << 18  # rows scored together: about 1,000 users with 12 lists of 20
 
 SUMS = "mode int, segment int, sums binary, listed binary"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every task knows."""
+    """What every task is given: what to score, against what, and how many replicates to draw."""
 
     models: tuple[str, ...]
     modes: tuple[str, ...]
@@ -48,17 +64,22 @@ class Plan:
     seed: int
 
     @property
-    def room(self) -> int:
-        """Ranks that are read."""
+    def longest(self) -> int:
+        """Length of the longest list that is scored: ranks above it are not read."""
         return max(self.ks)
 
     def truth_part(self, mode: int) -> int:
-        """Return the part of the truth in `mode`."""
-        return 1 + mode
+        """Return the `part` of the truth in `mode`."""
+        return SEGMENT_PART + 1 + mode
 
     def first_list_part(self, mode: int) -> int:
-        """Return the part of the first model's list in `mode`."""
-        return 1 + len(self.modes) + mode * len(self.models)
+        """Return the `part` of the first model's list in `mode`; the other models' parts follow."""
+        return SEGMENT_PART + 1 + len(self.modes) + mode * len(self.models)
+
+    @property
+    def listed_shape(self) -> tuple[int, int, int]:
+        """Shape of `Sums.listed`: a bit per item, in whole bytes."""
+        return len(self.ks), len(self.models), -(-len(self.catalogue) // 8)
 
 
 @dataclass
@@ -67,10 +88,12 @@ class Sums:
 
     Parameters
     ----------
-    columns : int64 (1 + n_bootstrap, n_columns); row 0 plain, then a row per replicate. Columns:
-        metric × k × model, in `STEP`s; list metric × k × model, users for whom it is defined;
-        users; truth items that are not in the catalogue.
-    listed : bool (n_ks, n_models, n_items): the item is in the first k of some list
+    columns : int64 (1 + n_bootstrap, n_columns). Row 0 has the plain sums, and each further row
+        those of one bootstrap replicate. The columns are, in this order: the sum of each metric
+        × k × model, in `STEP`s; for each list metric × k × model, the users for whom it is defined;
+        the users; the truth items that are not in the catalogue.
+    listed : uint8 (n_ks, n_models, ceil(n_items / 8)): bits as `np.packbits` lays them, set where
+        the item is among the first k of some list
     """
 
     columns: Array
@@ -83,35 +106,37 @@ class Sums:
         n_columns = (len(METRICS) + len(LIST_METRICS)) * cells + 2
         return cls(
             np.zeros((1 + plan.n_bootstrap, n_columns), np.int64),
-            np.zeros((len(plan.ks), len(plan.models), len(plan.catalogue)), bool),
+            np.zeros(plan.listed_shape, np.uint8),
         )
 
     @classmethod
     def unpack(cls, sums: bytes, listed: bytes, plan: Plan) -> Sums:
-        """Return what `pack` was given."""
-        zero = cls.zero(plan)
-        bits = np.unpackbits(np.frombuffer(listed, np.uint8), count=zero.listed.size)
+        """Return the sums of a row of `SUMS`."""
         return cls(
-            np.frombuffer(sums, np.int64).reshape(zero.columns.shape),
-            bits.astype(bool).reshape(zero.listed.shape),
+            np.frombuffer(sums, np.int64).reshape(1 + plan.n_bootstrap, -1),
+            np.frombuffer(listed, np.uint8).reshape(plan.listed_shape),
         )
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.columns + other.columns, self.listed | other.listed)
 
+    def is_listed(self, k: int, model: int, plan: Plan) -> Array:
+        """Return bool (n_items,): `listed` for the k and the model at these positions in `plan`."""
+        return np.unpackbits(self.listed[k, model], count=len(plan.catalogue)).astype(bool)
+
     @property
     def n_users(self) -> int:
-        """Users of the population."""
+        """Number of users in the population."""
         return int(self.columns[0, -2])
 
     @property
     def n_cold_items(self) -> int:
-        """Pairs of a user and a truth item that is not in the catalogue."""
+        """Number of pairs of a user and a truth item that is not in the catalogue."""
         return int(self.columns[0, -1])
 
     @property
     def counts(self) -> Array:
-        """int64 (1 + n_bootstrap, n_metrics, n_ks, n_models): users that a mean is over."""
+        """int64 (1 + n_bootstrap, n_metrics, n_ks, n_models): the users that each mean is over."""
         n_rows, (n_ks, n_models) = len(self.columns), self.listed.shape[:2]
         of_lists = self.columns[:, len(METRICS) * n_ks * n_models : -2]
         users = self.columns[:, -2].reshape(n_rows, 1, 1, 1)
@@ -125,7 +150,7 @@ class Sums:
 
     @property
     def means(self) -> Array:
-        """float64, shaped as `counts`: mean of each metric; NaN over no user."""
+        """float64, shaped as `counts`: mean of each metric over its users; NaN without users."""
         counts = self.counts
         values = self.columns[:, : counts[0].size].reshape(counts.shape) * STEP
         return np.divide(values, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
@@ -135,48 +160,49 @@ def sum_users(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.Reco
     """Yield `SUMS`, a row per mode and segment of this task's users.
 
     `batches` are rows as above, sorted by user. Memory: the sums, about `CHUNK_ROWS` rows, and the
-    weights of `BLOCK_USERS` users.
+    weights of `BLOCK_USERS` users. At 1 million items and 27 models, `Sums.listed` takes 3.4 MB per
+    mode, segment and k.
     """
-    found: dict[tuple[int, int], Sums] = {}
+    sums_of: dict[tuple[int, int], Sums] = {}  # by (mode, segment)
     for rows in whole_users(batches):
-        _add_users(rows, plan, found)
-    for (mode, segment), sums in found.items():
-        yield _pack(mode, segment, sums.columns, np.packbits(sums.listed))
+        _add_users(rows, plan, sums_of)
+    for (mode, segment), sums in sums_of.items():
+        yield _pack(mode, segment, sums.columns, sums.listed)
 
 
 def add_up(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield `SUMS`, the rows of each mode and segment added up."""
-    found: dict[tuple[int, int], tuple[Array, Array]] = {}
+    """Yield `SUMS`, one row per mode and segment: the sum of its rows in `batches`."""
+    sums_of: dict[tuple[int, int], tuple[Array, Array]] = {}
     for batch in batches:
         for row in batch.to_pylist():
             key = row["mode"], row["segment"]
             sums = np.frombuffer(row["sums"], np.int64)
             listed = np.frombuffer(row["listed"], np.uint8)
-            if key in found:
-                sums, listed = sums + found[key][0], listed | found[key][1]
-            found[key] = sums, listed
-    for (mode, segment), (sums, listed) in found.items():
+            if key in sums_of:
+                sums, listed = sums + sums_of[key][0], listed | sums_of[key][1]
+            sums_of[key] = sums, listed
+    for (mode, segment), (sums, listed) in sums_of.items():
         yield _pack(mode, segment, sums, listed)
 
 
 def whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Array]]:
     """Yield columns of about `CHUNK_ROWS` rows at a time; the rows of a user stay together."""
-    held: list[pa.RecordBatch] = []
+    waiting: list[pa.RecordBatch] = []
     n_rows = 0
     for batch in batches:
-        held.append(batch)
+        waiting.append(batch)
         n_rows += batch.num_rows
         if n_rows < CHUNK_ROWS:
             continue
-        table = pa.Table.from_batches(held)
+        table = pa.Table.from_batches(waiting)
         user_idx = table.column("user_idx").to_numpy()
-        whole = int(np.searchsorted(user_idx, user_idx[-1]))  # the last user may go on
-        if whole:
-            yield _columns(table.slice(0, whole))
-        held = table.slice(whole).to_batches()
-        n_rows -= whole
+        last_user = int(np.searchsorted(user_idx, user_idx[-1]))  # further rows may follow
+        if last_user:
+            yield _columns(table.slice(0, last_user))
+        waiting = table.slice(last_user).to_batches()
+        n_rows -= last_user
     if n_rows:
-        yield _columns(pa.Table.from_batches(held))
+        yield _columns(pa.Table.from_batches(waiting))
 
 
 def _columns(table: pa.Table) -> dict[str, Array]:
@@ -195,77 +221,109 @@ def _pack(mode: int, segment: int, sums: Array, listed: Array) -> pa.RecordBatch
     )
 
 
-def _add_users(rows: dict[str, Array], plan: Plan, found: dict[tuple[int, int], Sums]) -> None:
-    """Add all lists of the users in `rows` to `found`."""
-    user_idx, part = rows["user_idx"], rows["part"]
-    first = np.concatenate([[True], user_idx[1:] != user_idx[:-1]])
-    row = np.cumsum(first) - 1
-    segment = np.full(row[-1] + 1, -1)
-    segment[row[part == HEADER]] = rows["item_idx"][part == HEADER]
-    wanted = segment >= 0  # the others have a list, but are not in the population
-    users, segment = user_idx[first][wanted], segment[wanted]
-    kept = wanted[row] & (part != HEADER)
-    row = (np.cumsum(wanted) - 1)[row[kept]]
-    part, rank = part[kept], rows["rank"][kept]
-    item = plan.catalogue.positions(rows["item_idx"][kept])
-
-    scored = [
-        _score(mode, row, part, rank, item, len(users), plan) for mode in range(len(plan.modes))
-    ]
+def _add_users(rows: dict[str, Array], plan: Plan, sums_of: dict[tuple[int, int], Sums]) -> None:
+    """Add the users in `rows`, with all their lists, to the sums of their mode and segment."""
+    users, segment, entries = _population(rows, plan)
+    scored = [_score(mode, entries, len(users), plan) for mode in range(len(plan.modes))]
     for begin in range(0, len(users), BLOCK_USERS):
         block = slice(begin, begin + BLOCK_USERS)
         weights = poisson_weights(users[block], plan.n_bootstrap, plan.seed)
         for mode, (items, columns) in enumerate(scored):
             for code in np.unique(segment[block]):
-                mine = segment[block] == code
-                total = found.setdefault((mode, int(code)), Sums.zero(plan))
-                total.columns += replicate_sums(weights[mine], columns[block][mine])
-                _mark_listed(total.listed, items[block][mine], plan.ks)
+                is_in_segment = segment[block] == code
+                sums = sums_of.setdefault((mode, int(code)), Sums.zero(plan))
+                sums.columns += replicate_sums(
+                    weights[is_in_segment], columns[block][is_in_segment]
+                )
+                _mark_listed(sums.listed, items[block][is_in_segment], plan.ks)
 
 
-def _score(
-    mode: int, row: Array, part: Array, rank: Array, item: Array, n_users: int, plan: Plan
-) -> tuple[Array, Array]:
-    """Return the listed items (n_users, n_models, room), and each user's columns of `Sums`.
+@dataclass(frozen=True)
+class _Entries:
+    """The items of all truths and lists of some users; arrays of one length.
 
-    A user without truth in this mode has no items and no figures: not in its population.
+    Parameters
+    ----------
+    user : int64, position of the user among those users
+    part, rank : as in the rows
+    item : int32, position in the catalogue; `NOTHING` for an item that is not in it
+    """
+
+    user: Array
+    part: Array
+    rank: Array
+    item: Array
+
+
+def _population(rows: dict[str, Array], plan: Plan) -> tuple[Array, Array, _Entries]:
+    """Return user_idx (n,) and segment (n,) of the users in the population, and their entries."""
+    user_idx, part = rows["user_idx"], rows["part"]
+    is_first = np.concatenate([[True], user_idx[1:] != user_idx[:-1]])
+    user = np.cumsum(is_first) - 1  # position among all users of `rows`
+    segment = np.full(user[-1] + 1, -1)
+    is_segment = part == SEGMENT_PART
+    segment[user[is_segment]] = rows["item_idx"][is_segment]
+    is_member = segment >= 0  # the others have a list, but are not in the population
+    is_entry = is_member[user] & ~is_segment
+    position_of_member = np.cumsum(is_member) - 1
+    entries = _Entries(
+        position_of_member[user[is_entry]],
+        part[is_entry],
+        rows["rank"][is_entry],
+        plan.catalogue.positions(rows["item_idx"][is_entry]),
+    )
+    return user_idx[is_first][is_member], segment[is_member], entries
+
+
+def _score(mode: int, entries: _Entries, n_users: int, plan: Plan) -> tuple[Array, Array]:
+    """Return the listed items (n_users, n_models, longest), and each user's columns of `Sums`.
+
+    A user without truth in this mode is not in its population: no items, and 0 in every column.
     """
     n_models = len(plan.models)
-    in_truth = part == plan.truth_part(mode)
-    known = in_truth & (item != NOTHING)
-    n_truth = np.bincount(row[known], minlength=n_users)
-    n_cold_items = np.bincount(row[in_truth & ~known], minlength=n_users)
+    user, item = entries.user, entries.item
+    in_truth = entries.part == plan.truth_part(mode)
+    in_known_truth = in_truth & (item != NOTHING)
+    n_truth = np.bincount(user[in_known_truth], minlength=n_users)
+    n_cold_items = np.bincount(user[in_truth & ~in_known_truth], minlength=n_users)
 
-    model = part - plan.first_list_part(mode)
-    listed = (model >= 0) & (model < n_models) & (item != NOTHING) & (n_truth[row] > 0)
-    place = row[listed], model[listed], rank[listed] - 1
-    items = np.full((n_users, n_models, plan.room), NOTHING, np.int32)
-    items[place] = item[listed]
-    pair = row * len(plan.catalogue) + item
+    model = entries.part - plan.first_list_part(mode)
+    in_list = (model >= 0) & (model < n_models) & (item != NOTHING) & (n_truth[user] > 0)
+    cell = user[in_list], model[in_list], entries.rank[in_list] - 1
+    items = np.full((n_users, n_models, plan.longest), NOTHING, np.int32)
+    items[cell] = item[in_list]
+    pair = user * len(plan.catalogue) + item
     hits = np.zeros(items.shape, bool)
-    hits[place] = np.isin(pair[listed], pair[known])
+    hits[cell] = np.isin(pair[in_list], pair[in_known_truth])
 
     block = Block(
-        items.reshape(-1, plan.room),
-        hits.reshape(-1, plan.room),
+        items.reshape(-1, plan.longest),
+        hits.reshape(-1, plan.longest),
         np.repeat(np.maximum(n_truth, 1), n_models),
         plan.catalogue,
     )
-    values, defined = [], []
+    values, is_defined = [], []
     for name, metric in METRICS.items():
         for k in plan.ks:
             value = metric(block, k).reshape(n_users, n_models)
             values.append(to_steps(value))
             if name in LIST_METRICS:
-                defined.append(~np.isnan(value))
-    columns = [*values, *defined, n_truth[:, None] > 0, n_cold_items[:, None]]
+                is_defined.append(~np.isnan(value))
+    columns = [*values, *is_defined, n_truth[:, None] > 0, n_cold_items[:, None]]
     return items, np.concatenate(columns, axis=1)
 
 
 def _mark_listed(listed: Array, items: Array, ks: tuple[int, ...]) -> None:
-    """Mark `items` (n_users, n_models, room) in `listed` (n_ks, n_models, n_items)."""
-    model = np.broadcast_to(np.arange(items.shape[1])[:, None], items.shape)
-    for at, k in enumerate(ks):
-        top, of = items[:, :, :k], model[:, :, :k]
-        there = top != NOTHING
-        listed[at, of[there], top[there]] = True
+    """Set the bits of `items` (n_users, n_models, longest) in `listed`; see `Sums`."""
+    _, n_models, n_bytes = listed.shape
+    for bits_of_k, k in zip(listed, ks):
+        top = items[:, :, :k]
+        model = np.broadcast_to(np.arange(n_models)[:, None], top.shape)
+        is_item = top != NOTHING
+        position = np.unique(model[is_item] * (8 * n_bytes) + top[is_item])
+        if len(position) == 0:
+            continue
+        byte, bit = position // 8, (128 >> (position % 8)).astype(np.uint8)
+        is_first = np.concatenate([[True], byte[1:] != byte[:-1]])  # of the bits in its byte
+        bits = np.bitwise_or.reduceat(bit, np.flatnonzero(is_first))
+        bits_of_k.reshape(-1)[byte[is_first]] |= bits

@@ -1,9 +1,11 @@
-"""Every metric is one small function over a block of lists; `docs/metrics.md` works each by hand.
+"""The metrics of lists: each is one small function over a block of lists.
 
-A new metric: write the function, name it in `TRUTH_METRICS` or `LIST_METRICS`, add its row to the
-hand-worked table in `tests/golden/test_golden_metrics.py` and its line to `docs/metrics.md`.
+`docs/metrics.md` computes every metric by hand. To add a metric, write the function, name it in
+`TRUTH_METRICS` or `LIST_METRICS`, add its row to the hand-worked table in
+`tests/golden/test_golden_metrics.py`, and add its line to `docs/metrics.md`.
 
-The examples below share three users and six items; `docs/metrics.md` has the same as fractions.
+The examples below share three users and six items; `docs/metrics.md` has the same examples as
+fractions.
 
 >>> block = golden_block()
 >>> block.items  # user 0 got three items, user 1 two, user 2 none
@@ -26,19 +28,21 @@ from functools import cached_property
 
 import numpy as np
 
-from recspark.data.blocks import Array
+from recspark.data.blocks import Array, local_index
 
-NOTHING = -1  # in `Block.items`: no item at this rank, or one that is not in the catalogue
+NOTHING = -1  # in `Block.items`: no item at this rank, or an item that is not in the catalogue
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items that a list may hold, as of the cutoff: at least one. Every worker has a copy.
+    """The items that a list may hold, as of the cutoff. There is at least one item.
+
+    Every worker has a copy.
 
     Parameters
     ----------
-    items : item_idx int32 (n_items,), ascending; a block names an item by its position in it
-    n_users : int64 (n_items,): users who acted on the item before the cutoff, at least 1
+    items : item_idx int32 (n_items,), ascending; a `Block` refers to an item by its position here
+    n_users : int64 (n_items,): number of users who acted on the item before the cutoff, at least 1
     vectors : float32 (n_items, dims), each of length 1 or 0; None = diversity is not defined
     """
 
@@ -50,38 +54,43 @@ class Catalogue:
         return len(self.items)
 
     def positions(self, item_idx: Array) -> Array:
-        """Return the position of each item, int32; `NOTHING` for an item that is not here.
+        """Return the position of each item in `items`, int32; `NOTHING` for any other item.
 
         >>> Catalogue(np.array([3, 7]), np.array([1, 1])).positions(np.array([7, 5, 3]))
         array([ 1, -1,  0], dtype=int32)
         """
-        at = np.minimum(np.searchsorted(self.items, item_idx), len(self.items) - 1)
-        return np.where(self.items[at] == item_idx, at, NOTHING).astype(np.int32)
+        return local_index(self.items, item_idx).astype(np.int32)
 
     @cached_property
     def information(self) -> Array:
-        """float64 (n_items,): -log2 of the item's share of all user-item pairs, in bits."""
+        """-log2 of each item's share of all user-item pairs, in bits; float64 (n_items,)."""
         return -np.log2(self.n_users / self.n_users.sum())
 
     @cached_property
     def popularity_rank(self) -> Array:
-        """float64 (n_items,): rank by users, ties averaged, over n_items; 1 = most popular."""
-        _, group, size = np.unique(self.n_users, return_inverse=True, return_counts=True)
-        average = np.cumsum(size) - (size - 1) / 2
-        return average[group] / len(self)
+        """Rank of each item by number of users, divided by n_items; float64 (n_items,) in (0, 1].
+
+        The least popular item has the smallest value, and 1 is the most popular item. Items with
+        equally many users share their average rank.
+        """
+        _, group, group_size = np.unique(self.n_users, return_inverse=True, return_counts=True)
+        average_rank = np.cumsum(group_size) - (group_size - 1) / 2  # of each group of equal items
+        return average_rank[group] / len(self)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Lists of equal room, best first, beside the truth of their users.
+    """Lists with room for equally many items, best first, beside the truth of their users.
+
+    A user's truth is the items that the user acted on in the horizon.
 
     Parameters
     ----------
-    items : int32 (n, room): position in the catalogue; `NOTHING` where the list has no item. No
-        item twice in one list.
-    hits : bool (n, room): the item is in the truth
-    n_truth : int64 (n,): items in the user's truth, at least 1
-    catalogue : what `items` points into
+    items : int32 (n, room): position of the item in the catalogue; `NOTHING` where the list has no
+        item, or one that is not in the catalogue. A list has no item twice.
+    hits : bool (n, room): whether the item is in the truth
+    n_truth : int64 (n,): number of items in the user's truth, at least 1
+    catalogue : the catalogue that `items` refers to
     """
 
     items: Array
@@ -96,7 +105,7 @@ class Block:
         truths: Sequence[Collection[int]],
         catalogue: Catalogue,
     ) -> Block:
-        """Return the block of lists and truths given as `item_idx`; for examples and tests."""
+        """Return the block of lists and truths, which hold `item_idx`; for examples and tests."""
         room = max(len(listed) for listed in lists)
         items = np.full((len(lists), room), NOTHING, np.int32)
         hits = np.zeros((len(lists), room), bool)
@@ -106,13 +115,13 @@ class Block:
         return cls(items, hits, np.array([len(truth) for truth in truths]), catalogue)
 
 
-# --- against the truth: every user of the population counts, 0 without a list -------------------
+# --- metrics against the truth: every user of the population counts; a user without a list counts 0
 
 
 def recall(block: Block, k: int) -> Array:
-    """Return hits / |truth|; in [0, 1], below 1 wherever |truth| > k.
+    """Return hits / |truth|, float64 (n,); in [0, 1], and below 1 wherever |truth| > k.
 
-    The definition of Dacrema et al. 2021, RecBole and BARS.
+    This is the definition of Dacrema et al. 2021, RecBole and BARS.
 
     >>> recall(golden_block(), 3).tolist() == [2 / 2, 1 / 4, 0]
     True
@@ -121,9 +130,9 @@ def recall(block: Block, k: int) -> Array:
 
 
 def recall_capped(block: Block, k: int) -> Array:
-    """Return hits / min(k, |truth|); in [0, 1], 1 is within reach of every list.
+    """Return hits / min(k, |truth|); in [0, 1]. Every list can reach 1.
 
-    The "Recall@k" of Liang et al. 2018 (Mult-VAE), EASE and iALS revisited.
+    This is the "Recall@k" of Liang et al. 2018 (Mult-VAE), EASE and iALS revisited.
 
     >>> recall_capped(golden_block(), 3).tolist() == [2 / 2, 1 / 3, 0]
     True
@@ -132,7 +141,7 @@ def recall_capped(block: Block, k: int) -> Array:
 
 
 def precision(block: Block, k: int) -> Array:
-    """Return hits / k; in [0, 1]. A list shorter than k is divided by k all the same.
+    """Return hits / k; in [0, 1]. The divisor is k even where the list is shorter than k.
 
     >>> precision(golden_block(), 3).tolist() == [2 / 3, 1 / 3, 0]
     True
@@ -141,9 +150,9 @@ def precision(block: Block, k: int) -> Array:
 
 
 def ndcg(block: Block, k: int) -> Array:
-    """Return the sum over hits of 1 / log2(rank + 1), over that sum for the best possible list.
+    """Return the sum over hits of 1 / log2(rank + 1), divided by the sum of the best possible list.
 
-    Binary gains; the best possible list has min(k, |truth|) hits at the top. In [0, 1].
+    Gains are binary. The best possible list has min(k, |truth|) hits at the top. In [0, 1].
     Source: Järvelin & Kekäläinen 2002, with the discount log2(rank + 1).
 
     >>> third = 1 / np.log2(3)
@@ -158,20 +167,20 @@ def ndcg(block: Block, k: int) -> Array:
 
 
 def average_precision(block: Block, k: int) -> Array:
-    """Return the sum over hits of the precision at their rank, over min(k, |truth|); in [0, 1].
+    """Return the sum over hits of the precision at their rank, divided by min(k, |truth|).
 
-    1 only when the list begins with min(k, |truth|) hits. Its mean over users is MAP.
+    In [0, 1]; 1 only where the list begins with min(k, |truth|) hits. The mean over users is MAP.
 
     >>> np.allclose(average_precision(golden_block(), 3), [(1 / 1 + 2 / 3) / 2, (1 / 2) / 3, 0])
     True
     """
     hits = block.hits[:, :k]
-    at = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-    return (hits * at).sum(axis=1) / np.minimum(block.n_truth, k)
+    precision_at_rank = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    return (hits * precision_at_rank).sum(axis=1) / np.minimum(block.n_truth, k)
 
 
 def reciprocal_rank(block: Block, k: int) -> Array:
-    """Return 1 / rank of the first hit, 0 without one; in [0, 1]. Its mean over users is MRR.
+    """Return 1 / rank of the first hit, 0 without a hit; in [0, 1]. The mean over users is MRR.
 
     >>> reciprocal_rank(golden_block(), 3).tolist() == [1, 1 / 2, 0]
     True
@@ -189,13 +198,13 @@ def hit_rate(block: Block, k: int) -> Array:
     return block.hits[:, :k].any(axis=1).astype(np.float64)
 
 
-# --- of the list itself: NaN where it is not defined, and that user is left out -----------------
+# --- metrics of the list itself: NaN where not defined, and that user is left out of the mean ----
 
 
 def novelty(block: Block, k: int) -> Array:
-    """Return the mean of -log2(item's share of the user-item pairs before the cutoff); bits, >= 0.
+    """Return the mean over listed items of -log2(item's share of the user-item pairs).
 
-    NaN for an empty list.
+    The pairs are those before the cutoff. The unit is bits; at least 0. NaN for an empty list.
     Source: Castells, Vargas & Wang 2011, inverse popularity on a log scale.
 
     >>> by_hand = [(1 + 4 + 2) / 3, (4 + 4) / 2, np.nan]
@@ -206,9 +215,10 @@ def novelty(block: Block, k: int) -> Array:
 
 
 def popularity_bias(block: Block, k: int) -> Array:
-    """Return the mean popularity rank as a share of the catalogue; in (0, 1], 1 = the top item.
+    """Return the mean over listed items of the popularity rank as a share of the catalogue.
 
-    Ties in popularity share their average rank. NaN for an empty list.
+    In (0, 1]; 1 is the most popular item. Items with equally many users share their average rank.
+    NaN for an empty list.
     Source: Ekstrand & Mahant 2017, the mean popularity rank.
 
     >>> by_hand = [3 / 4, 5 / 12, np.nan]
@@ -219,11 +229,12 @@ def popularity_bias(block: Block, k: int) -> Array:
 
 
 def intra_list_diversity(block: Block, k: int) -> Array:
-    """Return 1 - the mean cosine between the vectors of two listed items, over pairs; in [0, 2].
+    """Return 1 - the mean cosine between the vectors of two listed items; in [0, 2].
 
-    NaN for a list of fewer than two items, and everywhere when the catalogue has no vectors. A
-    vector of length 0 has cosine 0 to every other. With unit vectors the sum over pairs is
-    (|sum of v|² - sum of |v|²) / 2, so no pair is formed.
+    The mean is over all pairs of listed items. NaN for a list of fewer than two items, and
+    everywhere where the catalogue has no vectors. A vector of length 0 has cosine 0 to every other
+    vector. With unit vectors v, the sum of the cosines over pairs is (|sum of v|² - sum of |v|²) /
+    2, so that no pair has to be formed.
     Source: Ziegler et al. 2005 (intra-list similarity); as the mean distance of two listed items,
     Zhang & Hurley 2008.
 
@@ -235,26 +246,27 @@ def intra_list_diversity(block: Block, k: int) -> Array:
     vectors = block.catalogue.vectors
     if vectors is None:
         return np.full(len(items), np.nan)
-    total = np.zeros((len(items), vectors.shape[1]))
-    squares = np.zeros(len(items))
-    for rank in range(items.shape[1]):  # in rank order: blocking cannot change the sum
-        listed = (items[:, rank] != NOTHING).astype(np.float64)
-        vector = vectors[items[:, rank]] * listed[:, None]
-        total += vector
-        squares += (vector * vector).sum(axis=1)
-    n = (items != NOTHING).sum(axis=1)
-    pairs = n * (n - 1)
-    cosines = (total * total).sum(axis=1) - squares
-    return 1 - np.divide(cosines, pairs, out=np.full(len(n), np.nan), where=pairs > 0)
+    vector_sum = np.zeros((len(items), vectors.shape[1]))  # (n, dims)
+    square_sum = np.zeros(len(items))
+    # One rank after the other: how lists are grouped into blocks cannot change the sum.
+    for rank in range(items.shape[1]):
+        is_listed = (items[:, rank] != NOTHING).astype(np.float64)
+        vector = vectors[items[:, rank]] * is_listed[:, None]
+        vector_sum += vector
+        square_sum += (vector * vector).sum(axis=1)
+    n_listed = (items != NOTHING).sum(axis=1)
+    n_pairs = n_listed * (n_listed - 1)  # each pair counts twice, here and in `cosine_sum`
+    cosine_sum = (vector_sum * vector_sum).sum(axis=1) - square_sum
+    return 1 - np.divide(cosine_sum, n_pairs, out=np.full(len(n_listed), np.nan), where=n_pairs > 0)
 
 
-# --- of all lists together ----------------------------------------------------------------------
+# --- metrics of all lists together --------------------------------------------------------------
 
 
 def coverage(listed: Array) -> float:
-    """Return the share of the catalogue that stands in at least one list; in [0, 1].
+    """Return the share of the catalogue's items that are in at least one list; in [0, 1].
 
-    `listed` bool (n_items,).
+    `listed` is bool (n_items,): whether the item is in some list.
 
     >>> coverage(np.array([True, True, True, True, True, False])) == 5 / 6
     True
@@ -281,7 +293,7 @@ LIST_METRICS: dict[str, MetricFunction] = {
 
 
 def golden_block() -> Block:
-    """Return the three users of `docs/metrics.md`, on which the examples here compute."""
+    """Return the block of the three users of `docs/metrics.md`, for the examples in this module."""
     catalogue = Catalogue(
         items=np.arange(6, dtype=np.int32),
         n_users=np.array([8, 4, 1, 1, 1, 1]),
@@ -290,9 +302,11 @@ def golden_block() -> Block:
     return Block.of([[0, 2, 1], [3, 4], []], [{0, 1}, {4, 0, 1, 2}, {5}], catalogue)
 
 
-def _mean_of_items(block: Block, k: int, of_item: Array) -> Array:
+def _mean_of_items(block: Block, k: int, value_of_item: Array) -> Array:
+    # The mean of `value_of_item`, (n_items,), over the first k items of each list; NaN without
+    # items.
     items = block.items[:, :k]
-    listed = items != NOTHING
-    total = np.where(listed, of_item[items], 0.0).sum(axis=1)
-    n = listed.sum(axis=1)
-    return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    is_listed = items != NOTHING
+    total = np.where(is_listed, value_of_item[items], 0.0).sum(axis=1)
+    n_listed = is_listed.sum(axis=1)
+    return np.divide(total, n_listed, out=np.full(len(n_listed), np.nan), where=n_listed > 0)

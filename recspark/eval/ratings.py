@@ -1,4 +1,4 @@
-"""RMSE and MAE of predicted ratings: for explicit data, beside the metrics of lists."""
+"""RMSE and MAE of predicted ratings, which explicit data have beside the metrics of lists."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pyspark.sql import functions as F
 from recspark.data.blocks import micros
 from recspark.data.interactions import in_horizon, newest_ratings
 
-_STEPS = float(1 << 32)  # errors are summed as integers of 2^-32: the same sum in any order
+# Errors are summed as integers, in units of 2^-32, so that the sum is the same in any order.
+_STEPS = float(1 << 32)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Ratings before the cutoff: their mean, and the least and the largest."""
+    """The mean, the smallest (`low`) and the largest (`high`) of the ratings before the cutoff."""
 
     mean: float
     low: float
@@ -27,7 +28,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class RatingErrors:
-    """Of one model, over `n_pairs` pairs of `n_users` users; `n_unknown` pairs it knew nothing of."""
+    """The errors of one model, over `n_pairs` pairs of a user and an item, of `n_users` users.
+
+    For `n_unknown` of the pairs the model predicted nothing.
+    """
 
     rmse: float
     mae: float
@@ -37,72 +41,82 @@ class RatingErrors:
 
 
 def ratings_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> DataFrame:
-    """Return `user_idx, asked array<struct<item_idx, rating>>`: ratings in [cutoff, cutoff + horizon).
+    """Return `user_idx, asked`: the ratings in [cutoff, cutoff + horizon) that models must predict.
 
-    `histories` hold all events. An item that the user rated before the cutoff is not asked; of several
-    ratings in the horizon the newest counts, and an event without a value is none; ascending items.
-    Users without any are left out. Narrow: no shuffle, no action.
+    `asked` is array<struct<item_idx, rating>>, in ascending order of the item.
+    `histories` hold all events. An item that the user rated before the cutoff is left out. Of
+    several ratings of an item in the horizon the newest counts. An event whose weight is null is no
+    rating. Users without a rating in the horizon are left out. Narrow: no shuffle, no action.
     """
-    begin = F.timestamp_micros(F.lit(micros(cutoff)))
-    known = F.filter("history", lambda e: (e["event_at"] < begin) & e["weight"].isNotNull())
-    parts = histories.select(
+    cutoff_at = F.timestamp_micros(F.lit(micros(cutoff)))
+    rated_before = F.filter(
+        "history", lambda event: (event["event_at"] < cutoff_at) & event["weight"].isNotNull()
+    )
+    users = histories.select(
         "user_idx",
-        F.transform(known, lambda e: e["item_idx"]).alias("known"),
+        F.transform(rated_before, lambda event: event["item_idx"]).alias("known"),
         F.filter("history", in_horizon(cutoff, horizon_days)).alias("later"),
     ).select("user_idx", "known", newest_ratings("later").alias("later"))
-    new = F.filter(
-        "later", lambda e: e["weight"].isNotNull() & ~F.array_contains("known", e["item_idx"])
+    new_ratings = F.filter(
+        "later",
+        lambda event: event["weight"].isNotNull() & ~F.array_contains("known", event["item_idx"]),
     )
-    asked = F.array_sort(
+    ratings = F.array_sort(
         F.transform(
-            new, lambda e: F.struct(e["item_idx"].alias("item_idx"), e["weight"].alias("rating"))
+            new_ratings,
+            lambda event: F.struct(
+                event["item_idx"].alias("item_idx"), event["weight"].alias("rating")
+            ),
         )
     )
-    return parts.select("user_idx", asked.alias("asked")).where(F.size("asked") > 0)
+    return users.select("user_idx", ratings.alias("asked")).where(F.size("asked") > 0)
 
 
 def scale(pairs: DataFrame) -> Scale:
-    """Return the scale of `pairs`, a row for each user's item with `weight`, its rating. One job."""
+    """Return the scale of the ratings, `weight` in `pairs`: a row per user and item. One job."""
     steps = F.round(F.col("weight").cast("double") * F.lit(_STEPS)).cast("decimal(38,0)")
     row = pairs.agg(F.sum(steps), F.count("*"), F.min("weight"), F.max("weight")).first()
     assert row is not None
     return Scale(float(row[0]) / _STEPS / row[1], float(row[2]), float(row[3]))
 
 
-def errors(predictions: Mapping[str, DataFrame], known: Scale) -> dict[str, RatingErrors]:
-    """Return the errors of each model.
+def errors(predictions: Mapping[str, DataFrame], rating_scale: Scale) -> dict[str, RatingErrors]:
+    """Return model -> the errors of the model.
 
     Parameters
     ----------
-    predictions : model -> user_idx, item_idx, rating, predicted (null = the model knows nothing of
-        the item or the user)
-    known : what stands for a null (the mean), and what predictions are cut to (low, high)
+    predictions : model -> user_idx, item_idx, rating, predicted. `predicted` is null where the
+        model does not know the item or the user
+    rating_scale : its mean replaces a null prediction, and every prediction is cut to its `low` and
+        `high`
 
-    RMSE = sqrt(sum (rating - predicted)^2 / n) and MAE = sum |rating - predicted| / n over all pairs.
-    A model without a pair is left out. One job, one shuffle of partial sums.
+    RMSE = sqrt(sum (rating - predicted)^2 / n) and MAE = sum |rating - predicted| / n over all
+    pairs. A model without a pair is left out. One job, one shuffle of partial sums.
     """
     if not predictions:
         return {}
     frames = [frame.withColumn("model", F.lit(name)) for name, frame in predictions.items()]
-    every = reduce(DataFrame.unionByName, frames)
-    guess = F.coalesce(F.col("predicted").cast("double"), F.lit(known.mean))
-    off = F.col("rating") - F.least(F.greatest(guess, F.lit(known.low)), F.lit(known.high))
+    predictions_of_all = reduce(DataFrame.unionByName, frames)
+    prediction = F.coalesce(F.col("predicted").cast("double"), F.lit(rating_scale.mean))
+    error = F.col("rating") - F.least(
+        F.greatest(prediction, F.lit(rating_scale.low)), F.lit(rating_scale.high)
+    )
 
-    def summed(values: Column) -> Column:
+    def exact_sum(values: Column) -> Column:
         return F.sum(F.round(values * F.lit(_STEPS)).cast("decimal(38,0)"))
 
     rows = (
-        every.groupBy("model")
+        predictions_of_all.groupBy("model")
         .agg(
-            summed(off * off).alias("squares"),
-            summed(F.abs(off)).alias("sizes"),
+            exact_sum(error * error).alias("squares"),
+            exact_sum(F.abs(error)).alias("sizes"),
             F.count_distinct("user_idx").alias("n_users"),
             F.count("*").alias("n_pairs"),
             F.count_if(F.col("predicted").isNull()).alias("n_unknown"),
         )
         .collect()
     )
-    found = {
+    errors_of_model = {
         row["model"]: RatingErrors(
             (float(row["squares"]) / _STEPS / row["n_pairs"]) ** 0.5,
             float(row["sizes"]) / _STEPS / row["n_pairs"],
@@ -112,4 +126,4 @@ def errors(predictions: Mapping[str, DataFrame], known: Scale) -> dict[str, Rati
         )
         for row in rows
     }
-    return {name: found[name] for name in predictions if name in found}
+    return {name: errors_of_model[name] for name in predictions if name in errors_of_model}

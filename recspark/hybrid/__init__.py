@@ -1,1 +1,1 @@
-"""Combining the lists of several models."""
+"""Combine the lists of several models into one list per user."""

@@ -1,4 +1,4 @@
-"""The fallback ladder: what the champion leaves open is filled by the next model, then the next."""
+"""The fallback ladder: lists that the champion cannot fill are filled up by the next models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILLED = schema.columns(
 def ladder_steps(
     models: Sequence[str], candidates: DataFrame, mode: str
 ) -> list[tuple[str, DataFrame]]:
-    """Return (model, its lists of one mode) for each of `models`, from the rows of `candidates`."""
+    """Return (model, its lists of `mode`) for each of `models`, from the rows of `candidates`."""
     columns = ("user_idx", "item_idx", "rank", "score")
     of_mode = candidates.where(F.col("mode") == mode)
     return [(name, of_mode.where(F.col("model") == name).select(*columns)) for name in models]
@@ -34,51 +34,61 @@ def fill(
     ladder: Sequence[tuple[str, DataFrame]],
     users: DataFrame,
     k: int,
-    kept: DataFrame | None = None,
+    unchanged_lists: DataFrame | None = None,
 ) -> DataFrame:
-    """Return one list of at most k items for each of `users`, from the first model that has them.
+    """Return one list of at most k items for each of `users`, filled by the models of the ladder.
+
+    A list begins with the items of the champion, in their order. The items of the next model
+    follow, in their order and without those that are in the list already, then the items of the
+    model after it, and so on, up to k items. Lazy. One shuffle, by user, of at most k rows per user
+    and step.
 
     Parameters
     ----------
     ladder : (model, its lists as `user_idx, item_idx, rank, score`), the champion first. Every list
-        has k items or all that its model can give
+        has k items, or all that its model can give
     users : user_idx; lists of other users are left out
-    k : items wanted
-    kept : lists that still hold, `user_idx, item_idx, rank, score, model`; they go before the ladder
+    k : the number of items to fill a list up to
+    unchanged_lists : lists of an earlier night that are still valid, as `user_idx, item_idx, rank,
+        score, model`; they go before the champion's
 
     Returns
     -------
-    `user_idx, item_idx, rank, score, model, source`; `source` is `champion`, `fallback:<model>`, or
-    `unchanged` for what is in `kept`.
-    An item stands where its first model put it; later steps follow, in their own order. `rank`
-    orders the list. `score` is that of the row's own model: comparable within one `source`, and not
-    falling from one to the next. A user whom no step answers has no row.
+    `user_idx, item_idx, rank, score, model, source`, as in `FILLED`. `source` is `champion`,
+    `fallback:<model>`, or `unchanged` for an item of `unchanged_lists`. `rank` orders the list.
+    `score` is the score that the row's model gave. Compare scores within one `source` only, because
+    they need not fall from one source to the next. A user whom no step gives an item has no row.
 
-    Lazy. One shuffle, by user, of at most k rows a user and step.
+    Example: with k = 3, the champion gives user 2 the item 10, and the next model gives the items
+    10 and 13. The list is 10 (`champion`), 13 (`fallback:<model>`), then the best item of the third
+    model that is neither 10 nor 13.
     """
     if not ladder or k < 1:
         raise ModelError(f"ladder of {len(ladder)} models, k = {k}: at least one of each is needed")
-    wanted = users.select(
+    # One row per user without an item (`place` is null), to find the users in the union below.
+    user_markers = users.select(
         "user_idx", *[F.lit(None).cast(f.dataType).alias(f.name) for f in _STEP.fields[1:]]
     )
     steps = [_step(place, model, lists, k) for place, (model, lists) in enumerate(ladder)]
-    if kept is not None:
-        steps.append(_step(_KEPT, "unchanged", kept, k))
+    if unchanged_lists is not None:
+        steps.append(_step(_UNCHANGED_PLACE, "unchanged", unchanged_lists, k))
     by_user = Window.partitionBy("user_idx")
-    best_first = by_user.orderBy("place", "item_rank")
-    same_item = Window.partitionBy("user_idx", "item_idx").orderBy("place", "item_rank")
+    in_list_order = by_user.orderBy("place", "item_rank")
+    by_user_and_item = Window.partitionBy("user_idx", "item_idx").orderBy("place", "item_rank")
     return (
-        reduce(DataFrame.unionByName, steps, wanted)
+        reduce(DataFrame.unionByName, steps, user_markers)
         .repartition("user_idx")
         .withColumn("is_wanted", F.max(F.col("place").isNull()).over(by_user))
-        .withColumn("nth", F.row_number().over(same_item))
+        .withColumn("nth", F.row_number().over(by_user_and_item))
         .where(F.col("is_wanted") & F.col("place").isNotNull() & (F.col("nth") == 1))
-        .withColumn("rank", F.row_number().over(best_first))
+        .withColumn("rank", F.row_number().over(in_list_order))
         .where(F.col("rank") <= k)
         .select(*FILLED.names)
     )
 
 
+# A row of one step: an item of a user's list of one model. `item_rank` is its rank in that list,
+# and `place` is the place of the model in the ladder, 0 = the champion.
 _STEP = schema.columns(
     user_idx=schema.LONG,
     item_idx=schema.INT,
@@ -89,8 +99,7 @@ _STEP = schema.columns(
     place=schema.INT,
 )
 
-
-_KEPT = -1  # the place of lists that still hold
+_UNCHANGED_PLACE = -1  # `place` of the unchanged lists: before the champion's
 
 
 def _step(place: int, name: str, lists: DataFrame, k: int) -> DataFrame:
@@ -99,14 +108,15 @@ def _step(place: int, name: str, lists: DataFrame, k: int) -> DataFrame:
         raise SchemaError(
             f"lists of '{name}': missing columns {missing}, there are {lists.columns}"
         )
-    sources = {_KEPT: "unchanged", 0: "champion"}
-    # Of k items at most those taken before can be taken again: the first k are enough.
+    sources = {_UNCHANGED_PLACE: "unchanged", 0: "champion"}
+    # The first k items of a step are enough. If earlier steps put n items into the list, at most n
+    # of these k are in it already, and k - n are needed.
     return lists.where(F.col("rank") <= k).select(
         "user_idx",
         "item_idx",
         F.col("rank").alias("item_rank"),
         "score",
-        (F.col("model") if place == _KEPT else F.lit(name)).alias("model"),
+        (F.col("model") if place == _UNCHANGED_PLACE else F.lit(name)).alias("model"),
         F.lit(sources.get(place, f"fallback:{name}")).alias("source"),
         F.lit(place).alias("place"),
     )

@@ -1,1 +1,1 @@
-"""Models behind one contract: `base` says what a model is, `registry` lists them."""
+"""All models, behind one contract: `base` defines the contract, `registry` lists the models."""

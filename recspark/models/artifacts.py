@@ -1,8 +1,8 @@
 """Saved models: a folder of `metadata.json` and one `.npy` file per array. No pickle.
 
-The marker of `recspark.storage` is written last, so a folder is a whole model or none.
-`metadata.json` has the checksum of every array's file, and one of itself: what is loaded is what
-was saved, or an ArtifactError.
+The marker of `recspark.storage` is written last: a folder with the marker holds a complete model, a
+folder without it counts as no model. `metadata.json` holds the checksum of every array's file, and
+a checksum of itself. So `load` returns exactly what was saved, or raises ArtifactError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recspark.version import __version__
 
 FORMAT = 2
 METADATA = "metadata.json"
-_AGAIN = "train the model again: run the night with --force"
+_REMEDY = "train the model again: run the night with --force"
 
 
 def save(
@@ -31,17 +31,18 @@ def save(
     training: dict[str, Any] | None = None,
     made_of: dict[str, Any] | None = None,
 ) -> None:
-    """Write `model` to `folder` (any URI), replacing what is there. No Spark job.
+    """Write `model` to `folder` (any URI), in place of whatever the folder holds. No Spark job.
 
-    Kept with it: `training`, how it was trained; `made_of`, version and commit of each table that it
-    follows from. The functions of these names give them back.
+    Two more values are stored with the model. `training` says how the model was trained. `made_of`
+    is the version and commit of each table that the model was computed from. The functions
+    `training` and `made_of` read them again.
     """
     storage.remove(folder)
     arrays = model.saved_arrays()
-    described = {}
+    array_entries = {}
     for name, array in arrays.items():
         array = np.ascontiguousarray(array)
-        described[name] = {
+        array_entries[name] = {
             "dtype": array.dtype.str,
             "shape": list(array.shape),
             "sha256": storage.write_array(_file(folder, name), array),
@@ -54,7 +55,7 @@ def save(
             "class": _class_path(type(model)),
             "settings": model.settings.model_dump(mode="json"),
             "cutoff": model.cutoff.isoformat(),
-            "arrays": described,
+            "arrays": array_entries,
             "training": training,
             "made_of": made_of,
         },
@@ -63,16 +64,19 @@ def save(
 
 
 def load(folder: str, spec: ModelSpec) -> FittedModel:
-    """Return the model of registry line `spec` saved in `folder`.
+    """Return the model saved in `folder`, which is a model of the registry line `spec`.
 
-    Arrays of a local folder are memory-mapped: workers on a machine that sees it share them.
-    Raises ArtifactError when the folder is missing, incomplete, changed since it was written, or of
-    another format or class. Cost: every array is read once, to check it. No Spark job.
+    The arrays of a local folder are memory-mapped, so all workers on a machine that sees the folder
+    share one copy. Raises ArtifactError if the folder is missing or incomplete, if it has changed
+    since it was written, or if its format or its class is another one. Cost: every array is read
+    once, to check it. No Spark job.
     """
     metadata = _metadata(folder)
     if metadata["class"] != spec.model:
         raise ArtifactError(f"{folder}: holds {metadata['class']}, expected {spec.model}")
-    arrays = {name: _array(folder, name, about) for name, about in metadata["arrays"].items()}
+    arrays = {
+        name: _array(folder, name, array_entry) for name, array_entry in metadata["arrays"].items()
+    }
     try:
         settings = spec.load().settings_class(**metadata["settings"])
         cutoff = datetime.fromisoformat(metadata["cutoff"])
@@ -84,13 +88,16 @@ def load(folder: str, spec: ModelSpec) -> FittedModel:
 
 
 def training(folder: str) -> dict[str, Any] | None:
-    """Return what `save` was given about the training of the model in `folder`."""
-    found: dict[str, Any] | None = _metadata(folder)["training"]
-    return found
+    """Return the `training` with which `save` wrote the model in `folder`."""
+    training_of_model: dict[str, Any] | None = _metadata(folder)["training"]
+    return training_of_model
 
 
 def made_of(folder: str) -> dict[str, Any]:
-    """Return table -> [version, commit], as `save` was given them; {} where it was given none."""
+    """Return table -> [version, commit]: the `made_of` of the model in `folder`.
+
+    It is {} if `save` was called without `made_of`.
+    """
     return dict(_metadata(folder).get("made_of") or {})
 
 
@@ -98,27 +105,30 @@ def _metadata(folder: str) -> dict[str, Any]:
     if not storage.is_complete(folder):
         raise ArtifactError(f"{folder}: no complete model is saved here; train it first")
     try:
-        found = storage.read_sealed(storage.join(folder, METADATA))
+        metadata = storage.read_sealed(storage.join(folder, METADATA))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: {METADATA} cannot be read: {error}; {_AGAIN}") from None
-    if found["format"] != FORMAT:
+        raise ArtifactError(f"{folder}: {METADATA} cannot be read: {error}; {_REMEDY}") from None
+    if metadata["format"] != FORMAT:
         raise ArtifactError(
-            f"{folder}: format {found['format']!r}, written by recspark {found['recspark']!r}; this "
-            f"one reads format {FORMAT}; {_AGAIN}"
+            f"{folder}: format {metadata['format']!r}, "
+            f"written by recspark {metadata['recspark']!r}; "
+            f"this one reads format {FORMAT}; {_REMEDY}"
         )
-    return found
+    return metadata
 
 
-def _array(folder: str, name: str, about: dict[str, Any]) -> Array:
+def _array(folder: str, name: str, array_entry: dict[str, Any]) -> Array:
     try:
-        return storage.read_array(_file(folder, name), mmap=True, checksum=about["sha256"])
+        return storage.read_array(_file(folder, name), mmap=True, checksum=array_entry["sha256"])
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: array '{name}' cannot be read: {error}; {_AGAIN}") from None
+        raise ArtifactError(
+            f"{folder}: array '{name}' cannot be read: {error}; {_REMEDY}"
+        ) from None
 
 
 def _file(folder: str, name: str) -> str:
     return storage.join(folder, f"{name}.npy")
 
 
-def _class_path(kind: type[FittedModel]) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+def _class_path(model_class: type[FittedModel]) -> str:
+    return f"{model_class.__module__}:{model_class.__qualname__}"

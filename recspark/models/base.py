@@ -1,7 +1,9 @@
-"""The contract of every model: settings only (`Algorithm`), or fitted, of one of three kinds.
+"""The contract of every model.
 
-A retriever answers from the whole catalogue, a ranker scores pairs of a user and an item that it is
-given, an encoder turns what is known of an item into a vector.
+A model that is not fitted is an `Algorithm`: it has settings and nothing else. `Algorithm.fit`
+returns a `FittedModel`, of one of three kinds. A retriever (`RetrieverModel`) recommends items from
+the whole catalogue. A ranker (`RankerModel`) scores pairs of a user and an item. An encoder
+(`EncoderModel`) turns the content of an item into a vector.
 """
 
 from __future__ import annotations
@@ -31,27 +33,32 @@ from recspark.train.curve import Curve
 
 
 class Settings(Section):
-    """Base of a model's hyper-parameters: frozen, unknown key = error, numbers are finite.
+    """Base class of a model's hyper-parameters.
+
+    Settings are frozen. An unknown key and a number that is not finite are errors.
 
     A field that `recspark tune` may search carries its range in
     `json_schema_extra={"tune": {...}}`: `{"low": 1, "high": 1000, "log": True}` or
-    `{"choices": [...]}`; with `"unless": {field: value}` only where another field has another value.
+    `{"choices": [...]}`. With `"unless": {field: value}` in it, the field is not searched while
+    that other field has that value.
     """
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What the machine decides about a fit; never a setting of the model."""
+    """What a fit needs to know about the machine and the run; never a setting of the model."""
 
     train: Train = field(default_factory=Train)  # type: ignore[arg-type]
     scratch: str = ""  # URI of a folder that this fit may use (checkpoints); "" = none
-    in_process: bool = False  # ranks run inside this process: for tests of a model's contract
-    progress: Callable[[str], None] = lambda _text: None  # told of each epoch, for a person to see
-    record: Callable[[Curve], None] = lambda _curve: None  # given the curve of a neural training
+    in_process: bool = False  # True: ranks run inside this process (tests of a model's contract)
+    # Called with a line of text after each epoch, for a person to read.
+    progress: Callable[[str], None] = lambda _text: None
+    # Called with the training curve of a neural model.
+    record: Callable[[Curve], None] = lambda _curve: None
 
     @property
     def seed(self) -> int:
-        """Seed of everything random."""
+        """The seed of all random numbers of the fit."""
         return self.train.seed
 
 
@@ -63,8 +70,8 @@ class FittedModel(ABC):
 
     Parameters
     ----------
-    settings : as fitted
-    cutoff : of the data it was fitted on
+    settings : the settings that the model was fitted with
+    cutoff : the cutoff of the data that it was fitted on
     """
 
     kind: ClassVar[Kind]
@@ -75,44 +82,46 @@ class FittedModel(ABC):
 
     @property
     def user_encoding(self) -> Encoding | None:
-        """How the user features that the model reads are encoded; None = it reads none.
+        """The encoding of the user features that the model reads; None = it reads no features.
 
-        Where there is one, queries carry a column `features` (`encoded.with_features`).
+        A model with an encoding needs queries with a column `features` (`encoded.with_features`).
         """
         return None
 
     @property
     def rates(self) -> bool:
-        """Whether scores are ratings: estimates of the weight that the user's event would have."""
+        """Whether scores are ratings: estimates of the weight of the user's event on the item."""
         return False
 
     @abstractmethod
     def arrays(self) -> dict[str, Array]:
-        """Return the arrays that make up the model, by name."""
+        """Return the arrays that the model consists of, by name."""
 
     def saved_arrays(self) -> dict[str, Array]:
-        """Return all that is saved of the model but its settings and cutoff."""
+        """Return all arrays that are saved; settings and cutoff are saved beside them."""
         return self.arrays()
 
     @classmethod
     @abstractmethod
     def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
-        """Return the model that `saved_arrays()` was taken from."""
+        """Return the model whose `saved_arrays()` are `arrays`."""
 
 
-# Name -> the fitted model, of those that a model is built on: `needs` in conf/models/NAME.yaml.
+# Name -> fitted model: the models that another model is built on (`needs` in
+# conf/models/NAME.yaml).
 Needed = Mapping[str, FittedModel]
 NOTHING: Needed = MappingProxyType({})
 
 
 class Algorithm(ABC, Generic[S]):
-    """A model that is not fitted: settings and nothing else. `fit` changes nothing in it."""
+    """A model that is not fitted: it has settings and nothing else. `fit` does not change it."""
 
     settings_class: ClassVar[type[Settings]]
-    # Of a class that has no registry line, since it comes from another package: see `ModelSpec`.
+    # The fitted class. Only an algorithm from another package sets it: such an algorithm has no
+    # registry line (`ModelSpec`) that names the fitted class.
     model_class: ClassVar[type[FittedModel]]
     tags: ClassVar[frozenset[str]] = frozenset({"personal"})
-    # False where `fit` reads nothing: an encoder's vectors then stay from night to night.
+    # False if `fit` reads no data. The vectors of such an encoder are kept from night to night.
     learns: ClassVar[bool] = True
 
     def __init__(self, settings: S) -> None:
@@ -120,7 +129,10 @@ class Algorithm(ABC, Generic[S]):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the model with `values` over its defaults; ConfigError names what is wrong."""
+        """Return the algorithm with `values` in place of the defaults.
+
+        Raises ConfigError, which names the wrong settings.
+        """
         try:
             return cls(cls.settings_class(**values))  # type: ignore[arg-type]
         except ValidationError as error:
@@ -128,13 +140,14 @@ class Algorithm(ABC, Generic[S]):
 
     @property
     def training_tables(self) -> tuple[str, ...]:
-        """The tables whose training sets `fit` reads from `data.training`, as the settings say."""
+        """The tables whose training sets `fit` reads from `data.training` with these settings."""
         return ()
 
     def check_needs(self, kinds: Mapping[str, Kind]) -> None:
-        """Raise ConfigError where the models that this one is given do not suit it.
+        """Raise ConfigError if this model cannot be built on the models of its `needs`.
 
-        `kinds` : name to kind of each model of `needs`, in that order. By default there may be none.
+        `kinds` : the kind of each model of `needs`, by name and in the order of `needs`. By default
+        any model is an error.
         """
         if kinds:
             raise ConfigError(
@@ -143,20 +156,23 @@ class Algorithm(ABC, Generic[S]):
 
     @abstractmethod
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> FittedModel:
-        """Return the fitted model. Runs Spark jobs; leaves nothing persisted behind.
+        """Return the fitted model. Runs Spark jobs; no DataFrame or RDD stays persisted.
 
-        `needed` : what `check_needs` was told of, each fitted on the data of the same cutoff.
+        `needed` : the models of `needs`, in the order that `check_needs` was called with. Each of
+        them is fitted on data of the same cutoff.
         """
 
 
 class RetrieverModel(FittedModel):
-    """A fitted model that answers from the whole catalogue.
+    """A fitted model that recommends items from the whole catalogue.
 
     Parameters
     ----------
-    settings : as fitted
-    cutoff : of the data it was fitted on; ages are measured to it
-    items : item_idx int32 (n_items,), ascending: the local vocabulary; local index = position
+    settings : the settings that the model was fitted with
+    cutoff : the cutoff of the data that it was fitted on; the age of an event is its time before
+        the cutoff
+    items : int32 (n_items,), ascending: the item_idx of each item of the vocabulary. The position
+        of an item in this array is its local index.
     """
 
     kind = "retriever"
@@ -167,60 +183,73 @@ class RetrieverModel(FittedModel):
 
     @abstractmethod
     def scorer(self) -> topk.Scorer | topk.ListScorer:
-        """Return what turns a block of queries into scores of all items; runs in executors."""
+        """Return the object that scores all items for a block of queries; it runs in executors."""
 
     @classmethod
     @abstractmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
-        """Return the model that `arrays()` was taken from."""
+        """Return the model whose `arrays()` are `arrays`."""
 
     def saved_arrays(self) -> dict[str, Array]:
-        """See `FittedModel`: `items` beside the others."""
+        """See `FittedModel`. These are `arrays()` and `items`."""
         return {"items": self.items, **self.arrays()}
 
     @classmethod
     def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
         """See `FittedModel`."""
-        others = {name: array for name, array in arrays.items() if name != "items"}
-        return cls.from_arrays(settings, cutoff, arrays["items"], others)
+        model_arrays = {name: array for name, array in arrays.items() if name != "items"}
+        return cls.from_arrays(settings, cutoff, arrays["items"], model_arrays)
 
     def recommend(self, queries: DataFrame, k: int, allowed: Array | None = None) -> DataFrame:
         """Return the k best items of each query: `user_idx, item_idx, rank, score`.
 
-        Ranks start at 1 without gaps; scores do not increase; ties by the smaller item_idx; nothing
-        from `seen`. A user for whom the model knows nothing gets no row. `allowed` : item_idx of the
-        items that may be listed, whoever asks; None = all. Lazy: no Spark job starts. Raises
-        ModelError on a wrong schema or k < 1.
+        The items in the column `seen` of a query are not recommended to that user. Ranks start at 1
+        and have no gaps. Scores do not increase with the rank; of items with equal scores, the one
+        with the smaller item_idx comes first. A user about whom the model knows nothing gets no
+        row.
+
+        `allowed` : the item_idx of the items that may be recommended, to any user; None = all
+        items.
+
+        Lazy: no Spark job starts. Raises ModelError on a wrong schema or k < 1.
         """
         check_k(k)
-        asked = self._checked(queries)
-        return topk.recommend(asked, self.items, self.scorer(), k, allowed)
+        checked_queries = self._checked(queries)
+        return topk.recommend(checked_queries, self.items, self.scorer(), k, allowed)
 
     def score(self, pairs: DataFrame) -> DataFrame:
-        """Return `user_idx, item_idx, score` of given items: a row for each item of each query.
+        """Return `user_idx, item_idx, score`, with a row for each item in each row of `pairs`.
 
-        `pairs` : queries, and `items array<int>`: the items to score for that user; `seen` masks
-        nothing. The score is null where the model does not know the user or the item, or would never
-        list it. Lazy and narrow; cost follows the pairs, never the catalogue. Raises ModelError on a
-        wrong schema.
+        `pairs` : queries with one more column, `items array<int>`: the items to score for the user.
+        The column `seen` has no effect: seen items are scored too. The score is null if the model
+        does not know the user or the item, or if it would never recommend the item to the user.
+
+        Lazy and narrow. The cost grows with the number of pairs, not with the size of the
+        catalogue. Raises ModelError on a wrong schema.
         """
-        asked = self._checked(pairs, ("items", schema.ITEM_IDXS.simpleString()))
-        return topk.score_pairs(asked, self.items, self.scorer())
+        checked_pairs = self._checked(pairs, ("items", schema.ITEM_IDXS.simpleString()))
+        return topk.score_pairs(checked_pairs, self.items, self.scorer())
 
     def _checked(self, queries: DataFrame, *more: tuple[str, str]) -> DataFrame:
-        """Return the columns that the kernel reads; ModelError names all that are wrong."""
-        want = {f.name: f.dataType.simpleString() for f in schema.QUERIES.fields}
+        """Return the columns of `queries` that the kernel reads.
+
+        They are the columns of `schema.QUERIES`, `features` if the model reads user features, and
+        `more` columns, each as (name, type). Raises ModelError, which names all wrong columns.
+        """
+        expected_types = {f.name: f.dataType.simpleString() for f in schema.QUERIES.fields}
         if self.user_encoding is not None:
-            want["features"] = schema.ENCODED.simpleString()
-        return check_columns(queries, {**want, **dict(more)}, "queries")
+            expected_types["features"] = schema.ENCODED.simpleString()
+        return check_columns(queries, {**expected_types, **dict(more)}, "queries")
 
     def neighbours(self, k: int) -> DataFrame:
-        """Return `item_idx, rank, neighbour_idx, score`: what acting on only that item would bring.
+        """Return the k nearest neighbours of each item: `item_idx, rank, neighbour_idx, score`.
 
-        For models tagged `neighbours`. The item itself is left out; an item that the model knows
-        nothing about has no row. Lazy: no Spark job starts. Raises ModelError on k < 1.
+        The neighbours of an item are what the model would recommend to a user whose history is one
+        event on that item, at the cutoff. For models with the tag `neighbours`. An item is not its
+        own neighbour. An item about which the model knows nothing has no row. Lazy: no Spark job
+        starts. Raises ModelError on k < 1.
         """
         check_k(k)
         spark = SparkSession.active()
@@ -228,7 +257,7 @@ class RetrieverModel(FittedModel):
 
 
 class ArraysModel(RetrieverModel):
-    """A retriever that keeps its arrays as they are saved, in `_arrays` by name."""
+    """A retriever that holds its arrays just as they are saved: by name, in `_arrays`."""
 
     def __init__(
         self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
@@ -241,7 +270,7 @@ class ArraysModel(RetrieverModel):
         return self._arrays
 
     def shared_arrays(self) -> dict[str, topk.Shared]:
-        """Return the arrays as a scorer takes them to the executors."""
+        """Return the arrays in the form in which a scorer takes them to the executors."""
         return {name: topk.Shared(array) for name, array in self._arrays.items()}
 
     @classmethod
@@ -254,10 +283,10 @@ class ArraysModel(RetrieverModel):
 
 @dataclass(frozen=True)
 class PairBlock:
-    """A batch of pairs with their features.
+    """A batch of p pairs of a user and an item, with the features of each pair.
 
-    `user_idx` int64 and `item_idx` int32 (p,); `numbers` float32 (p, n_numbers), NaN = missing;
-    `fields` int32 (p, n_fields), codes of `Encoding`.
+    `user_idx` int64 (p,) and `item_idx` int32 (p,); `numbers` float32 (p, n_numbers), where NaN
+    means missing; `fields` int32 (p, n_fields), codes of `Encoding`.
     """
 
     user_idx: Array
@@ -267,19 +296,20 @@ class PairBlock:
 
 
 class PairScorer(Protocol):
-    """Scores pairs; shipped to executors, so it pickles."""
+    """Scores pairs. It is sent to the executors, so it can be pickled."""
 
     def score(self, block: PairBlock) -> Array:
-        """Return float32 (p,); the score of a pair depends on that pair alone."""
+        """Return the score of each pair, float32 (p,). It depends on no other pair of the block."""
 
 
 class RankerModel(FittedModel):
-    """A fitted model that scores given pairs of a user and an item by their features.
+    """A fitted model that scores pairs of a user and an item by their features.
 
     Parameters
     ----------
-    settings, cutoff : as fitted
-    encoding : of the examples that it learned from; pairs are encoded by the same
+    settings, cutoff : the settings and the cutoff that the model was fitted with
+    encoding : the encoding of the examples that the model was fitted on; the pairs to be scored are
+        encoded by it too
     """
 
     kind = "ranker"
@@ -290,107 +320,122 @@ class RankerModel(FittedModel):
 
     @abstractmethod
     def pair_scorer(self) -> PairScorer:
-        """Return what scores a block of pairs; runs in executors."""
+        """Return the object that scores a block of pairs; it runs in executors."""
 
     @classmethod
     @abstractmethod
     def from_arrays(
         cls, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
     ) -> Self:
-        """Return the model that `arrays()` was taken from."""
+        """Return the model whose `arrays()` are `arrays`."""
 
     def saved_arrays(self) -> dict[str, Array]:
-        """See `FittedModel`: the names and vocabularies of the encoding beside the others."""
+        """See `FittedModel`. These are `arrays()` and the arrays of the encoding."""
         return {**self.encoding.to_arrays(), **self.arrays()}
 
     @classmethod
     def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
         """See `FittedModel`."""
-        encoding, others = Encoding.of_arrays(arrays)
-        return cls.from_arrays(settings, cutoff, encoding, others)
+        encoding, model_arrays = Encoding.of_arrays(arrays)
+        return cls.from_arrays(settings, cutoff, encoding, model_arrays)
 
     def score(self, pairs: DataFrame) -> DataFrame:
-        """Return `user_idx, item_idx, score` (`schema.SCORED`), a row for each of `pairs`.
+        """Return `user_idx, item_idx, score` (`schema.SCORED`), with a row for each row of `pairs`.
 
-        `pairs` : `schema.PAIRS`, encoded by `encoding`. Lazy and narrow. Raises ModelError on a wrong
-        schema, and, when it is written, where a score is NaN or infinite.
+        `pairs` : `schema.PAIRS`, encoded by `encoding`. Lazy and narrow. Raises ModelError on a
+        wrong schema. A score that is NaN or infinite raises ModelError when Spark computes the
+        result.
         """
-        want = {f.name: f.dataType.simpleString() for f in schema.PAIRS.fields}
-        asked = check_columns(pairs, want, "pairs")
-        shared = asked.sparkSession.sparkContext.broadcast((self.encoding, self.pair_scorer()))
+        expected_types = {f.name: f.dataType.simpleString() for f in schema.PAIRS.fields}
+        checked_pairs = check_columns(pairs, expected_types, "pairs")
+        shared = checked_pairs.sparkSession.sparkContext.broadcast(
+            (self.encoding, self.pair_scorer())
+        )
         name = type(self).__name__
 
-        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             encoding, scorer = shared.value
             for batch in batches:
-                user, item = batch.column("user_idx"), batch.column("item_idx")
+                user_idx, item_idx = batch.column("user_idx"), batch.column("item_idx")
                 numbers, fields = parse_encoded(batch, encoding)
-                block = PairBlock(user.to_numpy(), item.to_numpy(), numbers, fields)
+                block = PairBlock(user_idx.to_numpy(), item_idx.to_numpy(), numbers, fields)
                 score = scorer.score(block)
                 if not np.isfinite(score).all():
                     raise ModelError(f"{name}: a score is NaN or infinite")
                 yield pa.RecordBatch.from_arrays(
-                    [user, item, pa.array(score, pa.float32())], names=schema.SCORED.names
+                    [user_idx, item_idx, pa.array(score, pa.float32())], names=schema.SCORED.names
                 )
 
-        return asked.mapInArrow(run, schema.SCORED)
+        return checked_pairs.mapInArrow(score_batches, schema.SCORED)
 
 
 class Coder(Protocol):
-    """Turns items into vectors; shipped to executors, so it pickles."""
+    """Turns items into vectors. It is sent to the executors, so it can be pickled."""
 
     def encode(self, batch: pa.RecordBatch) -> Array:
-        """Return float32 (n, size) of a batch of `schema.CONTENT`; a row of NaN = no vector."""
+        """Return the vectors, float32 (n, size), of the n items of a batch of `schema.CONTENT`.
+
+        A row of NaN means that the item has no vector.
+        """
 
 
 class EncoderModel(FittedModel):
-    """A fitted model that turns what is known of an item, not who acted on it, into a vector."""
+    """A fitted model that turns the content of an item into a vector.
+
+    The content is `schema.CONTENT` (name, category, price, text, media); events play no part.
+    """
 
     kind = "encoder"
 
     @abstractmethod
     def coder(self) -> Coder:
-        """Return what encodes a batch of items; runs in executors."""
+        """Return the object that encodes a batch of items; it runs in executors."""
 
     def encode(self, items: DataFrame) -> DataFrame:
-        """Return `item_idx, vector` (`schema.VECTORS`) of each item that has one.
+        """Return `item_idx, vector` (`schema.VECTORS`), with a row for each item that has a vector.
 
-        `items` : `schema.CONTENT`. A vector depends on its item alone. Lazy and narrow. Raises
-        ModelError on a wrong schema.
+        `items` : `schema.CONTENT`. The vector of an item depends on no other item. Lazy and narrow.
+        Raises ModelError on a wrong schema.
         """
-        want = {f.name: f.dataType.simpleString() for f in schema.CONTENT.fields}
-        asked = check_columns(items, want, "items")
-        shared = asked.sparkSession.sparkContext.broadcast(self.coder())
+        expected_types = {f.name: f.dataType.simpleString() for f in schema.CONTENT.fields}
+        checked_items = check_columns(items, expected_types, "items")
+        shared = checked_items.sparkSession.sparkContext.broadcast(self.coder())
 
-        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        def encode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             coder = shared.value
             for batch in batches:
                 vectors = coder.encode(batch)
-                kept = np.isfinite(vectors).all(axis=1)
-                start = np.arange(kept.sum() + 1, dtype=np.int32) * vectors.shape[1]
-                values = pa.array(vectors[kept].ravel(), pa.float32())
+                has_vector = np.isfinite(vectors).all(axis=1)
+                start = np.arange(has_vector.sum() + 1, dtype=np.int32) * vectors.shape[1]
+                values = pa.array(vectors[has_vector].ravel(), pa.float32())
                 yield pa.RecordBatch.from_arrays(
                     [
-                        batch.column("item_idx").filter(pa.array(kept)),
+                        batch.column("item_idx").filter(pa.array(has_vector)),
                         pa.ListArray.from_arrays(pa.array(start), values),
                     ],
                     names=schema.VECTORS.names,
                 )
 
-        return asked.mapInArrow(run, schema.VECTORS)
+        return checked_items.mapInArrow(encode_batches, schema.VECTORS)
 
 
-def check_columns(frame: DataFrame, want: Mapping[str, str], what: str) -> DataFrame:
-    """Return the columns `want` (name to type) of `frame`; ModelError names all that are wrong."""
-    have = {f.name: f.dataType.simpleString() for f in frame.schema.fields}
-    wrong = [
-        f"{name} is {have.get(name, 'missing')}, expected {kind}"
-        for name, kind in want.items()
-        if have.get(name) != kind
+def check_columns(
+    frame: DataFrame, expected_types: Mapping[str, str], frame_name: str
+) -> DataFrame:
+    """Return those columns of `frame` that `expected_types` (name to type) lists.
+
+    A column that is missing or has another type raises ModelError. The error names all wrong
+    columns and begins with `frame_name`.
+    """
+    actual_types = {f.name: f.dataType.simpleString() for f in frame.schema.fields}
+    errors = [
+        f"{name} is {actual_types.get(name, 'missing')}, expected {expected_type}"
+        for name, expected_type in expected_types.items()
+        if actual_types.get(name) != expected_type
     ]
-    if wrong:
-        raise ModelError(f"{what}: {'; '.join(wrong)}; there are {sorted(have)}")
-    return frame.select(*want)
+    if errors:
+        raise ModelError(f"{frame_name}: {'; '.join(errors)}; there are {sorted(actual_types)}")
+    return frame.select(*expected_types)
 
 
 def check_k(k: int) -> None:

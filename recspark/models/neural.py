@@ -1,4 +1,4 @@
-"""What neural models share: settings of a training, and how ranks are given their part of it."""
+"""What neural models share: training settings, the run of a training, and how a rank reads rows."""
 
 from __future__ import annotations
 
@@ -21,67 +21,82 @@ from recspark.train.buffers import persistent_buffers
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
 from recspark.train.launch import launcher
-from recspark.train.loop import LoopOptions, Loss, Trained, Validation, train
+from recspark.train.loop import LoopOptions, Loss, Trained, Validation, train_network
 
-_VALIDATION_SEED = 7
+_VALIDATION_SEED = 7  # seed of what is drawn for validation rows
 
 
 class NeuralSettings(Settings):
-    """Settings of every training; a model gives them its own defaults and sources."""
+    """Settings of every training. A model may override their defaults and descriptions."""
 
     epochs: int = Field(12, ge=1, description="passes over the training set at most")
     batch_size: int = Field(
-        256, ge=1, description="rows of a step, of all ranks together; ranks share them"
+        256, ge=1, description="rows per step, all ranks together; the ranks share them"
     )
     learning_rate: float = Field(
-        1e-3, gt=0, description="of Adam at the first step, falling linearly to 0"
+        1e-3, gt=0, description="learning rate of Adam at the first step; it falls linearly to 0"
     )
-    weight_decay: float = Field(0.0, ge=0, description="L2 on all parameters a step moves")
+    weight_decay: float = Field(
+        0.0, ge=0, description="L2 penalty on all parameters that a step moves"
+    )
     validation: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the training set that is not trained on: whole files, each a hash "
-        "sample of the rows, of which a rank has ten. The epoch that is best on it gives the weights",
+        description="share of the training set that is held out for validation. Whole files are "
+        "held out; a file is a hash sample of the rows, and a rank has ten files. The model gets "
+        "the weights of the epoch with the best validation value",
     )
     patience: int = Field(
         0,
         ge=0,
-        description="epochs in a row no better on the validation rows that end it; 0 = never",
+        description="the training ends after this many epochs in a row without a better validation "
+        "value; 0 = it runs all epochs",
     )
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a rank trains on, small enough to travel.
+    """What all ranks train on. It is sent to the executors, so it holds file names and no rows.
 
-    `items` int32 (n_items,): the vocabulary. `validation` is None where every row is trained on.
+    Parameters
+    ----------
+    settings : the model's settings, a subclass of `NeuralSettings`
+    items : item_idx int32 (n_items,), ascending: the vocabulary
+    training : the training files of each rank
+    validation : the validation files of each rank; None = every row is trained on
+    loop : options of the training loop
     """
 
-    settings: Any  # the model's own
+    settings: Any
     items: Array
     training: ShardPlan
     validation: ShardPlan | None
     loop: LoopOptions
 
     def feed(self, comm: Comm, columns: Sequence[str]) -> Feed:
-        """Return this rank's training rows; a step is read in `loop.accumulate` parts."""
-        part = -(-self.settings.batch_size // self.loop.accumulate)
-        return Feed(self.training, comm.rank, columns, part, self.loop.seed)
+        """Return the feed of this rank's training rows.
+
+        The loop adds up `loop.accumulate` batches for a step, so one batch has
+        batch_size / accumulate rows (rounded up), all ranks together.
+        """
+        rows_per_batch = -(-self.settings.batch_size // self.loop.accumulate)
+        return Feed(self.training, comm.rank, columns, rows_per_batch, self.loop.seed)
 
     def validation_feed(self, comm: Comm, columns: Sequence[str]) -> Feed | None:
-        """Return this rank's validation rows."""
+        """Return the feed of this rank's validation rows; None without validation."""
         if self.validation is None:
             return None
-        size = self.settings.batch_size
-        return Feed(self.validation, comm.rank, columns, size, self.loop.seed)
+        rows_per_batch = self.settings.batch_size
+        return Feed(self.validation, comm.rank, columns, rows_per_batch, self.loop.seed)
 
 
 class NetworkTask:
-    """What one rank trains on: its rows, the vocabulary and the settings; and the loop over them.
+    """A job as one rank sees it: its rows, the vocabulary, the settings and the training loop.
 
-    `feed` : the rank's training rows; `held_out` : its validation rows, None without; `vocabulary`
-    int64 (n_items,): item_idx of each local item
+    `feed` has the rank's training rows. `held_out` has its validation rows; None = no validation.
+    `vocabulary` int64 (n_items,) ascending is the item_idx of each local item. `columns` are the
+    columns of the training set to read.
     """
 
     def __init__(self, comm: Comm, job: Job, columns: Sequence[str]) -> None:
@@ -101,7 +116,7 @@ class NetworkTask:
         return self.job.loop.seed
 
     def batches(self) -> Iterator[Batch]:
-        """Give each of the rank's rows once, those for validation too."""
+        """Yield batches with each of the rank's rows once: training rows, then validation rows."""
         for feed in (self.feed, self.held_out):
             if feed is not None:
                 yield from feed.epoch(0)
@@ -112,20 +127,26 @@ class NetworkTask:
         loss: Loss,
         value: Callable[[Batch], torch.Tensor] | None = None,
     ) -> Trained:
-        """Run the loop; see `recspark.train.loop.train`.
+        """Train `net` on this rank; see `recspark.train.loop.train_network`.
 
-        `value` : of validation rows, (B,); default: the loss without anything random, of a generator
-        that is None.
+        `value` returns the figure of each validation row, (B,). Default: `loss` with None in place
+        of the generator, which must then leave out everything random.
         """
         validation = None
         if self.held_out is not None:
-            clean: Any = loss
-            validation = Validation(self.held_out, value or (lambda batch: clean(batch, None, 1.0)))
-        return train(self.comm, net, loss, self.feed, self.job.loop, validation)
+            untyped_loss: Any = loss  # a `Loss` takes a generator; this call passes None
+            validation = Validation(
+                self.held_out, value or (lambda batch: untyped_loss(batch, None, 1.0))
+            )
+        return train_network(self.comm, net, loss, self.feed, self.job.loop, validation)
 
 
 def with_the_same_draws(loss: Loss) -> Callable[[Batch], torch.Tensor]:
-    """Return the loss of validation rows that draws the same items for them at every epoch."""
+    """Return `loss` as a figure of validation rows, with a generator that restarts at every batch.
+
+    A batch then gets the same draws (of negative items, for example) after every epoch, so the
+    values of different epochs can be compared.
+    """
 
     def value(batch: Batch) -> torch.Tensor:
         generator = torch.Generator(batch.weight.device).manual_seed(_VALIDATION_SEED)
@@ -144,11 +165,20 @@ def fit_network(
     *,
     table: str | None = None,
 ) -> Trained:
-    """Run `train_rank` on every rank; return what rank 0 returned; its curve goes to `options.record`.
+    """Run `train_rank` on every rank, and return what rank 0 returned.
 
-    `train_rank` is a module-level function: it travels to the executors. `table` : the training set
-    that the ranks read, of a model that has several. Raises ModelError where `data` does not have
-    it, FeedError where it is empty, and what a rank raises. Driver: the weights.
+    Its learning curve goes to `options.record`.
+
+    Parameters
+    ----------
+    name : of the model, for messages and for the identity of checkpoints
+    items : item_idx int32 (n_items,), ascending: the vocabulary
+    train_rank : a module-level function (or a `partial` of one), because it is sent to the
+        executors
+    table : the training set that the ranks read; None = the only one that `data` has
+
+    Raises ModelError where `data` does not have the training set, FeedError where the training set
+    is empty, and whatever a rank raises. The driver holds the weights.
     """
     if table is None:
         if len(data.training) != 1:
@@ -157,57 +187,61 @@ def fit_network(
                 "build_features with this model among `models`"
             )
         [table] = data.training
-    whole = data.training_set(table)
-    train = options.train
-    training, held_out = split_files(whole, settings.validation, train.ranks)
+    full_training_set = data.training_set(table)
+    train_options = options.train
+    training, held_out = split_files(full_training_set, settings.validation, train_options.ranks)
     loop = LoopOptions(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         patience=settings.patience,
         seed=options.seed,
-        accumulate=train.accumulate,
-        precision=train.precision,
-        compression=train.compression,
-        device=train.device,
+        accumulate=train_options.accumulate,
+        precision=train_options.precision,
+        compression=train_options.compression,
+        device=train_options.device,
         checkpoints=storage.join(options.scratch, "checkpoints") if options.scratch else "",
-        checkpoint_every_s=train.checkpoint_every_s,
+        checkpoint_every_s=train_options.checkpoint_every_s,
         identity={
             "model": name,
             "settings": settings.model_dump(),
-            "table": whole.table,
-            "version": whole.version,
-            "files": digest(whole.files),
+            "table": full_training_set.table,
+            "version": full_training_set.version,
+            "files": digest(full_training_set.files),
             "items": digest(items.tolist()),
-            "train": train.arithmetic(),
+            "train": train_options.arithmetic(),
         },
     )
     job = Job(
         settings,
         items,
-        plan_shards(training, train.ranks),
-        plan_shards(held_out, train.ranks) if held_out else None,
+        plan_shards(training, train_options.ranks),
+        plan_shards(held_out, train_options.ranks) if held_out else None,
         loop,
     )
-    ranks = launcher(
+    rank_launcher = launcher(
         data.histories.sparkSession,
-        train,
+        train_options,
         in_process=options.in_process,
         tell=options.progress,
     )
-    trained = ranks.run(train_rank, job)[0].value
+    trained = rank_launcher.run(train_rank, job)[0].value
     options.record(trained.curve)
     return trained
 
 
-def check_catalogue(
-    name: str, items: Array, max_items: int, bytes_an_item: float, instead: str
+def check_catalogue_size(
+    name: str, items: Array, max_items: int, bytes_per_item: float, instead: str
 ) -> None:
-    """Raise CatalogueTooLargeError, before memory is taken, above `max_items`."""
+    """Raise CatalogueTooLargeError if there are more than `max_items` items.
+
+    Call this before memory is taken. The message says how much a rank would need (`bytes_per_item`
+    for each item) and names the model to use `instead`.
+    """
     if len(items) > max_items:
         raise CatalogueTooLargeError(
             f"{name}: {len(items):,} items before the cutoff, max_items is {max_items:,}; raise "
-            f"models.{name}.max_items if the ranks have {1e-9 * bytes_an_item * len(items):,.1f} "
+            f"models.{name}.max_items if the ranks have {1e-9 * bytes_per_item * len(items):,.1f} "
             f"GB each, or use {instead}"
         )
 
@@ -217,18 +251,24 @@ def entries(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return row (ascending), local item and weight of each item of a batch of bags, (P,) each.
 
-    Padding, items outside the vocabulary and, unless weights are `ratings`, items of weight 0 and
-    below are left out.
+    Padding and items outside the vocabulary are left out. So are items of weight 0 or below, unless
+    the weights are `ratings`.
+
+    Example: bags [[5, 8], [8, -1]] with weights [[1, 2], [3, 0]] and the vocabulary [3, 5, 8] give
+    rows [0, 0, 1], items [1, 2, 2] and weights [1, 2, 3].
     """
     items, weights = batch.tensors["items"], batch.tensors["weights"]  # (B, L) each
-    counted = items >= 0 if ratings else weights > 0  # (B, L)
-    rows, columns = torch.nonzero(counted, as_tuple=True)  # (P,) each
-    local, known = local_index(items[rows, columns], vocabulary)  # (P,) each
-    return rows[known], local[known], weights[rows, columns][known]
+    has_entry = items >= 0 if ratings else weights > 0  # (B, L)
+    rows, columns = torch.nonzero(has_entry, as_tuple=True)  # (P',) each, with unknown items
+    local, is_known = look_up(items[rows, columns], vocabulary)  # (P',) each
+    return rows[is_known], local[is_known], weights[rows, columns][is_known]
 
 
-def unit(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """Return the values of each row at length 1, (P,); `rows` int64 (P,)."""
+def scaled_to_unit_length(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """Return the values divided by the Euclidean length of their row, (P,).
+
+    `values` (P,) belong to the rows `rows` int64 (P,).
+    """
     squares = values.new_zeros(n_rows).index_add(0, rows, values**2)  # (B,)
     return values / squares.sqrt().clamp_min(1e-12)[rows]  # (P,)
 
@@ -236,23 +276,24 @@ def unit(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
 def corrupted(
     values: torch.Tensor, share: float, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Return `values` with a share of them set to 0; without a `generator` as they are.
+    """Return `values` with a random `share` of them set to 0; same shape.
 
-    The rest is divided by 1 - share: a sum of them has the mean that it has without corruption, as at
-    scoring.
+    The other values are divided by 1 - share. A sum of the values then has the same mean as at
+    scoring, where nothing is corrupted. Without a `generator` the values are returned as they are.
     """
     if generator is None:
         return values
-    kept = torch.rand_like(values, generator=generator) >= share  # as values
-    return values * kept / (1 - share)
+    is_kept = torch.rand_like(values, generator=generator) >= share  # shaped as values
+    return values * is_kept / (1 - share)
 
 
-def local_index(
-    values: torch.Tensor, vocabulary: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places in the ascending `vocabulary`, and where they are right: the rest is not in it.
+def look_up(values: torch.Tensor, vocabulary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the position of each value in the ascending `vocabulary`, and whether it is in there.
 
-    Both are shaped as `values`. Padding is no item's index.
+    Both results, int64 and bool, have the shape of `values`. A value outside the vocabulary, such
+    as padding (-1), gets some position and False.
+
+    Example: the values [9, 4] and the vocabulary [3, 5, 9] give [2, 1] and [True, False].
     """
     values, vocabulary = values.long(), vocabulary.to(values.device)  # any shape, (n_items,)
     local = torch.searchsorted(vocabulary, values).clamp_max(len(vocabulary) - 1)
@@ -260,23 +301,29 @@ def local_index(
 
 
 def local_items(batch: Batch, vocabulary: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the newest `length` items of each row as local indices, int64 (B, L), -1 after them.
+    """Return the newest `length` known items of each row as local indices, int64 (B, W).
 
-    L is what the longest row needs. Items outside the vocabulary are left out.
+    Items outside the vocabulary are left out before the newest are taken. Rows keep their time
+    order and are padded at the end with -1. W is the largest number of items that a row has, but at
+    least 2 and at most `length`.
+
+    Example: with the vocabulary [3, 5, 8], `length` 2 and rows [3, 99, 5, 8] and [8, -1, -1, -1],
+    the result is [[1, 2], [2, -1]].
     """
-    local, known = local_index(batch.tensors["items"], vocabulary)  # (B, L) each
-    order = torch.argsort((~known).int(), dim=1, stable=True)  # (B, L): known ones first
-    local = torch.where(known, local, -1).gather(1, order)  # (B, L)
-    n_known = known.sum(dim=1)  # (B,)
+    local, is_known = look_up(batch.tensors["items"], vocabulary)  # (B, L) each
+    order = torch.argsort((~is_known).int(), dim=1, stable=True)  # (B, L): known items first
+    local = torch.where(is_known, local, -1).gather(1, order)  # (B, L)
+    n_known = is_known.sum(dim=1)  # (B,)
     width = min(length, max(2, int(n_known.max())))
-    first = (n_known - length).clamp_min(0)  # (B,)
-    return local.gather(1, first[:, None] + torch.arange(width, device=first.device))  # (B, width)
+    first = (n_known - length).clamp_min(0)  # (B,): column of the oldest item that is returned
+    return local.gather(1, first[:, None] + torch.arange(width, device=first.device))  # (B, W)
 
 
 def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -> torch.Tensor:
-    """Return the log of each item's share of all weights of all ranks, (n_items,).
+    """Return the log of each item's share of the weights in the rows of all ranks, (n_items,).
 
-    An item counts a hundredth of the mean on top, so that none has a share of 0.
+    A hundredth of the mean weight of an item is added to every item, so that no share is 0.
+    `batches` are batches of bags; see `entries`.
     """
     total = torch.zeros(len(vocabulary))  # (n_items,)
     for batch in batches:
@@ -288,6 +335,6 @@ def log_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -
 
 
 def net_arrays(net: nn.Module) -> dict[str, Array]:
-    """Return a copy of every parameter and persistent buffer, by its name."""
+    """Return a copy of every parameter and persistent buffer of `net`, by name."""
     tensors = {**dict(net.named_parameters()), **persistent_buffers(net)}
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What a fitted model that predicts ratings says of given items, instead of its list."""
+"""Predicted ratings: what a fitted model predicts for given pairs of user and item."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ from recspark.models.base import FittedModel, RetrieverModel
 from recspark.models.scoring import topk
 
 
-def predicted(model: FittedModel, asked: DataFrame) -> DataFrame:
-    """Return `user_idx, item_idx, rating, predicted`: `schema.PREDICTED`, a row per asked item.
+def predicted(model: FittedModel, queries: DataFrame) -> DataFrame:
+    """Return the rating that `model` predicts for each item of the column `asked`.
+
+    The result is `schema.PREDICTED` (`user_idx, item_idx, rating, predicted`), a row per item asked
+    about. `predicted` is null where the model does not know the item or the user. Lazy and narrow.
 
     Parameters
     ----------
-    model : a retriever that `rates`; ModelError otherwise
-    asked : `schema.QUERIES`, and `asked array<struct<item_idx int, rating float>>`: the items of each
-        user whose rating is to be predicted; `rating` is handed through
-
-    `predicted` is null where the model does not know the item or the user. Lazy and narrow.
+    model : a retriever that `rates`, else ModelError is raised
+    queries : `schema.QUERIES`, and `asked array<struct<item_idx int, rating float>>`: the items of
+        each user whose rating is to be predicted. `rating` is copied to the result. If the model
+        reads user features, also the column `features` (see `FittedModel.user_encoding`)
     """
     if not (isinstance(model, RetrieverModel) and model.rates):
         raise ModelError(
             f"{type(model).__name__} predicts no ratings with these settings: its scores only rank"
         )
-    shared = asked.sparkSession.sparkContext.broadcast((model.items, model.scorer()))
+    shared = queries.sparkSession.sparkContext.broadcast((model.items, model.scorer()))
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def predict(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         vocabulary, scorer = shared.value
         for batch in batches:
             block = parse_queries(batch)
-            wanted = batch.column("asked")
-            counts = wanted.value_lengths().fill_null(0).to_numpy()
-            row, pairs = np.repeat(np.arange(len(block)), counts), wanted.flatten()
-            item = pairs.field("item_idx").to_numpy()
-            found, known = topk.pair_scores(block, vocabulary, scorer, row, item)
+            items_of_query = batch.column("asked")
+            items_per_query = items_of_query.value_lengths().fill_null(0).to_numpy()
+            row, pairs = np.repeat(np.arange(len(block)), items_per_query), items_of_query.flatten()
+            item_idx = pairs.field("item_idx").to_numpy()
+            ratings, is_known = topk.pair_scores(block, vocabulary, scorer, row, item_idx)
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(block.user_idx[row], pa.int64()),
-                    pa.array(item, pa.int32()),
+                    pa.array(item_idx, pa.int32()),
                     pairs.field("rating"),
-                    pa.array(found, pa.float32(), mask=~known),
+                    pa.array(ratings, pa.float32(), mask=~is_known),
                 ],
                 names=schema.PREDICTED.names,
             )
 
     features = [] if model.user_encoding is None else ["features"]
-    read = asked.select(*schema.QUERIES.names, *features, "asked")
-    return read.mapInArrow(run, schema.PREDICTED)
+    model_inputs = queries.select(*schema.QUERIES.names, *features, "asked")
+    return model_inputs.mapInArrow(predict, schema.PREDICTED)

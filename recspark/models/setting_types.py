@@ -1,7 +1,8 @@
-"""Settings that several models have: type, bounds, meaning and what `recspark tune` may try, once.
+"""Settings that several models share: each type is declared here once.
 
-A model gives its own default, and where it must, its own description: `half_life_days: HalfLifeDays =
-Field(7.0, description="…")`.
+A type has the bounds of the setting, its meaning and the values that `recspark tune` may try. Every
+model gives its own default. Where the meaning differs, a model also gives its own description:
+`half_life_days: HalfLifeDays = Field(7.0, description="…")`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ HalfLifeDays = Annotated[
         json_schema_extra={"tune": {"low": 1, "high": 400, "log": True}},
     ),
 ]
-# Of a network whose training set has decayed weights (`features.half_life_days`).
+# For a network. The weights in its training set have decayed already, by `features.half_life_days`;
+# this half-life is for scoring only.
 ScoringHalfLifeDays = Annotated[
     float | None,
     Field(
@@ -47,7 +49,7 @@ LearningRate = Annotated[
     float,
     Field(
         gt=0,
-        description="of Adam at the first step, falling linearly to 0",
+        description="learning rate of Adam at the first step; it falls linearly to 0",
         json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     ),
 ]

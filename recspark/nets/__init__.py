@@ -1,1 +1,1 @@
-"""Torch modules and nothing else; every tensor line carries its shape."""
+"""Torch modules and nothing else; every line with a tensor has its shape in a comment."""

@@ -21,10 +21,11 @@ Cell = Literal["gru", "lstm"]
 class Gru4RecNet(SequenceNet):
     """Layers of GRU or LSTM. The hidden state of every row begins at zero.
 
-    The papers run sessions side by side and set the hidden state to zero where one ends and the
-    next begins in its place. A row of the feed is one session, so beginning every row at zero is
-    the same thing: each session is read from a zero state, its own steps are followed back in time,
-    and nothing crosses its end. Only the make-up of a batch differs.
+    The papers process sessions side by side; where one session ends, the next one takes its place
+    in the batch and the hidden state is set to zero. Here a row of a batch is one session, so
+    starting every row at zero is equivalent: each session is read from a zero state, gradients flow
+    back through all of its own steps, and nothing passes from one session to another. Only the
+    composition of the batches differs.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Gru4RecNet(SequenceNet):
         sparse: bool = False,
     ) -> None:
         super().__init__(n_items, embedding_size, hidden_size, tied, generator, click_head, sparse)
-        kind = nn.GRU if cell == "gru" else nn.LSTM
+        layer_class = nn.GRU if cell == "gru" else nn.LSTM
         sizes = [embedding_size] + [hidden_size] * n_layers
         self.layers = nn.ModuleList(
-            kind(inside, outside, batch_first=True) for inside, outside in itertools.pairwise(sizes)
+            layer_class(input_size, output_size, batch_first=True)
+            for input_size, output_size in itertools.pairwise(sizes)
         )
-        for parameter in self.layers.parameters():  # torch's own bound, from our generator
+        # The same bound as torch's default, but drawn from `generator`.
+        for parameter in self.layers.parameters():
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5, generator)
 
     def states(
@@ -56,10 +59,12 @@ class Gru4RecNet(SequenceNet):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """See `SequenceNet`."""
-        x, on_host = dropped(embedded, dropout, generator), lengths.cpu()  # (B, T, E), (B,)
+        x, cpu_lengths = dropped(embedded, dropout, generator), lengths.cpu()  # (B, T, E), (B,)
         for layer in self.layers:
-            packed = pack_padded_sequence(x, on_host, batch_first=True, enforce_sorted=False)
-            out, _ = layer(packed)  # no state handed in: zero
-            x, _ = pad_packed_sequence(out, batch_first=True, total_length=embedded.shape[1])
+            packed = pack_padded_sequence(x, cpu_lengths, batch_first=True, enforce_sorted=False)
+            packed_states, _ = layer(packed)  # without an initial state it is zero
+            x, _ = pad_packed_sequence(
+                packed_states, batch_first=True, total_length=embedded.shape[1]
+            )
             x = dropped(x, dropout, generator)  # (B, T, H)
         return x

@@ -1,6 +1,6 @@
-"""Matrix factorisation as the network that it is: one-hot user and item, two embeddings, a dot.
+"""Matrix factorisation as a network: one embedding per user and per item, and their dot product.
 
-An item's score has a bias beside it.
+Each item also has a bias, which is added to its score.
 
 Source: Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems".
 """
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 
 class MfNet(nn.Module):
-    """Embedding tables, whose gradients are sparse: a step moves the rows that it reads.
+    """Embedding tables with sparse gradients: a step updates only the rows that it reads.
 
-    An item's bias is its log share of the training set, `items_share` (n_items, 1), which is not
-    trained but kept with what is, and `items_bias` (n_items, 1): weight decay holds that, not the
-    share, to 0.
+    An item's bias is the sum of two parts. `items_share` (n_items, 1) is the log of the item's
+    share of the training set; it is not trained, but is saved with the trained parameters.
+    `items_bias` (n_items, 1) is trained, and weight decay draws it, not the share, to 0.
     """
 
     sparse_parameters = frozenset({"users", "items", "items_bias", "items_share"})
@@ -27,9 +27,9 @@ class MfNet(nn.Module):
     ) -> None:
         super().__init__()
 
-        def table(n: int) -> nn.Parameter:
-            start = torch.empty(n, embedding_size)
-            return nn.Parameter(nn.init.normal_(start, std=0.1, generator=generator))
+        def table(n_rows: int) -> nn.Parameter:
+            values = torch.empty(n_rows, embedding_size)
+            return nn.Parameter(nn.init.normal_(values, std=0.1, generator=generator))
 
         self.users = table(n_users)
         self.items = table(n_items)
@@ -37,14 +37,14 @@ class MfNet(nn.Module):
         self.items_share = nn.Parameter(torch.zeros(n_items, 1))
 
     def user(self, index: torch.Tensor) -> torch.Tensor:
-        """Return user vectors, (..., D), of `index` int64 (...)."""
+        """Return the vectors, (..., D), of the users `index` int64 (...)."""
         return F.embedding(index, self.users, sparse=True)
 
     def item(self, index: torch.Tensor) -> torch.Tensor:
-        """Return item vectors, (..., D), of `index` int64 (...)."""
+        """Return the vectors, (..., D), of the items `index` int64 (...)."""
         return F.embedding(index, self.items, sparse=True)
 
     def bias(self, index: torch.Tensor) -> torch.Tensor:
-        """Return item biases, (...), of `index` int64 (...)."""
-        learnt = F.embedding(index, self.items_bias, sparse=True)  # (..., 1)
-        return (learnt + self.items_share.detach()[index])[..., 0]
+        """Return the biases, (...), of the items `index` int64 (...)."""
+        trained_bias = F.embedding(index, self.items_bias, sparse=True)  # (..., 1)
+        return (trained_bias + self.items_share.detach()[index])[..., 0]

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 
 class MultVaeNet(nn.Module):
-    """One hidden layer of tanh on either side of the latent vector.
+    """One hidden tanh layer before the latent vector and one behind it.
 
-    A user's row x (n_items,) comes as its entries: `rows` int64 (P,) ascending, `items` int64 (P,),
-    `weights` (P,), so that the first layer costs the entries and not the catalogue.
+    A user's row x (n_items,) is given by its entries: `rows` int64 (P,) ascending, `items` int64
+    (P,), `weights` (P,). So the cost of the first layer grows with the entries, not with the
+    catalogue.
     """
 
     def __init__(
@@ -44,19 +45,19 @@ class MultVaeNet(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits (B, n_items), mean (B, Z) and log variance (B, Z) of the latent vector.
+        """Return logits (B, n_items), and mean (B, Z) and log variance (B, Z) of the latent vector.
 
-        With a `generator` entries are dropped and the latent vector is sampled; without one nothing
-        is random, and the latent vector is its mean.
+        With a `generator`, entries are dropped and the latent vector is sampled. Without one,
+        nothing is random, and the latent vector is its mean.
         """
         squares = weights.new_zeros(n_rows).index_add(0, rows, weights**2)  # (B,)
-        weights = weights / squares.sqrt().clamp_min(1e-12)[rows]  # (P,): rows of length 1
+        weights = weights / squares.sqrt().clamp_min(1e-12)[rows]  # (P,): each row gets length 1
         if generator is not None and dropout > 0:
-            kept = torch.rand_like(weights, generator=generator) >= dropout  # (P,)
-            weights = weights * kept / (1 - dropout)  # (P,)
-        begin = torch.searchsorted(rows, torch.arange(n_rows, device=rows.device))  # (B,)
+            is_kept = torch.rand_like(weights, generator=generator) >= dropout  # (P,)
+            weights = weights * is_kept / (1 - dropout)  # (P,)
+        first_entries = torch.searchsorted(rows, torch.arange(n_rows, device=rows.device))  # (B,)
         summed = F.embedding_bag(
-            items, self.items_in, begin, mode="sum", per_sample_weights=weights
+            items, self.items_in, first_entries, mode="sum", per_sample_weights=weights
         )  # (B, H)
         hidden = torch.tanh(summed + self.items_in_bias)  # (B, H)
         latent = hidden @ self.to_latent + self.to_latent_bias  # (B, 2 Z)

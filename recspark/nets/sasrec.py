@@ -13,10 +13,11 @@ from recspark.nets.sequence import SequenceNet, dropped, matrix
 
 
 class SasRecNet(SequenceNet):
-    """Blocks of self-attention and a feed-forward layer, each normalised first and added on.
+    """Blocks of self-attention and a feed-forward layer, each after a layer norm and with a
+    residual.
 
-    Positions count from the first item of a row and are learned. An item attends to itself and to
-    earlier ones only, so padding after the last item reaches no state before it.
+    Position vectors are trained, and positions count from the first item of a row. An item attends
+    to itself and to earlier items only, so padding behind the last item changes no state before it.
     """
 
     has_positions = True
@@ -49,14 +50,13 @@ class SasRecNet(SequenceNet):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """See `SequenceNet`."""
-        n = embedded.shape[1]
-        x = embedded * embedded.shape[2] ** 0.5 + self.positions[:n]  # (B, T, E)
+        n_positions = embedded.shape[1]
+        x = embedded * embedded.shape[2] ** 0.5 + self.positions[:n_positions]  # (B, T, E)
         x = dropped(x, dropout, generator)  # (B, T, E)
-        later = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(
-            1
-        )  # (T, T): column after row
+        # (T, T): whether the column's position is after the row's
+        is_later = torch.ones(n_positions, n_positions, dtype=torch.bool, device=x.device).triu(1)
         for block in self.blocks:
-            x = block(x, later, dropout, generator)  # (B, T, E)
+            x = block(x, is_later, dropout, generator)  # (B, T, E)
         return self.norm(x)  # (B, T, E)
 
 
@@ -73,7 +73,7 @@ class _Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        later: torch.Tensor,
+        is_later: torch.Tensor,
         dropout: float,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
@@ -81,15 +81,16 @@ class _Block(nn.Module):
         query, key, value = (
             self._heads(normed @ weights) for weights in (self.query, self.key, self.value)
         )  # (B, h, T, E / h) each
-        fit = query @ key.transpose(2, 3) / query.shape[3] ** 0.5  # (B, h, T, T)
-        share = torch.softmax(fit.masked_fill(later, -torch.inf), dim=3)  # (B, h, T, T)
-        share = dropped(share, dropout, generator)  # (B, h, T, T)
-        attended = (share @ value).transpose(1, 2).flatten(2)  # (B, T, E)
+        scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5  # (B, h, T, T)
+        attention = torch.softmax(scores.masked_fill(is_later, -torch.inf), dim=3)  # (B, h, T, T)
+        attention = dropped(attention, dropout, generator)  # (B, h, T, T)
+        attended = (attention @ value).transpose(1, 2).flatten(2)  # (B, T, E)
         x = x + dropped(attended, dropout, generator)  # (B, T, E)
         hidden = F.relu(self.forward_norm(x) @ self.inner + self.inner_bias)  # (B, T, E)
         hidden = dropped(hidden, dropout, generator)  # (B, T, E)
         return x + dropped(hidden @ self.outer + self.outer_bias, dropout, generator)  # (B, T, E)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        n_rows, n, size = x.shape
-        return x.view(n_rows, n, self.n_heads, size // self.n_heads).transpose(1, 2)
+        # Splits (B, T, E) into the heads, (B, h, T, E / h).
+        n_rows, n_positions, size = x.shape
+        return x.view(n_rows, n_positions, self.n_heads, size // self.n_heads).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What next-item models ask of a network: item vectors on either side of a state per position."""
+"""Base of the networks of next-item models: item vectors, and a state after each position."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# Parameters with a row per item; the rest is the network's body.
+# Parameters that have one row per item; all others do not depend on the catalogue.
 ITEM_ARRAYS = ("items_in", "items_out", "items_out_bias", "click_bias")
 
 
 class SequenceNet(nn.Module):
-    """Items go in as rows of `items_in`; the state after each one scores all items.
+    """A network that reads items as rows of `items_in`; its state after each item scores all items.
 
     `scores = state @ items_out.T + items_out_bias`. With `tied` item vectors, `items_out` is
-    `items_in` itself. With `click_head` there are `click_scale` (H,) and `click_bias` (n_items,) as
-    well, for a second score of the same vectors (`recspark.models.sequences.click_through`). `has_positions` :
-    there is a vector for each place in a row, which is learned where rows are that long. `sparse` : the
-    gradients of item vectors hold the rows that a step reads, see `recspark.train.parameters`.
+    `items_in` itself. With `click_head` there are also `click_scale` (H,) and `click_bias`
+    (n_items,), for a second score of the same vectors (`recspark.models.sequences.click_through`).
+    With `sparse`, the gradients of item vectors hold only the rows that a step reads, see
+    `recspark.train.parameters`.
+
+    `has_positions`: the network has a vector for each place in a row. The vector of a place is
+    trained only if training rows are that long.
     """
 
     has_positions = False
@@ -45,11 +48,11 @@ class SequenceNet(nn.Module):
             self.click_bias = nn.Parameter(torch.zeros(n_items))
 
     def read(self, items: torch.Tensor) -> torch.Tensor:
-        """Return the vectors that `items` int64 (...) are read as, (..., E)."""
+        """Return the input vectors, (..., E), of `items` int64 (...)."""
         return functional.embedding(items, self.items_in, sparse=bool(self.sparse_parameters))
 
     def scored(self, items: torch.Tensor) -> torch.Tensor:
-        """Return the vectors that score `items` int64 (...), (..., H)."""
+        """Return the output vectors, (..., H), which score `items` int64 (...)."""
         return functional.embedding(items, self.items_out, sparse=bool(self.sparse_parameters))
 
     @abstractmethod
@@ -60,16 +63,16 @@ class SequenceNet(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Return the state after each item, (B, T, H); what comes later never changes it.
+        """Return the state after each item, (B, T, H). Later items never change an earlier state.
 
-        `embedded` (B, T, E): rows of `items_in`, from the first item on; `lengths` int64 (B,), at
-        least 1: positions from there on are padding, and their states mean nothing. Without a
+        `embedded` (B, T, E): rows of `items_in`, with the first item first. `lengths` int64 (B,),
+        at least 1: positions from there on are padding, and their states have no meaning. Without a
         `generator` nothing is dropped.
         """
 
 
 def matrix(generator: torch.Generator, *shape: int) -> nn.Parameter:
-    """Return a parameter of uniform numbers within 1 / sqrt(last size)."""
+    """Return a parameter, drawn uniformly within +-1 / sqrt(last size)."""
     bound = shape[-1] ** -0.5
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
 
@@ -77,8 +80,12 @@ def matrix(generator: torch.Generator, *shape: int) -> nn.Parameter:
 def dropped(
     values: torch.Tensor, dropout: float, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Return `values` with a share of `dropout` set to 0 and the rest scaled up; same shape."""
+    """Return `values` after dropout: a share `dropout` is set to 0, the rest is scaled up; same
+    shape.
+
+    Without a `generator`, `values` is returned unchanged.
+    """
     if generator is None or dropout == 0:
         return values
-    kept = torch.rand(values.shape, generator=generator, device=values.device) >= dropout
-    return values * kept / (1 - dropout)
+    is_kept = torch.rand(values.shape, generator=generator, device=values.device) >= dropout
+    return values * is_kept / (1 - dropout)

@@ -1,3 +1,4 @@
-"""The night: its stages (`run`, `stages`), its log (`runlog`), and the only code that touches
-tables.
+"""The night: `run` opens it, `stages` holds its steps, `runlog` its log.
+
+Only the modules of this package read and write tables.
 """

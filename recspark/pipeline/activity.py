@@ -1,4 +1,6 @@
-"""The activity budget: who is scored tonight, and who keeps the list of the night before."""
+"""The activity budget: which users are scored tonight, and which keep the list of
+an earlier night.
+"""
 
 from __future__ import annotations
 
@@ -17,92 +19,118 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
 
-LISTS_CODE = "lists_code"  # in the detail of publish's row: `lists_code` of that night
+# Key in the detail of the `runs` row of publish: what `lists_code` returned that night.
+LISTS_CODE = "lists_code"
+# The modules that make lists, beside those of the models.
 _LIST_MODULES = (
     "recspark.pipeline.stages.recommend", "recspark.pipeline.stages.examples",
     "recspark.pipeline.stages.encode", "recspark.hybrid.ladder",
 )  # fmt: skip
 
 
-def active(mine: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
-    """Return the rows of `histories` (sliced at `cutoff`) with an event in the `active_days` before
-    it.
+def active(histories: DataFrame, cutoff: datetime, active_days: int) -> DataFrame:
+    """Return the rows of `histories` with an event in the `active_days` before `cutoff`.
+
+    `histories` must be cut at `cutoff`.
     """
     since = F.lit(cutoff - timedelta(days=active_days))
-    return mine.where(F.element_at("history", -1)["event_at"] >= since)
+    return histories.where(F.element_at("history", -1)["event_at"] >= since)
 
 
 def to_score(context: RunContext) -> DataFrame:
     """Return `user_idx, history, seen` of the active users that models score tonight.
 
-    All of them, unless `publish.rescore_days` is set: then those that `kept_lists` does not answer.
+    These are all active users, unless `publish.rescore_days` is set: then those without a list from
+    `kept_lists`.
     """
-    mine = before(
+    histories = before(
         context.read("histories"), context.cutoff, ratings=context.config.features.explicit
     )
-    answered = active(mine, context.cutoff, context.config.publish.active_days)
+    active_users = active(histories, context.cutoff, context.config.publish.active_days)
     kept = kept_lists(context)
     if kept is None:
-        return answered
-    return answered.join(kept.select("user_idx").distinct(), on="user_idx", how="left_anti")
+        return active_users
+    return active_users.join(kept.select("user_idx").distinct(), on="user_idx", how="left_anti")
 
 
 def kept_lists(context: RunContext) -> DataFrame | None:
-    """Return `user_idx, item_idx, rank, score, model` of the newest earlier night for users whose
-    list still holds; None where everyone is scored. An impression counts as a change: it may join
-    two of the user's sessions.
+    """Return the lists of the newest earlier night that still hold, or None where everyone is
+    scored.
 
-    A list still holds if the user's history is what it was then, has no event in the last
-    `publish.rescore_days`, and all its items may still be listed. Nobody's list holds where code or
-    settings of the lists have changed since, or what has changed is no longer known. A model that was
-    only trained again on new data is the same model. An impression counts as a change: it may join two
-    sessions.
+    Columns: `user_idx, item_idx, rank, score, model`.
 
-    Cost: reads that night's lists and the event files that came since; a shuffle by user of both; no
-    job but the look-up of the night.
+    A user's list still holds where
+
+    - the user's events are the same as then,
+    - the user has no event in the last `publish.rescore_days`, and
+    - all items of the list may still be listed.
+
+    An impression counts as a changed event: it may join two of the user's sessions.
+
+    No list holds where the code or the settings that decide lists have changed since, or where
+    it is no longer known which events changed. A model that was only trained again on new data
+    counts as the same model.
+
+    Cost: reads the lists of that night and the event files that came since; one shuffle of both
+    by user. The only job here is the one that finds the night.
     """
     config, catalog = context.config, context.catalog
     if config.publish.rescore_days is None or context.version("recommendations") is None:
         return None
     lists = context.read("recommendations")
-    night = lists.where(F.col("run_date") < F.lit(context.run_date)).agg(F.max("run_date"))
-    run_date = night.collect()[0][0]
-    if run_date is None:
+    newest_night = lists.where(F.col("run_date") < F.lit(context.run_date)).agg(F.max("run_date"))
+    last_night = newest_night.collect()[0][0]
+    if last_night is None:
         return None
-    done = published_row(catalog, run_date)
-    if done is None or json.loads(done["detail"]).get(LISTS_CODE) != lists_code(context):
+    publish_row = published_row(catalog, last_night)
+    if publish_row is None or json.loads(publish_row["detail"]).get(LISTS_CODE) != lists_code(
+        context
+    ):
         return None
-    if _of_lists(json.loads(done["config"])) != _of_lists(json.loads(config.resolved())):
+    if _list_settings(json.loads(publish_row["config"])) != _list_settings(
+        json.loads(config.resolved())
+    ):
         return None
-    read, now = done["inputs"].get("histories"), context.version("histories")
-    old, new = (catalog.note("histories", version) for version in (read, now))
-    if old.get("settings") != new.get("settings") or old.get("events") is None:
+    # The notes of `histories` of both nights say which version of `events` each of them reflects.
+    version_then, version_tonight = (
+        publish_row["inputs"].get("histories"),
+        context.version("histories"),
+    )
+    note_then, note_tonight = (
+        catalog.note("histories", version) for version in (version_then, version_tonight)
+    )
+    if note_then.get("settings") != note_tonight.get("settings") or note_then.get("events") is None:
         return None
     try:
-        changed = changed_rows(catalog, "events", old["events"], new["events"])
+        changed_events = changed_rows(
+            catalog, "events", note_then["events"], note_tonight["events"]
+        )
     except VersionNotFoundError:
         return None
     users, items = context.read("user_ids"), context.read("item_ids")
     listable = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
-    last = (
-        lists.where(F.col("run_date") == F.lit(run_date))
+    last_lists = (
+        lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(F.broadcast(items.select("item_id", "item_idx")), on="item_id", how="inner")
         .select("user_idx", "item_idx", "rank", "score", "model")
     )
-    gone = last.join(F.broadcast(listable.select("item_idx")), on="item_idx", how="left_anti")
-    mine = before(context.read("histories"), context.cutoff)
-    stale = (
-        active(mine, context.cutoff, config.publish.rescore_days)
+    # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
+    rows_of_gone_items = last_lists.join(
+        F.broadcast(listable.select("item_idx")), on="item_idx", how="left_anti"
+    )
+    histories = before(context.read("histories"), context.cutoff)
+    users_to_score = (
+        active(histories, context.cutoff, config.publish.rescore_days)
         .select("user_idx")
-        .unionByName(gone.select("user_idx"))
+        .unionByName(rows_of_gone_items.select("user_idx"))
         .unionByName(
-            changed.join(users.select("user_id", "user_idx"), on="user_id", how="inner").select(
-                "user_idx"
-            )
+            changed_events.join(
+                users.select("user_id", "user_idx"), on="user_id", how="inner"
+            ).select("user_idx")
         )
     )
-    return last.join(stale.distinct(), on="user_idx", how="left_anti")
+    return last_lists.join(users_to_score.distinct(), on="user_idx", how="left_anti")
 
 
 def lists_code(context: RunContext) -> str:
@@ -114,11 +142,11 @@ def lists_code(context: RunContext) -> str:
     return digest([algorithms, code_digest(*_LIST_MODULES)])
 
 
-def _of_lists(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a list, of a resolved configuration."""
+def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a list, from the settings of a run (`config.resolved()`)."""
     publish, settings = config["publish"], config["model_settings"]
     models = [publish["model"], *publish["ladder"]]
-    for name in models:  # and what they are built on
+    for name in models:  # the list grows while it is read: also by the models that these need
         needs = (settings.get(name) or {}).get("needs", ())
         models += [need for need in needs if need not in models]
     return {

@@ -1,4 +1,4 @@
-"""What is known to be wrong with a night before Spark starts."""
+"""Checks of a night that can be made before Spark starts."""
 
 from __future__ import annotations
 
@@ -12,70 +12,82 @@ from recspark.eval.kernel import METRICS
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.plan import STAGES, Stage, kind_of_model
 from recspark.session import most_slots
-from recspark.sources import check_places
+from recspark.sources import check_inputs
 
 
 def check_settings(config: Config) -> None:
-    """Raise ConfigError where settings name a model or metric that there is not, or that cannot do
-    what it is named for. It says everything at once.
+    """Raise ConfigError where settings name a model or metric that does not exist, or that cannot
+    do what it is named for. The message has all faults at once.
     """
-    wrong = []
+    faults = []
     for model in dict.fromkeys([*config.models, *config.model_settings]):
         try:
             algorithm = make(model, config.settings_of(model))
             if model in config.models:
-                kinds = {name: kind_of_model(config, name) for name in config.needs_of(model)}
-                algorithm.check_needs(kinds)
+                kinds_of_needs = {
+                    name: kind_of_model(config, name) for name in config.needs_of(model)
+                }
+                algorithm.check_needs(kinds_of_needs)
         except ConfigError as error:
-            wrong.append(str(error))
-    if not wrong:
-        wrong += _encoders_that_should_list(config)
+            faults.append(str(error))
+    if not faults:
+        faults += _encoders_instead_of_lists(config)
     metric = config.evaluate.metric
     if metric not in METRICS:
-        wrong.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
+        faults.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
     neighbours = config.publish.neighbours_model
-    if neighbours is not None and not wrong:
-        able = [model for model in config.models if "neighbours" in _tags(config, model)]
-        if neighbours not in able:
-            wrong.append(
-                f"publish.neighbours_model = '{neighbours}' gives no neighbours; these do: {able}"
+    if neighbours is not None and not faults:
+        capable_models = [model for model in config.models if "neighbours" in _tags(config, model)]
+        if neighbours not in capable_models:
+            faults.append(
+                f"publish.neighbours_model = '{neighbours}' gives no neighbours; "
+                f"these do: {capable_models}"
             )
-    if wrong:
-        raise ConfigError("; ".join(wrong))
+    if faults:
+        raise ConfigError("; ".join(faults))
 
 
-def _encoders_that_should_list(config: Config) -> list[str]:
-    """Return what is wrong with settings that name an encoder where lists are wanted."""
-    named = {
+def _encoders_instead_of_lists(config: Config) -> list[str]:
+    """Return a message for each setting that names an encoder where lists are needed."""
+    models_by_setting = {
         "publish.model": config.publish.model,
         "evaluate.baseline": config.evaluate.baseline,
         **{f"publish.ladder ({step})": step for step in config.publish.ladder},
     }
     return [
         f"{setting} = '{model}' is an encoder, which gives vectors and no lists"
-        for setting, model in named.items()
+        for setting, model in models_by_setting.items()
         if kind_of_model(config, model) == "encoder"
     ]
 
 
 def check_landing(config: Config, run_date: date) -> None:
-    """Raise MissingLandingError, or SourceError, where the landing of a night that has not begun is
-    not there; a night that has begun may have taken it in, and nobody needs it again.
+    """Raise MissingLandingError or SourceError where the landing of a night that has not begun is
+    missing.
+
+    A night that has begun may have ingested its landing already, which is then not needed again.
     """
-    begun = storage.join(config.paths.tables, "runs", f"run_date={run_date}")
-    if not storage.exists(storage.absolute(begun)):
-        check_places(config.source, run_date)
+    runs_of_night = storage.join(config.paths.tables, "runs", f"run_date={run_date}")
+    if not storage.exists(storage.absolute(runs_of_night)):
+        check_inputs(config.source, run_date)
 
 
-def check_stage(config: Config, run_date: date, stage: Stage, asked: Sequence[str] = ()) -> None:
-    """Raise what is wrong with a stage that is asked for, as far as it is known without Spark."""
-    stage.models(config, asked)
+def check_stage(
+    config: Config, run_date: date, stage: Stage, requested: Sequence[str] = ()
+) -> None:
+    """Raise what is wrong with a stage that is to run, as far as that is known without Spark.
+
+    `requested` : the models to run it for; () = all models of its kinds.
+    """
+    stage.models(config, requested)
     if stage is STAGES[0]:
         check_landing(config, run_date)
 
 
 def check_slots(config: Config, models: Sequence[str]) -> None:
-    """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at once."""
+    """Raise NoSlotsError where one of `models` trains on more ranks than tasks can run at the same
+    time.
+    """
     ranks, slots = config.train.ranks, most_slots(config.spark)
     networks = [model for model in models if "neural" in _tags(config, model)]
     if networks and slots is not None and ranks > slots:

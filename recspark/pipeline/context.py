@@ -1,4 +1,4 @@
-"""What a stage is given: the session, the tables, the settings, and the versions that it reads."""
+"""What a stage receives: the session, the tables, the settings, and the versions that it reads."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from recspark.tables.specs import SPECS
 
 @dataclass
 class RunContext:
-    """Everything a stage needs. It knows no stage.
+    """Everything that a stage needs. It does not know the stages themselves.
 
     Parameters
     ----------
-    spark, catalog, config : of this process
+    spark, catalog, config : those of this process
     run_date : the night; the last full day of data
-    run_id : hash(run_date, config, pins); of a run begun twice its number goes in
+    run_id : digest of run_date, config and pins; for a run begun a second time, also of its number
     pins : table -> version when the run began
     runlog : the rows of `runs`
-    force : run a stage even where its recorded result would do
-    stage, model : the task that runs; it reads what the stages before it left
-    progress : told of each step, for a person to see
+    force : run a stage even where its recorded result could be used
+    stage, model : the task that is running; it reads what the stages before it left
+    progress : called with a text at each step, for a person to see
     """
 
     spark: SparkSession
@@ -47,33 +47,42 @@ class RunContext:
 
     @property
     def cutoff(self) -> datetime:
-        """Of the published lists: the first instant after `run_date`."""
+        """The cutoff of the published lists: the first instant after `run_date`."""
         return cutoff_of(self.run_date)
 
     @property
     def backtest_cutoff(self) -> datetime:
-        """Of the backtest: the newest of its grid whose horizon has ended by `cutoff`."""
+        """The cutoff of the backtest: the newest of its grid whose horizon has
+        ended by `cutoff`.
+        """
         return on_grid(self.followup_cutoff, self.config.evaluate.every_days)
 
     @property
     def followup_cutoff(self) -> datetime:
-        """Of the list that was published a horizon ago."""
+        """The cutoff of the list that was published one horizon before tonight."""
         return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
 
     @property
     def example_cutoffs(self) -> tuple[datetime, ...]:
-        """The cutoffs of the grid that the night's rankers learn from, ascending; () without rankers.
+        """The cutoffs of the grid that the night's rankers learn from, ascending; () without
+        rankers.
 
-        Of the published lists and of the backtest: see `examples_before`.
+        These are the cutoffs for the ranker of the published lists and for that of the backtest
+        (see `examples_before`).
         """
         if not models_of(self.config, "ranker"):
             return ()
-        both = (self.backtest_cutoff, self.cutoff)
-        return tuple(sorted({c for cutoff in both for c in self.examples_before(cutoff)}))
+        scored_cutoffs = (self.backtest_cutoff, self.cutoff)
+        return tuple(sorted({c for cutoff in scored_cutoffs for c in self.examples_before(cutoff)}))
 
     def examples_before(self, cutoff: datetime) -> tuple[datetime, ...]:
-        """Return the cutoffs that a ranker of `cutoff` learns from: the newest of the grid whose
-        horizon has ended by then, ascending.
+        """Return the cutoffs of the examples that a ranker of `cutoff` learns from, ascending.
+
+        They are the newest `examples.n_cutoffs` of the grid whose horizon has ended by `cutoff`.
+
+        Example: with a grid of 7 days on Thursdays, a horizon of 7 days and 2 cutoffs, a ranker of
+        Saturday 2024-06-01 learns from the cutoffs 2024-05-16 and 2024-05-23. The horizon of
+        2024-05-23 ends on 2024-05-30; that of 2024-05-30 would end after 2024-06-01.
         """
         settings, horizon = self.config.examples, self.config.evaluate.horizon_days
         newest = on_grid(cutoff - timedelta(days=horizon), settings.every_days)
@@ -82,47 +91,63 @@ class RunContext:
 
     @property
     def cutoffs(self) -> tuple[datetime, ...]:
-        """All cutoffs that models of the night are fitted at: of the examples, the backtest, and the
-        published lists, which come last.
+        """All cutoffs that models of the night are fitted at.
+
+        First those of the examples and of the backtest, ascending, then that of the published
+        lists.
         """
         return (*sorted({*self.example_cutoffs, self.backtest_cutoff}), self.cutoff)
 
     @functools.cached_property
-    def before(self) -> frozenset[str]:
-        """The stages whose results the task reads."""
+    def stages_read(self) -> frozenset[str]:
+        """The stages whose results the running task reads."""
         return stages_before(self.config, self.stage, self.model)
 
     def version(self, table: str) -> int | None:
-        """Return the version of `table` that this run reads: as an earlier stage left it, else
-        pinned. Of a table that has a slice for each model it is the newest one's (see `read`).
-        """
-        written = self.runlog.outputs(self.before)
-        return written.get(table, self.pins.get(table))
+        """Return the version of `table` that this run reads: as an earlier stage left it, else as
+        pinned.
 
-    def read(self, table: str, also: Mapping[str, int] | None = None) -> DataFrame:
+        Of a table that has a slice for each model, this is the newest version of all slices (see
+        `read`).
+        """
+        versions_written = self.runlog.outputs(self.stages_read)
+        return versions_written.get(table, self.pins.get(table))
+
+    def read(self, table: str, just_written: Mapping[str, int] | None = None) -> DataFrame:
         """Return `table` at the version that this run reads.
 
-        Of a table that has a slice for each model, each slice at the version that its own row names:
-        at the newest version a slice may be that of another run of the night, which runs beside this
-        one. `also` : model -> version of slices that this stage has just written. Where all commits
-        in between are this run's, that is one plain read.
+        A table that is partitioned by night and model gets special care. Each model's slice is read
+        at the version that the row of the model's own task names. Two runs of a night may write in
+        turn, so at the newest version a slice may hold the rows of the other run.
+
+        Example: this run wrote the slice of `ease` in version 5, another run wrote its `ease` in
+        version 6, and this run wrote `als` in version 7. Then `ease` is read at version 5, and
+        `als` at version 7.
+
+        Where all versions from the first to the last are this run's, one plain read of the last
+        suffices.
+
+        `just_written` : model -> version, of slices that the running stage has just written.
         """
         if SPECS[table].partition != ("run_date", "model"):
             return self.catalog.read(table, self.version(table))
-        recorded = self.runlog.slices(table, self.before)
-        slices = {**{model or PUBLISHED: v for model, v in recorded.items()}, **(also or {})}
-        versions = sorted(set(slices.values()))
+        recorded_versions = self.runlog.slices(table, self.stages_read)
+        version_by_model = {
+            **{model or PUBLISHED: v for model, v in recorded_versions.items()},
+            **(just_written or {}),
+        }
+        versions = sorted(set(version_by_model.values()))
         if not versions or versions == list(range(versions[0], versions[-1] + 1)):
             return self.catalog.read(table, versions[-1] if versions else self.version(table))
-        parts = [
+        slices_by_version = [
             self.catalog.read(table, version).where(
-                self._of_night([model for model, v in slices.items() if v == version])
+                self._is_of_models([model for model, v in version_by_model.items() if v == version])
             )
             for version in versions
         ]
-        return functools.reduce(DataFrame.unionByName, parts)
+        return functools.reduce(DataFrame.unionByName, slices_by_version)
 
-    def _of_night(self, models: list[str]) -> Column:
+    def _is_of_models(self, models: list[str]) -> Column:
         return (F.col("run_date") == F.lit(self.run_date)) & F.col("model").isin(models)
 
     def count(self, table: str) -> int:

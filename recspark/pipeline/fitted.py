@@ -1,4 +1,4 @@
-"""Fitted models of a night: the data of a cutoff, where an artifact is kept, and loading it again."""
+"""Fitted models of a night: their data, where their artifacts lie, how they are loaded again."""
 
 from __future__ import annotations
 
@@ -28,51 +28,59 @@ from recspark.pipeline.runlog import OK, RunRow
 from recspark.pipeline.training_sets import features_as_of, training_set
 from recspark.train.curve import Curve
 
-# What makes the data that every model is fitted on.
+# The code that makes the data that every model is fitted on.
 _DATA_MODULES = ("recspark.data.features", "recspark.data.interactions")
-# What makes the examples of a ranker.
+# The code that makes the examples of a ranker.
 _EXAMPLES_MODULES = ("recspark.data.examples", "recspark.pipeline.stages.examples")
-# In the detail of the row of `train`, beside cutoff -> folder of the artifact:
-RECIPE = "recipe"  # what made them but their data
-BACKTEST_OF = (
-    "backtest_of_run"  # the run whose artifact the backtest takes, where it is not this one
-)
-# In the detail of the row of `examples`: the cutoffs that there are examples of, and their encoding.
-MADE, ENCODING = "made", "encoding"
-NOT_FITTED = "not_fitted"  # in the detail of a `runs` row: cutoff -> why there is no model of it
+# Keys in the detail of a `runs` row of stage train. Beside them it has cutoff -> artifact's folder.
+RECIPE = "recipe"  # the recipe of the artifacts
+# The run whose artifact the backtest uses, where it is another run than this one.
+BACKTEST_OF = "backtest_of_run"
+# Keys in the detail of a `runs` row of stage examples: the cutoffs that have examples, and the
+# encoding of the examples.
+EXAMPLE_CUTOFFS, ENCODING = "made", "encoding"
+# Key in the detail of a `runs` row of stage train: cutoff -> why there is no model of that cutoff.
+NOT_FITTED = "not_fitted"
 
 
 def fit(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Fit one model on everything before `cutoff`, or find it fitted; return its artifact's folder."""
+    """Fit one model on everything before `cutoff`, or find it fitted already; return its artifact's
+    folder.
+
+    An artifact that was made from the same inputs by the same code is used as it is, unless the run
+    was started with `force`.
+    """
     algorithm = make(model, context.config.settings_of(model))
     folder = artifact_folder(context, model, cutoff)
-    made_of = _made_of(context, model)
-    if not context.force and _is_of(folder, made_of):
+    input_commits = _input_commits(context, model)
+    if not context.force and _is_made_of(folder, input_commits):
         context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: artifact of the same inputs and code")
         return folder
     data = dataset(context, cutoff, model)
-    needed = {name: load_model(context, name, cutoff) for name in context.config.needs_of(model)}
-    told: list[Curve] = []
+    needed_models = {
+        name: load_model(context, name, cutoff) for name in context.config.needs_of(model)
+    }
+    curves: list[Curve] = []
     options = FitOptions(
         train=context.config.train,
         scratch=checkpoint_folder(context, model, cutoff),
         progress=context.progress,
-        record=told.append,
+        record=curves.append,
     )
-    fitted = algorithm.fit(data, options, needed)
-    artifacts.save(fitted, folder, told[0].to_dict() if told else None, made_of)
+    fitted = algorithm.fit(data, options, needed_models)
+    artifacts.save(fitted, folder, curves[0].to_dict() if curves else None, input_commits)
     storage.remove(options.scratch)
     return folder
 
 
 def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
-    """Return everything before `cutoff` that a model is fitted on, from the versions that this run
+    """Return everything before `cutoff` that a model is fitted on, at the versions that this run
     reads.
     """
     config = context.config
-    at = F.col("cutoff") == F.lit(cutoff)
+    is_of_cutoff = F.col("cutoff") == F.lit(cutoff)
     items = features.items_as_of(context.read("items"), cutoff)
-    item_features = context.read("item_features").where(at).drop("cutoff")
+    item_features = context.read("item_features").where(is_of_cutoff).drop("cutoff")
     training = {
         table: training_set(context.catalog, table, version, {"cutoff": cutoff})
         for table in make(model, config.settings_of(model)).training_tables
@@ -85,7 +93,7 @@ def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
             context.read("histories"), cutoff, ratings=context.config.features.explicit
         ),
         items=item_features.select("item_idx").join(items, on="item_idx", how="left"),
-        user_features=context.read("user_features").where(at).drop("cutoff"),
+        user_features=context.read("user_features").where(is_of_cutoff).drop("cutoff"),
         item_features=item_features,
         training=training,
         vectors={name: item_vectors(context, name, cutoff) for name in encoders},
@@ -96,8 +104,11 @@ def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
 
 
 def item_vectors(context: RunContext, encoder: str, cutoff: datetime) -> DataFrame:
-    """Return `item_idx, vector` of the items as they were before `cutoff`, by the encoder as fitted
-    then; of items that it has a vector of.
+    """Return `item_idx, vector` by one encoder: of the items as they were described before
+    `cutoff`.
+
+    The encoder is the one that was fitted at `cutoff`. Items that it has no vector for are left
+    out. Raises StageOrderError where stage encode of this run has not ended for the encoder.
     """
     row = context.runlog.find("encode", encoder)
     if row is None:
@@ -105,25 +116,29 @@ def item_vectors(context: RunContext, encoder: str, cutoff: datetime) -> DataFra
             f"encoder '{encoder}' has no vectors in run {context.run_id}; encode first"
         )
     stored = context.catalog.read("item_vectors", row.outputs["item_vectors"])
-    mine = (F.col("encoder") == F.lit(encoder)) & F.col("vector").isNotNull()
-    of_artifact = F.col("artifact") == F.lit(vectors_key(context, encoder, cutoff))
-    now = content_as_of(context.read("items"), cutoff).select("item_idx", "content")
+    is_vector_of_encoder = (F.col("encoder") == F.lit(encoder)) & F.col("vector").isNotNull()
+    is_of_artifact = F.col("artifact") == F.lit(vectors_key(context, encoder, cutoff))
+    current_content = content_as_of(context.read("items"), cutoff).select("item_idx", "content")
     return (
-        stored.where(mine & of_artifact)
-        .join(now, on=["item_idx", "content"], how="left_semi")
+        stored.where(is_vector_of_encoder & is_of_artifact)
+        .join(current_content, on=["item_idx", "content"], how="left_semi")
         .select("item_idx", "vector")
     )
 
 
 def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
-    """Return what a ranker of `cutoff` learns from; EmptyDataError where there is none."""
+    """Return the examples that a ranker of `cutoff` learns from.
+
+    Raises StageOrderError where stage examples of this run has not ended for the ranker,
+    EmptyDataError where no examples lie before `cutoff`.
+    """
     row = context.runlog.find("examples", ranker)
     if row is None:
         raise StageOrderError(
             f"ranker '{ranker}' has no examples in run {context.run_id}; make them first"
         )
-    made = [datetime.fromisoformat(day) for day in row.detail[MADE]]
-    cutoffs = [c for c in context.examples_before(cutoff) if c in made]
+    cutoffs_made = [datetime.fromisoformat(day) for day in row.detail[EXAMPLE_CUTOFFS]]
+    cutoffs = [c for c in context.examples_before(cutoff) if c in cutoffs_made]
     if not cutoffs:
         raise EmptyDataError(
             f"{ranker}: no examples end before {cutoff:%Y-%m-%d}; the shop, or the grid "
@@ -136,8 +151,11 @@ def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
 
 
 def recipe(config: Config, model: str) -> str:
-    """Return the digest of all that makes a model but its data: settings, seed, and the code of the
-    algorithm and of its data. No other code makes it be trained again.
+    """Return the digest of everything that decides a model except its data.
+
+    This is its settings, the seed, the code of the algorithm, the code that prepares its data, and
+    the recipes of the models that it needs; for a ranker also what decides its examples. A change
+    of other code does not cause the model to be trained again.
     """
     settings = config.settings_of(model)
     learns_from: Any = None
@@ -163,27 +181,31 @@ def recipe(config: Config, model: str) -> str:
 
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Return where the model of this cutoff is kept, if it is fitted on the data that this run reads
-    and on the models that it needs.
+    """Return the folder of the model of this cutoff, fitted on the data that this run reads.
+
+    The folder's name follows from the recipe, the versions of the tables, and the artifacts of the
+    models that this one needs. The folder need not exist yet.
     """
     config = context.config
-    inputs = {table: version for table, (version, _) in _made_of(context, model).items()}
-    inputs.pop("item_ids")
-    made_by: dict[str, Any] = {"recipe": recipe(config, model), "inputs": inputs}
+    inputs = {table: version for table, (version, _) in _input_commits(context, model).items()}
+    inputs.pop("item_ids")  # not part of the name; `_is_made_of` compares its commit
+    key_parts: dict[str, Any] = {"recipe": recipe(config, model), "inputs": inputs}
     if needs := config.needs_of(model):
-        made_by["needs"] = [artifact_key(context, name, cutoff) for name in needs]
-    key = digest(made_by)
+        key_parts["needs"] = [artifact_key(context, name, cutoff) for name in needs]
+    key = digest(key_parts)
     return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
 
 
 def artifact_key(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Return cutoff/key of the artifact that this run has of a model; StageOrderError without one."""
+    """Return `cutoff/key` of the artifact that this run has of a model. Raises as `folder_of`."""
     return folder_of(context, model, cutoff).split("/", 1)[1]
 
 
 def vectors_key(context: RunContext, encoder: str, cutoff: datetime) -> str:
-    """Return what an encoder's vectors in `item_vectors` are kept under: that of its artifact, or of its
-    recipe alone where it learns nothing from data.
+    """Return the value of column `artifact` for an encoder's rows in `item_vectors`.
+
+    This is the key of its artifact, or its recipe alone where the encoder learns nothing from data:
+    then the vectors of earlier nights stay valid.
     """
     key = artifact_key(context, encoder, cutoff)
     spec = spec_of(encoder, context.config.settings_of(encoder))
@@ -191,33 +213,46 @@ def vectors_key(context: RunContext, encoder: str, cutoff: datetime) -> str:
 
 
 def why_not_fitted(context: RunContext, model: str, cutoff: datetime) -> str | None:
-    """Return why `train` of this run has no model of a cutoff: too little to fit it on; else None."""
+    """Return why stage train of this run has no model of a cutoff: there was too little data before
+    it.
+
+    Return None where it has one, or where the stage has not ended.
+    """
     row = context.runlog.find("train", model)
-    why: str | None = (
+    reason: str | None = (
         None if row is None else row.detail.get(NOT_FITTED, {}).get(f"{cutoff:%Y-%m-%d}")
     )
-    return why
+    return reason
 
 
 def folder_of(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Return model/cutoff/key of the artifact that this run has; StageOrderError without one."""
+    """Return `model/cutoff/key` of the artifact that this run has of a model.
+
+    Raises EmptyDataError where there was too little data to fit it, StageOrderError where the model
+    has not been trained in this run, was trained by another recipe, or has lost its folder.
+    """
     row = context.runlog.find("train", model)
-    kept: str | None = None if row is None else row.detail.get(f"{cutoff:%Y-%m-%d}")
-    if why := why_not_fitted(context, model, cutoff):
-        raise EmptyDataError(f"model '{model}' as of {cutoff:%Y-%m-%d}: {why}")
-    same = row is not None and row.detail.get(RECIPE) == recipe(context.config, model)
-    if kept is None or not same or not storage.is_complete(_folder(context, kept)):
+    name: str | None = None if row is None else row.detail.get(f"{cutoff:%Y-%m-%d}")
+    if reason := why_not_fitted(context, model, cutoff):
+        raise EmptyDataError(f"model '{model}' as of {cutoff:%Y-%m-%d}: {reason}")
+    has_same_recipe = row is not None and row.detail.get(RECIPE) == recipe(context.config, model)
+    if (
+        name is None
+        or not has_same_recipe
+        or not storage.is_complete(_path_of_artifact(context, name))
+    ):
         raise StageOrderError(
             f"no artifact of model '{model}' as of {cutoff:%Y-%m-%d} for run {context.run_id}; run stage "
             f"train for it first (the code or the settings may have changed since)"
         )
-    return kept
+    return name
 
 
 def cutoffs_of(context: RunContext, model: str) -> tuple[datetime, ...]:
-    """Return the cutoffs that tonight fits a model at, that of the published lists last.
+    """Return the cutoffs at which a model is fitted tonight; that of the published lists comes
+    last.
 
-    What a ranker is built on is fitted at the cutoffs of its examples, too.
+    A model that a ranker needs is also fitted at the cutoffs of the ranker's examples.
     """
     config = context.config
     rankers = models_of(config, "ranker")
@@ -232,95 +267,113 @@ def sources_of(context: RunContext, ranker: str) -> tuple[str, ...]:
 
 
 def artifact_name(folder: str) -> str:
-    """Return model/cutoff/key of an artifact's folder: its name below any root."""
+    """Return `model/cutoff/key` of an artifact's folder: its name below the artifacts' root."""
     return "/".join(folder.rsplit("/", 3)[1:])
 
 
-def _made_of(context: RunContext, model: str) -> dict[str, Any]:
-    """Return version and commit of what a model is fitted on, and of the dictionary of its items."""
+def _input_commits(context: RunContext, model: str) -> dict[str, Any]:
+    """Return table -> [version, id of the commit] of the tables that a model is fitted on.
+
+    The dictionary of items is among them.
+    """
     config = context.config
-    training = make(model, config.settings_of(model)).training_tables
+    training_tables = make(model, config.settings_of(model)).training_tables
     versions = {
         table: context.version(table)
-        for table in ("histories", "item_features", "items", *training, "item_ids")
+        for table in ("histories", "item_features", "items", *training_tables, "item_ids")
     }
     if kind_of_model(config, model) == "ranker" and (row := context.runlog.find("examples", model)):
         versions["examples"] = row.outputs["examples"]
-    return {table: context.catalog.identity(table, v) for table, v in versions.items()}
+    return {table: context.catalog.identity(table, version) for table, version in versions.items()}
 
 
-def _is_of(folder: str, made_of: Mapping[str, Any]) -> bool:
-    """Return whether a whole artifact lies there, made of these commits: a table put back from a
-    backup has other commits of the same numbers.
+def _is_made_of(folder: str, input_commits: Mapping[str, Any]) -> bool:
+    """Return whether the folder holds a complete artifact that was made from exactly these commits.
+
+    Versions alone do not suffice: a table that was put back from a backup has other commits under
+    the same numbers.
     """
     try:
-        return storage.is_complete(folder) and artifacts.made_of(folder) == made_of
-    except ArtifactError:  # it is damaged: it is made again
+        return storage.is_complete(folder) and artifacts.made_of(folder) == input_commits
+    except ArtifactError:  # the artifact is damaged, so it is made again
         return False
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A fitted model of the backtest's cutoff.
+class KeptArtifact:
+    """A fitted model of an earlier cutoff than tonight's: that of the backtest, or of examples.
 
     Parameters
     ----------
-    folder : of its artifact
-    run_id : of the night that fitted it as its own; None where this run does
+    folder : the folder of its artifact
+    run_id : the run that fitted it; None where this run has to fit it
     """
 
     folder: str
     run_id: str | None
 
 
-def kept_artifact(context: RunContext, model: str, cutoff: datetime) -> Kept:
-    """Return the artifact of a cutoff before tonight's: as fitted on the night of that cutoff, or kept
-    by a night since, where that was by the same recipe, and the integers of items are the same; else
-    one that is made tonight.
+def kept_artifact(context: RunContext, model: str, cutoff: datetime) -> KeptArtifact:
+    """Return the artifact of a cutoff before tonight's.
 
-    What was fitted that night is what was published then, without what came late. One small job a
-    process and cutoff.
+    For the backtest, this is the model that was fitted on the night of that cutoff: it is what was
+    published then, without events that arrived later. For a cutoff of examples, a later night may
+    have fitted it as well. An artifact is used only if it has the same recipe and if item integers
+    still stand for the same items. Otherwise the result names the folder of an artifact that
+    tonight has to make.
+
+    Example: the night 2024-05-31 has its cutoff at 2024-06-01. With a horizon of 7 days, and a
+    backtest cutoff on every day, the backtest's cutoff is 2024-05-25. The night 2024-05-24 had that
+    cutoff as its own, so its runs are looked at.
+
+    Cost: one small job per process and cutoff.
     """
     night = cutoff.date() - timedelta(days=1)
     day = f"{cutoff:%Y-%m-%d}"
-    made_by = recipe(context.config, model)
+    recipe_now = recipe(context.config, model)
+    # The first and the last night whose runs may have fitted the model.
     nights = (night, night)
     if cutoff != context.backtest_cutoff:
         oldest = min(context.cutoffs).date()
         nights = (oldest - timedelta(days=1), context.run_date - timedelta(days=1))
     for row in context.runlog.trained(*nights, model):
-        kept = row.detail.get(day)
-        if row.detail.get(RECIPE) != made_by or kept is None:
+        name = row.detail.get(day)
+        if row.detail.get(RECIPE) != recipe_now or name is None:
             continue
-        folder = _folder(context, kept)
-        if storage.is_complete(folder) and _has_items_of(context, folder):
-            return Kept(folder, row.run_id)
-    return Kept(artifact_folder(context, model, cutoff), None)
+        folder = _path_of_artifact(context, name)
+        if storage.is_complete(folder) and _has_same_items(context, folder):
+            return KeptArtifact(folder, row.run_id)
+    return KeptArtifact(artifact_folder(context, model, cutoff), None)
 
 
-def _has_items_of(context: RunContext, folder: str) -> bool:
-    """Return whether the integers of a model's items stand for the same items now."""
+def _has_same_items(context: RunContext, folder: str) -> bool:
+    """Return whether the item integers of the model in `folder` stand for the same items now."""
     try:
-        then = artifacts.made_of(folder).get("item_ids")
+        identity_then = artifacts.made_of(folder).get("item_ids")
     except ArtifactError:
         return False
-    now = context.version("item_ids")
-    return then is not None and context.catalog.extends("item_ids", now, then)
+    version_now = context.version("item_ids")
+    return identity_then is not None and context.catalog.extends(
+        "item_ids", version_now, identity_then
+    )
 
 
 def artifacts_of(context: RunContext, row: RunRow) -> list[str]:
-    """Return the folders of the artifacts that a row of `train` names, that of tonight last."""
+    """Return the folders of the artifacts that a row of stage train names; tonight's cutoff comes
+    last.
+    """
     days = [f"{cutoff:%Y-%m-%d}" for cutoff in context.cutoffs]
-    return [_folder(context, row.detail[day]) for day in days if day in row.detail]
+    return [_path_of_artifact(context, row.detail[day]) for day in days if day in row.detail]
 
 
-def _folder(context: RunContext, kept: str) -> str:
-    return storage.join(storage.absolute(context.config.paths.artifacts), kept)
+def _path_of_artifact(context: RunContext, name: str) -> str:
+    return storage.join(storage.absolute(context.config.paths.artifacts), name)
 
 
 def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
-    """Return where this run's training of a model keeps checkpoints; other code does not go on from
-    them.
+    """Return where this run's training of a model keeps its checkpoints.
+
+    The folder's name holds a digest of the code, so that other code does not continue from them.
     """
     run = f"{context.run_date}/{context.run_id}/{algorithm_code(context.config, model)}"
     root = storage.absolute(context.config.paths.checkpoints)
@@ -328,17 +381,21 @@ def checkpoint_folder(context: RunContext, model: str, cutoff: datetime) -> str:
 
 
 def backtest_model(context: RunContext, model: str) -> FittedModel | None:
-    """Return the model fitted for the backtest; None where `train` found too little to fit it on."""
+    """Return the model that is tested by the backtest; None where there was too little data to fit
+    it.
+    """
     cutoff = context.backtest_cutoff
     return None if why_not_fitted(context, model, cutoff) else load_model(context, model, cutoff)
 
 
 def load_model(context: RunContext, model: str, cutoff: datetime) -> FittedModel:
-    """Return the fitted model of this run; StageOrderError where it was not trained, EmptyDataError
-    where `train` found too little to fit it on.
+    """Return the fitted model of this run.
+
+    Raises StageOrderError where it was not trained, EmptyDataError where there was too little data
+    to fit it.
     """
     spec = spec_of(model, context.config.settings_of(model))
-    return artifacts.load(_folder(context, folder_of(context, model, cutoff)), spec)
+    return artifacts.load(_path_of_artifact(context, folder_of(context, model, cutoff)), spec)
 
 
 def load_retriever(context: RunContext, model: str, cutoff: datetime) -> RetrieverModel:
@@ -348,26 +405,30 @@ def load_retriever(context: RunContext, model: str, cutoff: datetime) -> Retriev
     return fitted
 
 
-def with_what_it_reads(context: RunContext, fitted: FittedModel, asked: DataFrame) -> DataFrame:
-    """Return the queries `asked`, with their users' features as of the model's cutoff where it reads
+def with_user_features(
+    context: RunContext, fitted: FittedModel, user_queries: DataFrame
+) -> DataFrame:
+    """Return `user_queries` with the users' features as of the model's cutoff, if the model reads
     them.
+
+    Otherwise the queries are returned as they are, and the feature tables are not read.
     """
-    if fitted.user_encoding is None:  # then the tables are not looked at
-        return asked
-    features, _ = features_as_of(context, fitted.cutoff)
-    return with_features(asked, features, fitted.user_encoding)
+    if fitted.user_encoding is None:  # the model reads no user features
+        return user_queries
+    user_features, _ = features_as_of(context, fitted.cutoff)
+    return with_features(user_queries, user_features, fitted.user_encoding)
 
 
 def not_compared(context: RunContext) -> dict[str, str]:
-    """Return model -> why it has no lists of the backtest, of this night's models without."""
-    out = {}
-    for model in models_of(context.config, "retriever", "ranker"):  # those that give lists
+    """Return model -> reason, for the models of this night that have no lists in the backtest."""
+    reasons = {}
+    for model in models_of(context.config, "retriever", "ranker"):  # an encoder has no lists
         rows = [context.runlog.find(stage, model) for stage in ("train", "recommend")]
-        failed = [row for row in rows if row is not None and row.status != OK]
-        if failed:
-            out[model] = f"{failed[0].stage} failed, {failed[0].detail.get('error')}"
+        failed_rows = [row for row in rows if row is not None and row.status != OK]
+        if failed_rows:
+            reasons[model] = f"{failed_rows[0].stage} failed, {failed_rows[0].detail.get('error')}"
         elif None in rows:
-            out[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
-        elif why := why_not_fitted(context, model, context.backtest_cutoff):
-            out[model] = why
-    return out
+            reasons[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
+        elif reason := why_not_fitted(context, model, context.backtest_cutoff):
+            reasons[model] = reason
+    return reasons

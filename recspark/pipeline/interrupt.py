@@ -1,4 +1,6 @@
-"""Ctrl-C: one line that says what ended and how to go on, instead of the tracebacks of every thread."""
+"""Ctrl-C: print one line that says what was ended and how to go on, not the tracebacks of all
+threads.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Told of each step of a night; passes it on, and knows which one runs.
+    """Receives the text of each step of a night, passes it on, and remembers the step that runs.
+
+    A text that ends in " ..." begins a step.
 
     >>> told = Progress(lambda text: None)
     >>> told("train ease ...")
@@ -35,34 +39,44 @@ class Progress:
 
 @contextmanager
 def opened(
-    open_context: Callable[[], RunContext], progress: Progress, what: str
+    open_context: Callable[[], RunContext], progress: Progress, command: str
 ) -> Iterator[RunContext]:
-    """Give the context of a night, whose session is stopped at the end. Ctrl-C raises Interrupted,
-    which says that `what` ended in the step that ran.
+    """Yield the context of a night, and stop its session at the end.
+
+    Ctrl-C raises Interrupted. The message says that `command` was ended, and in which step.
+
+    Parameters
+    ----------
+    open_context : returns the context; Ctrl-C is handled while it runs, too
+    progress : knows the step that runs
+    command : what the user started, such as "stage train of the night of 2024-05-31"
     """
-    key = _CtrlC()
+    ctrl_c = _CtrlC()
     context: RunContext | None = None
     try:
-        with key.listening():
+        with ctrl_c.listening():
             context = open_context()
-        with key.listening():  # Spark has put its own handler in the place of ours
+        with ctrl_c.listening():  # Spark has replaced the handler meanwhile
             yield context
     except BaseException as error:
-        if not key.pressed and not isinstance(error, KeyboardInterrupt):
+        if not ctrl_c.pressed and not isinstance(error, KeyboardInterrupt):
             raise
-        # Within a call of the JVM it comes out as an error of py4j.
-        where = f" in '{progress.step}'" if progress.step else ""
+        # During a call of the JVM, Ctrl-C shows up as an error of py4j, not as KeyboardInterrupt.
+        in_step = f" in '{progress.step}'" if progress.step else ""
         raise Interrupted(
-            f"{what} was ended by Ctrl-C{where}; what ended before is recorded, and nothing is half "
-            "written. Run the same command again to go on"
+            f"{command} was ended by Ctrl-C{in_step}; what ended before is recorded, and nothing "
+            "is half written. Run the same command again to go on"
         ) from None
     finally:
         if context is not None:
-            _stop(context, quietly=key.pressed)
+            _stop(context, quietly=ctrl_c.pressed)
 
 
 class _CtrlC:
-    """What Ctrl-C does: once KeyboardInterrupt; after that nothing, while things are put in order."""
+    """A handler of Ctrl-C: the first press raises KeyboardInterrupt, further presses do nothing.
+
+    Further presses come while tables and session are put in order, which they must not disturb.
+    """
 
     def __init__(self) -> None:
         self.pressed = False
@@ -74,21 +88,26 @@ class _CtrlC:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signal within the block; Spark's own handler calls the JVM from within a call of
-        it, which py4j cannot. After it was pressed no other handler comes back.
+        """Handle Ctrl-C by this object within the block.
+
+        Spark installs a handler of its own, which calls the JVM. Where Ctrl-C arrives during a call
+        of the JVM, that fails, since py4j cannot make a call within a call. After the block the
+        handler of before comes back, unless Ctrl-C was pressed: then this one stays.
+
+        Only the main thread may set handlers; in another thread nothing changes.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self)
+        handler_before = signal.signal(signal.SIGINT, self)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, self if self.pressed else before)
+            signal.signal(signal.SIGINT, self if self.pressed else handler_before)
 
 
 def _stop(context: RunContext, *, quietly: bool) -> None:
-    """Stop the session; after Ctrl-C the JVM may be gone already."""
+    """Stop the session. After Ctrl-C the JVM may be gone already, so errors are ignored then."""
     if not quietly:
         context.spark.stop()
         return

@@ -1,4 +1,4 @@
-"""The door of a spark-submit job: arguments in, exit code out."""
+"""The entry of a spark-submit job: arguments in, exit code out."""
 
 from __future__ import annotations
 
@@ -21,30 +21,38 @@ from recspark.terminal import log_to_terminal
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
-    """Return the arguments of the job of `stage`; Airflow's tests parse with the same."""
-    chosen = find_stage(stage)
-    out = argparse.ArgumentParser(prog=f"jobs/{stage}.py")
-    out.add_argument("--run-date", required=True, type=date.fromisoformat, help="YYYY-MM-DD")
-    out.add_argument("--env", default="cluster", help="conf/env/<name>.yaml")
-    out.add_argument("--set", action="append", default=[], metavar="a.b=c", help="may be repeated")
-    out.add_argument("--force", action="store_true", help="run again what is recorded")
+    """Return the argument parser of the job of `stage`. Airflow's tests use the same parser."""
+    chosen_stage = find_stage(stage)
+    argument_parser = argparse.ArgumentParser(prog=f"jobs/{stage}.py")
+    argument_parser.add_argument(
+        "--run-date", required=True, type=date.fromisoformat, help="YYYY-MM-DD"
+    )
+    argument_parser.add_argument("--env", default="cluster", help="conf/env/<name>.yaml")
+    argument_parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="may be repeated"
+    )
+    argument_parser.add_argument("--force", action="store_true", help="run again what is recorded")
     if stage == STAGES[0].name:
-        out.add_argument("--repin", action="store_true", help="begin a new run")
-    if chosen.per_model:
-        out.add_argument("--model", action="append", help="may be repeated; default all")
-    return out
+        argument_parser.add_argument("--repin", action="store_true", help="begin a new run")
+    if chosen_stage.per_model:
+        argument_parser.add_argument(
+            "--model", action="append", help="may be repeated; default all"
+        )
+    return argument_parser
 
 
 def run_job(stage: str, argv: Sequence[str]) -> int:
-    """Run one stage of one night and return the process's exit code; a named error prints its
-    message.
+    """Run one stage of one night and return the exit code of the process.
+
+    Where a RecsparkError ends the stage, its name and message are printed, and its own exit code is
+    returned.
     """
     arguments = parser(stage).parse_args(argv)
     log_to_terminal(os.environ.get("RECSPARK_LOG", "INFO"))
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     masking.guard_output()
-    chosen = find_stage(stage)
-    asked = getattr(arguments, "model", None) or ()
+    chosen_stage = find_stage(stage)
+    requested_models = getattr(arguments, "model", None) or ()
     started = time.monotonic()
     progress = Progress(
         lambda text: print(
@@ -52,7 +60,7 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
         )
     )
 
-    def begin() -> RunContext:
+    def open_context() -> RunContext:
         return open_night(
             arguments.env,
             arguments.run_date,
@@ -60,18 +68,20 @@ def run_job(stage: str, argv: Sequence[str]) -> int:
             force=arguments.force,
             repin=getattr(arguments, "repin", False),
             app=f"recspark {stage}",
-            trains=chosen.trains,
-            check=lambda config: check_stage(config, arguments.run_date, chosen, asked),
-            models=asked or None,
+            trains=chosen_stage.trains,
+            check=lambda config: check_stage(
+                config, arguments.run_date, chosen_stage, requested_models
+            ),
+            models=requested_models or None,
             progress=progress,
         )
 
     try:
         with opened(
-            begin, progress, f"stage {stage} of the night of {arguments.run_date}"
+            open_context, progress, f"stage {stage} of the night of {arguments.run_date}"
         ) as context:
-            models = chosen.models(context.config, asked)
-            for error in execute_models(context, chosen, models).values():
+            models = chosen_stage.models(context.config, requested_models)
+            for error in execute_models(context, chosen_stage, models).values():
                 raise error
     except RecsparkError as error:
         print(masking.presentable(f"{type(error).__name__}: {error}", keep="\n"), file=sys.stderr)

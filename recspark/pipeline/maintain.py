@@ -1,4 +1,4 @@
-"""What a night forgets: what only nights of long ago needed, and would make again."""
+"""What a night deletes: data that only nights of long ago needed, and that can be made again."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from recspark.session import together
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
 
+# Tables with a slice for each night that nobody reads once the night is old.
 _BY_NIGHT = ("candidates", "staged_recommendations")
 
 
 def forget(context: RunContext) -> None:
     """Delete what lies more than `keep_nights` before this night.
 
-    Candidates and staged lists of those nights; slices of every table that is made anew for each
-    cutoff; artifacts of models; checkpoints that an abandoned training left. Events, sessions,
-    histories, published lists, metrics and runs stay. Nothing is committed where nothing is old.
+    Deleted are the candidates and staged lists of those nights, the slices of every table that is
+    made anew for each cutoff, artifacts of models, and checkpoints that an abandoned training left.
+    Events, sessions, histories, published lists, metrics and runs stay. Where nothing is old
+    enough, nothing is committed.
     """
-    oldest = context.run_date - timedelta(days=context.config.keep_nights)
-    since = cutoff_of(oldest) - timedelta(days=context.config.evaluate.horizon_days)
-    since = min(since, *context.cutoffs)  # those of examples are looked at again
-    olds = {table: F.col("run_date") < F.lit(oldest) for table in _BY_NIGHT}
-    olds |= {
-        table: F.col("cutoff") < F.lit(since)
+    oldest_night = context.run_date - timedelta(days=context.config.keep_nights)
+    oldest_cutoff = cutoff_of(oldest_night) - timedelta(days=context.config.evaluate.horizon_days)
+    oldest_cutoff = min(oldest_cutoff, *context.cutoffs)  # tonight's examples may lie further back
+    # table -> the condition of its old rows
+    old_rows = {table: F.col("run_date") < F.lit(oldest_night) for table in _BY_NIGHT}
+    old_rows |= {
+        table: F.col("cutoff") < F.lit(oldest_cutoff)
         for table, spec in SPECS.items()
         if spec.partition[:1] == ("cutoff",)
     }
@@ -40,24 +43,24 @@ def forget(context: RunContext) -> None:
     together(
         context.spark,
         *[
-            partial(_delete, context.catalog, table, old)
-            for table, old in olds.items()
+            partial(_delete, context.catalog, table, is_old)
+            for table, is_old in old_rows.items()
             if table in versions
         ],
     )
     paths = context.config.paths
-    for model in storage.folders(storage.absolute(paths.artifacts)):
-        for cutoff in storage.folders(model):
-            if _is_before(cutoff, since):
-                _remove(cutoff)
-    for night in storage.folders(storage.absolute(paths.checkpoints)):
-        if _is_before(night, cutoff_of(oldest - timedelta(days=1))):
-            _remove(night)
+    for folder_of_model in storage.folders(storage.absolute(paths.artifacts)):
+        for folder_of_cutoff in storage.folders(folder_of_model):
+            if _is_before(folder_of_cutoff, oldest_cutoff):
+                _remove(folder_of_cutoff)
+    for folder_of_night in storage.folders(storage.absolute(paths.checkpoints)):
+        if _is_before(folder_of_night, cutoff_of(oldest_night - timedelta(days=1))):
+            _remove(folder_of_night)
 
 
-def _delete(catalog: TableCatalog, table: str, old: Column) -> None:
-    with suppress(ConcurrentWriteError):  # another night forgets the same at this moment
-        catalog.delete(table, old)
+def _delete(catalog: TableCatalog, table: str, is_old: Column) -> None:
+    with suppress(ConcurrentWriteError):  # another night deletes the same rows
+        catalog.delete(table, is_old)
 
 
 def _remove(folder: str) -> None:
@@ -66,7 +69,7 @@ def _remove(folder: str) -> None:
 
 
 def _is_before(folder: str, since: datetime) -> bool:
-    """Return whether a folder is named by a day that begins before `since`; other names are not."""
+    """Return whether a folder's name is a day that begins before `since`; other names are not."""
     try:
         day = datetime.fromisoformat(folder.rsplit("/", 1)[1])
     except ValueError:

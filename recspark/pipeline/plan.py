@@ -1,7 +1,8 @@
-"""What a night does: its stages, and tonight's tasks with what each of them needs first.
+"""The plan of a night: its stages, and tonight's tasks with what each of them needs first.
 
-Everything here follows from the configuration alone: neither Spark nor torch is imported, so that
-Airflow can read it. `recspark nightly`, the jobs, the DAG and `recspark plan` walk the same graph.
+Everything here follows from the configuration alone. Neither Spark nor torch is imported, so that
+Airflow can read this module. `recspark nightly`, the jobs, the DAG and `recspark plan` all use this
+one plan.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ class Stage:
     Parameters
     ----------
     name : also the job's file name
-    kinds : runs once for each of the night's models of these kinds; () = once a night
-    trains : needs the training profile (one slot an executor, speculation off)
+    kinds : the stage runs once for each of the night's models of these kinds; () = it runs once a
+        night
+    trains : the stage needs the training profile (one slot per executor, speculation off)
     """
 
     name: str
@@ -35,30 +37,35 @@ class Stage:
 
     @property
     def per_model(self) -> bool:
-        """Whether it runs once for each model."""
+        """Whether the stage runs once for each model."""
         return bool(self.kinds)
 
-    def models(self, config: Config, asked: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return what the stage runs for: the models `asked` for, else all of its kinds; ("",) once.
+    def models(self, config: Config, requested: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the models that the stage runs for: those `requested`, or else all models of its
+        kinds.
 
-        Raises ConfigError where one that is asked for is not among the night's, or of another kind.
+        Returns ("",) for a stage that runs once. Where none are requested, a model comes after the
+        models that it needs. Raises ConfigError where a requested model is not one of the night's,
+        or of another kind.
         """
         if not self.kinds:
             return ("",)
-        in_order = [model for wave in _waves(config) for model in wave]  # after what they need
-        known = models_of(config, *self.kinds, among=in_order)
-        for model in asked:
+        # Each model comes after the models that it needs.
+        ordered_models = [model for wave in _waves(config) for model in wave]
+        models_of_kinds = models_of(config, *self.kinds, among=ordered_models)
+        for model in requested:
             if model not in config.models:
                 raise ConfigError(
-                    f"model '{model}' is not among this night's.{suggest(model, known)}"
+                    f"model '{model}' is not among this night's.{suggest(model, models_of_kinds)}"
                 )
-            if model not in known:
+            if model not in models_of_kinds:
                 kind = kind_of_model(config, model)
                 raise ConfigError(f"stage '{self.name}' has nothing to do for {kind} '{model}'")
-        return tuple(asked) or known
+        return tuple(requested) or models_of_kinds
 
 
-# Beside `train` each kind has a stage of its own: what its fitted model gives.
+# Each kind of model has `train`, and a stage for what its fitted models give: vectors of items, or
+# lists. A ranker also has a stage for the examples that it learns from.
 STAGES = (
     Stage("ingest"),
     Stage("sessionize"),
@@ -71,8 +78,9 @@ STAGES = (
     Stage("publish"),
 )
 _BY_NAME = {stage.name: stage for stage in STAGES}
-# What a model of each kind gives to those that are built on it comes of this stage.
-_GIVES = {"retriever": "train", "encoder": "encode"}
+# kind -> the stage that makes what a model of this kind gives to the models that are built on it.
+# No model can be built on a ranker.
+_STAGE_GIVING = {"retriever": "train", "encoder": "encode"}
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ class Task:
 
     Parameters
     ----------
-    model : "" of a stage that runs once
+    model : "" for a stage that runs once
     needs : names of the tasks that have to end before this one begins
-    may_fail : nothing published needs its model: the night goes on without it
+    may_fail : nothing that is published needs this model, so the night goes on without it
     """
 
     stage: Stage
@@ -93,7 +101,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """`ingest`, `train.ease`: unique in a night, and the task's name in the DAG."""
+        """The task's name, unique in a night and used in the DAG: `ingest`, `train.ease`."""
         return task_name(self.stage.name, self.model)
 
 
@@ -103,11 +111,16 @@ def task_name(stage: str, model: str = "") -> str:
 
 
 def plan(config: Config) -> tuple[Task, ...]:
-    """Return tonight's tasks, each after those that it needs.
+    """Return tonight's tasks, each after the tasks that it needs.
 
-    A model is trained after the models that it is built on. A ranker learns from examples, which its
-    retrievers, as trained, propose; what it lists is among what they list. Raises ConfigError where
-    a model is built on a ranker.
+    A model is trained after the models that it is built on. For a ranker, stage examples comes
+    after its retrievers are trained, and its own lists come after their lists: a ranker learns from
+    what its retrievers propose, and ranks what they list. Raises ConfigError where a model is built
+    on a ranker.
+
+    Example: for the retriever `ease` and the ranker `boost` that needs it, the tasks are ingest,
+    sessionize, build_features, train.ease, recommend.ease, examples.boost, train.boost,
+    recommend.boost, evaluate, publish.
     """
     published = needed_models(config)
     return tuple(
@@ -117,63 +130,93 @@ def plan(config: Config) -> tuple[Task, ...]:
 
 
 def _tasks(config: Config) -> tuple[Task, ...]:
-    """Return tonight's tasks; which of them may fail is not said, and what is published not read."""
-    first = list(takewhile(lambda stage: not stage.per_model, STAGES))
-    last = [stage for stage in STAGES[len(first) :] if not stage.per_model]
-    tasks = [Task(stage, needs=(before.name,)) for before, stage in pairwise(first)]
-    tasks = [Task(first[0]), *tasks]
-    ends: list[str] = []  # the last task of each model
+    """Return tonight's tasks as `plan` does, with `may_fail` not yet set.
+
+    The settings of `publish` are not read.
+    """
+    stages_before_models = list(takewhile(lambda stage: not stage.per_model, STAGES))
+    stages_after_models = [
+        stage for stage in STAGES[len(stages_before_models) :] if not stage.per_model
+    ]
+    tasks = [
+        Task(stage, needs=(previous.name,)) for previous, stage in pairwise(stages_before_models)
+    ]
+    tasks = [Task(stages_before_models[0]), *tasks]
+    last_tasks: list[str] = []  # the name of the last task of each model
     for wave in _waves(config):
-        of_wave: list[Task] = []
+        tasks_of_wave: list[Task] = []
         for model in wave:
-            of_model = _tasks_of(config, model, tasks[len(first) - 1].name)
-            ends.append(of_model[-1].name)
-            of_wave += of_model
-        tasks += sorted(of_wave, key=_order)
-    needs = tuple(ends)
-    for stage in last:
+            tasks_of_model = _tasks_of(config, model, tasks[len(stages_before_models) - 1].name)
+            last_tasks.append(tasks_of_model[-1].name)
+            tasks_of_wave += tasks_of_model
+        tasks += sorted(tasks_of_wave, key=_order_in_wave)
+    needs = tuple(last_tasks)
+    for stage in stages_after_models:
         tasks.append(Task(stage, needs=needs))
         needs = (stage.name,)
     return tuple(tasks)
 
 
-def _tasks_of(config: Config, model: str, data: str) -> list[Task]:
-    """Return the tasks of one model, in order; `data` is the task that makes what it is fitted on."""
+def _tasks_of(config: Config, model: str, data_task: str) -> list[Task]:
+    """Return the tasks of one model, in order.
+
+    `data_task` : the name of the task that makes the data that a model is fitted on.
+    """
     kind, needs = kind_of_model(config, model), config.needs_of(model)
-    kinds = {name: kind_of_model(config, name) for name in needs}
-    if rankers := [name for name, its_kind in kinds.items() if its_kind not in _GIVES]:
+    kinds_of_needs = {name: kind_of_model(config, name) for name in needs}
+    if rankers := [
+        name for name, kind_of_need in kinds_of_needs.items() if kind_of_need not in _STAGE_GIVING
+    ]:
         raise ConfigError(
             f"model '{model}' needs the ranker {rankers[0]}: nothing is built on rankers"
         )
-    given = tuple(task_name(_GIVES[its_kind], name) for name, its_kind in kinds.items()) or (data,)
-    train = task_name("train", model)
+    tasks_of_needs = tuple(
+        task_name(_STAGE_GIVING[kind_of_need], name)
+        for name, kind_of_need in kinds_of_needs.items()
+    ) or (data_task,)
+    train_task = task_name("train", model)
     if kind == "encoder":
-        return [Task(_BY_NAME["train"], model, given), Task(_BY_NAME["encode"], model, (train,))]
+        return [
+            Task(_BY_NAME["train"], model, tasks_of_needs),
+            Task(_BY_NAME["encode"], model, (train_task,)),
+        ]
     if kind == "retriever":
-        return [Task(_BY_NAME["train"], model, given), Task(_BY_NAME["recommend"], model, (train,))]
-    lists = [task_name("recommend", name) for name, k in kinds.items() if k == "retriever"]
-    if not lists:
+        return [
+            Task(_BY_NAME["train"], model, tasks_of_needs),
+            Task(_BY_NAME["recommend"], model, (train_task,)),
+        ]
+    list_tasks = [
+        task_name("recommend", name)
+        for name, kind_of_need in kinds_of_needs.items()
+        if kind_of_need == "retriever"
+    ]
+    if not list_tasks:
         raise ConfigError(
             f"model '{model}' is a ranker and needs a retriever, whose lists it ranks: name it in "
             f"models.{model}.needs, which are {list(needs)}"
         )
     return [
-        Task(_BY_NAME["examples"], model, given),
+        Task(_BY_NAME["examples"], model, tasks_of_needs),
         Task(_BY_NAME["train"], model, (task_name("examples", model),)),
-        Task(_BY_NAME["recommend"], model, (train, *lists)),
+        Task(_BY_NAME["recommend"], model, (train_task, *list_tasks)),
     ]
 
 
-def _order(task: Task) -> int:
-    """Tasks of models that do not need one another go stage by stage: one process changes its
-    profile, and its code, as seldom as possible.
+def _order_in_wave(task: Task) -> int:
+    """Return the place of a task among the tasks of one wave, whose models do not need one another.
+
+    They go stage by stage: one process then changes its Spark profile and its code as seldom as
+    possible.
     """
     order = ("examples", "train", "encode", "recommend")
     return order.index(task.stage.name)
 
 
 def _waves(config: Config) -> list[list[str]]:
-    """Return the night's models in waves, each built on models of the waves before it alone."""
+    """Return the night's models in waves: each model needs only models of earlier waves.
+
+    Example: where `boost` needs `ease` and `words`, the waves are [ease, words] and [boost].
+    """
     waves: list[list[str]] = []
     waiting = list(config.models)
     done: set[str] = set()
@@ -186,18 +229,21 @@ def _waves(config: Config) -> list[list[str]]:
 
 
 def kind_of_model(config: Config, model: str) -> Kind:
-    """Return what one of the night's models is: retriever, ranker or encoder."""
+    """Return whether one of the night's models is a retriever, a ranker or an encoder."""
     return kind_of(model, config.settings_of(model))
 
 
 def models_of(config: Config, *kinds: Kind, among: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return the models of these kinds, of the night's or of those `among`, in their order."""
+    """Return the models of these kinds, in order: of the night's models, or of those in `among`."""
     models = config.models if among is None else among
     return tuple(model for model in models if kind_of_model(config, model) in kinds)
 
 
 def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[Task, ...]:
-    """Return all that the task of `stage` and `model` needs, and what that needs, in order."""
+    """Return every task that has to end before the task of `stage` and `model`, in order.
+
+    These are the tasks that it needs, the tasks that those need, and so on.
+    """
     by_name = {task.name: task for task in tasks}
     needed: set[str] = set()
     waiting = [Task(stage, model).name]
@@ -210,21 +256,24 @@ def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[
 
 
 def needed_models(config: Config) -> frozenset[str]:
-    """Return the models without which nothing is published; any other may fail alone."""
+    """Return the models that the published lists depend on; any other model may fail alone."""
     names = (*config.publish.steps, config.publish.neighbours_model)
     return frozenset(config.with_needs(name for name in names if name is not None))
 
 
 def listed_tonight(config: Config) -> frozenset[str]:
-    """Return the models whose lists of tonight somebody reads: the champion, the ladder, and what a
-    ranker among them ranks. Of the others only the backtest is looked at.
+    """Return the models whose lists of tonight are read by somebody.
+
+    These are the champion, the models of the ladder, and the models that a ranker among them needs.
+    Of all other models only the backtest is looked at.
     """
     return frozenset(config.with_needs(config.publish.steps))
 
 
 def stages_before(config: Config, stage: str | None, model: str = "") -> frozenset[str]:
-    """Return the names of the stages of which the task of `stage` and `model` needs a task; of all
-    stages where it is None.
+    """Return the names of the stages that have a task which the task of `stage` and `model` needs.
+
+    Where `stage` is None, return the names of all stages.
     """
     if stage is None:
         return frozenset(_BY_NAME)

@@ -1,8 +1,9 @@
-"""When a stage need not run again: its result is recorded, and would be the same.
+"""When a stage need not run again, because its recorded result would be the same.
 
-The same: the settings that the stage reads, the versions of the tables that it reads, and the code
-that it runs; and what it left is still there. Such a result is taken from this run's own row, or from
-the row of another run of the night.
+The result is the same where the settings that the stage reads, the versions of the tables that it
+reads, and the code that it runs are the same, and where everything that the stage left is still in
+place. Such a result is taken from this run's own row in `runs`, or from the row of another run of
+the same night.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ TABLES_READ: dict[str, tuple[str, ...]] = {
         "item_ids", "items", "recommendations",
     ),
 }  # fmt: skip
-# stage -> the settings that it reads: sections, or single ones; a stage that is not here reads all.
-# Paths and what the machine decides are no part of a result.
+# stage -> the settings that it reads: whole sections, or single settings. A stage that is not in
+# here reads all settings. Paths and settings of the machine do not change a result, and do not
+# count.
 SETTINGS_READ: dict[str, tuple[str, ...]] = {
     "ingest": ("source", "ingest", "sessions", "features"),
     "sessionize": ("sessions",),
@@ -76,12 +78,13 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
     ),
     "recommend": ("features", "evaluate", "publish", "n_candidates"),
 }
-# In the detail of a row:
-IDENTITY = "identity"  # as in `Work`
-COMMITS = "commits"  # table -> the commit that the stage left it at
-_MODULE = "recspark.pipeline.stages."
-# stage -> the table that holds its rows: a slice of it without a file has lost them
-_ROWS = {
+# Keys in the detail of a row of `runs`:
+IDENTITY = "identity"  # `Execution.identity`
+COMMITS = "commits"  # table -> id of the commit at which the stage left the table
+_STAGE_MODULES = "recspark.pipeline.stages."
+# stage -> the table that holds its rows. Where the stage wrote rows, a slice without files lost
+# them.
+_TABLE_OF_ROWS = {
     "encode": "item_vectors",
     "examples": "examples",
     "recommend": "candidates",
@@ -91,16 +94,17 @@ _ROWS = {
 
 
 @dataclass(frozen=True)
-class Work:
-    """A stage of this run, for one model where it runs per model, and all that its result follows
-    from.
+class Execution:
+    """A stage that is to be executed in this run, and everything that decides its result.
 
     Parameters
     ----------
+    model : the model that it runs for, "" for a stage that runs once
     inputs : table -> version
     code : digest of the modules that it runs
-    identity : digest of the settings that it reads, and of the commits of its inputs: a table put
-        back from a backup has other commits of the same numbers. None where it reads all settings
+    identity : digest of the settings that it reads, and of the commits of its inputs. A table that
+        was put back from a backup has other commits under the same version numbers. None where the
+        stage reads all settings
     """
 
     stage: Stage
@@ -110,10 +114,10 @@ class Work:
     identity: str | None
 
     @classmethod
-    def of(cls, context: RunContext, stage: Stage, model: str) -> Work:
-        """Return the work of one stage; `context` is that of the stage."""
-        versions = {t: context.version(t) for t in tables_read(context.config, stage)}
-        versions.update(_written_for(context, stage, model))
+    def of(cls, context: RunContext, stage: Stage, model: str) -> Execution:
+        """Return the execution of one stage; `context` must be the context of that stage."""
+        versions = {table: context.version(table) for table in tables_read(context.config, stage)}
+        versions.update(_versions_written_for(context, stage, model))
         inputs = {table: version for table, version in versions.items() if version is not None}
         identity = settings_identity(context, stage, model)
         if identity is not None and stage is not STAGES[0]:
@@ -123,104 +127,128 @@ class Work:
 
     @property
     def label(self) -> str:
-        """The stage and its model, for a person."""
+        """The stage and its model, for a person to read."""
         return f"{self.stage.name} {self.model}".strip()
 
 
-def recorded(context: RunContext, work: Work) -> RunRow | None:
-    """Return the row whose result does for this work: this run's own, or that of another run of the
-    night; None where the stage has to run.
+def recorded(context: RunContext, execution: Execution) -> RunRow | None:
+    """Return the row of `runs` whose result can be used instead of running the stage, or None.
 
-    With a model more, or another number of ranks, a day is not ingested again.
+    The row is this run's own, or where this run has none, that of another run of the night. So a
+    day is not ingested again where the settings only add a model, or change the number of ranks.
     """
-    own = context.runlog.find(work.stage.name, work.model)
-    rows = [own] if own else _of_other_runs(context, work)
-    return next((row for row in rows if _does(context, work, row)), None)
+    row_of_this_run = context.runlog.find(execution.stage.name, execution.model)
+    rows = [row_of_this_run] if row_of_this_run else _rows_of_other_runs(context, execution)
+    return next((row for row in rows if _can_use(context, execution, row)), None)
 
 
-def _does(context: RunContext, work: Work, row: RunRow) -> bool:
-    # Ingest writes what it reads: see `_of_other_runs`.
-    same = work.identity is None or work.stage is STAGES[0]
-    same = same or row.detail.get(IDENTITY) == work.identity
-    return same and row.reusable(work.inputs, work.code) and still_holds(context, work, row)
+def _can_use(context: RunContext, execution: Execution, row: RunRow) -> bool:
+    # The identity of ingest is not compared: it writes the tables that it reads
+    # (`_rows_of_other_runs`).
+    has_same_identity = execution.identity is None or execution.stage is STAGES[0]
+    has_same_identity = has_same_identity or row.detail.get(IDENTITY) == execution.identity
+    return (
+        has_same_identity
+        and row.reusable(execution.inputs, execution.code)
+        and still_holds(context, execution, row)
+    )
 
 
-def _of_other_runs(context: RunContext, work: Work) -> Iterator[RunRow]:
-    """Give the rows of the same stage, with the same settings, of the night's other runs."""
-    for row in context.runlog.elsewhere(work.stage.name, work.model):
-        if work.identity is None or row.detail.get(IDENTITY) != work.identity:
+def _rows_of_other_runs(context: RunContext, execution: Execution) -> Iterator[RunRow]:
+    """Yield the rows of the same stage, with the same identity, of the night's other runs.
+
+    Ingest is a special case, since it writes the tables that it reads. Its row is yielded only
+    where the tables and the landing are still as that row left them: ingest would then write
+    nothing. The yielded row has tonight's `inputs`: the versions that it read itself are older than
+    those that it wrote.
+    """
+    for row in context.runlog.elsewhere(execution.stage.name, execution.model):
+        if execution.identity is None or row.detail.get(IDENTITY) != execution.identity:
             continue
-        if work.stage is STAGES[0]:
-            # Ingest writes what it reads: it would write nothing again where all is as it left it.
+        if execution.stage is STAGES[0]:
             if any(
-                (context.pins[t] if t in context.pins else context.catalog.version(t)) != v
-                for t, v in row.outputs.items()
+                (context.pins[table] if table in context.pins else context.catalog.version(table))
+                != version
+                for table, version in row.outputs.items()
             ):
                 continue
             if landing_digest(context.config.source, context.run_date) != row.detail["landing"]:
                 continue
-            row = replace(row, inputs=work.inputs)
+            row = replace(row, inputs=execution.inputs)
         if row.detail.get(COMMITS) == commits_of(context, row.outputs):
             yield row
 
 
 def commits_of(context: RunContext, versions: Mapping[str, int]) -> dict[str, Any]:
-    """Return table -> id of the commit of its version; None where its log does not have that."""
-    return {table: context.catalog.identity(table, v)[1] for table, v in versions.items()}
+    """Return table -> id of the commit that made the version; None where the log was cleaned."""
+    return {
+        table: context.catalog.identity(table, version)[1] for table, version in versions.items()
+    }
 
 
 def tables_read(config: Config, stage: Stage) -> tuple[str, ...]:
     """Return the tables whose versions identify the input of a stage, with these settings."""
     tables = TABLES_READ[stage.name]
     if stage.name == "recommend" and config.publish.rescore_days is None:
-        return tuple(table for table in tables if table != "recommendations")  # nobody keeps a list
+        # No list of an earlier night is kept.
+        return tuple(table for table in tables if table != "recommendations")
     return tables
 
 
-def _written_for(context: RunContext, stage: Stage, model: str) -> dict[str, int]:
-    """Return the versions of tables that a model's own tasks, or those of models that it needs, left
-    for this one: their tables have a slice for each model, and others write there, too.
+def _versions_written_for(context: RunContext, stage: Stage, model: str) -> dict[str, int]:
+    """Return table -> version of what other tasks of this run wrote for this stage and model.
+
+    Some tables have a slice for each model, and other models' tasks write to them as well. So the
+    version that counts is not the newest one, but the one that the tasks of this model, or of the
+    models that it needs, left.
     """
     config, find = context.config, context.runlog.find
     if not model:
         return {}
-    out: dict[str, int] = {}
-    rows = []
+    newest_versions: dict[str, int] = {}
+    tables_and_rows = []
     if kind_of_model(config, model) == "ranker" and stage.name == "train":
-        rows.append(("examples", find("examples", model)))
+        tables_and_rows.append(("examples", find("examples", model)))
     if kind_of_model(config, model) == "ranker" and stage.name == "recommend":
-        rows += [("candidates", find("recommend", name)) for name in sources_of(context, model)]
+        tables_and_rows += [
+            ("candidates", find("recommend", name)) for name in sources_of(context, model)
+        ]
     if stage.name in ("train", "examples"):
         encoders = models_of(config, "encoder", among=config.needs_of(model))
-        rows += [("item_vectors", find("encode", name)) for name in encoders]
-    for table, row in rows:
+        tables_and_rows += [("item_vectors", find("encode", name)) for name in encoders]
+    for table, row in tables_and_rows:
         if row is not None and table in row.outputs:
-            out[table] = max(row.outputs[table], out.get(table, 0))
-    return out
+            newest_versions[table] = max(row.outputs[table], newest_versions.get(table, 0))
+    return newest_versions
 
 
 def settings_identity(context: RunContext, stage: Stage, model: str) -> str | None:
     """Return the digest of the settings that one stage reads; None where it reads all of them.
 
-    For a model's stages the artifacts are among them: they are named by all that makes a model.
+    For a stage that runs per model, the digest covers the names of the artifacts that the stage
+    makes or reads: an artifact's name follows from everything that decides the model.
     """
-    names = SETTINGS_READ.get(stage.name)
-    if names is None:
+    setting_names = SETTINGS_READ.get(stage.name)
+    if setting_names is None:
         return None
     settings = context.config.comparable()
-    read: dict[str, Any] = {}
-    for name in names:
+    settings_read: dict[str, Any] = {}
+    for name in setting_names:
         section, _, setting = name.partition(".")
-        read[name] = settings[section][setting] if setting else settings[section]
+        settings_read[name] = settings[section][setting] if setting else settings[section]
     if stage.name == "build_features":
-        read["training"] = sorted(training_tables(context.config))
-        read["cutoffs"] = context.cutoffs
-    read["artifacts"] = [artifact_name(folder) for folder in _artifacts_read(context, stage, model)]
-    return digest(read)
+        settings_read["training"] = sorted(training_tables(context.config))
+        settings_read["cutoffs"] = context.cutoffs
+    settings_read["artifacts"] = [
+        artifact_name(folder) for folder in _artifacts_read(context, stage, model)
+    ]
+    return digest(settings_read)
 
 
 def _artifacts_read(context: RunContext, stage: Stage, model: str) -> list[str]:
-    """Return the folders of the artifacts that a stage makes or reads, as far as they are known."""
+    """Return the folders of the artifacts that a stage makes or reads, as far as they are known
+    yet.
+    """
     if stage.trains:
         folders = []
         for cutoff in cutoffs_of(context, model):
@@ -228,7 +256,7 @@ def _artifacts_read(context: RunContext, stage: Stage, model: str) -> list[str]:
                 is_kept = cutoff != context.cutoff
                 kept = kept_artifact(context, model, cutoff).folder if is_kept else None
                 folders.append(kept or artifact_folder(context, model, cutoff))
-            except EmptyDataError:  # a model that it needs has too little before this cutoff
+            except EmptyDataError:  # a model that it needs had too little data before this cutoff
                 continue
         return folders
     if not stage.per_model:
@@ -241,51 +269,63 @@ def _artifacts_read(context: RunContext, stage: Stage, model: str) -> list[str]:
 
 
 def stage_code(config: Config, stage: Stage, model: str) -> str:
-    """Return the digest of the code that a stage runs: its own, and that of the models it loads."""
-    own = code_digest(_MODULE + stage.name)
+    """Return the digest of the code that a stage runs: its own and that of the models it uses."""
+    code_of_stage = code_digest(_STAGE_MODULES + stage.name)
     if stage.per_model:
-        return digest([own, algorithm_code(config, *config.with_needs([model]))])
-    if "candidates" in TABLES_READ[stage.name]:  # it reads what the models made
-        return digest([own, algorithm_code(config, *config.models)])
-    return own
+        return digest([code_of_stage, algorithm_code(config, *config.with_needs([model]))])
+    if "candidates" in TABLES_READ[stage.name]:  # the stage reads the lists of all models
+        return digest([code_of_stage, algorithm_code(config, *config.models)])
+    return code_of_stage
 
 
-def still_holds(context: RunContext, work: Work, done: RunRow) -> bool:
-    """Return whether what a recorded stage left, in the tables and beside them, is still there."""
-    if work.stage.name == "ingest":
-        now = landing_digest(context.config.source, context.run_date)
-        if now is not None and now != done.detail["landing"]:
+def still_holds(context: RunContext, execution: Execution, recorded_row: RunRow) -> bool:
+    """Return whether everything that a recorded stage left, in tables and in folders, is still in
+    place.
+
+    Says so where it is not, and where the landing has changed since ingest read it.
+    """
+    if execution.stage.name == "ingest":
+        landing_now = landing_digest(context.config.source, context.run_date)
+        if landing_now is not None and landing_now != recorded_row.detail["landing"]:
             context.progress(
                 f"ingest: the landing of {context.run_date} has changed since run {context.run_id} read it; "
                 "use --repin to take it in"
             )
-    if work.stage.trains:
-        folders = artifacts_of(context, done)
+    if execution.stage.trains:
+        folders = artifacts_of(context, recorded_row)
         if not folders or not all(map(storage.is_complete, folders)):
             return False
-    if what := lost(context, work, done):
-        context.progress(f"{work.label}: {what}; made again")
+    if missing := missing_output(context, execution, recorded_row):
+        context.progress(f"{execution.label}: {missing}; made again")
         return False
     return True
 
 
-def lost(context: RunContext, work: Work, done: RunRow) -> str | None:
-    """Return what is no longer there of what a recorded stage left in the tables; None where all is.
+def missing_output(context: RunContext, execution: Execution, recorded_row: RunRow) -> str | None:
+    """Return what is missing of the rows that a recorded stage wrote, as a text; None where nothing
+    is.
 
-    Its own slice where the table has one for it, else the whole table as of the recorded version.
-    Cost: a job over the log for each table, a look at each file; no data is read.
+    Looks at the stage's own slice where the table has one for it, otherwise at the table, as of the
+    recorded version.
+    Cost: a job over the log for each table, and a look at each file; no data is read.
     """
-    known: dict[str, Any] = {
+    partition_values: dict[str, Any] = {
         "run_date": context.run_date,
         "ingest_date": context.run_date,
-        "model": work.model or PUBLISHED,
-        "encoder": work.model,
+        "model": execution.model or PUBLISHED,
+        "encoder": execution.model,
         "cutoff": context.cutoffs,
     }
-    for table, version in sorted(done.outputs.items()):
+    for table, version in sorted(recorded_row.outputs.items()):
         partition = SPECS[table].partition
-        slice_ = {c: known[c] for c in partition} if known.keys() >= set(partition) else {}
-        some = done.rows_out > 0 and _ROWS.get(work.stage.name) == table
-        if what := context.catalog.lost(table, version, slice_, some=some):
-            return what
+        slice_ = (
+            {column: partition_values[column] for column in partition}
+            if partition_values.keys() >= set(partition)
+            else {}
+        )
+        must_have_rows = (
+            recorded_row.rows_out > 0 and _TABLE_OF_ROWS.get(execution.stage.name) == table
+        )
+        if missing := context.catalog.lost(table, version, slice_, must_have_rows=must_have_rows):
+            return missing
     return None

@@ -1,4 +1,4 @@
-"""Opens a night and executes its plan: the only module that knows all stages."""
+"""Opens a night and executes its plan. Only this module knows all stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recspark.pipeline.code import code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import STAGES, Stage, needed_models, needed_tasks, plan
 from recspark.pipeline.process import peak_memory_mb
-from recspark.pipeline.reuse import COMMITS, IDENTITY, Work, commits_of, recorded
+from recspark.pipeline.reuse import COMMITS, IDENTITY, Execution, commits_of, recorded
 from recspark.pipeline.runlog import FAILED, OK, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features
 from recspark.pipeline.stages.encode import encode
@@ -40,8 +40,8 @@ from recspark.tables.catalog import TableCatalog, retried
 
 log = logging.getLogger("recspark")
 
-_SAID = 600  # characters of an error that are shown
-_TRACED = 4000  # characters of a traceback that `runs` keeps
+_SHOWN_CHARACTERS = 600  # of an error message
+_KEPT_CHARACTERS = 4000  # of a traceback, in `runs`
 
 FUNCTIONS: dict[str, Callable[..., StageResult]] = {
     "ingest": ingest,
@@ -70,17 +70,25 @@ def open_night(
     begins: bool = True,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> RunContext:
-    """Return the context of one night: settings checked, session started, run begun or found again.
+    """Return the context of one night: settings checked, Spark started, the run begun or found
+    again.
 
-    `trains` starts the session with the training profile, for `models` or all of the night; `check`
-    looks at what the command needs besides; without `begins` no run is begun, and the tables are
-    those of the night's run with these settings, else those of now. Before Spark starts raises
-    ConfigError, SetupError where there is no Java or `paths.root` cannot be written, NoSlotsError
-    where a model wants more ranks than there can be tasks at once, and what `check` raises;
-    OpenRunError and SupersededRunError where another run of the night is in the way.
+    Parameters
+    ----------
+    trains : start the session with the training profile, for `models` or for all models of the
+        night
+    check : checks what the command needs besides the settings
+    begins : begin a run where there is none. False: write nothing; the context then has the
+        table versions of the night's run with these settings, or the present versions without
+        such a run
+
+    Before Spark starts, raises ConfigError for wrong settings, SetupError where there is no Java
+    or `paths.root` cannot be written, NoSlotsError where a model needs more ranks than tasks can
+    run at once, and whatever `check` raises. After that, raises OpenRunError or
+    SupersededRunError where another run of the night is in the way.
     """
     config = load_config(env, overrides)
-    check_settings(config)  # a wrong setting is an error now, not at 3 am
+    check_settings(config)  # a wrong setting is an error now, not in the middle of the night
     check(config)
     storage.check_writable(storage.absolute(config.paths.root))
     if trains:
@@ -99,77 +107,100 @@ def open_night(
 
 
 def execute(context: RunContext, stage: Stage, model: str = "") -> StageResult:
-    """Run one stage, or take its recorded result; its `runs` row is its last act.
+    """Run one stage, or use its recorded result. Writing its row in `runs` is the last step.
 
-    A recorded result is taken when it is `ok`, of the same code, settings and inputs, and `force` is
-    off. Raises StageOrderError when a stage that it reads from has no result in this run, and
-    DamagedFileError where a data file cannot be read.
+    A recorded result is used where its status is `ok`, its code, settings and inputs are the same,
+    and `force` is off. Raises StageOrderError where a stage that this one reads from has no result
+    in this run, and DamagedFileError where a data file cannot be read.
     """
     context = replace(context, stage=stage.name, model=model)
     check_order(context, stage, model)
-    work = Work.of(context, stage, model)
-    row = None if context.force else recorded(context, work)
-    if row is not None:
-        return _take(context, work, row)
-    where = {"stage": stage.name, "model": model, "run_id": context.run_id}
-    log.info(json.dumps({"event": "stage start", **where, "inputs": work.inputs}))
-    context.progress(f"{work.label} ...")
+    execution = Execution.of(context, stage, model)
+    recorded_row = None if context.force else recorded(context, execution)
+    if recorded_row is not None:
+        return _use_recorded(context, execution, recorded_row)
+    about_stage = {"stage": stage.name, "model": model, "run_id": context.run_id}
+    log.info(json.dumps({"event": "stage start", **about_stage, "inputs": execution.inputs}))
+    context.progress(f"{execution.label} ...")
     started = datetime.now(UTC)
-    clock = time.monotonic()
-    result = _run(context, work, started)
-    seconds = time.monotonic() - clock
-    _record(context, work, result, started, seconds)
+    started_clock = time.monotonic()
+    result = _run_function(context, execution, started)
+    seconds = time.monotonic() - started_clock
+    _record(context, execution, result, started, seconds)
     if stage is STAGES[-1]:
         context.runlog.compact()
-    took = {"rows_in": result.rows_in, "rows_out": result.rows_out, "seconds": round(seconds, 1)}
-    log.info(json.dumps({"event": "stage end", **where, **took, "outputs": result.outputs}))
-    context.progress(f"{work.label}: {result.rows_out:,} rows, {seconds:.1f} s")
+    about_result = {
+        "rows_in": result.rows_in,
+        "rows_out": result.rows_out,
+        "seconds": round(seconds, 1),
+    }
+    log.info(
+        json.dumps({"event": "stage end", **about_stage, **about_result, "outputs": result.outputs})
+    )
+    context.progress(f"{execution.label}: {result.rows_out:,} rows, {seconds:.1f} s")
     return result
 
 
-def _run(context: RunContext, work: Work, started_at: datetime) -> StageResult:
-    """Run the stage's function; what goes wrong is recorded, and raised by its name."""
-    function, model = FUNCTIONS[work.stage.name], work.model
-    done = context.runlog.find(work.stage.name, model)
-    commits = dict(context.catalog.commits)
+def _run_function(context: RunContext, execution: Execution, started_at: datetime) -> StageResult:
+    """Run the stage's function and return its result.
+
+    Where the function fails, the error is raised, as DamagedFileError where a data file cannot be
+    read. Before that, the failure of a model is written to its row in `runs`, and the run is marked
+    as failed unless the model fails alone.
+    """
+    function, model = FUNCTIONS[execution.stage.name], execution.model
+    row_before = context.runlog.find(execution.stage.name, model)
+    commits_before = dict(context.catalog.commits)
     try:
-        # Where another writer was quicker, the stage reads again what that one left.
+        # Where another writer committed first, the stage runs again and reads what that one wrote.
         result = retried(lambda: function(context, model) if model else function(context))
     except Exception as error:
-        named = damage.named(error, context.catalog.root) or error
-        if work.stage.per_model:
-            _record_failure(context, work, named, started_at)
+        error_to_raise = damage.unreadable_file_error(error, context.catalog.root) or error
+        if execution.stage.per_model:
+            _record_failure(context, execution, error_to_raise, started_at)
         if not fails_alone(context, model):
-            with suppress(Exception):  # what went wrong first is said
+            with suppress(Exception):  # the stage's own error is the one to report
                 context.runlog.set_status(FAILED)
-        if named is error:
+        if error_to_raise is error:
             raise
-        raise named from error
-    if done is not None:  # what the stage did not move is where it was when first recorded
-        stayed = {t for t in result.outputs if context.catalog.commits[t] == commits.get(t, 0)}
-        kept = {t: v for t, v in done.outputs.items() if t in stayed}
-        result = replace(result, outputs={**result.outputs, **kept})
-    if work.identity is not None:
-        about = {IDENTITY: work.identity, COMMITS: commits_of(context, result.outputs)}
-        result = replace(result, detail={**result.detail, **about})
+        raise error_to_raise from error
+    # A table that this execution did not commit to keeps the version that was recorded first.
+    if row_before is not None:
+        unchanged_tables = {
+            table
+            for table in result.outputs
+            if context.catalog.commits[table] == commits_before.get(table, 0)
+        }
+        versions_before = {
+            table: version
+            for table, version in row_before.outputs.items()
+            if table in unchanged_tables
+        }
+        result = replace(result, outputs={**result.outputs, **versions_before})
+    if execution.identity is not None:
+        identity_detail = {
+            IDENTITY: execution.identity,
+            COMMITS: commits_of(context, result.outputs),
+        }
+        result = replace(result, detail={**result.detail, **identity_detail})
     return result
 
 
-def _take(context: RunContext, work: Work, row: RunRow) -> StageResult:
-    """Return the result of a recorded row; that of another run becomes one of this run, too."""
+def _use_recorded(context: RunContext, execution: Execution, row: RunRow) -> StageResult:
+    """Return the result of a recorded row. The row of another run is copied to this run's rows."""
     result = StageResult(row.outputs, row.rows_in, row.rows_out, row.detail)
     if row.run_id == context.run_id:
-        context.progress(f"{work.label}: as recorded ({row.rows_out:,} rows)")
+        context.progress(f"{execution.label}: as recorded ({row.rows_out:,} rows)")
         return result
-    context.progress(f"{work.label}: as run {row.run_id} left it ({row.rows_out:,} rows)")
+    context.progress(f"{execution.label}: as run {row.run_id} left it ({row.rows_out:,} rows)")
     result = replace(result, detail={**row.detail, "of_run": row.run_id})
-    _record(context, work, result, datetime.now(UTC), 0.0)
+    _record(context, execution, result, datetime.now(UTC), 0.0)
     return result
 
 
 def _record(
     context: RunContext,
-    work: Work,
+    execution: Execution,
     result: StageResult,
     started_at: datetime,
     seconds: float,
@@ -177,12 +208,12 @@ def _record(
 ) -> None:
     """Write the stage's row in `runs`."""
     context.runlog.record(
-        stage=work.stage.name,
-        model=work.model,
-        inputs=work.inputs,
+        stage=execution.stage.name,
+        model=execution.model,
+        inputs=execution.inputs,
         result=result,
         config=context.config.resolved(),
-        code=work.code,
+        code=execution.code,
         seconds=seconds,
         peak_memory_mb=peak_memory_mb(),
         started_at=started_at,
@@ -193,46 +224,49 @@ def _record(
 def execute_models(
     context: RunContext, stage: Stage, models: Sequence[str]
 ) -> dict[str, Exception]:
-    """Run one stage for each of `models`, ("",) once; return the errors of those that failed alone.
+    """Run one stage for each of `models`; return the errors of the models that failed alone.
 
-    A model that nothing published needs (`fails_alone`) fails alone; any other error is raised.
+    `models` is ("",) for a stage that runs once. A model fails alone where nothing published needs
+    it (`fails_alone`). Any other error is raised at once.
     """
-    alone: dict[str, Exception] = {}
+    errors_by_model: dict[str, Exception] = {}
     for model in models:
         try:
             execute(context, stage, model)
         except Exception as error:
             if not fails_alone(context, model):
                 raise
-            alone[model] = error
+            errors_by_model[model] = error
             context.progress(
-                f"{stage.name} {model}: failed, {said(error)}; the others go on without it"
+                f"{stage.name} {model}: failed, {error_line(error)}; the others go on without it"
             )
-    return alone
+    return errors_by_model
 
 
 def fails_alone(context: RunContext, model: str) -> bool:
-    """Return whether the night goes on without `model`; "" is a stage that runs once."""
+    """Return whether the night goes on where `model` fails. False for "", a stage
+    that runs once.
+    """
     return bool(model) and model not in needed_models(context.config)
 
 
 def night(context: RunContext) -> None:
-    """Run tonight's plan, each task after those that it needs.
+    """Run tonight's plan, each task after the tasks that it needs.
 
-    Raises ModelsFailedError once all is published where a model failed that nothing published
-    needs.
+    A model that nothing published needs may fail; the models that are built on it are then left
+    out. After everything else is published, raises ModelsFailedError that names them.
     """
     failed: dict[str, str] = {}
     for stage, tasks in groupby(plan(context.config), key=lambda task: task.stage):
-        models = []
+        models_to_run = []
         for task in tasks:
-            lost = [name for name in context.config.needs_of(task.model) if name in failed]
-            if lost and task.model not in failed:
-                failed[task.model] = f"{task.model}, which is built on {', '.join(lost)}"
+            failed_needs = [name for name in context.config.needs_of(task.model) if name in failed]
+            if failed_needs and task.model not in failed:
+                failed[task.model] = f"{task.model}, which is built on {', '.join(failed_needs)}"
             if task.model not in failed:
-                models.append(task.model)
-        for model, error in execute_models(context, stage, models).items():
-            failed[model] = f"{model} in stage {stage.name}, {said(error)}"
+                models_to_run.append(task.model)
+        for model, error in execute_models(context, stage, models_to_run).items():
+            failed[model] = f"{model} in stage {stage.name}, {error_line(error)}"
     if failed:
         raise ModelsFailedError(
             f"night {context.run_date}, run {context.run_id} is published without "
@@ -241,35 +275,43 @@ def night(context: RunContext) -> None:
         )
 
 
-def said(error: Exception) -> str:
-    """Return an error on one line of a length that a person reads, its secrets hidden."""
+def error_line(error: Exception) -> str:
+    """Return an error as one line that is short enough to read, with its secrets hidden."""
     text = " ".join(mask(f"{type(error).__name__}: {error}").split())
-    return text if len(text) <= _SAID else f"{text[:_SAID]} …"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
 
 
 def _record_failure(
-    context: RunContext, work: Work, error: Exception, started_at: datetime
+    context: RunContext, execution: Execution, error: Exception, started_at: datetime
 ) -> None:
-    """Write the row of a model that failed; where even that fails, the model's error is the one."""
-    trace = "" if isinstance(error, RecsparkError) else "".join(traceback.format_exception(error))
-    detail = {"error": said(error), "traceback": trace[-_TRACED:]}
+    """Write the row of a model that failed.
+
+    Where even that fails, only a warning is logged: the model's error matters more.
+    """
+    traceback_text = (
+        "" if isinstance(error, RecsparkError) else "".join(traceback.format_exception(error))
+    )
+    detail = {"error": error_line(error), "traceback": traceback_text[-_KEPT_CHARACTERS:]}
     seconds = (datetime.now(UTC) - started_at).total_seconds()
     try:
-        _record(context, work, StageResult({}, 0, 0, detail), started_at, seconds, FAILED)
-    except Exception as second:
-        log.warning("the failure of %s is not in `runs`: %s", work.label, said(second))
+        _record(context, execution, StageResult({}, 0, 0, detail), started_at, seconds, FAILED)
+    except Exception as second_error:
+        log.warning(
+            "the failure of %s is not in `runs`: %s", execution.label, error_line(second_error)
+        )
 
 
 def check_order(context: RunContext, stage: Stage, model: str = "") -> None:
-    """Raise StageOrderError where a task that this one needs has left no result in this run.
+    """Raise StageOrderError where a task that this one needs has no result in this run yet.
 
-    A model that nothing published needs may be without: `evaluate` leaves it out, and says so.
+    A stage that runs once does not wait for models that nothing published needs: `evaluate` leaves
+    such a model out, and says so.
     """
     for task in needed_tasks(plan(context.config), stage, model):
         if task.may_fail and not model:
             continue
         if model and (task.model, task.stage.name) == (model, "train"):
-            continue  # it is checked by its artifact
+            continue  # loading the model's artifact checks that
         if not context.runlog.ended_well(task.stage.name, task.model):
             row = context.runlog.find(task.stage.name, task.model)
             state = "has not ended yet" if row is None else f"failed: {row.detail.get('error')}"

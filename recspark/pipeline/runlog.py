@@ -1,4 +1,4 @@
-"""The `runs` table: what each stage of a night read, wrote and took."""
+"""The table `runs`: what each stage of a night read, wrote, and how long it took."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from recspark.tables.catalog import TableCatalog, retried
 # Tables that a run reads from earlier nights; their versions are pinned when the run begins.
 PINNED = ("events", "sessions", "user_ids", "item_ids", "items", "histories", "recommendations")
 OK = "ok"
-# Status of a model's stage that failed (`detail` says how), and of the row of a run's pins once a
-# stage of it has ended the run by an error.
+# Status of the row of a model whose stage failed (`detail` has the error), and of the row of a
+# run's pins after a stage has ended the run by an error.
 FAILED = "failed"
 PUBLISH = "publish"  # the stage that ends a run
 BEGIN = "begin"  # the stage name of the row that holds a run's pins
@@ -29,7 +29,7 @@ BEGIN = "begin"  # the stage name of the row that holds a run's pins
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage leaves in its `runs` row."""
+    """What a stage leaves in its row of `runs`. `outputs`: table -> version that it left."""
 
     outputs: dict[str, int]
     rows_in: int
@@ -39,7 +39,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One row of `runs`, as far as a later stage needs it."""
+    """One row of `runs`, with the columns that a later stage needs."""
 
     stage: str
     model: str
@@ -53,72 +53,81 @@ class RunRow:
     run_id: str
 
     def reusable(self, inputs: Mapping[str, int], code: str) -> bool:
-        """Return whether the stage would do the same work again."""
+        """Return whether the stage would do the same again with these inputs and this code."""
         return self.status == OK and self.inputs == dict(inputs) and self.code == code
 
 
 class RunLog:
-    """The rows of one run, read once by each process."""
+    """The rows of one run. Each process reads them once, and adds the rows that it writes."""
 
     def __init__(self, catalog: TableCatalog, run_date: date, run_id: str) -> None:
         self.catalog = catalog
         self.run_date = run_date
         self.run_id = run_id
         self._rows: dict[tuple[str, str], RunRow] | None = None
-        self._trained: dict[tuple[date, date], list[RunRow]] = {}  # of nights, first and last
-        self._others: list[RunRow] = []  # of the night's other runs, when this one was first read
+        # (first night, last night) -> the rows that `trained` has read
+        self._trained: dict[tuple[date, date], list[RunRow]] = {}
+        self._others: list[RunRow] = []  # the rows of the night's other runs
 
     def rows(self) -> dict[tuple[str, str], RunRow]:
         """Return this run's rows by (stage, model), in the order they were written."""
         if self._rows is None:
-            night = night_rows(self.catalog, self.run_date).orderBy("ended_at").collect()
-            rows = [_run_row(row) for row in night]
-            self._rows = {(r.stage, r.model): r for r in rows if r.run_id == self.run_id}
-            self._others = [r for r in rows if r.run_id != self.run_id]
+            rows_of_night = night_rows(self.catalog, self.run_date).orderBy("ended_at").collect()
+            rows = [_run_row(row) for row in rows_of_night]
+            self._rows = {(row.stage, row.model): row for row in rows if row.run_id == self.run_id}
+            self._others = [row for row in rows if row.run_id != self.run_id]
         return self._rows
 
     def elsewhere(self, stage: str, model: str = "") -> list[RunRow]:
-        """Return the rows of one stage in the night's other runs, the newest first."""
+        """Return the rows of one stage in the night's other runs, the newest first.
+
+        They are as they were when this run's rows were first read.
+        """
         self.rows()
-        return [r for r in reversed(self._others) if (r.stage, r.model) == (stage, model)]
+        return [row for row in reversed(self._others) if (row.stage, row.model) == (stage, model)]
 
     def trained(self, first: date, last: date, model: str) -> list[RunRow]:
-        """Return the rows of runs of the nights from `first` to `last` that trained a model, the newest
-        first.
+        """Return the rows of stage train for one model, of all runs of the nights `first` to
+        `last`.
 
-        They are read once by each process.
+        The newest row comes first. Each process reads the rows of a span of nights once.
         """
         if (first, last) not in self._trained:
-            runs = self.catalog.read("runs", self.catalog.version("runs"))
-            nights = F.col("run_date").between(F.lit(first), F.lit(last))
-            rows = runs.where(nights & (F.col("stage") == "train") & (F.col("status") == OK))
+            all_rows = self.catalog.read("runs", self.catalog.version("runs"))
+            is_in_nights = F.col("run_date").between(F.lit(first), F.lit(last))
+            rows = all_rows.where(
+                is_in_nights & (F.col("stage") == "train") & (F.col("status") == OK)
+            )
             newest_first = rows.orderBy(F.desc("ended_at")).collect()
             self._trained[first, last] = [_run_row(row) for row in newest_first]
         return [row for row in self._trained[first, last] if row.model == model]
 
     def find(self, stage: str, model: str = "") -> RunRow | None:
-        """Return the row of one stage, None where it has not ended yet."""
+        """Return the row of one stage; None where the stage has not ended yet."""
         return self.rows().get((stage, model))
 
     def ended_well(self, stage: str, model: str = "") -> bool:
-        """Return whether one stage has left its result in this run."""
+        """Return whether one stage has left a result in this run."""
         row = self.find(stage, model)
         return row is not None and row.status == OK
 
     def outputs(self, stages: Collection[str]) -> dict[str, int]:
-        """Return table -> version as these stages of the run left it; of several the newest."""
-        out: dict[str, int] = {}
+        """Return table -> version, as these stages of the run left it; the newest where several
+        wrote it.
+        """
+        newest_versions: dict[str, int] = {}
         for row in self.rows().values():
             if row.stage in stages:
                 for table, version in row.outputs.items():
-                    out[table] = max(version, out.get(table, version))
-        return out
+                    newest_versions[table] = max(version, newest_versions.get(table, version))
+        return newest_versions
 
     def slices(self, table: str, stages: Collection[str]) -> dict[str, int]:
-        """Return model -> version of `table` as these stages left it, each of a slice of its own; ""
-        is the model of a stage that runs once.
+        """Return model -> version of `table`, as these stages left it for each model.
+
+        Every model has its own slice of the table. The model "" is a stage that runs once.
         """
-        rows = [r for r in self.rows().values() if r.stage in stages and table in r.outputs]
+        rows = [row for row in self.rows().values() if row.stage in stages and table in row.outputs]
         return {row.model: row.outputs[table] for row in rows}
 
     def record(
@@ -135,14 +144,15 @@ class RunLog:
         started_at: datetime,
         status: str = OK,
     ) -> None:
-        """Write the row of a stage that has ended; replaces an older one.
+        """Write the row of a stage that has ended, replacing an older row of the stage.
 
-        A first row is appended, which conflicts with nobody, so models of a night may end at the
-        same moment; two processes of one run that end the same stage leave one row, the later one's.
-        `compact` makes one file of a night's rows.
+        The first row of a stage is appended. An append conflicts with no other writer, so several
+        models of a night may end at the same moment. Where two processes of one run end the same
+        stage, the later row replaces the earlier one. `compact` puts the rows of a night into one
+        file.
         """
-        known = self.find(stage, model) is not None
-        row = (
+        has_row = self.find(stage, model) is not None
+        values = (
             self.run_id,
             self.run_date,
             stage,
@@ -160,9 +170,9 @@ class RunLog:
             started_at,
             datetime.now(UTC),
         )
-        frame = self.catalog.spark.createDataFrame([row], schema.RUNS)
-        once = f"{self.run_id} {stage} {model}"
-        if known or not self.catalog.append("runs", frame, once):
+        frame = self.catalog.spark.createDataFrame([values], schema.RUNS)
+        commit_name = f"{self.run_id} {stage} {model}"
+        if has_row or not self.catalog.append("runs", frame, commit_name):
             self._replace(frame)
         rows = self.rows()
         rows.pop((stage, model), None)
@@ -180,59 +190,81 @@ class RunLog:
         )
 
     def _replace(self, row: DataFrame) -> None:
-        """Put `row` in the place of the stage's row of before; models of a night may end at once."""
+        """Replace the stage's earlier row by `row`; try again where another writer
+        commits first.
+        """
         retried(lambda: self.catalog.upsert("runs", row, {"run_date": self.run_date}))
 
     def begin(
         self, number: int, fingerprint: str, pins: dict[str, int], config: str, code: str
     ) -> bool:
-        """Write the row of the run's pins; False where another run of that number was quicker."""
-        now = datetime.now(UTC)
+        """Write the row that holds the run's pins.
+
+        Return False where another process has begun a run with that number first.
+        """
+        begun_at = datetime.now(UTC)
         detail = json.dumps({"config": fingerprint, "number": number}, sort_keys=True)
-        empty: dict[str, int] = {}
-        head = (self.run_id, self.run_date, BEGIN, "", empty, pins, config, code, detail)
-        row = (*head, 0, 0, 0.0, 0.0, OK, now, now)
-        frame = self.catalog.spark.createDataFrame([row], schema.RUNS)
+        no_inputs: dict[str, int] = {}
+        first_values = (
+            self.run_id,
+            self.run_date,
+            BEGIN,
+            "",
+            no_inputs,
+            pins,
+            config,
+            code,
+            detail,
+        )
+        values = (*first_values, 0, 0, 0.0, 0.0, OK, begun_at, begun_at)
+        frame = self.catalog.spark.createDataFrame([values], schema.RUNS)
         return self.catalog.append("runs", frame, f"{BEGIN} {self.run_date} {number}")
 
     def renumber(self, number: int) -> None:
-        """Make this run, begun before, the night's newest."""
+        """Make this run, which was begun before, the newest of the night. It counts as not failed
+        again.
+        """
         detail = F.to_json(
             F.struct(
                 F.get_json_object("detail", "$.config").alias("config"),
                 F.lit(number).alias("number"),
             )
         )
-        self._replace(self._begun().withColumns({"detail": detail, "status": F.lit(OK)}))
+        self._replace(self._pins_row().withColumns({"detail": detail, "status": F.lit(OK)}))
 
-    def _begun(self) -> DataFrame:
-        mine = (F.col("run_id") == self.run_id) & (F.col("stage") == BEGIN)
-        return night_rows(self.catalog, self.run_date).where(mine)
+    def _pins_row(self) -> DataFrame:
+        # The row that `begin` wrote: it holds the run's pins.
+        is_of_this_run = (F.col("run_id") == self.run_id) & (F.col("stage") == BEGIN)
+        return night_rows(self.catalog, self.run_date).where(is_of_this_run)
 
     def set_status(self, status: str) -> None:
-        """Write whether the run goes on (`OK`) or has ended by an error (`FAILED`)."""
-        self._replace(self._begun().withColumn("status", F.lit(status)))
+        """Write whether the run goes on (`OK`) or was ended by an error (`FAILED`)."""
+        self._replace(self._pins_row().withColumn("status", F.lit(status)))
 
     def compact(self) -> None:
-        """Make one file of the night's rows."""
+        """Put the night's rows into one file."""
         self.catalog.compact("runs", {"run_date": self.run_date})
 
 
 def night_rows(catalog: TableCatalog, run_date: date) -> DataFrame:
-    """Return the rows of `runs` of one night, all its runs."""
+    """Return the rows of `runs` of all runs of one night."""
     return catalog.read("runs", catalog.version("runs")).where(F.col("run_date") == F.lit(run_date))
 
 
 @dataclass(frozen=True)
-class Begun:
-    """One run of a night, as its rows in `runs` say.
+class BegunRun:
+    """One run of a night, as its rows in `runs` describe it.
 
     Parameters
     ----------
-    number : 1 for the night's first run; a larger one began later, whatever the clocks say
-    is_open : no stage has ended by an error since, and it has not published
-    published_at : end of its stage publish
-    last : the stage, or stage and model, whose row is its newest
+    number : 1 for the night's first run. A larger number means that the run began later, even where
+        the clocks of the machines say otherwise
+    fingerprint : digest of the run's settings
+    pins : table -> version when the run began
+    status : `FAILED` where a stage has ended the run by an error since, else `OK`
+    started_at, published_at : microseconds since 1970: when the run began, and when its stage
+        publish ended (None where it has not)
+    last : the stage, or stage and model, of its newest row
     """
 
     run_id: str
@@ -246,37 +278,43 @@ class Begun:
 
     @property
     def is_open(self) -> bool:
-        """Return whether it has begun and not ended."""
+        """Return whether the run has neither failed nor published yet."""
         return self.status != FAILED and self.published_at is None
 
 
-def begun_runs(catalog: TableCatalog, run_date: date) -> list[Begun]:
-    """Return the runs of a night, the one that began last at the end. One small job."""
-    # Microseconds, not times: Python would give those in the zone of the driver.
-    started, ended = (F.unix_micros(c).alias(c) for c in ("started_at", "ended_at"))
+def begun_runs(catalog: TableCatalog, run_date: date) -> list[BegunRun]:
+    """Return the runs of a night, the one that began last at the end. Cost: one small job."""
+    # Microseconds: `collect` would turn timestamps into the driver's time zone.
+    started_micros, ended_micros = (
+        F.unix_micros(column).alias(column) for column in ("started_at", "ended_at")
+    )
     rows = (
         night_rows(catalog, run_date)
-        .select("run_id", "stage", "model", "outputs", "detail", "status", started, ended)
+        .select(
+            "run_id", "stage", "model", "outputs", "detail", "status", started_micros, ended_micros
+        )
         .orderBy("ended_at")
         .collect()
     )
-    last = {row["run_id"]: f"{row['stage']} {row['model']}".strip() for row in rows}
-    published = {row["run_id"]: row["ended_at"] for row in rows if row["stage"] == PUBLISH}
-    begun = [
-        Begun(
+    newest_stage_of_runs = {row["run_id"]: f"{row['stage']} {row['model']}".strip() for row in rows}
+    published_at_of_runs = {
+        row["run_id"]: row["ended_at"] for row in rows if row["stage"] == PUBLISH
+    }
+    runs = [
+        BegunRun(
             row["run_id"],
-            (about := json.loads(row["detail"])).get("number", 0),
-            about["config"],
+            (detail := json.loads(row["detail"])).get("number", 0),
+            detail["config"],
             dict(row["outputs"] or {}),
             row["status"],
             row["started_at"],
-            published.get(row["run_id"]),
-            last[row["run_id"]],
+            published_at_of_runs.get(row["run_id"]),
+            newest_stage_of_runs[row["run_id"]],
         )
         for row in rows
         if row["stage"] == BEGIN
     ]
-    return sorted(begun, key=lambda run: (run.number, run.started_at))
+    return sorted(runs, key=lambda run: (run.number, run.started_at))
 
 
 def open_run(
@@ -289,56 +327,67 @@ def open_run(
     force: bool = False,
     begins: bool = True,
 ) -> tuple[str, dict[str, int], RunLog]:
-    """Return run_id, pins and log of the night's run for `config`; begins it where there is none.
+    """Return run_id, pins and log of the night's run for `config`; begin the run where there is
+    none.
 
-    A run begun before keeps its pins, so that a retry reads what the first try read; `repin` begins
-    a new one with the versions of now. `run_id = hash(run_date, config, pins)`, and where a run of
-    that name was begun before, its number too. Without `begins` nothing is written.
+    A run that was begun before keeps its pins, so that a retry reads what the first try read.
+    With `repin` a new run begins, with the present versions as its pins. `run_id` is a digest of
+    run_date, config and pins; where a run of that id was begun before, the new run's number goes
+    in as well. Without `begins` nothing is written.
 
-    Raises OpenRunError where another run of the night is open, and SupersededRunError where one has
-    begun since this one, unless `repin` or `force` asks for it.
+    Raises OpenRunError where another run of the night is open, and SupersededRunError where
+    another run has begun since this one. `repin` and `force` allow both.
+
+    The loop repeats where another process begins a run with the same number first.
     """
     fingerprint = config.fingerprint()
     while True:
-        begun = begun_runs(catalog, run_date)
-        mine = [run for run in begun if run.fingerprint == fingerprint]
-        number = begun[-1].number + 1 if begun else 1
-        if mine and not repin:
-            run = mine[-1]
+        runs_of_night = begun_runs(catalog, run_date)
+        runs_with_config = [run for run in runs_of_night if run.fingerprint == fingerprint]
+        number = runs_of_night[-1].number + 1 if runs_of_night else 1
+        if runs_with_config and not repin:
+            run = runs_with_config[-1]
             runlog = RunLog(catalog, run_date, run.run_id)
-            newer = newer_than(run, begun)
-            if newer is not None and begins and not force:
+            newer_run = newer_than(run, runs_of_night)
+            if newer_run is not None and begins and not force:
                 raise SupersededRunError(
-                    f"night {run_date}: run {newer.run_id} with other settings has begun since run "
-                    f"{run.run_id} with these, and the night's lists are its own. Begin a new run with "
-                    "these settings by --repin, or take this one up again by --force"
+                    f"night {run_date}: run {newer_run.run_id} with other settings has begun since "
+                    f"run {run.run_id} with these, and the night's lists are its own. Begin a new "
+                    "run with these settings by --repin, or take this one up again by --force"
                 )
-            if begins and newer is not None:
+            if begins and newer_run is not None:
                 runlog.renumber(number)
             elif begins and run.status == FAILED:
                 runlog.set_status(OK)
             return run.run_id, run.pins, runlog
-        if begun and begun[-1].is_open and begins and not (repin or force):
-            other = begun[-1]
+        if runs_of_night and runs_of_night[-1].is_open and begins and not (repin or force):
+            other_run = runs_of_night[-1]
             raise OpenRunError(
-                f"night {run_date}: run {other.run_id} with other settings has begun and not ended (its "
-                f"last row in runs: {other.last}). Let it end, go on with it by its own settings, or "
-                "begin another beside it by --repin; the one that begins last is published"
+                f"night {run_date}: run {other_run.run_id} with other settings has begun and not "
+                f"ended (its last row in runs: {other_run.last}). Let it end, go on with it by its "
+                "own settings, or begin another beside it by --repin; the one that begins last is "
+                "published"
             )
-        pins = {t: v for t in PINNED if (v := catalog.version(t)) is not None}
-        name = {"run_date": run_date.isoformat(), "config": fingerprint, "pins": pins}
-        run_id = digest(name)
-        if any(run.run_id == run_id for run in begun):
-            run_id = digest({**name, "number": number})
+        pins = {
+            table: version for table in PINNED if (version := catalog.version(table)) is not None
+        }
+        identity = {"run_date": run_date.isoformat(), "config": fingerprint, "pins": pins}
+        run_id = digest(identity)
+        if any(run.run_id == run_id for run in runs_of_night):
+            run_id = digest({**identity, "number": number})
         runlog = RunLog(catalog, run_date, run_id)
         if not begins or runlog.begin(number, fingerprint, pins, config.resolved(), code):
             return run_id, pins, runlog
 
 
-def newer_than(run: Begun, begun: list[Begun]) -> Begun | None:
-    """Return the newest run of the night that began after `run` and has not failed; None without."""
-    later = [other for other in begun if other.number > run.number and other.status != FAILED]
-    return later[-1] if later else None
+def newer_than(run: BegunRun, runs_of_night: list[BegunRun]) -> BegunRun | None:
+    """Return the newest run of the night that began after `run` and has not failed; None without
+    one.
+    """
+    later_runs = [
+        other for other in runs_of_night if other.number > run.number and other.status != FAILED
+    ]
+    return later_runs[-1] if later_runs else None
 
 
 def _run_row(row: Row) -> RunRow:
@@ -357,11 +406,11 @@ def _run_row(row: Row) -> RunRow:
 
 
 def published_row(catalog: TableCatalog, run_date: date) -> Row | None:
-    """Return the row of `runs` of the run that published a night last; None where nobody did."""
+    """Return the row of stage publish of the run that published a night last, or None."""
     if catalog.version("runs") is None:
         return None
     rows = night_rows(catalog, run_date).where(
         (F.col("stage") == PUBLISH) & (F.col("status") == OK)
     )
-    found = rows.orderBy(F.desc("ended_at")).limit(1).collect()
-    return found[0] if found else None
+    newest_rows = rows.orderBy(F.desc("ended_at")).limit(1).collect()
+    return newest_rows[0] if newest_rows else None

@@ -1,4 +1,4 @@
-"""Choosing a model's settings on the split before the backtest, and recording what was tried."""
+"""Choosing a model's settings on the split before the backtest, and recording every trial."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ from recspark.pipeline.training_sets import training_set, write_training
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best settings, and what they reached: `value` of `metric` at `cutoff`."""
+    """The best settings of a search, and what they reached.
+
+    Parameters
+    ----------
+    value : the value of `metric` at `cutoff`
+    """
 
     settings: dict[str, Any]
     metric: str
@@ -41,15 +46,24 @@ class Chosen:
 
 
 def tune(
-    context: RunContext, model: str, n_trials: int, told: Callable[[dict[str, Any], float], None]
+    context: RunContext,
+    model: str,
+    n_trials: int,
+    on_trial: Callable[[dict[str, Any], float], None],
 ) -> Chosen:
-    """Return the best settings of `model` found in `n_trials`, all of them written to `tuning`.
+    """Return the best settings of `model` among `n_trials` trials, and write all trials to
+    `tuning`.
 
-    The split: cutoff two horizons before the published one, truth in the horizon that follows, so
-    that the backtest's own horizon is never looked at. Trial 0 has the configured settings. The
-    search is Optuna's TPE with `tune.seed`; ranges come from the fields of the model's config
-    class. `told` hears each trial. The tables of the night must be there (`build_features` has
-    ended).
+    The split: the cutoff lies one horizon before the backtest's, and the truth is what users do
+    in the horizon that follows. So the backtest's own horizon is never looked at. Example: with
+    a horizon of 7 days and a backtest cutoff at 2024-05-25, trials learn from events before
+    2024-05-18 and are judged by events from 2024-05-18 to 2024-05-24.
+
+    Trial 0 has the configured settings. The search is Optuna's TPE with `tune.seed`. The ranges
+    come from the fields of the model's config class. `on_trial` is called after each trial with its
+    settings and its value. The tables of the night must exist (`build_features` has ended).
+
+    Raises ConfigError for a model that needs other models, or that gives no lists.
     """
     config = context.config
     configured = config.settings_of(model)
@@ -58,43 +72,49 @@ def tune(
             f"'{model}' is built on other models or gives no lists; only retrievers that need no other "
             "model can be tuned"
         )
-    space = search_space(model, configured)
+    search_ranges = search_space(model, configured)
     cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
-    data, kept = _dataset(context, cutoff, make(model, configured).training_tables)
+    data, persisted_frames = _dataset(context, cutoff, make(model, configured).training_tables)
     mode = config.publish.mode
-    everyone = context.read("histories")
-    truths = scoring.truth(everyone, cutoff, config.evaluate.horizon_days)
-    known = data.histories.select("user_idx", "seen").join(
+    all_histories = context.read("histories")
+    truths = scoring.truth(all_histories, cutoff, config.evaluate.horizon_days)
+    known_users = data.histories.select("user_idx", "seen").join(
         data.user_features.select("user_idx", "activity"), on="user_idx", how="inner"
     )
-    users = scoring.population(truths, known).persist(StorageLevel.MEMORY_AND_DISK)
+    users = scoring.population(truths, known_users).persist(StorageLevel.MEMORY_AND_DISK)
     items = scoring.catalogue(data.item_features)
-    asked = queries(
+    user_queries = queries(
         data.histories.join(truths.select("user_idx"), on="user_idx", how="left_semi"),
         mode,
     ).persist(StorageLevel.MEMORY_AND_DISK)
-    settings = config.evaluate.model_copy(update={"n_bootstrap": 0})
+    evaluate_settings = config.evaluate.model_copy(update={"n_bootstrap": 0})
     rows: list[tuple[Any, ...]] = []
 
     def value_of(trial: optuna.Trial) -> float:
         started = time.monotonic()
-        values = {**configured, **{name: _suggest(trial, name, how) for name, how in space.items()}}
+        values = {
+            **configured,
+            **{
+                name: _suggest(trial, name, search_range)
+                for name, search_range in search_ranges.items()
+            },
+        }
         with fit_options(context, model) as options:
             fitted = make(model, values).fit(data, options)
             assert isinstance(fitted, RetrieverModel)
-            read = with_features(asked, data.user_features, fitted.user_encoding)
-            lists = fitted.recommend(read, max(settings.ks)).select(
+            encoded_queries = with_features(user_queries, data.user_features, fitted.user_encoding)
+            lists = fitted.recommend(encoded_queries, max(evaluate_settings.ks)).select(
                 F.lit(model).alias("model"),
                 F.lit(mode).alias("mode"),
                 "user_idx",
                 "item_idx",
                 "rank",
             )
-            found = scoring.evaluate(
+            metric_rows = scoring.evaluate(
                 lists,
                 users,
                 items,
-                settings,
+                evaluate_settings,
                 run_date=context.run_date,
                 kind="tuning",
                 cutoff=cutoff,
@@ -103,36 +123,47 @@ def tune(
             )
         value = next(
             row.value or 0.0
-            for row in found
-            if (row.metric, row.k, row.segment) == (settings.metric, settings.ks[0], "warm")
+            for row in metric_rows
+            if (row.metric, row.k, row.segment)
+            == (evaluate_settings.metric, evaluate_settings.ks[0], "warm")
         )
         rows.append(
             (trial.number, json.dumps(values, sort_keys=True), value, time.monotonic() - started)
         )
-        told(values, value)
+        on_trial(values, value)
         return value
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.tune.seed)
     )
-    start = make(model, configured).settings.model_dump()
-    study.enqueue_trial({n: start[n] for n, how in space.items() if holds(how, start[n])})
+    start_settings = make(model, configured).settings.model_dump()
+    study.enqueue_trial(
+        {
+            name: start_settings[name]
+            for name, search_range in search_ranges.items()
+            if holds(search_range, start_settings[name])
+        }
+    )
     try:
         study.optimize(value_of, n_trials=n_trials)
     finally:
-        for frame in (*kept, users, asked):
+        for frame in (*persisted_frames, users, user_queries):
             frame.unpersist()
-    _write(context, model, cutoff, rows, study.best_trial.number)
-    best, value = next((row[1], row[2]) for row in rows if row[0] == study.best_trial.number)
-    metric = f"{settings.metric}@{settings.ks[0]}"
-    return Chosen(json.loads(best), metric, value, cutoff)
+    _write_trials(context, model, cutoff, rows, study.best_trial.number)
+    best_settings, value = next(
+        (row[1], row[2]) for row in rows if row[0] == study.best_trial.number
+    )
+    metric = f"{evaluate_settings.metric}@{evaluate_settings.ks[0]}"
+    return Chosen(json.loads(best_settings), metric, value, cutoff)
 
 
 @contextmanager
 def fit_options(context: RunContext, model: str) -> Iterator[FitOptions]:
-    """Give the options of one trial's fit, with a folder of its own that all workers reach; it is
-    removed afterwards, or with the night's checkpoints where this process is killed.
+    """Yield the options of one trial's fit, with a scratch folder of its own that all workers can
+    reach.
+
+    The folder is removed afterwards; where this process is killed, with the night's checkpoints.
     """
     root = storage.absolute(context.config.paths.checkpoints)
     scratch = storage.join(root, f"{context.run_date}", f"tune-{model}-{uuid.uuid4().hex}")
@@ -145,50 +176,56 @@ def fit_options(context: RunContext, model: str) -> Iterator[FitOptions]:
 def search_space(
     model: str, configured: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return field -> range of the model's tunable settings; ConfigError where it has none.
+    """Return field -> search range, for each setting of the model that can be tuned.
 
-    Without those that the settings as `configured` have no use for.
+    `configured` are the model's settings in the night, which may name its algorithm. Raises
+    ConfigError where the model has no setting to tune.
     """
     fields = spec_of(model, configured or {}).load().settings_class.model_fields
-    values = {name: field.default for name, field in fields.items()} | dict(configured or {})
-    space = {}
-    for name, field in fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and "tune" in extra:
-            how: dict[str, Any] = extra["tune"]  # type: ignore[assignment]
-            unless = how.get("unless", {})
-            if not any(values[other] == value for other, value in unless.items()):
-                space[name] = {key: value for key, value in how.items() if key != "unless"}
-    if not space:
+    search_ranges: dict[str, dict[str, Any]] = {
+        name: field.json_schema_extra["tune"]  # type: ignore[misc]
+        for name, field in fields.items()
+        if isinstance(field.json_schema_extra, dict) and "tune" in field.json_schema_extra
+    }
+    if not search_ranges:
         raise ConfigError(f"model '{model}' has no setting with a range to search")
-    return space
+    return search_ranges
 
 
-def holds(how: dict[str, Any], value: Any) -> bool:
-    """Return whether the range `how` of `search_space` holds a value that is configured."""
+def holds(search_range: dict[str, Any], value: Any) -> bool:
+    """Return whether `search_range` (from `search_space`) contains a configured value."""
     if value is None:
         return False
-    return value in how["choices"] if "choices" in how else how["low"] <= value <= how["high"]
+    return (
+        value in search_range["choices"]
+        if "choices" in search_range
+        else search_range["low"] <= value <= search_range["high"]
+    )
 
 
-def _suggest(trial: optuna.Trial, name: str, how: dict[str, Any]) -> Any:
-    if "choices" in how:
-        return trial.suggest_categorical(name, how["choices"])
-    if how.get("int"):
-        return trial.suggest_int(name, how["low"], how["high"], log=bool(how.get("log")))
-    value = trial.suggest_float(name, how["low"], how["high"], log=bool(how.get("log")))
-    return float(f"{value:.3g}")  # what is written to a YAML file should be readable
+def _suggest(trial: optuna.Trial, name: str, search_range: dict[str, Any]) -> Any:
+    if "choices" in search_range:
+        return trial.suggest_categorical(name, search_range["choices"])
+    if search_range.get("int"):
+        return trial.suggest_int(
+            name, search_range["low"], search_range["high"], log=bool(search_range.get("log"))
+        )
+    value = trial.suggest_float(
+        name, search_range["low"], search_range["high"], log=bool(search_range.get("log"))
+    )
+    return float(f"{value:.3g}")  # rounded, since a person copies the value to a YAML file
 
 
 def _dataset(
     context: RunContext, cutoff: datetime, training_tables: Sequence[str]
 ) -> tuple[Dataset, list[DataFrame]]:
-    """Return the data before `cutoff`, kept in memory for the trials; only the feed's tables are
-    written.
+    """Return the data before `cutoff`, and the frames of it that are persisted for the trials.
+
+    Only training tables are written, and only those that the model reads.
     """
     config = context.config
-    every = context.read("histories")
-    histories = before(every, cutoff, ratings=config.features.explicit).persist(
+    all_histories = context.read("histories")
+    histories = before(all_histories, cutoff, ratings=config.features.explicit).persist(
         StorageLevel.MEMORY_AND_DISK
     )
     items = features.items_as_of(context.read("items"), cutoff)
@@ -210,14 +247,15 @@ def _dataset(
     return data, [histories, item_features]
 
 
-def _write(
-    context: RunContext, model: str, cutoff: datetime, rows: list[tuple[Any, ...]], best: int
+def _write_trials(
+    context: RunContext, model: str, cutoff: datetime, rows: list[tuple[Any, ...]], best_number: int
 ) -> None:
-    settings, mode = context.config.evaluate, context.config.publish.mode
+    evaluate_settings, mode = context.config.evaluate, context.config.publish.mode
     frame = context.spark.createDataFrame(
         [
-            (cutoff, settings.horizon_days, model, mode, f"{settings.metric}@{settings.ks[0]}",
-             number, values, value, number == best, round(seconds, 3))
+            (cutoff, evaluate_settings.horizon_days, model, mode,
+             f"{evaluate_settings.metric}@{evaluate_settings.ks[0]}",
+             number, values, value, number == best_number, round(seconds, 3))
             for number, values, value, seconds in rows
         ],
         schema.TUNING,

@@ -1,1 +1,1 @@
-"""What a person looks at after the night."""
+"""What a person looks at after a night."""

@@ -1,4 +1,4 @@
-"""What a person asks of the tables, through a `Reader`; nothing here needs Spark."""
+"""Answers to a person's questions about the tables, through a `Reader`. No Spark is needed here."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from recspark.errors import ConfigError, TableNotFoundError
 from recspark.tables.reader import Reader
 from recspark.terminal import printable
 
-_DIGITS = 4  # that a person compares in a column of scores
+_N_DIGITS = 4  # significant digits of the largest score in a column
 _MAX_DECIMALS = 9
 
 
 def latest_night(tables: Reader, table: str) -> date:
-    """Return the newest night of a published table; TableNotFoundError without any."""
+    """Return the newest night of a published table; TableNotFoundError if there is none."""
     nights = tables.nights(table)
     if not nights:
         raise TableNotFoundError("nothing has been published yet: run `recspark nightly` first")
@@ -27,24 +27,26 @@ def latest_night(tables: Reader, table: str) -> date:
 
 
 def check_night(tables: Reader, night: date) -> None:
-    """Raise ConfigError where no list was published on `night`; it says which nights there are."""
+    """Raise ConfigError, which names the nights with lists, if `night` published no list."""
     published = tables.nights("recommendations")
     if night in published:
         return
     if not published:
         latest_night(tables, "recommendations")
-    began = night in tables.nights("runs")
-    what = "published no list: `recspark runs` says how far it came" if began else "never ran"
+    has_begun = night in tables.nights("runs")
+    outcome = (
+        "published no list: `recspark runs` says how far it came" if has_begun else "never ran"
+    )
     raise ConfigError(
-        f"--run-date {night}: that night {what}. Table 'recommendations' has "
-        f"{said_nights(published)}; leave the option out for the newest"
+        f"--run-date {night}: that night {outcome}. Table 'recommendations' has "
+        f"{nights_in_words(published)}; leave the option out for the newest"
     )
 
 
-def said_nights(nights: Sequence[date]) -> str:
-    """Return which nights there are, in a sentence.
+def nights_in_words(nights: Sequence[date]) -> str:
+    """Return a phrase that names the nights.
 
-    >>> said_nights([date(2010, 12, 8), date(2010, 12, 9)])
+    >>> nights_in_words([date(2010, 12, 8), date(2010, 12, 9)])
     'the nights 2010-12-08, 2010-12-09'
     """
     if len(nights) <= 3:
@@ -53,7 +55,7 @@ def said_nights(nights: Sequence[date]) -> str:
 
 
 def user_list(tables: Reader, user: str, night: date) -> list[dict[str, Any]]:
-    """Return one user's published rows of a night, by rank."""
+    """Return one user's published rows of a night, sorted by rank."""
     rows = tables.rows("recommendations", [("run_date", "=", night), ("user_id", "=", user)])
     ranked = sorted(rows, key=lambda row: row["rank"])
     return [{k: v for k, v in row.items() if k not in ("run_date", "user_id")} for row in ranked]
@@ -62,9 +64,11 @@ def user_list(tables: Reader, user: str, night: date) -> list[dict[str, Any]]:
 def bought(
     tables: Reader, user: str, night: date, limit: int, sessions: Sessions
 ) -> list[dict[str, Any]]:
-    """Return a user's newest acts up to the night, with item names as of then.
+    """Return the newest acts of a user up to the end of the night, newest first, with the item
+    names of that time.
 
-    Cost: one user's events, and the names of `limit` items.
+    An act is an event that is no impression. At most `limit` acts are returned. Cost: reads the
+    events of one user and the names of at most `limit` items.
     """
     cutoff = cutoff_of(night)
     events = tables.rows(
@@ -76,40 +80,44 @@ def bought(
     acts.sort(key=lambda row: row["event_id"])
     acts.sort(key=lambda row: row["event_at"], reverse=True)
     newest = acts[:limit]
-    names: dict[str, tuple[Any, str | None]] = {}
+    # item_id -> ((valid_from, ingest_date) of the name, name)
+    latest_names: dict[str, tuple[Any, str | None]] = {}
     if items := sorted({row["item_id"] for row in newest}):
         for row in tables.rows(
             "items",
             [("item_id", "in", items), ("valid_from", "<", cutoff)],
             ["item_id", "item_name", "valid_from", "ingest_date"],
         ):
-            # As `features.items_as_of`: the latest name; of two for the same time the later night's.
-            since = (row["valid_from"], row["ingest_date"])
+            # The same rule as in `features.items_as_of`: the name with the latest valid_from, and
+            # of two with the same valid_from the one that the later night ingested. The default,
+            # an empty tuple, is smaller than every other tuple.
+            name_from = (row["valid_from"], row["ingest_date"])
             if (
                 row["item_name"] is not None
-                and since > names.get(row["item_id"], (since[:0], ""))[0]
+                and name_from > latest_names.get(row["item_id"], (name_from[:0], ""))[0]
             ):
-                names[row["item_id"]] = (since, row["item_name"])
+                latest_names[row["item_id"]] = (name_from, row["item_name"])
     return [
         {
             "event_at": str(row["event_at"]),
             "item_id": row["item_id"],
-            "item_name": names.get(row["item_id"], (None, None))[1],
+            "item_name": latest_names.get(row["item_id"], (None, None))[1],
         }
         for row in newest
     ]
 
 
 def neighbours(tables: Reader, item: str, night: date) -> list[dict[str, Any]]:
-    """Return an item's neighbours of a night, by rank."""
+    """Return the neighbours of an item on a night, sorted by rank."""
     rows = tables.rows("item_neighbours", [("run_date", "=", night), ("item_id", "=", item)])
     return sorted(rows, key=lambda row: row["rank"])
 
 
 def stages(tables: Reader, n_nights: int) -> list[dict[str, Any]]:
-    """Return what the stages of the newest nights did, as table `runs` has it but for the settings.
+    """Return one row for each stage of the newest nights: the columns of table `runs` without
+    `config`.
 
-    Raises TableNotFoundError where no night was ever begun.
+    Raises TableNotFoundError if no night was ever begun.
     """
     nights = tables.nights("runs")[-n_nights:]
     if not nights:
@@ -122,14 +130,14 @@ def stages(tables: Reader, n_nights: int) -> list[dict[str, Any]]:
 
 
 def sizes(tables: Reader) -> list[dict[str, Any]]:
-    """Return table, version, rows, files, bytes and path of every table, by name; those that a stage
-    only keeps for the next one left out.
+    """Return table, version, rows, files, bytes and path of every table, sorted by name, without
+    the tables that one stage only keeps for the next (`staged_…`).
     """
     return [row for row in tables.sizes() if not row["table"].startswith("staged_")]
 
 
 def table_of_tables(rows: list[dict[str, Any]]) -> Table:
-    """Return the tables as a rich table."""
+    """Return `rows`, as from `sizes`, as a rich table."""
     table = Table(title="tables")
     for column in ("table", "version", "rows", "files", "MB"):
         table.add_column(column, justify="left" if column == "table" else "right")
@@ -145,19 +153,22 @@ def table_of_tables(rows: list[dict[str, Any]]) -> Table:
 
 
 def cell(value: object) -> str:
-    """Return a value of the data as it may stand in a table on a terminal; "" for none."""
+    """Return a value of the data as safe text for a table on a terminal; "" for None."""
     return "" if value is None else printable(value)
 
 
 def scores(values: Sequence[float | None]) -> list[str]:
-    """Return the scores of one list as a person reads them: no exponents, the same decimals in all,
-    four digits of the largest.
+    """Return the scores of one list as text for a person.
+
+    There are no exponents, all scores have the same number of decimals, and the largest has at
+    least four significant digits.
 
     >>> scores([0.0386543832719326, 0.0358, 1.2e-05]), scores([12345.678, 9.5, None])
     (['0.03865', '0.03580', '0.00001'], ['12,346', '10', ''])
     """
     finite = [abs(v) for v in values if v is not None and math.isfinite(v)]
     largest = max(finite, default=0.0)
-    whole = math.floor(math.log10(largest)) + 1 if largest else 1
-    decimals = min(max(_DIGITS - whole, 0), _MAX_DECIMALS)
+    # Digits before the decimal point; 0.0386 has -1 of them, so it gets 4 - (-1) = 5 decimals.
+    n_whole_digits = math.floor(math.log10(largest)) + 1 if largest else 1
+    decimals = min(max(_N_DIGITS - n_whole_digits, 0), _MAX_DECIMALS)
     return ["" if v is None else f"{v:,.{decimals}f}" for v in values]

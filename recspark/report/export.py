@@ -1,8 +1,9 @@
-"""A table written to files, for those without a Delta reader. One writer for rows that come from
-Spark's tasks and for rows read without Spark.
+"""Write a table to files, for those without a Delta reader. The same code writes rows from the
+tasks of Spark and rows that were read without Spark.
 
-CSV is that of RFC 4180: a header in each file, lines that end in CR LF, text in double quotes with
-quotes doubled, nothing for null (`""` is empty text). JSON lines hold every column, null ones too.
+CSV follows RFC 4180: each file has a header, lines end in CR LF, text is in double quotes with
+quotes doubled, and null is an empty field (`""` is empty text). JSON lines hold every column, also
+if it is null.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 Format = Literal["parquet", "csv", "json"]
-MARKER = "_recspark_export"  # begun by recspark: what may be replaced
-DONE = "_SUCCESS"  # written last, as Spark does
-# What a spreadsheet takes for the beginning of a formula, wide forms too, after blanks or not.
-_RUNS = r"^([\s\p{Z}\x0b\x1c-\x1f\x85]*[=+\-@＝＋－＠]|[\t\r\n])"
+MARKER = "_recspark_export"  # the folder holds an export of recspark, which may be replaced
+DONE = "_SUCCESS"  # written last, as Spark does it
+# The start of a text that a spreadsheet takes for a formula: = + - @, also in wide form and after
+# blanks, or a tab or line break.
+_FORMULA_START = r"^([\s\p{Z}\x0b\x1c-\x1f\x85]*[=+\-@＝＋－＠]|[\t\r\n])"
 
 
 class Export:
@@ -36,58 +38,68 @@ class Export:
     Parameters
     ----------
     folder : URI; may hold an older export, which is replaced
-    form : parquet, csv or json
-    neutral : put an apostrophe before text that a spreadsheet would run (csv)
+    file_format : parquet, csv or json
+    neutral : put an apostrophe before text that a spreadsheet would run as a formula (csv)
     """
 
-    def __init__(self, folder: str, form: Format, *, neutral: bool = False) -> None:
+    def __init__(self, folder: str, file_format: Format, *, neutral: bool = False) -> None:
         self.folder = storage.absolute(folder)
-        self.form = form
+        self.file_format = file_format
         self.neutral = neutral
         self.id = uuid.uuid4().hex[:12]
 
     def check_target(self) -> list[str]:
-        """Return the files of an older export in the folder; ConfigError where it holds others."""
+        """Return the files of an older export in the folder, `_SUCCESS` first, so that it is
+        removed first.
+
+        Raises ConfigError if the folder holds other files.
+        """
         if not storage.exists(self.folder):
             return []
         files = storage.list_files(self.folder)
-        begun = self._begun()
-        ours = re.compile(rf"part-{begun}-\w+\.\w+|{MARKER}|{DONE}") if begun else None
+        export_id = self._marked_export_id()
+        export_file_name = (
+            re.compile(rf"part-{export_id}-\w+\.\w+|{MARKER}|{DONE}") if export_id else None
+        )
         for file in files:
             name = file.removeprefix(self.folder).lstrip("/")
-            if ours is None or not ours.fullmatch(name):
+            if export_file_name is None or not export_file_name.fullmatch(name):
                 raise ConfigError(
                     f"{self.folder} holds files that no export of recspark wrote, such as "
                     f"'{name or file}'; name another folder"
                 )
         return sorted(files, key=lambda file: not file.endswith(DONE))
 
-    def _begun(self) -> str | None:
-        """Return the id of the export that the folder's marker names; None without a marker."""
+    def _marked_export_id(self) -> str | None:
+        """Return the export id in the folder's marker file; None without a valid marker."""
         marker = storage.join(self.folder, MARKER)
         if not storage.exists(marker):
             return None
         try:
-            found = re.fullmatch(r"[0-9a-f]{12}", storage.read_json(marker)["id"])
+            match = re.fullmatch(r"[0-9a-f]{12}", storage.read_json(marker)["id"])
         except (ValueError, KeyError, TypeError):
             return None  # a file of that name that recspark did not write
-        return found[0] if found else None
+        return match[0] if match else None
 
     def begin(self, about: dict[str, Any]) -> None:
-        """Remove an older export, and mark the folder as one that recspark writes."""
+        """Remove an older export, and write the marker file with `about`, so that the folder counts
+        as an export of recspark.
+        """
         for file in self.check_target():
             storage.remove(file)
-        marker = {"id": self.id, "format": self.form, **about}
+        marker = {"id": self.id, "format": self.file_format, **about}
         storage.write_json(storage.join(self.folder, MARKER), marker)
 
     def write(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], name: str) -> int:
-        """Write one file of the rows of `batches`; return how many. One batch is in memory."""
+        """Write the rows of `batches` to one file and return their number. One batch is in memory
+        at a time.
+        """
         import pyarrow as pa
 
-        file = f"part-{self.id}-{name}.{self.form}"
+        file = f"part-{self.id}-{name}.{self.file_format}"
         n_rows = 0
         with storage.open_write(storage.join(self.folder, file)) as stream:
-            if self.form == "parquet":
+            if self.file_format == "parquet":
                 import pyarrow.parquet as pq
 
                 with pq.ParquetWriter(stream, schema, coerce_timestamps="us") as writer:
@@ -95,7 +107,7 @@ class Export:
                         writer.write_table(pa.Table.from_batches([batch], schema))
                         n_rows += batch.num_rows
                 return n_rows
-            if self.form == "csv":
+            if self.file_format == "csv":
                 stream.write((",".join(_quoted(n) for n in schema.names) + "\r\n").encode())
             for batch in batches:
                 self._write_lines(stream, batch)
@@ -103,49 +115,57 @@ class Export:
         return n_rows
 
     def write_spark(self, rows: DataFrame) -> int:
-        """Write the rows of a frame, a file a task that has any; return how many. One job."""
+        """Write the rows of a Spark frame and return their number. One job; each task that has rows
+        writes one file.
+        """
         schema = _arrow_schema(rows)
-        written = rows.mapInArrow(self._task(schema), "file string, n_rows long").collect()
-        kept = {row["file"] for row in written}
+        task_results = rows.mapInArrow(
+            self._partition_writer(schema), "file string, n_rows long"
+        ).collect()
+        written_names = {row["file"] for row in task_results}
         for file in storage.list_files(self.folder):
             name = file.rsplit("/", 1)[1]
-            if name.startswith("part-") and name.split("-")[2].split(".")[0] not in kept:
-                storage.remove(file)  # of an attempt that failed
-        if not kept:
+            if name.startswith("part-") and name.split("-")[2].split(".")[0] not in written_names:
+                storage.remove(file)  # a task attempt that failed left it
+        if not written_names:  # no rows: write one file with the columns
             self.write(schema, [], "00000")
-        return sum(row["n_rows"] for row in written)
+        return sum(row["n_rows"] for row in task_results)
 
     def end(self) -> None:
-        """Say that all files are there."""
+        """Mark the export as complete."""
         storage.write_bytes(storage.join(self.folder, DONE), b"")
 
-    def _task(self, schema: pa.Schema) -> Any:
-        def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def _partition_writer(self, schema: pa.Schema) -> Any:
+        # For `mapInArrow`: writes the rows of a task to a file, yields its name and number of rows.
+        def write_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             import pyarrow as pa
             from pyspark import TaskContext
 
             task = TaskContext.get()
-            first = next((batch for batch in batches if batch.num_rows), None)
-            if task is None or first is None:
+            first_batch = next((batch for batch in batches if batch.num_rows), None)
+            if task is None or first_batch is None:
                 return
             name = f"{task.partitionId():05d}a{task.attemptNumber()}"
-            every = (in_columns(batch, schema) for batch in chain([first], batches))
-            n_rows = self.write(schema, every, name)
+            all_batches = (in_columns(batch, schema) for batch in chain([first_batch], batches))
+            n_rows = self.write(schema, all_batches, name)
             yield pa.RecordBatch.from_pydict({"file": [name], "n_rows": [n_rows]})
 
-        return write
+        return write_partition
 
     def _write_lines(self, stream: IO[bytes], batch: pa.RecordBatch) -> None:
         if not batch.num_rows:
             return
-        if self.form == "csv":
+        if self.file_format == "csv":
             stream.write(csv_lines(batch, neutral=self.neutral))
         else:
             stream.write("".join(_json_line(row) for row in batch.to_pylist()).encode())
 
 
 def csv_lines(batch: pa.RecordBatch, *, neutral: bool = False) -> bytes:
-    """Return the rows as lines of CSV, each ended by CR LF."""
+    """Return the rows of `batch` as CSV lines, each ended by CR LF.
+
+    `neutral` : put an apostrophe before text that a spreadsheet would run as a formula
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -155,7 +175,7 @@ def csv_lines(batch: pa.RecordBatch, *, neutral: bool = False) -> bytes:
             text = pc.replace_substring(column, '"', '""')
             if neutral:
                 text = pc.if_else(
-                    pc.match_substring_regex(column, _RUNS),
+                    pc.match_substring_regex(column, _FORMULA_START),
                     pc.binary_join_element_wise("'", text, ""),
                     text,
                 )
@@ -169,15 +189,15 @@ def csv_lines(batch: pa.RecordBatch, *, neutral: bool = False) -> bytes:
     return ("\r\n".join(lines.to_pylist()) + "\r\n").encode()
 
 
-def nested(schema: pa.Schema) -> list[str]:
-    """Return the columns that CSV cannot hold."""
+def nested_columns(schema: pa.Schema) -> list[str]:
+    """Return the names of the columns that CSV cannot hold: lists, maps and structs."""
     import pyarrow as pa
 
     return [field.name for field in schema if pa.types.is_nested(field.type)]
 
 
 def arrow_schema(rows: DataFrame) -> pa.Schema:
-    """Return the columns of a frame as Arrow's."""
+    """Return the columns of a Spark frame as an Arrow schema."""
     return _arrow_schema(rows)
 
 
@@ -206,15 +226,15 @@ def _json_line(row: dict[str, Any]) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """Return a value as JSON has it: times in ISO with Z, a map (Arrow: pairs) as an object, a number
-    that JSON lacks as text.
+    """Return a value as JSON has it: a time in ISO form with Z, a map (in Arrow a list of pairs) as
+    an object, and NaN or an infinity, which JSON lacks, as text.
     """
     if isinstance(value, dict):
-        return {name: _json_value(part) for name, part in value.items()}
+        return {name: _json_value(element) for name, element in value.items()}
     if isinstance(value, list):
-        if value and all(isinstance(part, tuple) for part in value):
-            return {name: _json_value(part) for name, part in value}
-        return [_json_value(part) for part in value]
+        if value and all(isinstance(element, tuple) for element in value):
+            return {name: _json_value(element) for name, element in value}
+        return [_json_value(element) for element in value]
     if isinstance(value, datetime):
         return value.replace(tzinfo=None).isoformat() + "Z"
     if isinstance(value, date):

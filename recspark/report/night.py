@@ -1,5 +1,5 @@
-"""The night on one screen: tables, evaluation, seconds, and three users' lists beside what they
-bought.
+"""The night on one screen: tables, evaluation, seconds per stage, and the lists of three users
+beside what they bought.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from recspark.tables.reader import Reader
 from recspark.tables.spark_reader import reader_of
 from recspark.terminal import printable
 
-_SHOWN = ("ndcg", "recall", "recall_capped", "precision", "map", "mrr", "hit_rate", "coverage")
+_SHOWN_METRICS = (
+    "ndcg",
+    "recall",
+    "recall_capped",
+    "precision",
+    "map",
+    "mrr",
+    "hit_rate",
+    "coverage",
+)
 
 
 def print_night(context: RunContext, console: Console) -> list[str]:
@@ -33,8 +42,8 @@ def print_night(context: RunContext, console: Console) -> list[str]:
     console.print(table_of_tables(sizes(tables)))
     for mode in ("novel", "repeat"):
         console.print(evaluation_table(context, mode))
-    for model, why in not_compared(context).items():
-        console.print(f"{model} is not compared: {why}", markup=False)
+    for model, reason in not_compared(context).items():
+        console.print(f"{model} is not compared: {reason}", markup=False)
     console.print(seconds_table(context))
     users = example_users(context)
     for user in users:
@@ -43,8 +52,8 @@ def print_night(context: RunContext, console: Console) -> list[str]:
 
 
 def evaluation_table(context: RunContext, mode: str) -> Table:
-    """Return the backtest of one mode: every model, the metrics at k, and the interval to the
-    baseline.
+    """Return the backtest of one mode as a table: for every model the metrics at k, and the
+    interval of its NDCG difference to the baseline.
     """
     settings = context.config.evaluate
     k = settings.ks[0]
@@ -60,37 +69,43 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     for row in rows:
         by_model.setdefault(row["model"], {})[row["metric"]] = row
     n_users = max((r["n_users"] or 0 for r in rows), default=0)
-    until = context.backtest_cutoff.date()
-    about = f"{settings.horizon_days} days, {n_users:,} users, lists of {k}"
+    cutoff_date = context.backtest_cutoff.date()
+    description = f"{settings.horizon_days} days, {n_users:,} users, lists of {k}"
     table = Table(
-        title=f"backtest, {mode}: cutoff {until}, {about if by_model else 'nothing to compare yet'}",
+        title=f"backtest, {mode}: cutoff {cutoff_date}, {description if by_model else 'nothing to compare yet'}",
         caption=f"all at k = {k}; interval: paired bootstrap of the users",
     )
     table.add_column("model")
-    for name in _SHOWN:
+    for name in _SHOWN_METRICS:
         table.add_column(name, justify="right")
     table.add_column(f"NDCG - {settings.baseline} [95 % interval]", justify="right", no_wrap=True)
-    order = [*context.config.models, "published"]
-    for model in sorted(by_model, key=lambda m: order.index(m) if m in order else 99):
-        found = by_model[model]
-        ndcg = found.get("ndcg")
+    model_order = [*context.config.models, "published"]
+    for model in sorted(by_model, key=lambda m: model_order.index(m) if m in model_order else 99):
+        metrics_of_model = by_model[model]
+        ndcg = metrics_of_model.get("ndcg")
         interval = ""
         if ndcg is not None and ndcg["ci_low"] is not None and model != settings.baseline:
             interval = f"{ndcg['diff']:+.4f} [{ndcg['ci_low']:+.4f}, {ndcg['ci_high']:+.4f}]"
-        cells = [f"{found[m]['value']:.4f}" if m in found else "" for m in _SHOWN]
+        cells = [
+            f"{metrics_of_model[m]['value']:.4f}" if m in metrics_of_model else ""
+            for m in _SHOWN_METRICS
+        ]
         table.add_row(cell(model), *cells, interval)
     table.caption = "\n".join([str(table.caption), *below_baseline(by_model, settings.baseline)])
     return table
 
 
 def below_baseline(by_model: Mapping[str, Mapping[str, Any]], baseline: str) -> list[str]:
-    """Return a line for each model that this backtest puts below the baseline, or not above it.
+    """Return one line for each model whose NDCG in this backtest is below the baseline, or not
+    above it.
 
-    `by_model` : a row of `metrics` by model and metric; those without an interval are left out.
+    `by_model` : model -> metric -> row of `metrics`. Models without an interval are left out.
+    Example: an interval [-0.02, -0.01] is below the baseline, [-0.01, 0.02] is no better than the
+    baseline.
     """
     lines = []
-    for model, found in by_model.items():
-        ndcg = found.get("ndcg")
+    for model, metrics_of_model in by_model.items():
+        ndcg = metrics_of_model.get("ndcg")
         if (
             model in (baseline, "published")
             or ndcg is None
@@ -98,25 +113,25 @@ def below_baseline(by_model: Mapping[str, Mapping[str, Any]], baseline: str) -> 
             or ndcg["ci_low"] > 0
         ):
             continue
-        how = "below" if ndcg["ci_high"] < 0 else "no better than"
+        comparison = "below" if ndcg["ci_high"] < 0 else "no better than"
         lines.append(
-            f"{model} is {how} {baseline} here: choose its settings (recspark tune {model}) or leave it out"
+            f"{model} is {comparison} {baseline} here: choose its settings (recspark tune {model}) or leave it out"
         )
     return lines
 
 
 def seconds_table(context: RunContext) -> Table:
-    """Return seconds and rows of each stage."""
+    """Return a table with the seconds and rows of each stage."""
     table = Table(title=f"stages of {context.run_date}, run {context.run_id}")
     for column in ("stage", "model", "rows in", "rows out", "seconds", "peak MB"):
         table.add_column(column, justify="left" if column in ("stage", "model") else "right")
     catalog = context.catalog
     rows = catalog.read("runs", catalog.version("runs")).where(F.col("run_id") == context.run_id)
     rows = rows.orderBy("started_at")
-    order = {stage.name: i for i, stage in enumerate(STAGES)}
+    stage_order = {stage.name: i for i, stage in enumerate(STAGES)}
     total = 0.0
-    for row in sorted(rows.collect(), key=lambda r: order.get(r["stage"], -1)):
-        if row["stage"] not in order:
+    for row in sorted(rows.collect(), key=lambda r: stage_order.get(r["stage"], -1)):
+        if row["stage"] not in stage_order:
             continue
         total += row["seconds"]
         table.add_row(
@@ -132,37 +147,44 @@ def seconds_table(context: RunContext) -> Table:
     return table
 
 
-def example_users(context: RunContext, n: int = 3) -> list[str]:
-    """Return user_ids to show: one with few, some and many orders, by a fixed rule."""
+def example_users(context: RunContext, n_users: int = 3) -> list[str]:
+    """Return the user_ids to show: by a fixed rule, one user with few, one with some and one with
+    many orders (activity light, regular and heavy).
+
+    Of each activity it is the user with the most recent event, and of several the one with the
+    smallest user_id. Only users with a list of tonight are picked, and at most `n_users`.
+    """
     features = context.catalog.read("user_features", context.catalog.version("user_features"))
-    ids = context.catalog.read("user_ids", context.catalog.version("user_ids"))
+    user_ids = context.catalog.read("user_ids", context.catalog.version("user_ids"))
     published = context.catalog.read("recommendations", context.catalog.version("recommendations"))
-    tonight = (
+    users_of_tonight = (
         published.where(F.col("run_date") == F.lit(context.run_date)).select("user_id").distinct()
     )
-    named = (
+    users_with_list = (
         features.where(F.col("cutoff") == F.lit(context.cutoff))
-        .join(ids, on="user_idx", how="inner")
-        .join(tonight, on="user_id", how="left_semi")
+        .join(user_ids, on="user_idx", how="inner")
+        .join(users_of_tonight, on="user_id", how="left_semi")
     )
-    picked = (
-        named.groupBy("activity")
+    user_per_activity = (
+        users_with_list.groupBy("activity")
         .agg(F.min_by("user_id", F.struct("recency_days", "user_id")).alias("user_id"))
         .orderBy(F.expr("array_position(array('light', 'regular', 'heavy'), activity)"))
     )
-    return [row["user_id"] for row in picked.limit(n).collect()]
+    return [row["user_id"] for row in user_per_activity.limit(n_users).collect()]
 
 
 def user_panel(context: RunContext, tables: Reader, user: str) -> Columns:
-    """Return one user's list beside the newest things they bought."""
-    left = Table(title=f"user {printable(user)}: recommended")
+    """Return one user's list beside the newest items that they bought."""
+    recommended_table = Table(title=f"user {printable(user)}: recommended")
     for column in ("", "item", "name"):
-        left.add_column(column)
+        recommended_table.add_column(column)
     for row in user_list(tables, user, context.run_date):
-        left.add_row(str(row["rank"]), cell(row["item_id"]), cell(row["item_name"]))
-    right = Table(title="bought before, newest first")
+        recommended_table.add_row(str(row["rank"]), cell(row["item_id"]), cell(row["item_name"]))
+    bought_table = Table(title="bought before, newest first")
     for column in ("date", "item", "name"):
-        right.add_column(column)
+        bought_table.add_column(column)
     for event in bought(tables, user, context.run_date, 10, context.config.sessions):
-        right.add_row(event["event_at"][:10], cell(event["item_id"]), cell(event["item_name"]))
-    return Columns([left, right])
+        bought_table.add_row(
+            event["event_at"][:10], cell(event["item_id"]), cell(event["item_name"])
+        )
+    return Columns([recommended_table, bought_table])

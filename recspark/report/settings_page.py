@@ -46,90 +46,96 @@ _COLUMNS = "| setting | value | default | meaning |\n|---|---|---|---|"
 
 def settings_page() -> str:
     """Return the page as Markdown. Imports the settings class of every model."""
-    parts = [_HEAD]
+    sections = [_HEAD]
     for title, prefix, section in _sections():
         rows = [
             _row(f"{prefix}{name}", field)
             for name, field in section.model_fields.items()
             if not _is_section(field.annotation)
         ]
-        about = " ".join((inspect.getdoc(section) or "").split("\n\n")[0].split())
-        parts.append("\n".join([f"## {title}\n", f"{about}\n", _COLUMNS, *rows]) + "\n")
-    return "\n".join(parts)
+        description = " ".join((inspect.getdoc(section) or "").split("\n\n")[0].split())
+        sections.append("\n".join([f"## {title}\n", f"{description}\n", _COLUMNS, *rows]) + "\n")
+    return "\n".join(sections)
 
 
 def _sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
-    """Give title, prefix of the names, and class of each section, models last."""
+    """Yield (title, prefix of the setting names, class) of each section. The sections of models
+    come last.
+    """
     yield "The night", "", Config
-    yield from _below(Config, "")
+    yield from _subsections(Config, "")
     for name, spec in MODELS.items():
         yield f"Model `{name}`", f"models.{name}.", spec.load().settings_class
 
 
-def _below(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, type[BaseModel]]]:
+def _subsections(
+    section: type[BaseModel], prefix: str
+) -> Iterator[tuple[str, str, type[BaseModel]]]:
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield f"`{prefix}{name}`", f"{prefix}{name}.", kind
-            yield from _below(kind, f"{prefix}{name}.")
+            yield from _subsections(kind, f"{prefix}{name}.")
 
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def described(field: FieldInfo) -> dict[str, str]:
-    """Return what a setting may be, its default as YAML, and what it means with unit and source."""
+def setting_description(field: FieldInfo) -> dict[str, str]:
+    """Return the `value` that a setting may have, its `default` as YAML, and its `meaning` with
+    unit and source.
+    """
     default = "needed"
     if not field.is_required():
-        default = _plain(field.get_default(call_default_factory=True))
+        default = _yaml(field.get_default(call_default_factory=True))
     return {
-        "value": ", ".join([_kind(field.annotation), *_bounds(field.metadata)]),
+        "value": ", ".join([_in_words(field.annotation), *_bounds(field.metadata)]),
         "default": default,
         "meaning": " ".join((field.description or "").split()),
     }
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    about = described(field)
-    default = about["default"] if field.is_required() else f"`{about['default']}`"
+    description = setting_description(field)
+    default = description["default"] if field.is_required() else f"`{description['default']}`"
     return _ROW.format(
         name=name,
-        kind=about["value"],
+        kind=description["value"],
         default=default.replace("|", "\\|"),
-        meaning=about["meaning"].replace("|", "\\|"),
+        meaning=description["meaning"].replace("|", "\\|"),
     )
 
 
-def _kind(annotation: Any) -> str:
-    """Return what an annotation allows, in words.
+def _in_words(annotation: Any) -> str:
+    """Return in words what values a type annotation allows.
 
-    >>> _kind(int | None), _kind(dict[str, float]), _kind(Literal["a", "b"])
+    >>> _in_words(int | None), _in_words(dict[str, float]), _in_words(Literal["a", "b"])
     ('whole number or null', 'map of text to number', '`a` or `b`')
     """
-    origin, parts = get_origin(annotation), get_args(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if p is type(None) else _kind(p) for p in parts)
+        return " or ".join("null" if p is type(None) else _in_words(p) for p in arguments)
     if origin is Literal:
-        return " or ".join(f"`{part}`" for part in parts)
+        return " or ".join(f"`{part}`" for part in arguments)
     if origin is tuple:
-        return f"list of {_kind(parts[0])}"
+        return f"list of {_in_words(arguments[0])}"
     if origin in (dict, Mapping):
-        return f"map of {_kind(parts[0])} to {_kind(parts[1])}"
+        return f"map of {_in_words(arguments[0])} to {_in_words(arguments[1])}"
     if hasattr(annotation, "__metadata__"):
-        return ", ".join([_kind(parts[0]), *_bounds(annotation.__metadata__)])
-    names = {
+        return ", ".join([_in_words(arguments[0]), *_bounds(annotation.__metadata__)])
+    words_of_types = {
         int: "whole number",
         float: "number",
         str: "text",
         bool: "true or false",
         Any: "anything",
     }
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return words_of_types.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _bounds(metadata: Any) -> list[str]:
-    """Return the bounds of a value in words: `≥ 1`, `at least 1 long`."""
+    """Return the bounds of a value in words, such as `≥ 1` or `at least 1 long`."""
     signs = {
         "ge": "≥ {}",
         "gt": "> {}",
@@ -137,25 +143,25 @@ def _bounds(metadata: Any) -> list[str]:
         "lt": "< {}",
         "min_length": "at least {} long",
     }
-    out = []
+    bounds = []
     for bound in metadata:
         for name, words in signs.items():
             value = getattr(bound, name, None)
             if value is not None:
-                out.append(words.format(f"{value:,}" if isinstance(value, int) else value))
-    return out
+                bounds.append(words.format(f"{value:,}" if isinstance(value, int) else value))
+    return bounds
 
 
-def _plain(value: Any) -> str:
-    """Return a default as YAML has it.
+def _yaml(value: Any) -> str:
+    """Return a default value as YAML.
 
-    >>> _plain(None), _plain(True), _plain((10, 20)), _plain({"purchase": 1.0}), _plain("")
+    >>> _yaml(None), _yaml(True), _yaml((10, 20)), _yaml({"purchase": 1.0}), _yaml("")
     ('null', 'true', '[10, 20]', '{purchase: 1.0}', "''")
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_plain, value))}]"
+        return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
     return str(value) or "''"

@@ -1,5 +1,6 @@
-"""Raw formats to the event schema. Ingest calls `read_landing`; nothing else knows what a source
-is.
+"""Sources: they turn raw files of any format into rows of the event schema.
+
+Stage ingest calls `read_landing`. No other part of recspark knows what a source is.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from recspark import schema
 from recspark.config import Source, digest
 from recspark.errors import MissingLandingError
 from recspark.sources import mapping, movielens, online_retail, session_files
-from recspark.sources.files import Place
+from recspark.sources.files import SourceInput
 from recspark.sources.landing import Landing, Night
 
-__all__ = ["Landing", "check_places", "landing_digest", "read_landing"]
+__all__ = ["Landing", "check_inputs", "landing_digest", "read_landing"]
 
-# A module of a source has: places(source, run_date), and read(spark, source, places, night).
+# Source kind -> its module. Each module has the functions inputs(source, run_date) and
+# read(spark, source, inputs, night).
 KINDS: dict[str, ModuleType] = {
     "mapping": mapping,
     "movielens": movielens,
@@ -28,56 +30,57 @@ KINDS: dict[str, ModuleType] = {
 
 
 def read_landing(spark: SparkSession, source: Source, run_date: date, *, initial: bool) -> Landing:
-    """Return what `source` brings on the night `run_date`.
+    """Return the events and the catalogue that `source` brings on the night `run_date`.
 
     Parameters
     ----------
-    initial : the first landing of an installation: what its catalogue says without a time is taken
-        to hold since ever
+    initial : whether this is the first landing of an installation. Catalogue rows without a time
+        are then taken as valid from 1970-01-01 on, not from `run_date` on
 
-    An archive gives everything up to `run_date` every night; rows after it are no part of the
-    landing. In a landing of its own they are quarantined.
+    An archive is one input that holds all nights. It gives every row up to `run_date` each night,
+    and rows after `run_date` are left out of the landing. A source that is no archive delivers one
+    landing per night. There, rows after `run_date` stay in the landing and ingest quarantines them.
 
-    Raises MissingLandingError, and SourceError where the raw columns are not what the source says;
-    both before anything is written. Rows that cannot be read carry a `reason`; none fails the
-    night. Cost: the driver hashes local files and reads one header or footer per file; the frames
-    are lazy.
+    Raises MissingLandingError where the landing is not there, and SourceError where the raw columns
+    differ from what the source's settings say. Both are raised before anything is written. A row
+    that cannot be read carries a `reason`; no row makes the night fail. Cost: the driver hashes the
+    local files and reads one header or footer per file. The returned DataFrames are lazy.
     """
-    kind = KINDS[source.kind]
-    places = kind.places(source, run_date)
+    module = KINDS[source.kind]
+    inputs = module.inputs(source, run_date)
     night = Night(run_date, initial, source.archive)
-    events, items = kind.read(spark, source, places, night)
+    events, items = module.read(spark, source, inputs, night)
     if events is None:
         events = spark.createDataFrame([], schema.RAW_EVENTS)
-    made_ids = "event_id" not in {*source.columns, *source.constants}
+    makes_event_ids = "event_id" not in {*source.columns, *source.constants}
     return Landing(
         run_date,
         events,
         items,
-        items_of_events=kind is online_retail,
-        digest=_digest(places),
+        items_of_events=module is online_retail,
+        digest=_digest(inputs),
         initial=initial,
-        unique_ids=made_ids,
+        unique_ids=makes_event_ids,
     )
 
 
-def check_places(source: Source, run_date: date) -> None:
-    """Raise MissingLandingError or SourceError where what the night reads is not there.
+def check_inputs(source: Source, run_date: date) -> None:
+    """Raise MissingLandingError or SourceError where the input of the night `run_date` is missing.
 
-    Needs no Spark; lists the files.
+    Needs no Spark. Cost: lists the files.
     """
-    KINDS[source.kind].places(source, run_date)
+    KINDS[source.kind].inputs(source, run_date)
 
 
 def landing_digest(source: Source, run_date: date) -> str | None:
-    """Return the digest that the landing of `run_date` has now; None where it is no longer
-    there.
+    """Return the digest of the present files of the landing of `run_date`; None where the landing
+    no longer exists.
     """
     try:
-        return _digest(KINDS[source.kind].places(source, run_date))
+        return _digest(KINDS[source.kind].inputs(source, run_date))
     except MissingLandingError:
         return None
 
 
-def _digest(places: list[Place]) -> str:
-    return digest([place.content() for place in places])
+def _digest(inputs: list[SourceInput]) -> str:
+    return digest([source_input.content() for source_input in inputs])

@@ -1,5 +1,5 @@
-"""Any CSV, JSON lines, Parquet or Delta, through the column mapping of
-`conf/sources/<name>.yaml`.
+"""Source kind `mapping`: any CSV, JSON lines, Parquet or Delta. The settings in
+`conf/sources/<name>.yaml` say which raw column is which event or item column.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Source
 from recspark.sources.computed import Computed
-from recspark.sources.files import Place, find_place
+from recspark.sources.files import SourceInput, find_input
 from recspark.sources.landing import Night
 from recspark.sources.raw import UNREADABLE, RawTable, read_raw
 from recspark.sources.spelling import Spelling, spelling_of
@@ -33,31 +33,34 @@ from recspark.sources.typed import (
     unread_numbers,
 )
 
+# Event columns that are read as ids, and those that are read as numbers; `event_at` is a time.
 IDS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
 NUMBERS = ("value", "quantity")
 
 
-def places(source: Source, run_date: date) -> list[Place]:
-    """Return where events and catalogue of `run_date` lie; raises MissingLandingError."""
-    found = [find_place(source, source.path, run_date)]
+def inputs(source: Source, run_date: date) -> list[SourceInput]:
+    """Return the input of the events of `run_date`, then the input of the catalogue if the settings
+    name one. Raises MissingLandingError.
+    """
+    found_inputs = [find_input(source, source.path, run_date)]
     if source.items_path is not None:
-        found.append(find_place(source, source.items_path, run_date))
-    return found
+        found_inputs.append(find_input(source, source.items_path, run_date))
+    return found_inputs
 
 
 def read(
-    spark: SparkSession, source: Source, places: list[Place], night: Night
+    spark: SparkSession, source: Source, inputs: list[SourceInput], night: Night
 ) -> tuple[DataFrame | None, DataFrame | None]:
-    """Return events and catalogue of `night`; None where no file holds a row.
+    """Return the events and the catalogue of `night`; None for an input whose files hold no row.
 
-    Without a mapped `event_id`, it is made of the event's own columns and the number among
-    identical events, so the same rows have the same ids in any format. Every row of both is
-    returned, those that cannot be read with a reason. Cost: events no shuffle, or one where ids are
-    made; items none.
+    Where no `event_id` is mapped, it is made of the event's columns and a number that counts
+    identical events. So the same rows get the same ids in any file format. All rows of both inputs
+    are returned; those that cannot be read have a `reason`. Cost: no shuffle for the events, or one
+    where ids are made; none for the items.
     """
     table = read_raw(
         spark,
-        places[0],
+        inputs[0],
         source.format,
         [*source.columns.values(), *source.attributes.values()],
         options=source.options,
@@ -65,17 +68,17 @@ def read(
         computed=[*_expressions(source).values(), *_conditions(source)],
     )
     events = None if table is None else _events(source, table, night)
-    if len(places) == 1:
+    if len(inputs) == 1:
         return events, None
     catalogue = read_raw(
         spark,
-        places[1],
+        inputs[1],
         source.items_format or source.format,
         list(source.items_columns.values()),
         options=source.options,
         lists={
-            raw: source.list_separator
-            for name, raw in source.items_columns.items()
+            raw_column: source.list_separator
+            for name, raw_column in source.items_columns.items()
             if name in ("category", "media")
         },
         spelling=spelling_of(source, source.items_columns),
@@ -87,35 +90,43 @@ def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
     expressions = _expressions(source)
     columns: dict[str, Column] = {}
     typed: dict[str, Typed] = {}
-    for name, raw in (source.columns | {n: made.name for n, made in expressions.items()}).items():
+    for name, raw_column in (
+        source.columns
+        | {event_column: computed.name for event_column, computed in expressions.items()}
+    ).items():
         if name in IDS:
-            columns[name] = id_of(table, raw)
+            columns[name] = id_of(table, raw_column)
             continue
         typed[name] = (
-            number_of(table, raw) if name in NUMBERS else time_of(table, raw, source.timezone)
+            number_of(table, raw_column)
+            if name in NUMBERS
+            else time_of(table, raw_column, source.timezone)
         )
         columns[name] = typed[name].value
     columns |= {name: F.lit(text) for name, text in source.constants.items()}
-    attributes = {name: text_of(table, raw) for name, raw in source.attributes.items()}
-    content = None
+    attributes = {
+        name: text_of(table, raw_column) for name, raw_column in source.attributes.items()
+    }
+    id_content = None
     if "event_id" not in columns:
-        content = [F.col(name) for name in sorted(columns)]
-        content += [attributes[name] for name in sorted(attributes)]
-        content.append(F.col(UNREADABLE))
+        id_content = [F.col(name) for name in sorted(columns)]
+        id_content += [attributes[name] for name in sorted(attributes)]
+        id_content.append(F.col(UNREADABLE))
     checks = [
-        *readability(table, typed, list(table.kinds)),
+        *readability(table, typed, list(table.named_types)),
         *unread_numbers(table, expressions.values()),
         *[
-            (~F.coalesce(table.column(made.name), F.lit(False)), reason)
-            for made, reason in zip(_conditions(source), source.where.values())
+            (~F.coalesce(table.column(computed.name), F.lit(False)), reason)
+            for computed, reason in zip(_conditions(source), source.where.values())
         ],
-        *_bounds(source, columns),
+        *_bound_checks(source, columns),
     ]
     rows = night.rows(table.frame, columns["event_at"])
     columns["attributes"] = attributes_of(attributes)
-    return as_raw_events(table, rows, columns, checks, content)
+    return as_raw_events(table, rows, columns, checks, id_content)
 
 
+# Event column -> the SQL of setting `source.expressions` that computes the column.
 def _expressions(source: Source) -> dict[str, Computed]:
     return {
         name: Computed(f"source.expressions.{name}", sql)
@@ -123,16 +134,18 @@ def _expressions(source: Source) -> dict[str, Computed]:
     }
 
 
+# The SQL conditions of setting `source.where`; a row for which one does not hold is refused.
 def _conditions(source: Source) -> list[Computed]:
     return [Computed("source.where", sql, is_condition=True) for sql in source.where]
 
 
 def _events_spelling(source: Source) -> Spelling:
-    made = {name: computed.name for name, computed in _expressions(source).items()}
-    return spelling_of(source, source.columns | made)
+    computed_names = {name: computed.name for name, computed in _expressions(source).items()}
+    return spelling_of(source, source.columns | computed_names)
 
 
-def _bounds(source: Source, columns: Container[str]) -> list[tuple[Column, str]]:
+# The checks of `value` and `quantity` against the bounds that the settings give.
+def _bound_checks(source: Source, columns: Container[str]) -> list[tuple[Column, str]]:
     bounds = dict(source.bounds)
     if source.min_value is not None:
         bounds["value"] = (source.min_value, None)
@@ -146,29 +159,30 @@ def _bounds(source: Source, columns: Container[str]) -> list[tuple[Column, str]]
 def _items(source: Source, table: RawTable, night: Night) -> DataFrame:
     columns: dict[str, Column] = {}
     typed: dict[str, Typed] = {}
-    for name, raw in source.items_columns.items():
+    for name, raw_column in source.items_columns.items():
         if name == "item_id":
-            columns[name] = id_of(table, raw)
+            columns[name] = id_of(table, raw_column)
         elif name == "price":
-            typed[name] = number_of(table, raw)
+            typed[name] = number_of(table, raw_column)
         elif name == "valid_from":
-            typed[name] = time_of(table, raw, source.timezone)
+            typed[name] = time_of(table, raw_column, source.timezone)
         elif name in ("category", "media"):
-            columns[name] = list_of(table, raw, source.list_separator)
+            columns[name] = list_of(table, raw_column, source.list_separator)
         else:
-            columns[name] = text_of(table, raw)
+            columns[name] = text_of(table, raw_column)
     columns |= {name: column.value for name, column in typed.items()}
     rows = table.frame
     if "valid_from" in columns:
         rows = night.rows(rows, columns["valid_from"])
     else:
-        # What the first catalogue says is taken to hold since ever; a later one, from its day on.
-        since = "1970-01-01" if night.initial else night.run_date.isoformat()
-        columns["valid_from"] = F.lit(since).cast("timestamp")
+        # The first catalogue is taken as valid from 1970 on, a later one from its own day on.
+        valid_from = "1970-01-01" if night.initial else night.run_date.isoformat()
+        columns["valid_from"] = F.lit(valid_from).cast("timestamp")
     columns["text"] = columns.get("text", columns.get("item_name", F.lit(None)))
-    # In steps, as `as_raw_events`: each column once, and `row` only for those who keep it.
-    judged = rows.withColumns(columns).withColumn(
-        "reason", first_reason(readability(table, typed, list(table.kinds)))
+    # In steps, as in `as_raw_events`: Spark then computes each column once, and `row` only for the
+    # rows that keep it.
+    rows_with_reason = rows.withColumns(columns).withColumn(
+        "reason", first_reason(readability(table, typed, list(table.named_types)))
     )
-    plain = {name: F.col(name) for name in (*columns, "reason")}
-    return shaped(judged, schema.RAW_ITEMS, {**plain, "row": table.row()})
+    plain_columns = {name: F.col(name) for name in (*columns, "reason")}
+    return shaped(rows_with_reason, schema.RAW_ITEMS, {**plain_columns, "row": table.row()})

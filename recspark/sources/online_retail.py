@@ -1,9 +1,10 @@
-"""UCI Online Retail II: lines of invoices of a shop, with its cancellations, corrections and test
-codes.
+"""Source kind `online_retail`: UCI Online Retail II, the invoice lines of a shop. They include
+cancellations, corrections and test codes.
 
-A row is refused for the first of these that holds: unreadable row, bad encoding, wrong type (these
-two by column), cancelled invoice, not a product, quantity not positive, price not positive; what
-any source may lack (no user, no time, …) comes after them (`recspark.data.events`).
+A row is refused with the first of these reasons that applies: unreadable row, bad encoding of a
+column, wrong type of a column, cancelled invoice, not a product, quantity not positive, price not
+positive. The reasons that hold for every source (no user, no time, …) come after these
+(`recspark.data.events`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Source
 from recspark.data.events import QUANTITY
-from recspark.sources.files import Place, find_place
+from recspark.sources.files import SourceInput, find_input
 from recspark.sources.landing import Night
 from recspark.sources.raw import UNREADABLE, RawTable, read_raw
 from recspark.sources.spelling import spelling_of
@@ -45,24 +46,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def places(source: Source, run_date: date) -> list[Place]:
-    """Return where the input of `run_date` lies; raises MissingLandingError."""
-    return [find_place(source, source.path, run_date)]
+def inputs(source: Source, run_date: date) -> list[SourceInput]:
+    """Return the one input of `run_date`. Raises MissingLandingError."""
+    return [find_input(source, source.path, run_date)]
 
 
 def read(
-    spark: SparkSession, source: Source, places: list[Place], night: Night
+    spark: SparkSession, source: Source, inputs: list[SourceInput], night: Night
 ) -> tuple[DataFrame | None, DataFrame | None]:
-    """Return events and catalogue of `night`; None where no file holds a row.
+    """Return the events and the catalogue of `night`; None for both where no file holds a row.
 
-    An event is a line of an invoice: `purchase`, value = quantity × price. The catalogue has one
-    row per item and day on which it was sold under a name: the day's latest name and price, from
-    the time of its last such line; the lines get their verdict as events. Cost: events one shuffle
-    (identical lines), items one.
+    An event is one line of an invoice. Its type is `purchase`, and its value is quantity × price.
+    The catalogue has one row per item and day on which the item was sold with a description. The
+    row has the description and price of the day's last such line, and is valid from the time of
+    that line. The lines get their verdict as events. Cost: one shuffle for the events (to number
+    identical lines), one for the items.
     """
     table = read_raw(
         spark,
-        places[0],
+        inputs[0],
         source.format,
         COLUMNS,
         options=source.options,
@@ -77,12 +79,14 @@ def read(
 
 
 def _columns(source: Source, table: RawTable) -> tuple[dict[str, Column], list[tuple[Column, str]]]:
-    """Return the event columns, and (condition, reason) in the order of precedence."""
-    zone = source.timezone
+    """Return the event columns by name, and (condition, reason) for refused rows. The first
+    condition that holds gives the reason.
+    """
+    timezone = source.timezone
     customer = id_of(table, "Customer ID")
     typed = {
         "quantity": number_of(table, "Quantity"),
-        "event_at": time_of(table, "InvoiceDate", zone),
+        "event_at": time_of(table, "InvoiceDate", timezone),
         "price": number_of(table, "Price"),
         "user_id": Typed(
             "Customer ID", F.when(customer.rlike(r"^\d+$"), customer), customer.isNotNull()
@@ -107,21 +111,26 @@ def _columns(source: Source, table: RawTable) -> tuple[dict[str, Column], list[t
 
 
 def _content(source: Source, table: RawTable) -> list[Column]:
-    """Return what makes a line: equal values of any type and format give the same text, that of the
-    types in which the data set was published.
+    """Return the texts that identify an invoice line, from which its `event_id` is made.
+
+    A value gives the same text whatever type and file format it is delivered in: the text of the
+    type in which the data set was published. A value that cannot be read gives its raw text.
     """
-    spelt = {name: raw_text(table, name) for name in COLUMNS}
+    raw_texts = {name: raw_text(table, name) for name in COLUMNS}
     sold_at, quantity = F.col("event_at"), F.col("quantity")
     if source.timezone != "UTC":
         sold_at = F.from_utc_timestamp(sold_at, source.timezone)
-    read = {
+    typed_values = {
         "Quantity": F.when(quantity == F.rint(quantity), quantity.try_cast("bigint")),
         "InvoiceDate": sold_at,
         "Price": F.col("price"),
         "Customer ID": number_of(table, "Customer ID").value,
     }
-    texts = {name: F.coalesce(value.cast("string"), spelt[name]) for name, value in read.items()}
-    return [*(spelt | texts).values(), F.col(UNREADABLE)]
+    typed_texts = {
+        name: F.coalesce(value.cast("string"), raw_texts[name])
+        for name, value in typed_values.items()
+    }
+    return [*(raw_texts | typed_texts).values(), F.col(UNREADABLE)]
 
 
 def _items(
@@ -130,21 +139,22 @@ def _items(
     columns: Mapping[str, Column],
     checks: Sequence[tuple[Column, str]],
 ) -> DataFrame:
-    needed = ("item_id", "event_at", "user_id", "order_id", "quantity", "price", "value")
-    typed = rows.withColumns({name: columns[name] for name in needed})
-    typed = typed.withColumn("name", text_of(table, "Description"))
+    needed_columns = ("item_id", "event_at", "user_id", "order_id", "quantity", "price", "value")
+    lines = rows.withColumns({name: columns[name] for name in needed_columns})
+    lines = lines.withColumn("name", text_of(table, "Description"))
     has_ids = F.col("user_id").isNotNull() & F.col("item_id").isNotNull()
     is_sale = first_reason(checks).isNull() & has_ids & F.col("event_at").isNotNull()
     line = F.when(is_sale & F.col("name").isNotNull(), F.struct("event_at", "name", "price"))
-    # Filtered after the aggregate: before it, Spark would compute every column twice.
-    # Of lines at the same time the greater name, then the greater price: any fixed choice will do.
-    latest = (
-        typed.groupBy("item_id", F.to_date("event_at").alias("day"))
+    # `line` is null for lines that do not count. They are filtered out after the aggregate, because
+    # with a filter before it Spark would compute every column twice. Of lines at the same time, the
+    # maximum takes the greater name, then the greater price; any fixed choice would do.
+    last_lines = (
+        lines.groupBy("item_id", F.to_date("event_at").alias("day"))
         .agg(F.max(line).alias("line"))
         .where("line IS NOT NULL")
     )
     return shaped(
-        latest,
+        last_lines,
         schema.RAW_ITEMS,
         {
             "item_id": F.col("item_id"),

@@ -1,4 +1,7 @@
-"""Reader options of a source: a fixed list, each counted for a file's header as for its rows."""
+"""Reader options that a source may set (`source.options`): which ones exist, and their checks.
+
+An option applies to the header of a file in the same way as to its rows.
+"""
 
 from __future__ import annotations
 
@@ -11,106 +14,120 @@ from pyspark.sql import SparkSession
 
 from recspark.errors import SourceError, java_message, suggest
 
-# RFC 4180 quotes; without `columnPruning` off, a row of too few or too many fields goes unnoticed;
-# and one row of more than 20,480 fields (Spark's limit) would fail the night.
+# Options that recspark always sets for CSV. `escape` gives quotes as in RFC 4180. With
+# `columnPruning` on, Spark would not notice a row with too few or too many fields. With Spark's own
+# limit for `maxColumns`, one row of more than 20,480 fields would make the night fail.
 CSV_OPTIONS = {
     "header": "true",
     "escape": '"',
     "columnPruning": "false",
     "maxColumns": str(1 << 20),
 }
-# What a source may say. What is not here may drop files or rows in silence (`ignoreCorruptFiles`,
-# `pathGlobFilter`, `mode`), or does nothing where every column is read as text (`dateFormat`).
-_OF_TEXT = ("encoding", "lineSep", "multiLine")
+# The options that a source may set, by file format. Other options of Spark may drop files or rows
+# in silence (`ignoreCorruptFiles`, `pathGlobFilter`, `mode`), or have no effect since every column
+# is read as text (`dateFormat`).
+_TEXT_OPTIONS = ("encoding", "lineSep", "multiLine")
 SUPPORTED = {
     "csv": (
-        *_OF_TEXT, "sep", "quote", "escape", "comment", "header", "nullValue", "emptyValue",
+        *_TEXT_OPTIONS, "sep", "quote", "escape", "comment", "header", "nullValue", "emptyValue",
         "ignoreLeadingWhiteSpace", "ignoreTrailingWhiteSpace", "maxColumns", "maxCharsPerColumn",
         "charToEscapeQuoteEscaping", "unescapedQuoteHandling",
     ),
     "jsonl": (
-        *_OF_TEXT, "allowComments", "allowUnquotedFieldNames", "allowSingleQuotes",
+        *_TEXT_OPTIONS, "allowComments", "allowUnquotedFieldNames", "allowSingleQuotes",
         "allowNumericLeadingZeros", "allowNonNumericNumbers", "allowUnquotedControlChars",
         "allowBackslashEscapingAnyCharacter",
     ),
     "parquet": ("datetimeRebaseMode", "int96RebaseMode"),
     "delta": ("versionAsOf",),
 }  # fmt: skip
-_ALSO_CALLED = {"delimiter": "sep", "charset": "encoding"}
-_SAME_AS_ASCII = "\n\r,:;|\t\"'{}[]09azAZ"
+# Second name of an option, in lower case -> the name in `SUPPORTED`.
+_SECOND_NAMES = {"delimiter": "sep", "charset": "encoding"}
+# Characters that an encoding must spell with the same bytes as ASCII.
+_ASCII_SAMPLE = "\n\r,:;|\t\"'{}[]09azAZ"
 
 
-def reader_options(source: str, kind: str, given: Mapping[str, str]) -> dict[str, str]:
-    """Return those of `given` that a reader of `kind` takes, under the names in `SUPPORTED`.
+def reader_options(
+    source: str, file_format: str, source_options: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the options that apply to files of `file_format`, under their names in `SUPPORTED`.
 
-    Spark takes names in any case, and some under two. Events and catalogue of a source share their
-    options, so one that only another kind takes is left out. Raises SourceError for a name that no
-    kind takes, and for one that is given twice.
+    Spark accepts an option's name in upper or lower case, and some options under a second name. The
+    events and the catalogue of a source share `source_options`; an option that is only for another
+    format is left out. Raises SourceError for a name that no format has, and for an option that is
+    set twice.
     """
-    canonical = {name.lower(): name for names in SUPPORTED.values() for name in names}
-    canonical |= _ALSO_CALLED
-    spelled: dict[str, str] = {}
+    name_by_lower_case = {name.lower(): name for names in SUPPORTED.values() for name in names}
+    name_by_lower_case |= _SECOND_NAMES
+    spelling_by_option: dict[str, str] = {}
     options: dict[str, str] = {}
-    for name, value in given.items():
-        known = canonical.get(name.lower())
-        if known is None:
+    for name, value in source_options.items():
+        option = name_by_lower_case.get(name.lower())
+        if option is None:
             raise SourceError(
                 f"source '{source}': source.options.{name} is not supported."
-                f"{suggest(name, {*canonical.values()})} Nothing was written"
+                f"{suggest(name, {*name_by_lower_case.values()})} Nothing was written"
             )
-        if known in spelled:
+        if option in spelling_by_option:
             raise SourceError(
-                f"source '{source}': source.options.{spelled[known]} and source.options.{name} say "
-                "the same thing twice; keep one of them"
+                f"source '{source}': source.options.{spelling_by_option[option]} and "
+                f"source.options.{name} say the same thing twice; keep one of them"
             )
-        spelled[known] = name
-        if known in SUPPORTED[kind]:
-            options[known] = value
+        spelling_by_option[option] = name
+        if option in SUPPORTED[file_format]:
+            options[option] = value
     return options
 
 
 def check_text_options(
-    spark: SparkSession, source: str, kind: str, options: Mapping[str, str]
+    spark: SparkSession, source: str, file_format: str, options: Mapping[str, str]
 ) -> None:
-    """Raise SourceError where Spark does not know the encoding, or takes a value for no value.
+    """Raise SourceError where Spark does not know the encoding, or rejects the value of an option.
 
-    An encoding must spell ASCII as ASCII (UTF-16 does not), else lines cannot be told apart, but
-    for `multiLine`. Cost: some calls of the driver's JVM, no job.
+    The encoding must spell ASCII characters with the bytes of ASCII (UTF-16 does not), because
+    otherwise the ends of lines cannot be found. With `multiLine`, any encoding is fine. Cost: some
+    calls of the driver's JVM, no job.
     """
     charset = options.get("encoding", "UTF-8")
     charsets = _jvm(spark).java.nio.charset.Charset
     try:
-        known = charsets.forName(charset)
+        java_charset = charsets.forName(charset)
     except (PySparkException, Py4JJavaError):
         raise SourceError(
             f"source '{source}': source.options.encoding = '{charset}' is no encoding that Java "
             "knows; name it as IANA does (UTF-8, windows-1252, Shift_JIS)"
         ) from None
-    sample = known.encode(_SAME_AS_ASCII)
-    is_ascii = bytes(sample.array())[: sample.limit()] == _SAME_AS_ASCII.encode()
-    if not is_ascii and options.get("multiLine", "false").lower() != "true":
+    encoded_sample = java_charset.encode(_ASCII_SAMPLE)
+    is_like_ascii = (
+        bytes(encoded_sample.array())[: encoded_sample.limit()] == _ASCII_SAMPLE.encode()
+    )
+    if not is_like_ascii and options.get("multiLine", "false").lower() != "true":
         raise SourceError(
             f"source '{source}': source.options.encoding = '{charset}': the end of a line cannot be "
             "found in it; deliver UTF-8, or set source.options.multiLine: true"
         )
     try:
-        if kind == "csv":
+        if file_format == "csv":
             csv_options(spark, options).asParserSettings()
         else:
-            # recspark decodes a text before Spark looks for JSON in it.
-            others = {name: value for name, value in options.items() if name != "encoding"}
+            # recspark itself decodes the text before Spark parses it as JSON.
+            json_options = {name: value for name, value in options.items() if name != "encoding"}
             _jvm(spark).org.apache.spark.sql.catalyst.json.JSONOptionsInRead(
-                _scala_map(spark, others), "UTC", ""
+                _scala_map(spark, json_options), "UTC", ""
             )
     except (PySparkException, Py4JJavaError) as error:
-        given = ", ".join(f"{name}: {value!r}"[:80] for name, value in options.items())
+        shown_options = ", ".join(f"{name}: {value!r}"[:80] for name, value in options.items())
         raise SourceError(
-            f"source '{source}': of source.options {{{given}}} Spark says: {java_message(error)}"
+            f"source '{source}': of source.options {{{shown_options}}} Spark says: "
+            f"{java_message(error)}"
         ) from None
 
 
 def csv_options(spark: SparkSession, options: Mapping[str, str]) -> Any:
-    """Return the JVM's own reading of CSV options; errors are Spark's."""
+    """Return Spark's `CSVOptions` (a JVM object) for `options` on top of `CSV_OPTIONS`.
+
+    An option with a bad value raises an error of Spark.
+    """
     return _jvm(spark).org.apache.spark.sql.catalyst.csv.CSVOptions(
         _scala_map(spark, {**CSV_OPTIONS, **options}), True, "UTC"
     )
@@ -121,7 +138,7 @@ def _jvm(spark: SparkSession) -> Any:
 
 
 def _scala_map(spark: SparkSession, options: Mapping[str, str]) -> Any:
-    pairs = _jvm(spark).java.util.HashMap()
+    java_map = _jvm(spark).java.util.HashMap()
     for name, value in options.items():
-        pairs.put(name, value)
-    return _jvm(spark).org.apache.spark.api.python.PythonUtils.toScalaMap(pairs)
+        java_map.put(name, value)
+    return _jvm(spark).org.apache.spark.api.python.PythonUtils.toScalaMap(java_map)

@@ -1,4 +1,4 @@
-"""Raw rows as they are: CSV, JSON lines, Parquet or Delta, with every column that they have."""
+"""Reads raw rows of CSV, JSON lines, Parquet or Delta unchanged, with all columns of the files."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pyspark.sql.types import (
 from recspark import schema, storage
 from recspark.errors import SourceError, java_message, shortened, suggest
 from recspark.sources import values
-from recspark.sources.computed import Computed, Staged, compute, position
+from recspark.sources.computed import Computed, Staged, compute, staged_column
 from recspark.sources.files import (
     BOM,
     DELTA_LOG,
     HEAD_BYTES,
-    Place,
+    SourceInput,
     delta_version,
     head,
     head_lines,
@@ -52,82 +52,91 @@ from recspark.sources.spelling import Spelling
 
 log = logging.getLogger(__name__)
 
-UNREADABLE = "_unreadable"
-LINE = "_line"
-# Of a file of JSON lines, so many are looked at on the driver.
-_LOOKED_AT = 1000
-_OTHER_KEYS = 1000  # of JSON lines, that no setting names
-_BLANKS = r"[ \t\r\n\ufeff]"
-_BLANK = bytes(range(33))
+UNREADABLE = "_unreadable"  # the frame column with the text of a row that could not be read
+LINE = "_line"  # the frame column with one line, or one text, of a JSON file
+_MAX_PARSED_LINES = 1000  # how many lines of each JSON lines file the driver parses
+_MAX_OTHER_KEYS = 1000  # how many keys of JSON lines become columns that no setting names
+_BLANK_PATTERN = r"[ \t\r\n\ufeff]"
+_BLANK_BYTES = bytes(range(33))
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """Raw rows: every column that a file has, in each type that it has there.
+    """The raw rows of one input, with every column of every file.
 
-    Files are united column by column *and* type by type: where `user` is an integer in one file and
-    a float in another, there is a frame column for each, null in the rows of the other. So a value
-    reaches whoever knows what it means as it was delivered, never as Spark's text of it.
+    The files are united column by column *and* type by type. Where `user` is an integer in one file
+    and a float in another, the frame has one column for the integers and one for the floats, and
+    each is null in the rows of the other file. So the function that reads `user` as an id gets each
+    value in the type in which it was delivered, not a text that Spark made of the value.
 
     Parameters
     ----------
     source : name of the source, for messages
-    frame : columns `r0` … and `_unreadable` string, the text of a row that could not be read (null
-        = the row is fine)
-    types : raw column -> (frame column, its type) for each type; every column is text in CSV and
-        JSON lines, but for those that JSON gives as lists. What SQL computes is a column here, too,
-        by its text
-    kinds : raw columns that the source names -> the first of their types
-    computed : those of `types` that are no raw columns
-    is_text : whether the rows come from text, which may be wrongly encoded
+    frame : the rows, with the columns `r0`, `r1`, … and `_unreadable` (string). The latter has the
+        text of a row that could not be read; null = the row is fine
+    types : raw column -> (frame column, its type) for each type that the raw column has. In CSV and
+        JSON lines every column is text, apart from the lists of JSON. Computed columns are here
+        too, under `Computed.name` and `Computed.unread_name`
+    named_types : raw columns that the source names -> the first of their types
+    computed : the names in `types` that are no raw columns
+    is_text : whether the rows come from text files, whose bytes may be wrongly encoded
     spelling : how numbers and ids are spelt
     """
 
     source: str
     frame: DataFrame
     types: Mapping[str, Sequence[tuple[str, DataType]]]
-    kinds: Mapping[str, DataType]
+    named_types: Mapping[str, DataType]
     computed: frozenset[str]
     is_text: bool
     spelling: Spelling
 
     def variants(self, name: str) -> list[tuple[Column, DataType]]:
         """Return (column, type) for each type that the raw column `name` has."""
-        return [(F.col(column), kind) for column, kind in self.types[name]]
+        return [(F.col(column), data_type) for column, data_type in self.types[name]]
 
     def column(self, name: str) -> Column:
-        """Return the raw column `name` as it is; as text where it has several types."""
+        """Return the raw column `name` in its type; as text where the column has several types."""
         variants = self.variants(name)
         if len(variants) == 1:
             return variants[0][0]
-        return F.coalesce(*[_as_text(column, kind) for column, kind in variants])
+        return F.coalesce(*[_as_text(column, data_type) for column, data_type in variants])
 
     def unreadable(self) -> Column:
         """Return whether a row had the wrong number of fields, or was no JSON object."""
         return F.col(UNREADABLE).isNotNull()
 
     def row(self) -> Column:
-        """Return the raw row as JSON, with the columns that nobody names; nulls are left out. Not
-        cheap, so only ask for rows that need it.
+        """Return the raw row as JSON, including the columns that no setting names. Nulls are left
+        out. Cost: high, so compute this only for the rows that keep it.
         """
-        named = [self.column(name).alias(name) for name in self.types if name not in self.computed]
-        return F.to_json(F.struct(*named, F.col(UNREADABLE)))
+        raw_columns = [
+            self.column(name).alias(name) for name in self.types if name not in self.computed
+        ]
+        return F.to_json(F.struct(*raw_columns, F.col(UNREADABLE)))
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Files that share their columns, as one frame; `physical` maps raw name to column."""
+class _FileGroup:
+    """The rows of files that share their columns.
+
+    Parameters
+    ----------
+    frame : the rows
+    column_by_name : raw name -> column of `frame`
+    first_file : URI of one of the files, for messages
+    """
 
     frame: DataFrame
-    physical: Mapping[str, str]
+    column_by_name: Mapping[str, str]
     first_file: str
 
 
 def read_raw(
     spark: SparkSession,
-    place: Place,
-    kind: str,
-    named: Sequence[str],
+    source_input: SourceInput,
+    file_format: str,
+    named_columns: Sequence[str],
     *,
     options: Mapping[str, str] | None = None,
     header: Sequence[str] | None = None,
@@ -135,133 +144,157 @@ def read_raw(
     spelling: Spelling | None = None,
     computed: Sequence[Computed] = (),
 ) -> RawTable | None:
-    """Return every row at `place`; None where no file holds one.
+    """Return every row at `source_input`; None where no file holds a row.
 
     Parameters
     ----------
-    kind : `csv`, `jsonl`, `parquet` or `delta`
-    options : reader options, as Spark's, of those in `options.SUPPORTED`; they win over recspark's
-        own
+    file_format : `csv`, `jsonl`, `parquet` or `delta`
+    named_columns : the raw columns that the source's settings name. Every file must have them; of
+        JSON lines, at least one file
+    options : reader options of Spark, of those in `options.SUPPORTED`; they replace the options
+        that recspark sets itself
     header : names of the fields of a CSV file that has no header line
-    lists : raw columns that may hold lists, and what is between the parts of one that is text
-    spelling : how numbers and ids are spelt; None = as programs do
-    computed : columns that SQL makes of the raw ones
+    lists : raw columns of JSON lines that may hold lists -> the separator between the parts where
+        the list is written as one text
+    spelling : how numbers and ids are spelt; None = as programs spell them
+    computed : columns that SQL computes from the raw ones
 
-    Files may differ in the order and type of their columns, and in columns that are not named. A line
-    of JSON that is not one object (or a list of objects) and nothing else is unreadable, and so is
-    one with an object, or a list that is not in `lists`, in a named column. Raises SourceError that
-    lists the missing columns, with the nearest name that is there, or names the file or option that
-    cannot be used. Cost: lazy; the driver reads one header or footer per file; for JSON lines one job
-    more where the first MB of no file shows a named column. All columns are read, since a row that
-    is refused is kept whole.
+    Files may differ in the order and type of their columns, and in the columns that no setting
+    names. A line of JSON is unreadable unless it holds just one object or one list of objects. It
+    is also unreadable where a named column holds an object, or holds a list and is not in `lists`.
+
+    Raises SourceError. The error lists the missing columns, each with the most similar name that
+    exists, or it names the file or option that cannot be used. Cost: lazy. The driver reads one
+    header or footer per file. For JSON lines there is one job more, where the first MB of no file
+    shows some named column. All columns are read, since a refused row is kept with all of them.
     """
     spelling = spelling or Spelling()
-    named = list(dict.fromkeys(named))
-    given = reader_options(place.source, kind, options or {})
-    if kind != "delta" and delta_version(place) is not None:
+    named_columns = list(dict.fromkeys(named_columns))
+    source_options = reader_options(source_input.source, file_format, options or {})
+    if file_format != "delta" and delta_version(source_input) is not None:
         raise SourceError(
-            f"source '{place.source}': {place.root} is a Delta table (it has a {DELTA_LOG}), but is "
-            f"read as {kind}; say format: delta"
+            f"source '{source_input.source}': {source_input.root} is a Delta table (it has a {DELTA_LOG}), but is "
+            f"read as {file_format}; say format: delta"
         )
-    with named_errors(place, kind):
-        if kind in ("csv", "jsonl"):
-            check_text_options(spark, place.source, kind, given)
-        if kind == "csv":
-            parts = _csv_parts(spark, place, given, header, named)
-        elif kind == "jsonl":
-            parts = _jsonl_parts(spark, place, given, named, lists or {})
-        elif kind == "parquet":
-            parts = _parquet_parts(spark, place, given)
+    with named_errors(source_input, file_format):
+        if file_format in ("csv", "jsonl"):
+            check_text_options(spark, source_input.source, file_format, source_options)
+        if file_format == "csv":
+            groups = _csv_groups(spark, source_input, source_options, header, named_columns)
+        elif file_format == "jsonl":
+            groups = _jsonl_groups(spark, source_input, source_options, named_columns, lists or {})
+        elif file_format == "parquet":
+            groups = _parquet_groups(spark, source_input, source_options)
         else:
-            parts = _delta_parts(spark, place, given)
-        for part in parts:
-            _check_names(place, part, named)
-        if not parts:
+            groups = _delta_groups(spark, source_input, source_options)
+        for group in groups:
+            _check_names(source_input, group, named_columns)
+        if not groups:
             return None
-        staged = [_staged(part) for part in parts]
-        for column in computed:
-            staged = [compute(place.source, part, column, spelling) for part in staged]
-        return _as_table(place, staged, named, computed, kind in ("csv", "jsonl"), spelling)
+        staged_groups = [_staged(group) for group in groups]
+        for computed_column in computed:
+            staged_groups = [
+                compute(source_input.source, group, computed_column, spelling)
+                for group in staged_groups
+            ]
+        return _as_table(
+            source_input,
+            staged_groups,
+            named_columns,
+            computed,
+            file_format in ("csv", "jsonl"),
+            spelling,
+        )
 
 
 @contextmanager
-def named_errors(place: Place, kind: str) -> Iterator[None]:
-    """Raise a SourceError that names `place` for what Spark raises within the block."""
+def named_errors(source_input: SourceInput, file_format: str) -> Iterator[None]:
+    """Turn an error of Spark within the block into a SourceError that names `source_input`."""
     try:
         yield
     except (PySparkException, Py4JJavaError) as error:
         raise SourceError(
-            f"source '{place.source}': {place.root} cannot be read as {kind}: {java_message(error)}"
+            f"source '{source_input.source}': {source_input.root} cannot be read as {file_format}: "
+            f"{java_message(error)}"
         ) from None
 
 
-def read_files(reader: DataFrameReader, place: Place, kind: str, files: Sequence[str]) -> DataFrame:
-    """Return `files` of `place` as one frame, folder names as columns.
+def read_files(
+    reader: DataFrameReader, source_input: SourceInput, file_format: str, files: Sequence[str]
+) -> DataFrame:
+    """Return the rows of `files`, which belong to `source_input`. A folder `country=UK` gives the column
+    `country`.
 
-    Raises SourceError where Spark would read other files than these.
+    Raises SourceError where Spark would not read exactly these files.
     """
-    if not place.is_file:
-        reader = reader.option("basePath", place.root)
-    frame = reader.format(kind).load([storage.for_spark(uri) for uri in files])
-    planned = Counter(_path(unquote(uri)) for uri in frame.inputFiles())
-    left_out = sorted(Counter(map(_path, files)) - planned)
-    if left_out or planned.total() != len(files):
+    if not source_input.is_file:
+        reader = reader.option("basePath", source_input.root)
+    frame = reader.format(file_format).load([storage.for_spark(uri) for uri in files])
+    planned_files = Counter(_without_scheme(unquote(uri)) for uri in frame.inputFiles())
+    missing_files = sorted(Counter(map(_without_scheme, files)) - planned_files)
+    if missing_files or planned_files.total() != len(files):
         raise SourceError(
-            f"source '{place.source}': of {len(files)} files Spark reads {planned.total()}, without "
-            f"{left_out[:5]}; nothing was written. Rename them: a name may not start with '_' or '.', "
-            "or end in '._COPYING_'"
+            f"source '{source_input.source}': of {len(files)} files Spark reads "
+            f"{planned_files.total()}, without {missing_files[:5]}; nothing was written. Rename "
+            "them: a name may not start with '_' or '.', or end in '._COPYING_'"
         )
     return frame
 
 
-def _path(uri: str) -> str:
+# Spark writes URIs in several ways: file:///a and file:/a. Both give /a here.
+def _without_scheme(uri: str) -> str:
     return re.sub(r"^\w+:/*", "/", uri)
 
 
-def _csv_parts(
+def _csv_groups(
     spark: SparkSession,
-    place: Place,
-    given: Mapping[str, str],
+    source_input: SourceInput,
+    source_options: Mapping[str, str],
     header: Sequence[str] | None,
-    named: Sequence[str],
-) -> list[_Part]:
-    options = {**CSV_OPTIONS, **given}
+    named_columns: Sequence[str],
+) -> list[_FileGroup]:
+    options = {**CSV_OPTIONS, **source_options}
     has_header = options["header"].lower() == "true"
-    files_of: dict[tuple[str, ...], list[str]] = {}
-    for uri in place.files:
-        fields = csv_header(spark, place.source, uri, options)
+    files_by_header: dict[tuple[str, ...], list[str]] = {}
+    for uri in source_input.files:
+        fields = csv_header(spark, source_input.source, uri, options)
         if header is not None and fields:
             fields = list(header)
         elif not has_header:
             fields = [f"_c{i}" for i in range(len(fields))]
         if fields:
-            files_of.setdefault(tuple(fields), []).append(uri)
-    parts = []
-    for names, files in files_of.items():
-        occurs = Counter(names)
-        for name in named:
-            if occurs[name] > 1:
+            files_by_header.setdefault(tuple(fields), []).append(uri)
+    groups = []
+    for names, files in files_by_header.items():
+        count_by_name = Counter(names)
+        for name in named_columns:
+            if count_by_name[name] > 1:
                 raise SourceError(
-                    f"source '{place.source}': column '{name}' occurs {occurs[name]} times in "
-                    f"{files[0]}; keep one of them"
+                    f"source '{source_input.source}': column '{name}' occurs {count_by_name[name]} times "
+                    f"in {files[0]}; keep one of them"
                 )
-        # By position: Spark takes names for equal that differ in case only.
+        # Columns get their names by position, because Spark takes names for equal that differ in
+        # upper and lower case only.
         columns = [f"c{i}" for i in range(len(names))]
-        texts = StructType([StructField(name, StringType()) for name in [*columns, UNREADABLE]])
-        reader = spark.read.schema(texts).options(**options)
+        text_schema = StructType(
+            [StructField(name, StringType()) for name in [*columns, UNREADABLE]]
+        )
+        reader = spark.read.schema(text_schema).options(**options)
         reader = reader.options(mode="PERMISSIVE", columnNameOfCorruptRecord=UNREADABLE)
-        frame = read_files(reader, place, "csv", files)
-        physical = {name: name for name in place.folder_columns} | dict(zip(names, columns))
-        parts.append(_Part(frame, physical, files[0]))
-    return parts
+        frame = read_files(reader, source_input, "csv", files)
+        column_by_name = {name: name for name in source_input.folder_columns} | dict(
+            zip(names, columns)
+        )
+        groups.append(_FileGroup(frame, column_by_name, files[0]))
+    return groups
 
 
 def csv_header(spark: SparkSession, source: str, uri: str, options: Mapping[str, str]) -> list[str]:
-    """Return the fields of the first line of a CSV file that is neither blank nor a comment; [] for
-    a file without content.
+    """Return the fields of the header of a CSV file; [] for an empty file.
 
-    Spark's own parser reads them, so every option counts for the header as for the rows. Raises
-    SourceError where the first MB has no such line. Cost: reads at most 1 MB; no job.
+    The header is the first line that is neither blank nor a comment. Spark's own parser reads the
+    line, so every option applies to the header as to the rows. Raises SourceError where the first
+    MB of the file has no such line. Cost: reads at most 1 MB; no job.
     """
     content = head(uri)
     if not content.removeprefix(BOM):
@@ -290,180 +323,235 @@ def csv_header(spark: SparkSession, source: str, uri: str, options: Mapping[str,
     return ["" if field is None else field for field in fields]
 
 
-def _first_line(spark: SparkSession, content: bytes, settings: Any, end: str | None) -> str | None:
-    """Return the line that Spark takes for the header; `settings` are the JVM's `CSVOptions`."""
+def _first_line(
+    spark: SparkSession, content: bytes, settings: Any, line_end: str | None
+) -> str | None:
+    """Return the line that Spark takes for the header; None where there is none.
+
+    `settings` is Spark's `CSVOptions` (a JVM object). `line_end` is what ends a line; None = the
+    line ends that Spark knows.
+    """
     jvm: Any = spark.sparkContext._jvm
     charset = settings.charset()
-    ends = None
-    if end:
-        encoded = jvm.java.nio.charset.Charset.forName(charset).encode(end)
-        ends = bytes(encoded.array())[: encoded.limit()]
-    for line in head_lines(content, ends):
-        if line.strip(_BLANK):
-            text = jvm.java.util.ArrayList()
-            text.add(jvm.java.lang.String(line, charset))
-            lines = jvm.scala.jdk.javaapi.CollectionConverters.asScala(text.iterator())
-            found = jvm.org.apache.spark.sql.catalyst.csv.CSVExprUtils.extractHeader(
-                lines, settings
+    encoded_line_end = None
+    if line_end:
+        byte_buffer = jvm.java.nio.charset.Charset.forName(charset).encode(line_end)
+        encoded_line_end = bytes(byte_buffer.array())[: byte_buffer.limit()]
+    for line in head_lines(content, encoded_line_end):
+        if line.strip(_BLANK_BYTES):
+            java_lines = jvm.java.util.ArrayList()
+            java_lines.add(jvm.java.lang.String(line, charset))
+            scala_lines = jvm.scala.jdk.javaapi.CollectionConverters.asScala(java_lines.iterator())
+            header = jvm.org.apache.spark.sql.catalyst.csv.CSVExprUtils.extractHeader(
+                scala_lines, settings
             )
-            if not found.isEmpty():
-                return str(found.get())
+            if not header.isEmpty():
+                return str(header.get())
     return None
 
 
-def _jsonl_parts(
+def _jsonl_groups(
     spark: SparkSession,
-    place: Place,
-    given: Mapping[str, str],
-    named: Sequence[str],
+    source_input: SourceInput,
+    source_options: Mapping[str, str],
+    named_columns: Sequence[str],
     lists: Mapping[str, str],
-) -> list[_Part]:
-    files = place.files
+) -> list[_FileGroup]:
+    files = source_input.files
     if not files:
         return []
-    there = {*place.folder_columns}
-    is_whole_text = given.get("multiLine", "false").lower() == "true"
-    keys, shapes = _looked_at(spark, files, given, lists)
-    for name in named:
-        if name not in there and (wrong := shapes.get(name)):
+    present_keys = {*source_input.folder_columns}
+    is_multi_line = source_options.get("multiLine", "false").lower() == "true"
+    keys, wrong_shapes = _keys_in_first_lines(spark, files, source_options, lists)
+    for name in named_columns:
+        if name not in present_keys and (wrong_shape := wrong_shapes.get(name)):
             raise SourceError(
-                f"source '{place.source}': column '{name}' is {wrong}, expected "
+                f"source '{source_input.source}': column '{name}' is {wrong_shape}, expected "
                 f"{'a list of texts' if name in lists else 'a text or a number'}; nothing was written. "
                 "Mend the delivery, or name another column"
             )
-    there |= keys
-    reader = spark.read.schema(f"{LINE} string").options(wholetext=is_whole_text)
-    if "lineSep" in given and not is_whole_text:
-        reader = reader.options(lineSep=given["lineSep"])
-    texts = read_files(reader, place, "text", files)
-    charset = given.get("encoding", "UTF-8")
+    present_keys |= keys
+    reader = spark.read.schema(f"{LINE} string").options(wholetext=is_multi_line)
+    if "lineSep" in source_options and not is_multi_line:
+        reader = reader.options(lineSep=source_options["lineSep"])
+    texts = read_files(reader, source_input, "text", files)
+    charset = source_options.get("encoding", "UTF-8")
     if charset.upper() not in ("UTF-8", "UTF8"):
         texts = texts.withColumn(LINE, F.decode(F.col(LINE).cast("binary"), charset))
-    if is_whole_text and not there.issuperset(named):
-        there |= {*read_files(spark.read.options(**given), place, "json", files).columns}
-    elif not there.issuperset(named):
-        # A column that few rows have may come late: look at every line before saying no.
+    if is_multi_line and not present_keys.issuperset(named_columns):
+        present_keys |= {
+            *read_files(spark.read.options(**source_options), source_input, "json", files).columns
+        }
+    elif not present_keys.issuperset(named_columns):
+        # A column that few rows have may occur late. Every line is searched before the column
+        # counts as missing.
         keys_of = F.explode(F.json_object_keys(LINE)).alias("key")
-        there |= {row["key"] for row in texts.select(keys_of).distinct().collect()}
-    # Not one readable object: every row is quarantined, and there is no schema to complain of.
-    known = [name for name in named if name in there] if there - place.folder_columns else named
-    return [_json_part(place, texts, given, known, _others(there, known), lists, files[0])]
+        present_keys |= {row["key"] for row in texts.select(keys_of).distinct().collect()}
+    # Without any key, no line is a readable object. Then all rows go to quarantine, and no column
+    # is reported as missing.
+    named_keys = (
+        [name for name in named_columns if name in present_keys]
+        if present_keys - source_input.folder_columns
+        else named_columns
+    )
+    return [
+        _json_group(
+            source_input,
+            texts,
+            source_options,
+            named_keys,
+            _other_keys(present_keys, named_keys),
+            lists,
+            files[0],
+        )
+    ]
 
 
-def _others(there: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Return the keys that are not named: a row that is refused is kept with them. Of names that
-    differ in case only, which Spark takes for equal, one; and no more than so many.
+def _other_keys(present_keys: Iterable[str], named_keys: Sequence[str]) -> list[str]:
+    """Return the keys that no setting names, sorted. They become columns too, since a refused row
+    is kept with all its columns.
+
+    Spark takes names for equal that differ in upper and lower case only, so one of them is
+    returned. At most `_MAX_OTHER_KEYS` keys are returned.
     """
-    taken = {name.lower() for name in known}
-    others: list[str] = []
-    for name in sorted(there):
-        if name.lower() not in taken and name != UNREADABLE and len(others) < _OTHER_KEYS:
-            taken.add(name.lower())
-            others.append(name)
-    return others
+    taken_names = {name.lower() for name in named_keys}
+    other_keys: list[str] = []
+    for name in sorted(present_keys):
+        if (
+            name.lower() not in taken_names
+            and name != UNREADABLE
+            and len(other_keys) < _MAX_OTHER_KEYS
+        ):
+            taken_names.add(name.lower())
+            other_keys.append(name)
+    return other_keys
 
 
-def _json_part(
-    place: Place,
+def _json_group(
+    source_input: SourceInput,
     texts: DataFrame,
-    given: Mapping[str, str],
-    known: Sequence[str],
-    others: Sequence[str],
+    source_options: Mapping[str, str],
+    named_keys: Sequence[str],
+    other_keys: Sequence[str],
     lists: Mapping[str, str],
     first_file: str,
-) -> _Part:
-    """Return one row for each object of `texts`, and for each text that is no object or list of
-    objects.
+) -> _FileGroup:
+    """Return one row per object in `texts`, and one row with `_unreadable` per text that is neither
+    an object nor a list of objects.
 
-    What is in a column of `known` has to be a text, a number or, of `lists`, a list; `others` are
-    taken as they are. Spark reads the first value of a text and leaves the rest. So a text is read between brackets:
-    `[[{…}],[]]` ends in an empty list only where nothing else was in it.
+    The value of a key in `named_keys` has to be a text or a number; for a key in `lists`, a list is
+    fine too. Otherwise the row is unreadable. The values of `other_keys` are not checked.
+
+    Spark parses only the first JSON value of a text and ignores the rest. So each text is put into
+    brackets before it is parsed. The text `{"a": 1}` becomes `[[{"a": 1}],[]]`. The result is a
+    list of two lists, the second of them empty, only where the text held one JSON value and nothing
+    else: `{"a": 1}, {"a": 2}` gives two objects in the first list, and `{"a": 1}], [5` gives three
+    lists. A text that is itself a list, `[{"a": 1}]`, becomes `[[{"a": 1}],[]]` as well.
     """
-    inside = [name for name in (*known, *others) if name not in place.folder_columns]
-    record = StructType([StructField(name, StringType()) for name in inside])
+    keys = [name for name in (*named_keys, *other_keys) if name not in source_input.folder_columns]
+    record = StructType([StructField(name, StringType()) for name in keys])
     line = F.col(LINE)
-    # Of each text of several that were put together, its mark is left out.
+    # A byte order mark is removed from the start of every text, as a file that was joined from
+    # several files has one in the middle.
     text = F.when(F.startswith(line, F.lit("\ufeff")), F.substring(line, 2, 1 << 30)).otherwise(
         line
     )
-    is_list = line.rlike(rf"^{_BLANKS}*\[")
+    is_list = line.rlike(rf"^{_BLANK_PATTERN}*\[")
     bracketed = F.concat(
         F.when(is_list, "[").otherwise("[["), text, F.when(is_list, "\n,[]]").otherwise("\n],[]]")
     )
     parsed = F.from_json(
         bracketed,
         ArrayType(ArrayType(record)),
-        {name: value for name, value in given.items() if name.startswith("allow")},
+        {name: value for name, value in source_options.items() if name.startswith("allow")},
     )
-    folders = [quoted(name) for name in sorted(place.folder_columns)]
-    read = texts.where(~line.rlike(rf"^{_BLANKS}*$")).select(
+    folders = [quoted(name) for name in sorted(source_input.folder_columns)]
+    parsed_texts = texts.where(~line.rlike(rf"^{_BLANK_PATTERN}*$")).select(
         *folders, LINE, parsed.alias("_parsed"), is_list.alias("_is_list")
     )
-    records, end = F.get("_parsed", F.lit(0)), F.get("_parsed", F.lit(1))
-    is_fine = (
+    records, end_marker = F.get("_parsed", F.lit(0)), F.get("_parsed", F.lit(1))
+    is_readable = (
         (F.size("_parsed") == 2)
-        & (F.size(end) == 0)
+        & (F.size(end_marker) == 0)
         & (F.col("_is_list") | (F.size(records) == 1))
         & F.is_valid_utf8(LINE)
     )
-    nothing = F.array(F.lit(None).cast(record))
-    rows = read.select(*folders, LINE, F.explode(F.when(is_fine, records).otherwise(nothing)))
-    wrong, columns, checked = F.col("col").isNull(), [], {*known}
-    for i, name in enumerate(inside):
+    null_record = F.array(F.lit(None).cast(record))
+    rows = parsed_texts.select(
+        *folders, LINE, F.explode(F.when(is_readable, records).otherwise(null_record))
+    )
+    is_unreadable, columns, checked_keys = F.col("col").isNull(), [], {*named_keys}
+    for i, name in enumerate(keys):
         value = F.col("col").getField(name)
-        is_nested = _opens(value, name)
-        if name in lists and name in checked:
-            items = F.from_json(value, schema.STRINGS)
-            wrong |= is_nested & (
-                items.isNull() | F.exists(items, lambda item: F.startswith(item, F.lit("{")))
+        is_nested = _is_nested_value(value, name)
+        if name in lists and name in checked_keys:
+            list_value = F.from_json(value, schema.STRINGS)
+            is_unreadable |= is_nested & (
+                list_value.isNull()
+                | F.exists(list_value, lambda item: F.startswith(item, F.lit("{")))
             )
-            value = F.when(is_nested, items).otherwise(split_text(value, lists[name]))
-        elif name in checked:
-            wrong |= is_nested
+            value = F.when(is_nested, list_value).otherwise(split_text(value, lists[name]))
+        elif name in checked_keys:
+            is_unreadable |= is_nested
         columns.append(value.alias(f"c{i}"))
     frame = rows.select(
-        *folders, *columns, F.when(F.coalesce(wrong, F.lit(False)), F.col(LINE)).alias(UNREADABLE)
+        *folders,
+        *columns,
+        F.when(F.coalesce(is_unreadable, F.lit(False)), F.col(LINE)).alias(UNREADABLE),
     )
-    physical = {name: name for name in place.folder_columns}
-    physical |= {name: f"c{i}" for i, name in enumerate(inside)}
-    return _Part(frame, physical, first_file)
+    column_by_name = {name: name for name in source_input.folder_columns}
+    column_by_name |= {name: f"c{i}" for i, name in enumerate(keys)}
+    return _FileGroup(frame, column_by_name, first_file)
 
 
-def _opens(value: Column, name: str) -> Column:
-    """Return whether `value`, the text of column `name`, is a list or an object in the line it is
-    of: a text may start with a bracket too.
+def _is_nested_value(value: Column, name: str) -> Column:
+    """Return whether `value`, the value of key `name` as text, is a list or an object in its line.
+
+    A text value may also start with a bracket, so the line is searched for `"name": [` or
+    `"name": {`.
     """
-    key = json.dumps(name, ensure_ascii=False).replace("\\E", "\\E\\\\E\\Q")
-    opens = F.startswith(value, F.lit("{")) | F.startswith(value, F.lit("["))
-    return F.coalesce(opens & F.col(LINE).rlike(rf"\Q{key}\E\s*:\s*[\[{{]"), F.lit(False))
+    quoted_key = json.dumps(name, ensure_ascii=False).replace("\\E", "\\E\\\\E\\Q")
+    starts_with_bracket = F.startswith(value, F.lit("{")) | F.startswith(value, F.lit("["))
+    return F.coalesce(
+        starts_with_bracket & F.col(LINE).rlike(rf"\Q{quoted_key}\E\s*:\s*[\[{{]"), F.lit(False)
+    )
 
 
-def _looked_at(
-    spark: SparkSession, files: Sequence[str], given: Mapping[str, str], lists: Mapping[str, str]
+def _keys_in_first_lines(
+    spark: SparkSession,
+    files: Sequence[str],
+    source_options: Mapping[str, str],
+    lists: Mapping[str, str],
 ) -> tuple[set[str], dict[str, str]]:
-    """Return the keys in the first lines of each file, and what is wrong with the values of those
-    that never hold what a column may: `an object in <file>` or `a list in <file>`.
+    """Return the keys of the objects in the first lines of each file, and the keys whose values
+    cannot be a column.
+
+    The latter map a key to `an object in <file>` or `a list in <file>`. A key is among them where
+    all its values in those lines are objects, or lists although the key is not in `lists`; null
+    values do not count.
     """
     keys: set[str] = set()
-    fine: set[str] = set()
-    wrong: dict[str, str] = {}
-    ends = given["lineSep"].encode() if "lineSep" in given else None
+    fitting_keys: set[str] = set()
+    wrong_shapes: dict[str, str] = {}
+    line_end = source_options["lineSep"].encode() if "lineSep" in source_options else None
     for uri in files:
         content = head(uri)
-        texts = head_lines(content, ends)[:_LOOKED_AT]
-        if given.get("multiLine", "false").lower() == "true":
+        texts = head_lines(content, line_end)[:_MAX_PARSED_LINES]
+        if source_options.get("multiLine", "false").lower() == "true":
             texts = [content] if len(content) < HEAD_BYTES else []
-        for text in _decoded(spark, texts, given.get("encoding", "UTF-8")):
+        for text in _decoded(spark, texts, source_options.get("encoding", "UTF-8")):
             for record in _objects(text):
                 keys.update(record)
                 for name, value in record.items():
                     is_list = name in lists and isinstance(value, list)
-                    if any(isinstance(v, dict | list) for v in (value if is_list else [value])):
-                        what = "a list" if isinstance(value, list) else "an object"
-                        wrong[name] = f"{what} in {uri}"
+                    if any(
+                        isinstance(part, dict | list) for part in (value if is_list else [value])
+                    ):
+                        shape = "a list" if isinstance(value, list) else "an object"
+                        wrong_shapes[name] = f"{shape} in {uri}"
                     elif value is not None:
-                        fine.add(name)
-    return keys, {name: what for name, what in wrong.items() if name not in fine}
+                        fitting_keys.add(name)
+    return keys, {name: shape for name, shape in wrong_shapes.items() if name not in fitting_keys}
 
 
 def _decoded(spark: SparkSession, texts: Iterable[bytes], charset: str) -> Iterator[str]:
@@ -476,128 +564,169 @@ def _decoded(spark: SparkSession, texts: Iterable[bytes], charset: str) -> Itera
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """Return the object in a JSON text, or those in a list; none where it cannot be read."""
+    """Return the object of a JSON text, or the objects in its list; [] for a text that cannot be
+    parsed.
+    """
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return []
     return [
-        item for item in (found if isinstance(found, list) else [found]) if isinstance(item, dict)
+        item
+        for item in (parsed if isinstance(parsed, list) else [parsed])
+        if isinstance(item, dict)
     ]
 
 
-def _parquet_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) -> list[_Part]:
-    files_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for uri in place.files:
+def _parquet_groups(
+    spark: SparkSession, source_input: SourceInput, source_options: Mapping[str, str]
+) -> list[_FileGroup]:
+    files_by_signature: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for uri in source_input.files:
         footer, n_rows = parquet_footer(uri)
         if n_rows:
             signature = tuple((field.name, str(field.type)) for field in footer)
-            files_of.setdefault(signature, []).append(uri)
-    parts = []
-    for files in files_of.values():
-        frame = read_files(spark.read.options(**given), place, "parquet", files)
-        parts.append(_Part(frame, {name: name for name in frame.columns}, files[0]))
-    return parts
+            files_by_signature.setdefault(signature, []).append(uri)
+    groups = []
+    for files in files_by_signature.values():
+        frame = read_files(spark.read.options(**source_options), source_input, "parquet", files)
+        groups.append(_FileGroup(frame, {name: name for name in frame.columns}, files[0]))
+    return groups
 
 
-def _delta_parts(spark: SparkSession, place: Place, given: Mapping[str, str]) -> list[_Part]:
-    if not place.entries:
+def _delta_groups(
+    spark: SparkSession, source_input: SourceInput, source_options: Mapping[str, str]
+) -> list[_FileGroup]:
+    if not source_input.entries:
         return []
-    # The version that the landing's digest is of, not whatever is newest once rows are read.
-    version = delta_version(place)
+    # Read the version from which the digest of the landing was made. A newer one may be committed
+    # before the rows are read.
+    version = delta_version(source_input)
     if version is None:
         raise SourceError(
-            f"source '{place.source}': {place.root} is no Delta table (it has no _delta_log); "
+            f"source '{source_input.source}': {source_input.root} is no Delta table (it has no _delta_log); "
             "is source.format right?"
         )
-    options = {"versionAsOf": str(version), **given}
-    frame = spark.read.format("delta").options(**options).load(place.root)
-    frame.inputFiles()  # reads the log now, where an error of it has a name; Spark keeps it
-    return [_Part(frame, {name: name for name in frame.columns}, place.root)]
+    options = {"versionAsOf": str(version), **source_options}
+    frame = spark.read.format("delta").options(**options).load(source_input.root)
+    # Reads the log now, where `named_errors` gives an error in the log a name. Spark keeps the log.
+    frame.inputFiles()
+    return [_FileGroup(frame, {name: name for name in frame.columns}, source_input.root)]
 
 
-def _check_names(place: Place, part: _Part, named: Sequence[str]) -> None:
-    missing = [name for name in named if name not in part.physical]
+def _check_names(
+    source_input: SourceInput, group: _FileGroup, named_columns: Sequence[str]
+) -> None:
+    missing = [name for name in named_columns if name not in group.column_by_name]
     if missing:
-        told = " ".join(f"'{name}'.{suggest(name, part.physical)}" for name in missing[:10])
+        missing_names = " ".join(
+            f"'{name}'.{suggest(name, group.column_by_name)}" for name in missing[:10]
+        )
         count = "a column" if len(missing) == 1 else f"{len(missing)} columns"
         raise SourceError(
-            f"source '{place.source}': {part.first_file} lacks {count}: {told} Nothing was written; "
-            "mend the delivery, or name the new column in the source's settings"
+            f"source '{source_input.source}': {group.first_file} lacks {count}: {missing_names} "
+            "Nothing was written; mend the delivery, or name the new column in the source's "
+            "settings"
         )
-    unused = sorted(set(part.physical) - set(named))
-    if unused:
-        shown = shortened(unused)
-        log.info("source=%s file=%s columns_not_used=%s", place.source, part.first_file, shown)
+    unused_columns = sorted(set(group.column_by_name) - set(named_columns))
+    if unused_columns:
+        shown_columns = shortened(unused_columns)
+        log.info(
+            "source=%s file=%s columns_not_used=%s",
+            source_input.source,
+            group.first_file,
+            shown_columns,
+        )
 
 
-def _staged(part: _Part) -> Staged:
-    """Return a part with its columns by position, as no name is safe to use twice."""
-    taken = {column: name for name, column in part.physical.items()}
-    columns = [name for name in part.frame.columns if name != UNREADABLE]
-    names = [taken.get(column, f"(column {i + 1})") for i, column in enumerate(columns)]
-    positions = [quoted(column).alias(position(i)) for i, column in enumerate(columns)]
+def _staged(group: _FileGroup) -> Staged:
+    """Return a group with its columns named by position, as raw names may occur twice."""
+    name_by_column = {column: name for name, column in group.column_by_name.items()}
+    columns = [name for name in group.frame.columns if name != UNREADABLE]
+    names = [
+        name_by_column.get(column, f"(column {index + 1})") for index, column in enumerate(columns)
+    ]
+    numbered_columns = [
+        quoted(column).alias(staged_column(index)) for index, column in enumerate(columns)
+    ]
     unreadable = F.lit(None).cast("string").alias(UNREADABLE)
-    if UNREADABLE in part.frame.columns:
+    if UNREADABLE in group.frame.columns:
         unreadable = F.col(UNREADABLE)
-    return Staged(part.frame.select(*positions, unreadable), names)
+    return Staged(group.frame.select(*numbered_columns, unreadable), names)
 
 
 def _as_table(
-    place: Place,
-    parts: Sequence[Staged],
-    named: Sequence[str],
+    source_input: SourceInput,
+    staged_groups: Sequence[Staged],
+    named_columns: Sequence[str],
     computed: Sequence[Computed],
     is_text: bool,
     spelling: Spelling,
 ) -> RawTable:
-    there = dict.fromkeys(name for part in parts for name in part.names)
-    kinds_of = [part.kinds for part in parts]
-    types: dict[str, list[DataType]] = {name: [] for name in (*named, *there) if name in there}
-    for part_kinds in kinds_of:
-        for name, kind in part_kinds.items():
-            if kind not in types[name]:
-                types[name].append(kind)
-    slots: dict[tuple[str, DataType], str] = {}
-    for name, kinds in types.items():
-        # A column of nulls has no type of its own.
-        types[name] = [kind for kind in kinds if kind != NullType()] or kinds
-        for kind in types[name]:
-            slots[name, kind] = f"r{len(slots)}"
+    # `frame_columns` has one column per raw column and type: for a `user` that is an integer in one
+    # group and text in another, {("user", integer): "r0", ("user", string): "r1"}.
+    all_names = dict.fromkeys(name for staged in staged_groups for name in staged.names)
+    types_by_group = [staged.data_types for staged in staged_groups]
+    types: dict[str, list[DataType]] = {
+        name: [] for name in (*named_columns, *all_names) if name in all_names
+    }
+    for group_types in types_by_group:
+        for name, data_type in group_types.items():
+            if data_type not in types[name]:
+                types[name].append(data_type)
+    frame_columns: dict[tuple[str, DataType], str] = {}
+    for name, data_types in types.items():
+        # A column that is null in every row of a file has no type there.
+        types[name] = [
+            data_type for data_type in data_types if data_type != NullType()
+        ] or data_types
+        for data_type in types[name]:
+            frame_columns[name, data_type] = f"r{len(frame_columns)}"
     frames = []
-    for part, part_kinds in zip(parts, kinds_of):
-        own = part.columns
+    for staged, group_types in zip(staged_groups, types_by_group):
+        group_columns = staged.columns
         columns = [
-            (own[name] if part_kinds.get(name) == kind else F.lit(None).cast(kind)).alias(slot)
-            for (name, kind), slot in slots.items()
+            (
+                group_columns[name]
+                if group_types.get(name) == data_type
+                else F.lit(None).cast(data_type)
+            ).alias(frame_column)
+            for (name, data_type), frame_column in frame_columns.items()
         ]
-        frames.append(part.frame.select(*columns, F.col(UNREADABLE)))
+        frames.append(staged.frame.select(*columns, F.col(UNREADABLE)))
     return RawTable(
-        place.source,
+        source_input.source,
         reduce(DataFrame.union, frames),
-        {name: [(slots[name, kind], kind) for kind in kinds] for name, kinds in types.items()},
-        {name: types[name][0] for name in named},
-        frozenset(name for column in computed for name in (column.name, column.wrong)),
+        {
+            name: [(frame_columns[name, data_type], data_type) for data_type in data_types]
+            for name, data_types in types.items()
+        },
+        {name: types[name][0] for name in named_columns},
+        frozenset(name for column in computed for name in (column.name, column.unread_name)),
         is_text,
         spelling,
     )
 
 
 def split_text(text: Column, separator: str) -> Column:
-    """Return the parts of `text` between separators, trimmed, without the blank ones."""
+    """Return the parts of `text` between the separators as an array. Parts are trimmed, and blank
+    parts are left out.
+    """
     parts = F.split(text, r"\Q" + separator + r"\E")
     return F.filter(F.transform(parts, values.trimmed), lambda part: part.isNotNull())
 
 
 def quoted(name: str) -> Column:
-    """Return the column `name`, whatever characters it has."""
+    """Return the column `name`; the name may contain dots, blanks and backticks."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
-def _as_text(column: Column, kind: DataType) -> Column:
-    """Return `column` as text for a person to read; an instant says its zone."""
-    if isinstance(kind, ArrayType | MapType | StructType):
+def _as_text(column: Column, data_type: DataType) -> Column:
+    """Return `column` as text for a person to read. Instants end with `Z`, since they are in
+    UTC.
+    """
+    if isinstance(data_type, ArrayType | MapType | StructType):
         return F.to_json(column)
-    if isinstance(kind, TimestampType):
+    if isinstance(data_type, TimestampType):
         return F.date_format(column, "yyyy-MM-dd HH:mm:ss.SSSSSS'Z'")
     return column.cast("string")

@@ -1,5 +1,5 @@
-"""Session files (the Diginetica form): one session a line, item ids in click order, no times, no
-users.
+"""Source kind `session_files`: text files in the form of Diginetica. Each line is one session: the
+ids of the clicked items in click order, with blanks between. There are no times and no users.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Source
 from recspark.errors import SourceError
-from recspark.sources.files import Place, find_place, head
+from recspark.sources.files import SourceInput, find_input, head
 from recspark.sources.landing import Night
 from recspark.sources.raw import named_errors, read_files
 from recspark.sources.typed import BAD_ENCODING, attributes_of, first_reason, shaped
@@ -23,52 +23,66 @@ EMPTY_SESSION = "empty session"
 CUT_ANEW = "was cut into partitions anew while it was read: run the stage again"
 
 
-def places(source: Source, run_date: date) -> list[Place]:
-    """Return where the files lie, in reading order; raises MissingLandingError, SourceError."""
+def inputs(source: Source, run_date: date) -> list[SourceInput]:
+    """Return the one input, with its files in reading order.
+
+    Raises MissingLandingError where nothing is at the path, and SourceError where `source.files`
+    names a file that does not exist, or where `source.options` is set.
+    """
     if source.options:
         raise SourceError(
             f"source '{source.name}': source.options {sorted(source.options)}: kind 'session_files' "
             "takes none; leave them out"
         )
-    place = find_place(source, source.path, run_date, only=source.files or None)
-    lacking = sorted(set(source.files) - {name for name, _, _ in place.entries})
-    if lacking:
+    source_input = find_input(source, source.path, run_date, only=source.files or None)
+    missing = sorted(set(source.files) - {name for name, _, _ in source_input.entries})
+    if missing:
         raise SourceError(
-            f"source '{source.name}': source.files names {lacking}, which are not in {place.root}"
+            f"source '{source.name}': source.files names {missing}, which are not in {source_input.root}"
         )
-    return [place]
+    return [source_input]
 
 
 def read(
-    spark: SparkSession, source: Source, places: list[Place], night: Night
+    spark: SparkSession, source: Source, inputs: list[SourceInput], night: Night
 ) -> tuple[DataFrame | None, None]:
-    """Return the clicks of `night` as events, no catalogue; None where the files are empty.
+    """Return the clicks of `night` as events, and None as there is no catalogue. The events are
+    None too where the files are empty.
 
-    `session_key` is the file's name below the landing and the line's number, after the date of the
-    night where each has a landing of its own: lines of two files, or of two nights, never share
-    one. `event_id` adds the position in the line. Times are made up and say so (attribute `time` =
-    `made up`): they keep the order of files, lines and clicks (`source.made_up`). Raises SourceError
-    for a file that cannot be read. Cost: no shuffle; one job that counts lines for each file but the
-    last, and for the last too where Spark splits it.
+    `session_key` is the file's name below the landing and the line's number (`a.txt:7`). Where each
+    night has a landing, the date of the night comes first (`2024-03-30/a.txt:7`). So lines of two
+    files, or of two nights, never share a key. `event_id` adds the position in the line, from 0 on
+    (`a.txt:7:0`). The times are made up from `source.made_up`, in the order of files, lines and
+    clicks, and attribute `time` of every event says `made up`. Raises SourceError for a file that
+    cannot be read. Cost: no shuffle. One job counts the lines of each file but the last, and of the
+    last one too where Spark splits that file.
     """
-    place = places[0]
-    files = place.files
+    source_input = inputs[0]
+    files = source_input.files
     if not files:
         return None, None
     made_up = source.made_up
     start = datetime.combine(made_up.start or night.run_date, time(), UTC)
-    parts, n_before = [], 0
-    for i, uri in enumerate(files):
+    lines_of_files, n_lines_before = [], 0
+    for file_index, uri in enumerate(files):
         head(uri)
-        with named_errors(place, "text"):
-            lines, n_lines = _numbered_lines(spark, place, uri, count=i < len(files) - 1)
-        name = place.name_of(uri) if night.archive else f"{night.run_date}/{place.name_of(uri)}"
-        key = F.concat(F.lit(f"{name}:"), F.col("line").cast("string"))
-        session = F.col("line") + F.lit(n_before - 1)
-        parts.append(lines.select("value", key.alias("session_key"), session.alias("session")))
-        n_before += n_lines
+        with named_errors(source_input, "text"):
+            lines, n_lines = _numbered_lines(
+                spark, source_input, uri, count=file_index < len(files) - 1
+            )
+        name = (
+            source_input.name_of(uri)
+            if night.archive
+            else f"{night.run_date}/{source_input.name_of(uri)}"
+        )
+        session_key = F.concat(F.lit(f"{name}:"), F.col("line").cast("string"))
+        session_index = F.col("line") + F.lit(n_lines_before - 1)
+        lines_of_files.append(
+            lines.select("value", session_key.alias("session_key"), session_index.alias("session"))
+        )
+        n_lines_before += n_lines
     items = F.split(F.trim("value"), r"\s+")
-    clicks = reduce(DataFrame.union, parts).select(
+    clicks = reduce(DataFrame.union, lines_of_files).select(
         "value", "session_key", "session", F.posexplode(items).alias("position", "item_id")
     )
     micros = (
@@ -103,29 +117,33 @@ def read(
 
 
 def _numbered_lines(
-    spark: SparkSession, place: Place, uri: str, *, count: bool
+    spark: SparkSession, source_input: SourceInput, uri: str, *, count: bool
 ) -> tuple[DataFrame, int]:
-    """Return `value`, `line` (1-based) of one file, and its number of lines (0 where not counted).
+    """Return the lines of one file as (value, line), where `line` counts from 1, and the number of
+    lines (0 unless `count`).
 
-    Spark cuts a file into partitions in its order, and `monotonically_increasing_id` is partition
-    number × 2^33 + row in the partition. So a file of one partition (any .gz) is numbered as it is
-    read; else the lines of the partitions before are added, counted by one job. Spark cuts anew where
-    executors came in between: reading then ends in an error, as some partition must have more lines
-    than were counted.
+    Spark splits a file into partitions in the order of the file, and `monotonically_increasing_id`
+    is partition number × 2^33 + row in the partition. So a file with one partition (any .gz) is
+    numbered while it is read. Otherwise one job counts the lines of each partition, and a line's
+    number is its row in the partition + 1 + the lines of all partitions before. For example, for
+    partitions of 3 and 2 lines, the rows 0 and 1 of the second partition are the lines 4 and 5.
+
+    Spark splits the file in another way if executors were added between counting and reading. Some
+    partition then has more lines than were counted, so reading ends in the error `CUT_ANEW`.
     """
-    lines = read_files(spark.read.schema("value string"), place, "text", [uri])
-    number = F.monotonically_increasing_id()
+    lines = read_files(spark.read.schema("value string"), source_input, "text", [uri])
+    increasing_id = F.monotonically_increasing_id()
     n_partitions = lines.rdd.getNumPartitions()
     if n_partitions == 1 and not count:
         counts = [1 << 33]
     else:
-        counted = lines.groupBy(F.spark_partition_id().alias("partition")).count().collect()
-        sizes = {row["partition"]: row["count"] for row in counted}
-        counts = [sizes.get(partition, 0) for partition in range(n_partitions)]
-    *first, total = accumulate(counts, initial=0)
-    partition = F.shiftright(number, 33).cast("int")
-    row = number.bitwiseAND(F.lit((1 << 33) - 1))
+        count_rows = lines.groupBy(F.spark_partition_id().alias("partition")).count().collect()
+        count_by_partition = {row["partition"]: row["count"] for row in count_rows}
+        counts = [count_by_partition.get(partition, 0) for partition in range(n_partitions)]
+    *n_lines_before, n_lines = accumulate(counts, initial=0)
+    partition = F.shiftright(increasing_id, 33).cast("int")
+    row = increasing_id.bitwiseAND(F.lit((1 << 33) - 1))
     line = F.when(
-        row < F.get(F.lit(counts), partition), F.get(F.lit(first), partition) + row + 1
+        row < F.get(F.lit(counts), partition), F.get(F.lit(n_lines_before), partition) + row + 1
     ).otherwise(F.raise_error(F.lit(f"{uri} {CUT_ANEW}")))
-    return lines.select("value", line.cast("bigint").alias("line")), total if count else 0
+    return lines.select("value", line.cast("bigint").alias("line")), n_lines if count else 0

@@ -1,4 +1,4 @@
-"""Raw columns to event columns: a value where the raw one can be read, and whether it could not be."""
+"""Reads raw columns as event and item columns, and finds the rows whose values cannot be read."""
 
 from __future__ import annotations
 
@@ -25,148 +25,169 @@ TOO_LITTLE, TOO_LARGE = "{} too small", "{} too large"
 
 @dataclass(frozen=True)
 class Typed:
-    """One raw column read as a type.
+    """One raw column, read as a number, a time or an id.
 
     Parameters
     ----------
     raw : name of the raw column
-    value : what was read; null where nothing was given or it could not be read
-    is_given : whether something was given; None where reading cannot fail
-    reasons : (condition, reason) of what is given and not read, before the general reason
+    value : the value read; null where the raw column is empty or its value could not be read
+    is_present : whether the raw column has a value; None where reading cannot fail
+    reasons : (condition, reason) for values that are present but could not be read. They come
+        before the general reason `wrong type: <column>`
     """
 
     raw: str
     value: Column
-    is_given: Column | None = None
+    is_present: Column | None = None
     reasons: Sequence[tuple[Column, str]] = field(default=())
 
 
 def id_of(table: RawTable, name: str) -> Column:
-    """Return the raw column as an id: as it is printed, without blanks at its ends.
+    """Return the raw column as an id: the value as printed, without blanks at its ends.
 
-    13085.0 of a float is "13085"; of a text only where `whole_number_ids` says so. Null: what is
-    blank, NaN or infinite, and the texts of `null_ids` and `null_values`.
+    13085.0 of a float is "13085"; the text "13085.0" is so only where setting `whole_number_ids`
+    names the column. Blank text, NaN, infinity and the texts of settings `null_ids` and
+    `null_values` give null. Raises SourceError for a type that cannot be an id.
     """
-    return _each(
+    return _read_column(
         table,
         name,
         "an id: text or a number",
-        lambda column, kind: values.identity(column, kind, name, table.spelling),
+        lambda column, data_type: values.identity(column, data_type, name, table.spelling),
     )
 
 
 def number_of(table: RawTable, name: str) -> Typed:
-    """Return the raw column as a double; blank text = null. NaN and infinity pass: ingest refuses
-    them.
+    """Return the raw column as a double; blank text gives null.
 
-    Text is spelt as the source says (`decimal`, `thousands`, `currency`).
+    Text is read in the spelling of the source (`decimal`, `thousands`, `currency`). NaN and
+    infinity are read too; ingest refuses them. Raises SourceError for a type that cannot be a
+    number.
     """
-    value, given = _all(
+    numbers, are_present = _read_each_type(
         table,
         name,
         "a number, or text that holds one",
-        lambda column, kind: values.number(column, kind, name, table.spelling),
+        lambda column, data_type: values.number(column, data_type, name, table.spelling),
     )
-    return Typed(name, F.coalesce(*value), _any(given))
+    return Typed(name, F.coalesce(*numbers), _any_of(are_present))
 
 
 def time_of(table: RawTable, name: str, zone: str) -> Typed:
-    """Return the raw column as an instant, UTC.
+    """Return the raw column as an instant in UTC.
 
-    Takes timestamps, dates (midnight), and as text or number:
+    The raw column may hold timestamps, dates (read as midnight), texts or numbers. These texts and
+    numbers are times:
 
-    - ISO text `2020-01-31`, `2020-01-31 10:00[:00[.123456]]` (T or blanks between), then nothing,
-      `Z`, `UTC`, `+02`, `+0200`, `+02:00`, `Europe/Berlin` or `[Europe/Berlin]`, with or without a
-      blank before; of an offset and a name the offset decides. Zones without a slash in their name
-      (CET, BST) are refused, because programs differ on them;
-    - 8, 12 or 14 digits that are a date of the years 1900 to 2199 (20200131, 202001311000);
-    - any other number since 1970: seconds below 1e11, milliseconds below 1e14, else microseconds;
-      one before `spelling.earliest` is no time.
+    - ISO text `2020-01-31` or `2020-01-31 10:00[:00[.123456]]`, with T or blanks between date and
+      time. After the time may stand `Z`, `UTC`, `+02`, `+0200`, `+02:00`, `Europe/Berlin` or
+      `[Europe/Berlin]`, with or without a blank before. Where an offset and a name both stand
+      there, the offset decides. Zones without a slash in their name (CET, BST) are refused, because
+      programs differ on their meaning;
+    - 8, 12 or 14 digits that are a date in the years 1900 to 2199 (20200131, 202001311000);
+    - any other number counts since 1970: seconds below 1e11, milliseconds below 1e14, else
+      microseconds. A number that would lie before `spelling.earliest` is no time.
 
-    What carries no zone is wall-clock time in `zone`: an hour that is left out in spring is read as
-    the one after it, an hour that comes twice in autumn as the first.
+    A time without a zone is wall-clock time in `zone`. An hour that the zone leaves out in spring
+    is read as the hour after that one, and an hour that comes twice in autumn as the first of the
+    two. Raises SourceError for a type that cannot be a time.
     """
-    value, given, early = _all(
+    instants, are_present, are_counts = _read_each_type(
         table,
         name,
         "a timestamp, a date, ISO text or seconds since 1970",
-        lambda column, kind: values.moment(column, kind, name, zone, table.spelling),
+        lambda column, data_type: values.moment(column, data_type, name, zone, table.spelling),
     )
     reason = TOO_SMALL_FOR_A_TIME.format(name, table.spelling.earliest)
-    return Typed(name, F.coalesce(*value), _any(given), [(_any(early), reason)])
+    return Typed(name, F.coalesce(*instants), _any_of(are_present), [(_any_of(are_counts), reason)])
 
 
 def list_of(table: RawTable, name: str, separator: str) -> Column:
-    """Return the raw column as an array of texts: an array as it is, text split at `separator`."""
+    """Return the raw column as an array of texts. An array is taken as it is, and text is split at
+    `separator`. Raises SourceError for any other type.
+    """
 
-    def read(column: Column, kind: DataType) -> Column | None:
-        if isinstance(kind, ArrayType) and not isinstance(kind.elementType, values.NESTED):
+    def read(column: Column, data_type: DataType) -> Column | None:
+        if isinstance(data_type, ArrayType) and not isinstance(
+            data_type.elementType, values.NESTED
+        ):
             return column.cast(schema.STRINGS)
-        if not isinstance(kind, StringType):
+        if not isinstance(data_type, StringType):
             return None
         return split_text(column, separator)
 
-    return _each(table, name, f"an array, or text with '{separator}' between its parts", read)
+    return _read_column(
+        table, name, f"an array, or text with '{separator}' between its parts", read
+    )
 
 
 def text_of(table: RawTable, name: str) -> Column:
-    """Return the raw column as text without blanks at its ends; blank = null."""
-    return _each(table, name, "text", values.printed)
+    """Return the raw column as text without blanks at its ends; blank text gives null."""
+    return _read_column(table, name, "text", values.printed)
 
 
 def attributes_of(columns: Mapping[str, Column]) -> Column:
-    """Return a map attribute -> text; what a row lacks is null."""
+    """Return the map column attribute -> text. An attribute that a row lacks is null in the map."""
     pairs = [part for name, value in columns.items() for part in (F.lit(name), value)]
     return F.create_map(*pairs).cast(schema.STRING_MAP)
 
 
 def readability(
-    table: RawTable, typed: Mapping[str, Typed], named: Sequence[str]
+    table: RawTable, typed: Mapping[str, Typed], text_columns: Sequence[str]
 ) -> list[tuple[Column, str]]:
-    """Return (condition, reason) for rows that cannot be read.
+    """Return (condition, reason) for rows that cannot be read, in order of precedence.
 
-    `typed` goes by event column, which the conditions refer to; `named` are the raw columns of
-    text.
+    `typed` has the columns that may fail, by their event or item name. The conditions refer to
+    these names, so they hold for rows that have the event columns already. `text_columns` are the
+    raw columns to check for bytes that are no text in the file's encoding.
     """
     checks = []
     if table.is_text:
         checks.append((table.unreadable(), UNREADABLE_ROW))
         # Spark puts U+FFFD in place of bytes that are no text.
-        checks.extend((_is_badly_encoded(table, name), BAD_ENCODING.format(name)) for name in named)
+        checks.extend(
+            (_is_badly_encoded(table, name), BAD_ENCODING.format(name)) for name in text_columns
+        )
     for name, column in typed.items():
-        if column.is_given is not None:
-            is_wrong = F.col(name).isNull() & column.is_given
-            checks.extend((is_wrong & condition, reason) for condition, reason in column.reasons)
-            checks.append((is_wrong, WRONG_TYPE.format(column.raw)))
+        if column.is_present is not None:
+            is_unread = F.col(name).isNull() & column.is_present
+            checks.extend((is_unread & condition, reason) for condition, reason in column.reasons)
+            checks.append((is_unread, WRONG_TYPE.format(column.raw)))
     return checks
 
 
 def _is_badly_encoded(table: RawTable, name: str) -> Column:
-    def holds(column: Column, kind: DataType) -> Column:
-        if isinstance(kind, ArrayType):
+    def has_replacement_character(column: Column, data_type: DataType) -> Column:
+        if isinstance(data_type, ArrayType):
             return F.exists(column, lambda text: text.contains("\ufffd"))
         return column.contains("\ufffd")
 
-    return _any([holds(column, kind) for column, kind in table.variants(name)])
+    return _any_of(
+        [has_replacement_character(column, data_type) for column, data_type in table.variants(name)]
+    )
 
 
 def unread_numbers(
     table: RawTable, computed: Iterable[Computed]
 ) -> list[tuple[Column, str | Column]]:
-    """Return (condition, reason) for rows where a number could not be read that SQL computes with."""
+    """Return (condition, reason) for rows where a raw number could not be read for the SQL of
+    `computed`.
+    """
     checks: list[tuple[Column, str | Column]] = []
     for column in computed:
-        name = table.column(column.wrong)
-        reason = F.concat(F.lit(WRONG_TYPE.format("")), name)
-        checks.append((name.isNotNull(), reason))
+        raw_name = table.column(column.unread_name)
+        reason = F.concat(F.lit(WRONG_TYPE.format("")), raw_name)
+        checks.append((raw_name.isNotNull(), reason))
     return checks
 
 
 def bounds_of(
     name: str, low: float | None = None, high: float | None = None, size: float | None = None
 ) -> list[tuple[Column, str]]:
-    """Return (condition, reason) for the event column `name` below `low`, above `high` or farther
-    than `size` from 0. NaN and infinity are for ingest, which has a reason of their own.
+    """Return (condition, reason) for values of the event column `name` below `low`, above `high` or
+    farther than `size` from 0.
+
+    NaN and infinity meet none of the conditions. Ingest refuses them with a reason of their own.
     """
     number, checks = F.col(name), []
     is_finite = F.abs(number) < float("inf")
@@ -180,45 +201,51 @@ def bounds_of(
 
 
 def first_reason(checks: Sequence[tuple[Column, str | Column]]) -> Column:
-    """Return the reason of the first condition that holds; null where none does (null = does
-    not).
+    """Return the reason of the first condition that holds; null where none does. A condition that
+    is null does not hold.
     """
     if not checks:
         return F.lit(None).cast("string")
     (condition, reason), *rest = checks
-    return reduce(lambda found, check: found.when(*check), rest, F.when(condition, reason))
+    return reduce(
+        lambda case_expression, check: case_expression.when(*check), rest, F.when(condition, reason)
+    )
 
 
 def raw_text(table: RawTable, name: str) -> Column:
-    """Return the raw column as text that is the same for equal values of any type; text as it is."""
+    """Return the raw column as text. Text stays as it is; other types give the same text for equal
+    values.
+    """
 
-    def read(column: Column, kind: DataType) -> Column | None:
-        return column if isinstance(kind, StringType) else values.printed(column, kind)
+    def read(column: Column, data_type: DataType) -> Column | None:
+        return column if isinstance(data_type, StringType) else values.printed(column, data_type)
 
-    return _each(table, name, "text or a number", read)
+    return _read_column(table, name, "text or a number", read)
 
 
 def with_event_id(rows: DataFrame, content: Sequence[Column]) -> DataFrame:
-    """Return `rows` with `event_id`: a 128-bit hash of `content`, and which of the identical rows
-    it is.
+    """Return `rows` with `event_id`: a 128-bit hash of `content`, and a number that counts the rows
+    with identical content.
 
-    Rows of equal content differ in the number only, so it does not matter which gets which: the
-    same rows give the same ids in any order, and in any landing as long as equal rows land together
-    (equal content has equal times, hence the same day). A refused row, one with a `reason`, counts
-    on its own. Cost: one shuffle of the rows.
+    For example, three identical rows get the ids `3f…-1`, `3f…-2` and `3f…-3`. As the rows are
+    identical, it does not matter which of them gets which number. So the same rows give the same
+    ids in any order. They do so in any landing too, as long as identical rows are in one landing:
+    identical content means identical times, hence the same day. Refused rows, those with a
+    `reason`, are counted apart from the others. Cost: one shuffle of the rows.
     """
-    # \x00 stands for null, \x1f ends a field: ("a", null) and (null, "a") differ.
-    parts = [F.coalesce(column.cast("string"), F.lit("\x00")) for column in content]
-    refused = F.when(F.col("reason").isNotNull(), F.lit("refused"))  # null adds nothing
-    digest = F.substring(F.sha2(F.concat_ws("\x1f", *parts, refused), 256), 1, 32)
-    # A long sorts twice as fast as the text; where two contents share one, the text tells them
-    # apart.
-    near = Window.partitionBy("_near").orderBy("_content")
-    alike = F.row_number().over(near) - F.rank().over(near) + 1
+    # \x00 stands for null and \x1f separates fields, so that ("a", null) and (null, "a") differ.
+    fields = [F.coalesce(column.cast("string"), F.lit("\x00")) for column in content]
+    refused = F.when(F.col("reason").isNotNull(), F.lit("refused"))  # `concat_ws` skips null
+    digest = F.substring(F.sha2(F.concat_ws("\x1f", *fields, refused), 256), 1, 32)
+    # Sorting by a 64-bit hash of the digest is twice as fast as sorting by the digest. Two digests
+    # may share a hash, so rows are also ordered by digest, and numbered by row number - rank + 1:
+    # rank is the row number of the first row with the same digest.
+    same_hash = Window.partitionBy("_near").orderBy("_content")
+    number_among_identical = F.row_number().over(same_hash) - F.rank().over(same_hash) + 1
     numbered = (
         rows.withColumn("_content", digest)
         .withColumn("_near", F.xxhash64("_content"))
-        .withColumn("_n", alike)
+        .withColumn("_n", number_among_identical)
     )
     event_id = F.concat_ws("-", "_content", F.col("_n").cast("string"))
     return numbered.withColumn("event_id", event_id).drop("_content", "_near", "_n")
@@ -233,22 +260,29 @@ def as_raw_events(
 ) -> DataFrame:
     """Return `rows` of `table` as `schema.RAW_EVENTS`.
 
-    `columns` gives event columns from raw ones; `checks` and `content`, of which `event_id` is made
-    where it is no column, may name both. In steps, so that Spark computes each column once, and
-    `row` only for those who keep it: a select on top of the last one, where all else is a plain
-    column, is merged with it. Where ids are made, the whole raw row takes part in their shuffle.
+    Parameters
+    ----------
+    columns : event column -> expression over the raw columns
+    checks : (condition, reason) over raw and event columns; the first that holds refuses the row
+    content : the columns, raw or event, from which `event_id` is made; None where `columns` has an
+        `event_id`
+
+    The columns are added in steps, so that Spark computes each one only once. `row` is computed in
+    the last select, where all other columns are plain. Spark merges a later select into that one,
+    so `row` is computed only for rows that keep `row`. Where ids are made, the raw rows are
+    shuffled as a whole.
     """
-    typed = rows.withColumns(dict(columns))
-    judged = typed.withColumn("reason", first_reason(checks))
+    event_rows = rows.withColumns(dict(columns))
+    rows_with_reason = event_rows.withColumn("reason", first_reason(checks))
     if content is not None:
-        judged = with_event_id(judged, content)
-    plain = {name: F.col(name) for name in (*columns, "event_id", "reason")}
-    return shaped(judged, schema.RAW_EVENTS, {**plain, "row": table.row()})
+        rows_with_reason = with_event_id(rows_with_reason, content)
+    plain_columns = {name: F.col(name) for name in (*columns, "event_id", "reason")}
+    return shaped(rows_with_reason, schema.RAW_EVENTS, {**plain_columns, "row": table.row()})
 
 
 def shaped(rows: DataFrame, like: StructType, columns: Mapping[str, Column]) -> DataFrame:
-    """Return `rows` with the columns of the schema `like`; one that `columns` does not name is
-    null.
+    """Return `rows` with exactly the columns of the schema `like`, cast to its types. A column that
+    `columns` does not name is null.
     """
     return rows.select(
         *[
@@ -258,35 +292,43 @@ def shaped(rows: DataFrame, like: StructType, columns: Mapping[str, Column]) -> 
     )
 
 
-def _all(
+def _read_each_type(
     table: RawTable,
     name: str,
-    wanted: str,
+    expected: str,
     read: Callable[[Column, DataType], tuple[Column, ...] | None],
 ) -> tuple[tuple[Column, ...], ...]:
-    """Return what `read` gives for each type of a column, turned: all first parts, all second, …"""
-    found = []
-    for column, kind in table.variants(name):
-        parts = read(column, kind)
-        if parts is None:
+    """Return the results of `read` for each type that the raw column `name` has.
+
+    `read` gives a tuple of columns, or None for a type that it cannot read. The result has first a
+    tuple of all first columns, then one of all second columns, and so on. For example, a price that
+    is integer in one file and text in another gives ((value of the integer, value of the text),
+    (integer is present, text is present)).
+
+    Raises SourceError, which says that `expected` is expected, where `read` gives None.
+    """
+    results = []
+    for column, data_type in table.variants(name):
+        columns = read(column, data_type)
+        if columns is None:
             raise SourceError(
-                f"source '{table.source}': column '{name}' is {kind.simpleString()}, expected "
-                f"{wanted}; nothing was written. Mend the delivery, or name another column"
+                f"source '{table.source}': column '{name}' is {data_type.simpleString()}, expected "
+                f"{expected}; nothing was written. Mend the delivery, or name another column"
             )
-        found.append(parts)
-    return tuple(zip(*found))
+        results.append(columns)
+    return tuple(zip(*results))
 
 
-def _each(
-    table: RawTable, name: str, wanted: str, read: Callable[[Column, DataType], Column | None]
+def _read_column(
+    table: RawTable, name: str, expected: str, read: Callable[[Column, DataType], Column | None]
 ) -> Column:
-    def read_one(column: Column, kind: DataType) -> tuple[Column] | None:
-        value = read(column, kind)
+    def read_as_tuple(column: Column, data_type: DataType) -> tuple[Column] | None:
+        value = read(column, data_type)
         return None if value is None else (value,)
 
-    (found,) = _all(table, name, wanted, read_one)
-    return F.coalesce(*found)
+    (values_of_types,) = _read_each_type(table, name, expected, read_as_tuple)
+    return F.coalesce(*values_of_types)
 
 
-def _any(conditions: Sequence[Column]) -> Column:
+def _any_of(conditions: Sequence[Column]) -> Column:
     return reduce(Column.__or__, conditions)

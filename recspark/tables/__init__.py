@@ -1,3 +1,3 @@
-"""Delta tables: what they hold (specs), how they are read and written (catalog), their files
-(snapshot).
+"""The Delta tables: what they hold (specs), how they are read and written (catalog), and which files a
+version of a table consists of (snapshot).
 """

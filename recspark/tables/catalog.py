@@ -1,4 +1,4 @@
-"""Reading tables at a pinned version, and writing one slice of them in one commit."""
+"""Read tables at a pinned version, and write one slice of a table in one commit."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from recspark.tables.specs import SPECS, TableSpec
 
 T = TypeVar("T")
 log = logging.getLogger("recspark")
-_TRIES = 5
-ANY = -1  # whatever version a table has
-# Reader version 1: deltalake, polars, DuckDB and Trino open every table (docs/tables.md).
+_MAX_TRIES = 5
+ANY_VERSION = -1  # for `expected`: the rows to write fit any version of the table
+# At reader version 1 deltalake, polars, DuckDB and Trino can open every table (docs/tables.md).
 PROPERTIES = {
     "delta.minReaderVersion": "1",
     "delta.minWriterVersion": "2",
@@ -54,9 +54,9 @@ PROPERTIES = {
 
 @dataclass(frozen=True)
 class TableVersion:
-    """What a write left behind: the version that holds it and the rows of its slice.
+    """The result of a write: the version that holds the rows, and the number of rows of the slice.
 
-    `changed` is False when the slice already held exactly these rows, and nothing was committed.
+    `changed` is False if the slice already held exactly these rows, so that nothing was committed.
     """
 
     table: str
@@ -68,55 +68,56 @@ class TableVersion:
 class TableCatalog:
     """All tables below one root URI.
 
-    A write is one commit of one slice; a rerun that would change nothing commits nothing, so a
-    table's version moves only when its content does.
+    A write replaces one slice of a table in one commit. A rerun that would change nothing commits
+    nothing, so the version of a table moves only when its content changes.
     """
 
     def __init__(self, spark: SparkSession, root: str) -> None:
         self.spark = spark
         self.root = storage.absolute(root)
-        self.commits: Counter[str] = Counter()  # by this process: table -> how many
-        self._counts: dict[tuple[str, int | None], int] = {}  # a version's rows never change
-        self._sound: set[tuple[str, int]] = set()  # versions whose log has been looked at
+        self.commits: Counter[str] = Counter()  # table -> commits made by this process
+        self._row_counts: dict[tuple[str, int | None], int] = {}  # a version never changes
+        self._checked_versions: set[tuple[str, int]] = set()  # (table, version)
 
     def path(self, table: str) -> str:
         """Return the location of `table`."""
         return storage.join(self.root, _spec(table).name)
 
     def version(self, table: str) -> int | None:
-        """Return the latest version of `table`, None where it does not exist. No Spark job.
+        """Return the latest version of `table`, or None if the table does not exist. No Spark job.
 
-        Raises DamagedFileError where the newest file of its log is cut short or empty: Delta would
-        read the table without it, and never say so.
+        Raises DamagedFileError if the newest file of the table's log is cut short or empty: Delta
+        would ignore that file and silently read the table without it.
         """
         try:
             snapshot = commits.newest(self.spark, self.path(table))
             version = int(snapshot.version())
         except Py4JJavaError as error:
-            raise damage.of_log(table, error) from error
+            raise damage.damaged_log_error(table, error) from error
         if version < 0:
             return None
-        if (table, version) not in self._sound:
+        if (table, version) not in self._checked_versions:
             deltas = snapshot.logSegment().deltas().iterator()
             while deltas.hasNext():
-                file = deltas.next()
-                if file.getLen() == 0:
-                    raise damage.of_log(table, file.getPath().getName())
+                log_file = deltas.next()
+                if log_file.getLen() == 0:
+                    raise damage.damaged_log_error(table, log_file.getPath().getName())
             self.commit(table, version)
-            self._sound.add((table, version))
+            self._checked_versions.add((table, version))
         return version
 
     def versions(self) -> dict[str, int]:
-        """Return the latest version of every table that exists."""
-        found = {name: self.version(name) for name in SPECS}
-        return {name: version for name, version in found.items() if version is not None}
+        """Return the latest version of every table that exists, by table name."""
+        latest = {name: self.version(name) for name in SPECS}
+        return {name: version for name, version in latest.items() if version is not None}
 
     def read(self, table: str, version: int | None) -> DataFrame:
-        """Return `table` at `version`, columns as its spec declares. Lazy.
+        """Return `table` at `version`, with the columns that its spec declares. Lazy.
 
-        Version None is what `version` gives where there is no table: no rows then, and
-        ConcurrentWriteError where there is one by now. Raises TableNotFoundError, VersionNotFoundError,
-        and SchemaError where an earlier version of recspark wrote it with other columns.
+        Pass version None if `version()` returned None, that is, if there was no table: the result
+        has no rows. Raises ConcurrentWriteError if the table has been created since. Raises
+        TableNotFoundError, VersionNotFoundError, and SchemaError if an earlier version of recspark
+        wrote the table with other columns.
         """
         spec = _spec(table)
         latest = self.version(table)
@@ -137,7 +138,7 @@ class TableCatalog:
                 "was it restored or recreated? start a new run with --repin"
             )
         try:
-            frame = (
+            rows = (
                 self.spark.read.format("delta")
                 .option("versionAsOf", version)
                 .load(self.path(table))
@@ -147,25 +148,29 @@ class TableCatalog:
                 f"table '{table}' cannot be read at version {version} (latest {latest}): "
                 f"{str(error).splitlines()[0]}; start a new run with --repin"
             ) from None
-        if lacking := [name for name in spec.schema.names if name not in frame.columns]:
+        if missing := [name for name in spec.schema.names if name not in rows.columns]:
             raise SchemaError(
-                f"table '{table}' has no column {', '.join(lacking)}: an earlier version of recspark wrote "
+                f"table '{table}' has no column {', '.join(missing)}: an earlier version of recspark wrote "
                 f"it. Delete the folder {self.path(table)} and run the nights again that wrote it "
                 "(CHANGELOG.md says what changed); no other table is touched"
             )
-        return frame.select(*spec.schema.names)
+        return rows.select(*spec.schema.names)
 
     def _empty(self, spec: TableSpec) -> DataFrame:
         return self.spark.createDataFrame([], spec.schema)
 
     def count(self, table: str, version: int | None) -> int:
-        """Return the number of rows of `table` at `version`; counted once by each process."""
-        if (table, version) not in self._counts:
-            self._counts[table, version] = self.read(table, version).count()
-        return self._counts[table, version]
+        """Return the number of rows of `table` at `version`. Each process counts a version only
+        once.
+        """
+        if (table, version) not in self._row_counts:
+            self._row_counts[table, version] = self.read(table, version).count()
+        return self._row_counts[table, version]
 
     def create(self, table: str) -> bool:
-        """Create `table`, empty, where it does not exist; return whether it did not."""
+        """Create `table` without rows if it does not exist. Returns True if this call created
+        it.
+        """
         spec = _spec(table)
         if self.version(table) is not None:
             return False
@@ -185,7 +190,7 @@ class TableCatalog:
         except (ConcurrentWriteError, CapturedException, Py4JJavaError):
             if self.version(table) is None:
                 raise
-            return False  # another was quicker
+            return False  # another writer created it first
         return True
 
     def replace_slice(
@@ -197,43 +202,62 @@ class TableCatalog:
         note: Mapping[str, Any] | None = None,
         n_files: int | None = None,
         compare: bool = True,
-        expected: int | None = ANY,
-        whole: bool = True,
+        expected: int | None = ANY_VERSION,
+        any_commit_conflicts: bool = True,
     ) -> TableVersion:
-        """Replace the rows of `table` that `where` names by the rows of `frame`, in one commit.
+        """Replace the rows of `table` in the slice `where` by the rows of `frame`, in one commit.
 
         Parameters
         ----------
         table : name of a spec
-        frame : rows with the table's columns in any order; all must lie in the slice
-        where : partition column -> the literal, or the list of literals, of the slice
-        note : stored with the commit, read back by `note`; without rows to write or to remove there
-            is no commit
-        compare : look whether the slice holds these rows already; False where it cannot
-        n_files : `frame` already lies in this many partitions, and each becomes a file (training
-            sets)
-        expected : the version that `frame` was computed from, None where there was no table: what
-            another has committed since raises ConcurrentWriteError, so that the caller reads again.
-            Rows that do not depend on the table leave it out; the last writer's then stay
-        whole : with `expected`, any commit since counts, not only one of this slice
+        frame : rows with the table's columns in any order; all rows must lie in the slice
+        where : the slice: partition column -> its value, or the list of its values
+        note : a dict that is stored with the commit; the method `note` reads it back. If there are
+            no rows to write or to remove, there is no commit
+        compare : check whether the slice already holds these rows, and commit nothing then. Pass
+            False if it cannot hold them
+        n_files : `frame` already has this many partitions, and each becomes one file (used for
+            training sets)
+        expected : the version that `frame` was computed from, or None if there was no table. A
+            commit of another writer since then raises ConcurrentWriteError, so that the caller
+            reads again. Leave it out if the rows do not depend on the table; the rows of the last
+            writer then stay
+        any_commit_conflicts : with `expected`: a commit of any slice since then raises, not only a
+            commit of this slice
 
         An empty frame clears the slice. Raises SchemaError, KeyViolationError (before anything is
-        written) and ConcurrentWriteError. Cost: `frame` is computed once and kept (memory, then
-        disk) while its keys are checked; where the slice already has rows, those are read for
+        written) and ConcurrentWriteError. Cost: `frame` is computed once and persisted (memory,
+        then disk) while its keys are checked. If the slice already has rows, those are read for
         comparison.
         """
         spec = _spec(table)
         rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = count_checked(spec, rows, where)
-            if expected == ANY:
+            if expected == ANY_VERSION:
                 return retried(
                     lambda: self._replace(
-                        spec, rows, where, n_rows, note, n_files, compare, ANY, whole=False
+                        spec,
+                        rows,
+                        where,
+                        n_rows,
+                        note,
+                        n_files,
+                        compare,
+                        ANY_VERSION,
+                        any_commit_conflicts=False,
                     )
                 )
             return self._replace(
-                spec, rows, where, n_rows, note, n_files, compare, expected, whole=whole
+                spec,
+                rows,
+                where,
+                n_rows,
+                note,
+                n_files,
+                compare,
+                expected,
+                any_commit_conflicts=any_commit_conflicts,
             )
         finally:
             rows.unpersist()
@@ -249,23 +273,43 @@ class TableCatalog:
         compare: bool,
         expected: int | None,
         *,
-        whole: bool,
+        any_commit_conflicts: bool,
     ) -> TableVersion:
-        """Write the checked `rows` of a slice, from the newest version or the one `expected`."""
-        before = self.version(spec.name)
-        if before is None and expected in (None, ANY):
-            if first := self._first(spec, rows, n_rows, n_files, note):
-                return first
-            before = self.version(spec.name)
-        begin = before if expected == ANY else expected
-        if before is None or begin is None or (whole and begin != before) or begin > before:
-            raise _moved(spec.name, before, expected)
+        """Write the checked `rows` of the slice `where`, as `replace_slice` describes.
+
+        The transaction begins at the version `expected`, or at the latest version for ANY_VERSION.
+        Example: `expected` is 4 and the table is at version 5. With `any_commit_conflicts` this
+        raises at once; without it, the transaction begins at 4, and Delta raises only if version 5
+        changed the same slice.
+        """
+        latest = self.version(spec.name)
+        if latest is None and expected in (None, ANY_VERSION):
+            if created := self._create_with_rows(spec, rows, n_rows, n_files, note):
+                return created
+            latest = self.version(spec.name)
+        read_version = latest if expected == ANY_VERSION else expected
+        if (
+            latest is None
+            or read_version is None
+            or (any_commit_conflicts and read_version != latest)
+            or read_version > latest
+        ):
+            raise _outdated_error(spec.name, latest, expected)
         condition = slice_condition(where)
-        same = compare and begin == before
-        if same and self._same_content(spec, rows, begin, condition, n_rows, note):
-            return TableVersion(spec.name, begin, n_rows, changed=False)
-        laid = laid_out(spec, rows, n_rows, n_files)
-        version = self._write(spec, laid, begin, note, condition=condition, whole=whole)
+        may_hold_rows_already = compare and read_version == latest
+        if may_hold_rows_already and self._already_holds(
+            spec, rows, read_version, condition, n_rows, note
+        ):
+            return TableVersion(spec.name, read_version, n_rows, changed=False)
+        laid_out_rows = laid_out(spec, rows, n_rows, n_files)
+        version = self._write(
+            spec,
+            laid_out_rows,
+            read_version,
+            note,
+            condition=condition,
+            any_commit_conflicts=any_commit_conflicts,
+        )
         assert version is not None
         return TableVersion(spec.name, version, n_rows, changed=True)
 
@@ -273,21 +317,22 @@ class TableCatalog:
         self,
         spec: TableSpec,
         rows: DataFrame,
-        begin: int | None,
+        read_version: int | None,
         note: Mapping[str, Any] | None = None,
         *,
         condition: str | None = None,
-        whole: bool = False,
-        once: str | None = None,
+        any_commit_conflicts: bool = False,
+        commit_name: str | None = None,
     ) -> int | None:
-        """Commit `rows` and return the version that holds them; None where `once` has been.
+        """Commit `rows` and return the new version; None if the table has a commit `commit_name`.
 
-        The commit carries a token. Where it seems to have failed, and the token is in the log
-        nevertheless (a store that answers too late, a hook that fails after the commit), it has not.
+        The metadata of the commit holds a random token. If the commit seems to fail and its token
+        is in the log nevertheless (a store answered too late, or a hook failed after the commit),
+        the commit has succeeded: its version is returned, with a warning.
         """
         token = uuid.uuid4().hex
         metadata = json.dumps({"token": token, **(note or {})}, sort_keys=True)
-        properties = {**PROPERTIES, **spec.properties} if begin is None else {}
+        properties = {**PROPERTIES, **spec.properties} if read_version is None else {}
         try:
             version: int | None = _commit(
                 spec.name,
@@ -295,17 +340,19 @@ class TableCatalog:
                     self.spark,
                     self.path(spec.name),
                     rows,
-                    begin=begin,
+                    read_version=read_version,
                     condition=condition,
-                    whole=whole,
-                    once=once,
+                    any_commit_conflicts=any_commit_conflicts,
+                    commit_name=commit_name,
                     metadata=metadata,
-                    partition=spec.partition if begin is None else (),
+                    partition=spec.partition if read_version is None else (),
                     properties=properties,
                 ),
             )
         except Exception as error:
-            version = self._carrying(spec.name, token, -1 if begin is None else begin)
+            version = self._version_with_token(
+                spec.name, token, -1 if read_version is None else read_version
+            )
             if version is None:
                 raise
             log.warning(
@@ -318,7 +365,7 @@ class TableCatalog:
             self.commits[spec.name] += 1
         return version
 
-    def _first(
+    def _create_with_rows(
         self,
         spec: TableSpec,
         rows: DataFrame,
@@ -326,61 +373,69 @@ class TableCatalog:
         n_files: int | None = None,
         note: Mapping[str, Any] | None = None,
     ) -> TableVersion | None:
-        """Create a table with its first rows, or empty without any; None where another was
-        quicker.
+        """Create a table with its first rows, which may be none. Returns None if another writer
+        created it first.
         """
         if n_rows == 0:
             return TableVersion(spec.name, 0, 0, changed=False) if self.create(spec.name) else None
-        if not self._begin(spec, laid_out(spec, rows, n_rows, n_files), note):
+        if not self._commit_first_rows(spec, laid_out(spec, rows, n_rows, n_files), note):
             return None
         return TableVersion(spec.name, 0, n_rows, changed=True)
 
-    def _begin(
+    def _commit_first_rows(
         self,
         spec: TableSpec,
         rows: DataFrame,
         note: Mapping[str, Any] | None = None,
-        once: str | None = None,
+        commit_name: str | None = None,
     ) -> bool:
-        """Create a table with its first rows, in one commit; False where another was quicker."""
+        """Create a table with its first rows in one commit. Returns False if another writer created
+        it first.
+        """
         try:
-            self._write(spec, rows, None, note, once=once)
+            self._write(spec, rows, None, note, commit_name=commit_name)
         except (ConcurrentWriteError, CapturedException, Py4JJavaError):
             if self.version(spec.name) is None:
                 raise
             return False
         return True
 
-    def append(self, table: str, frame: DataFrame, once: str | None = None) -> bool:
-        """Add rows in one commit that conflicts with nobody; the caller knows that their keys are
-        new.
+    def append(self, table: str, frame: DataFrame, commit_name: str | None = None) -> bool:
+        """Add rows in one commit that conflicts with no other writer. The caller knows that the
+        keys of the rows are new.
 
-        `once` names the commit: False is returned, and nothing added, where one of that name is in
-        the table already, though it was another process's a moment ago.
+        `commit_name` makes the commit unique: if the table already has a commit of that name, even
+        one that another process made a moment ago, nothing is added and False is returned.
+        Otherwise returns True.
         """
         spec = _spec(table)
         rows = checked(spec, frame).coalesce(1)
-        if self.version(table) is None and self._begin(spec, rows, once=once):
+        if self.version(table) is None and self._commit_first_rows(
+            spec, rows, commit_name=commit_name
+        ):
             return True
+        # A second try, from the newest version, if another writer commits during the first one.
         with suppress(ConcurrentWriteError):
-            return self._write(spec, rows, self.version(table), once=once) is not None
-        return self._write(spec, rows, self.version(table), once=once) is not None
+            return self._write(spec, rows, self.version(table), commit_name=commit_name) is not None
+        return self._write(spec, rows, self.version(table), commit_name=commit_name) is not None
 
     def delete(self, table: str, condition: Column) -> None:
-        """Delete the rows of whole slices; nothing is committed where there are none.
+        """Delete the rows that meet `condition`, which names slices as a whole. If there are none,
+        nothing is committed.
 
-        Raises ConcurrentWriteError where another changes them at this moment.
+        Raises ConcurrentWriteError if another writer changes the same rows at this moment.
         """
         from delta.tables import DeltaTable
 
         if not self.read(table, self.version(table)).where(condition).isEmpty():
-            deltas = DeltaTable.forPath(self.spark, self.path(table))
-            _commit(table, lambda: deltas.delete(condition))
+            delta_table = DeltaTable.forPath(self.spark, self.path(table))
+            _commit(table, lambda: delta_table.delete(condition))
 
     def upsert(self, table: str, frame: DataFrame, where: Slice) -> None:
-        """Replace the rows of `frame` by key within a slice, or add them: a commit of their own.
+        """Replace the rows of a slice that have the keys of `frame`, and add the other rows of
+        `frame`. This is one commit.
 
-        Raises ConcurrentWriteError where another writer changed the slice meanwhile.
+        Raises ConcurrentWriteError if another writer changed the slice meanwhile.
         """
         from delta.tables import DeltaTable
 
@@ -390,6 +445,7 @@ class TableCatalog:
         slice_ = " AND ".join(
             slice_condition({f"t.{column}": value}) for column, value in where.items()
         )
+        # `t` is the table, `s` the source of the merge.
         merge = (
             DeltaTable.forPath(self.spark, self.path(table))
             .alias("t")
@@ -400,9 +456,9 @@ class TableCatalog:
         _commit(table, merge.execute)
 
     def compact(self, table: str, where: Slice) -> None:
-        """Make one file of the small files of a slice; its rows stay the same.
+        """Merge the small files of a slice into one file; the rows stay the same.
 
-        Where another changes the slice at this moment, its files stay as they are.
+        If another writer changes the slice at this moment, the files stay as they are.
         """
         from delta.tables import DeltaTable
 
@@ -413,45 +469,47 @@ class TableCatalog:
     def insert_new(self, table: str, frame: DataFrame, expected: int | None) -> TableVersion:
         """Insert the rows of `frame` whose key is not in `table`; existing rows never change.
 
-        `expected` is the version that `frame` was computed from, None where there was no table: any
-        commit since raises ConcurrentWriteError, so that the caller reads again. `rows` = rows
-        inserted.
+        `expected` is the version that `frame` was computed from, or None if there was no table. Any
+        commit since then raises ConcurrentWriteError, so that the caller reads again. The `rows` of
+        the result counts the inserted rows.
         """
         spec = _spec(table)
         keys = list(spec.key)
-        before = self.version(table)
-        if before != expected:
-            raise _moved(table, before, expected)
-        known = self._empty(spec) if expected is None else self.read(table, expected)
+        latest = self.version(table)
+        if latest != expected:
+            raise _outdated_error(table, latest, expected)
+        existing_rows = self._empty(spec) if expected is None else self.read(table, expected)
         rows = (
             checked(spec, frame)
-            .join(known.select(*keys), on=keys, how="left_anti")
+            .join(existing_rows.select(*keys), on=keys, how="left_anti")
             .select(*spec.schema.names)
             .persist(StorageLevel.MEMORY_AND_DISK)
         )
         try:
             n_rows = count_checked(spec, rows, {})
             if spec.unique is not None:
-                n_known = 0 if expected is None else self.count(table, expected)
-                check_dictionary(spec, known, rows, n_known + n_rows)
+                n_existing = 0 if expected is None else self.count(table, expected)
+                check_dictionary(spec, existing_rows, rows, n_existing + n_rows)
             if expected is None:
-                if first := self._first(spec, rows, n_rows):
-                    return first
-                raise _moved(table, self.version(table), expected)
+                if created := self._create_with_rows(spec, rows, n_rows):
+                    return created
+                raise _outdated_error(table, self.version(table), expected)
             if n_rows == 0:
                 return TableVersion(table, expected, 0, changed=False)
-            version = self._write(spec, laid_out(spec, rows, n_rows), expected, whole=True)
+            version = self._write(
+                spec, laid_out(spec, rows, n_rows), expected, any_commit_conflicts=True
+            )
             assert version is not None
             return TableVersion(table, version, n_rows, changed=True)
         finally:
             rows.unpersist()
 
     def commit(self, table: str, version: int) -> dict[str, Any]:
-        """Return the commitInfo of one version, read from its log file; {} where the log was
-        cleaned.
+        """Return the commitInfo of one version, read from its log file; {} if that file was cleaned
+        up.
 
-        Raises DamagedFileError where that file is cut short: a line that is no JSON, no commitInfo, or
-        fewer rows or removed files than the writer counted.
+        Raises DamagedFileError if the log file is cut short: a line is not JSON, there is no
+        commitInfo, or the file lists fewer rows or removed files than the writer counted.
         """
         name = f"{version:020d}.json"
         uri = storage.join(self.path(table), "_delta_log", name)
@@ -459,68 +517,85 @@ class TableCatalog:
             return {}
         try:
             actions = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
-            (found,) = [action["commitInfo"] for action in actions if "commitInfo" in action]
-            metrics = found.get("operationMetrics", {}) if found["operation"] == "WRITE" else {}
-            # Files without rows are counted by the writer, and not added: so rows are compared.
-            added = [action["add"].get("stats") for action in actions if "add" in action]
-            n_rows = sum(json.loads(stats or "{}").get("numRecords", 0) for stats in added)
-            n_removed = sum("remove" in action for action in actions)
-            whole = int(metrics.get("numRemovedFiles", n_removed)) == n_removed and (
-                not all(added) or int(metrics.get("numOutputRows", n_rows)) <= n_rows
+            (commit_info,) = [action["commitInfo"] for action in actions if "commitInfo" in action]
+            write_metrics = (
+                commit_info.get("operationMetrics", {})
+                if commit_info["operation"] == "WRITE"
+                else {}
+            )
+            # The writer's file count includes files without rows, which are not added to the log.
+            # So the numbers of rows are compared, not the numbers of files.
+            stats_of_added = [action["add"].get("stats") for action in actions if "add" in action]
+            n_rows = sum(json.loads(stats or "{}").get("numRecords", 0) for stats in stats_of_added)
+            n_removed_files = sum("remove" in action for action in actions)
+            is_complete = int(
+                write_metrics.get("numRemovedFiles", n_removed_files)
+            ) == n_removed_files and (
+                not all(stats_of_added) or int(write_metrics.get("numOutputRows", n_rows)) <= n_rows
             )
         except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole:
-            raise damage.of_log(table, name)
-        return dict(found)
+            is_complete = False
+        if not is_complete:
+            raise damage.damaged_log_error(table, name)
+        return dict(commit_info)
 
     def lineage(self, table: str, version: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (version, commitInfo) of the commits whose content `version` has, newest first.
+        """Yield (version, commitInfo) of the commits that `version` consists of, newest first.
 
-        After a RESTORE come the commits of the version that it brought back, not those that it took
-        back. Ends where the log was cleaned, and at a RESTORE to a time: which version that was, the
-        log does not say. Cost: one small file for each that is asked for.
+        A RESTORE is followed by the commits of the version that it brought back, without those that
+        it undid. Example: version 5 restores version 2, so the lineage of 6 is 6, 5, 2, 1, 0. It
+        ends where the log was cleaned up, and at a RESTORE to a point in time, because the log does
+        not say which version that was. Cost: one small file per version that is consumed.
         """
-        back = -1 if version is None else version
-        while back >= 0:
-            found = self.commit(table, back)
-            if not found:
+        ancestor = -1 if version is None else version
+        while ancestor >= 0:
+            commit_info = self.commit(table, ancestor)
+            if not commit_info:
                 return
-            yield back, found
-            if found.get("operation") == "RESTORE":
-                restored = found.get("operationParameters", {}).get("version")
+            yield ancestor, commit_info
+            if commit_info.get("operation") == "RESTORE":
+                restored = commit_info.get("operationParameters", {}).get("version")
                 if restored is None:
                     return
-                back = int(restored)
+                ancestor = int(restored)
             else:
-                back -= 1
+                ancestor -= 1
 
     def identity(self, table: str, version: int | None) -> list[Any]:
-        """Return [version, id of its commit]: another table of that version has another id."""
+        """Return [version, id of its commit]; [None, None] if `version` is None.
+
+        If a table was recreated, the same version number has another commit id.
+        """
         if version is None:
             return [None, None]
         return [version, self.commit(table, version).get("txnId")]
 
     def extends(self, table: str, version: int | None, identity: list[Any]) -> bool:
-        """Return whether `version` came about from the one of `identity`, with nothing taken back.
+        """Return whether `version` was made from the version of `identity` by further commits,
+        without undoing it.
 
-        Where the log was cleaned in between, nothing speaks against it.
+        If the log between the two was cleaned up, the answer is True unless the oldest commit that
+        is left is a RESTORE. An `identity` without a version is extended by everything.
         """
         if identity[0] is None:
             return True
         operation = None
-        for back, found in self.lineage(table, version):
-            if back <= identity[0]:
-                return [back, found.get("txnId")] == identity
-            operation = found.get("operation")
+        for ancestor, commit_info in self.lineage(table, version):
+            if ancestor <= identity[0]:
+                return [ancestor, commit_info.get("txnId")] == identity
+            operation = commit_info.get("operation")
         return operation is not None and operation != "RESTORE"
 
-    def lost(self, table: str, version: int, where: Slice, *, some: bool = False) -> str | None:
-        """Return what is not there of a slice of `table` as of `version`; None where all of it is.
+    def lost(
+        self, table: str, version: int, where: Slice, *, must_have_rows: bool = False
+    ) -> str | None:
+        """Return a sentence that says what a slice of `table` at `version` has lost; None if
+        nothing.
 
-        The version, and the files that its log lists for the slice, with the bytes that it lists;
-        `some` = there must be one, since rows were written.
-        Cost: one job over the log, one look at each file; no data is read.
+        Checks that the version can be read, and that each file that its log lists for the slice
+        exists with the listed number of bytes. Pass `must_have_rows` if rows were written to the
+        slice: a slice without files then counts as lost. Cost: one job over the log and one look at
+        each file; no data is read.
         """
         latest = self.version(table)
         if latest is None:
@@ -532,87 +607,97 @@ class TableCatalog:
             files = commits.files_of(self.spark, self.path(table), version)
         except (Py4JJavaError, CapturedException):
             return f"table '{table}' cannot be read at version {version} (vacuumed?)"
-        wanted = {
+        slice_values = {
             column: value if isinstance(value, (list, tuple)) else [value]
             for column, value in where.items()
         }
-        mine = [
+        slice_files = [
             (path, n_bytes)
             for path, n_bytes, values in files
-            if all(commits.is_of(values, column, wanted[column]) for column in wanted)
+            if all(
+                commits.has_partition_value(values, column, slice_values[column])
+                for column in slice_values
+            )
         ]
-        if some and not mine:
+        if must_have_rows and not slice_files:
             return f"table '{table}' has no rows of {slice_condition(where)} at version {version}"
-        for path, n_bytes in mine:
+        for path, n_bytes in slice_files:
             uri = storage.join(self.path(table), unquote(path))
             size = storage.size(uri)
             if size != n_bytes:
-                has = "is not there" if size is None else f"has {size:,} bytes"
-                return f"table '{table}': its file {path} of {n_bytes:,} bytes {has}"
+                state = "is not there" if size is None else f"has {size:,} bytes"
+                return f"table '{table}': its file {path} of {n_bytes:,} bytes {state}"
         return None
 
     def size(self, table: str) -> dict[str, int]:
-        """Return files and bytes of the latest version, from the Delta log."""
+        """Return the number of files and bytes of the latest version, from the Delta log."""
         from delta.tables import DeltaTable
 
         row = DeltaTable.forPath(self.spark, self.path(table)).detail().collect()[0]
         return {"files": int(row["numFiles"]), "bytes": int(row["sizeInBytes"])}
 
     def note(self, table: str, version: int | None) -> dict[str, Any]:
-        """Return the note of the newest commit that `version` comes from and that has one; {}
-        without any.
+        """Return the newest note in the lineage of `version`; {} if there is none.
 
-        A RESTORE brings back the note of what it restores.
-
-        Cost: one small file a commit, from the newest back; no Spark job.
+        The commits of `lineage` are searched, so a RESTORE brings back the note of the version that
+        it restores. Cost: one small file per commit, from the newest back to the note; no Spark
+        job.
         """
-        for _, found in self.lineage(table, version):
-            if found.get("userMetadata") and found.get("operation") != "RESTORE":
+        for _, commit_info in self.lineage(table, version):
+            if commit_info.get("userMetadata") and commit_info.get("operation") != "RESTORE":
                 try:
-                    note = json.loads(found["userMetadata"])
-                except ValueError:  # somebody else's words
+                    note = json.loads(commit_info["userMetadata"])
+                except ValueError:  # metadata that another program wrote
                     return {}
                 return note if isinstance(note, dict) else {}
         return {}
 
-    def _same_content(
+    def _already_holds(
         self,
         spec: TableSpec,
         rows: DataFrame,
-        before: int,
+        version: int,
         condition: str,
         n_rows: int,
         note: Mapping[str, Any] | None,
     ) -> bool:
+        # True if the slice has these rows and note, so that a write would change nothing.
         try:
-            old = checksum(self.read(spec.name, before).where(condition).drop(*spec.measured))
+            stored = checksum(self.read(spec.name, version).where(condition).drop(*spec.measured))
         except Exception as error:
-            if damage.named(error, self.root) is None:
+            if damage.unreadable_file_error(error, self.root) is None:
                 raise
-            return False  # the slice is replaced, and with it the file that cannot be read
-        if old[0] != n_rows:  # the usual night: the slice is new, and nothing was read
+            # A file of the slice cannot be read. It goes away when the slice is replaced.
             return False
-        if n_rows == 0:  # Delta would commit nothing, not even the note
+        if stored[0] != n_rows:  # usually the slice is new, so that the checksum read no file
+            return False
+        if n_rows == 0:  # both are empty: Delta would commit nothing, not even the note
             return True
-        if old != checksum(rows.drop(*spec.measured)):
+        if stored != checksum(rows.drop(*spec.measured)):
             return False
-        return not note or {**self.note(spec.name, before), **note} == self.note(spec.name, before)
+        return not note or {**self.note(spec.name, version), **note} == self.note(
+            spec.name, version
+        )
 
-    def _carrying(self, table: str, token: str, before: int) -> int | None:
-        """Return the version after `before` whose commit carries `token`; None where none does."""
+    def _version_with_token(self, table: str, token: str, read_version: int) -> int | None:
+        """Return the version after `read_version` whose commit holds `token`; None if there is
+        none.
+        """
         try:
             latest = self.version(table)
-            for version in range(before + 1, (-1 if latest is None else latest) + 1):
+            for version in range(read_version + 1, (-1 if latest is None else latest) + 1):
                 if token in self.commit(table, version).get("userMetadata", ""):
                     return version
         except DamagedFileError:
-            return None  # what went wrong first is said
+            return None  # the caller then raises the error of the write itself
         return None
 
 
 def retried(write: Callable[[], T]) -> T:
-    """Return what `write` gives; call it again where another writer was quicker, `_TRIES` times."""
-    for _ in range(_TRIES - 1):
+    """Return the result of `write`. While ConcurrentWriteError is raised, because another writer
+    was faster, `write` is called again, up to `_MAX_TRIES` times in all.
+    """
+    for _ in range(_MAX_TRIES - 1):
         with suppress(ConcurrentWriteError):
             return write()
     return write()
@@ -626,19 +711,20 @@ def _spec(table: str) -> TableSpec:
     return SPECS[table]
 
 
-def _moved(table: str, now: int | None, expected: int | None) -> ConcurrentWriteError:
+def _outdated_error(table: str, latest: int | None, expected: int | None) -> ConcurrentWriteError:
     return ConcurrentWriteError(
-        f"table '{table}' is at version {now}, these rows were computed from {expected}; nothing of "
+        f"table '{table}' is at version {latest}, these rows were computed from {expected}; nothing of "
         "this write is visible, run the stage again"
     )
 
 
 def _commit(table: str, write: Callable[[], T]) -> T:
+    # Calls `write`, and turns Delta's conflict exceptions into ConcurrentWriteError.
     try:
         return write()
     except (Py4JJavaError, CapturedException) as error:
-        text = str(error)
-        if "Concurrent" in text or "ProtocolChanged" in text or "MetadataChanged" in text:
+        message = str(error)
+        if "Concurrent" in message or "ProtocolChanged" in message or "MetadataChanged" in message:
             raise ConcurrentWriteError(
                 f"table '{table}': another writer committed to the same slice; "
                 "nothing of this write is visible, run the stage again"

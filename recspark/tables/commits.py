@@ -1,8 +1,10 @@
-"""One commit of a Delta table that begins at the version its caller has read.
+"""One commit of a Delta table, in a transaction that begins at the version that the caller has
+read.
 
-Delta's writer and its MERGE begin at the newest version, so what was committed between the caller's
-look and the write is taken for known. Here the transaction begins at the version that the rows were
-computed from, and Delta itself refuses the commit where that no longer stands.
+Delta's own writer and its MERGE begin their transaction at the newest version. What another writer
+committed between the caller's read and the write is then overlooked. Here the transaction begins at
+the version that the rows were computed from, so Delta itself refuses the commit if it conflicts
+with a later one.
 """
 
 from __future__ import annotations
@@ -20,22 +22,25 @@ _DELTA = "org.apache.spark.sql.delta"
 
 
 def delta_log(spark: SparkSession, path: str) -> Any:
-    """Return Delta's own object for the log of the table at `path`.
+    """Return Delta's own Java object (DeltaLog) for the log of the table at `path`.
 
-    The session becomes the active one of this thread of the JVM, as it is for a query: Delta reads
-    its settings there, and a literal time means another instant in another zone.
+    The session becomes the active session of this JVM thread, as it would be for a query: Delta
+    reads its settings from there, among them the time zone, which decides what instant a time
+    literal means.
     """
     _java(spark, "org.apache.spark.sql.classic.SparkSession").setActiveSession(spark._jsparkSession)
     return _java(spark, f"{_DELTA}.DeltaLog").forTable(spark._jsparkSession, path)
 
 
 def newest(spark: SparkSession, path: str) -> Any:
-    """Return the newest snapshot of the table at `path`, of version -1 where there is none."""
+    """Return the newest snapshot (a Java object) of the table at `path`. Its version is -1 if there
+    is no table.
+    """
     return delta_log(spark, path).update(False, _none(spark), _none(spark))
 
 
 def files_of(spark: SparkSession, path: str, version: int) -> list[tuple[str, int, dict[str, str]]]:
-    """Return name below the table, bytes and partition values of each file of one version.
+    """Return (path below the table, bytes, partition values) of each file of one version.
 
     Cost: one job over the log; no data is read.
     """
@@ -47,19 +52,23 @@ def files_of(spark: SparkSession, path: str, version: int) -> list[tuple[str, in
     ]
 
 
-def is_of(values: Mapping[str, str], column: str, wanted: Iterable[object]) -> bool:
-    """Return whether a file's partition value is one of those `wanted`.
+def has_partition_value(
+    values: Mapping[str, str], column: str, accepted_values: Iterable[object]
+) -> bool:
+    """Return whether a file's value of the partition `column` is among `accepted_values`.
 
-    >>> is_of({"model": "ease"}, "model", ["als", "ease"])
+    `values` : the partition values of the file, by column, as the log writes them
+
+    >>> has_partition_value({"model": "ease"}, "model", ["als", "ease"])
     True
     """
-    text = values.get(column)
-    for value in wanted:
-        if isinstance(value, datetime) and text is not None:
-            instant = datetime.fromisoformat(text)
-            if (instant if instant.tzinfo else instant.replace(tzinfo=UTC)) == value:
+    partition_value = values.get(column)
+    for value in accepted_values:
+        if isinstance(value, datetime) and partition_value is not None:
+            moment = datetime.fromisoformat(partition_value)
+            if (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) == value:
                 return True
-        elif text == str(value):
+        elif partition_value == str(value):
             return True
     return False
 
@@ -69,10 +78,10 @@ def write(
     path: str,
     rows: DataFrame,
     *,
-    begin: int | None,
+    read_version: int | None,
     condition: str | None = None,
-    whole: bool = False,
-    once: str | None = None,
+    any_commit_conflicts: bool = False,
+    commit_name: str | None = None,
     metadata: str | None = None,
     partition: Iterable[str] = (),
     properties: Mapping[str, str] | None = None,
@@ -81,54 +90,58 @@ def write(
 
     Parameters
     ----------
-    begin : version that the caller has read; None makes the table, in its version 0
-    condition : the slice that `rows` replace; None adds them
-    whole : any commit since `begin` is a conflict, not only one of the same slice
-    once : a name that is committed once: None is returned where it has been, and two commits of it
-        at once are a conflict
-    metadata : stored with the commit
-    partition, properties : of a table that is made
+    read_version : version that the caller has read; None creates the table, as version 0
+    condition : SQL condition of the slice that `rows` replace; None appends the rows
+    any_commit_conflicts : any commit after `read_version` is a conflict, not only one of the same
+        slice
+    commit_name : a name that can be committed only once. If the table already has a commit of that
+        name, nothing is written and None is returned. Two commits of one name at the same time are
+        a conflict
+    metadata : text that is stored with the commit
+    partition, properties : partition columns and table properties of a table that is created
 
-    A conflict is a Java exception named `Concurrent…` or `…Changed…`; `TableCatalog` names it. Cost:
-    as Delta's own writer.
+    A conflict raises a Java exception named `Concurrent…` or `…Changed…`; `TableCatalog` turns it
+    into ConcurrentWriteError. Cost: the same as Delta's own writer.
     """
-    log = delta_log(spark, path)
-    if begin is None:
+    table_log = delta_log(spark, path)
+    if read_version is None:
         snapshot = newest(spark, path)
     else:
-        snapshot = log.getSnapshotAt(begin, _none(spark), _none(spark))
-    transaction = log.startTransaction(_none(spark), _some(spark, snapshot))
-    if once is not None and transaction.txnVersion(once) >= 0:
+        snapshot = table_log.getSnapshotAt(read_version, _none(spark), _none(spark))
+    transaction = table_log.startTransaction(_none(spark), _some(spark, snapshot))
+    if commit_name is not None and transaction.txnVersion(commit_name) >= 0:
         return None
-    if whole:
+    if any_commit_conflicts:
         transaction.readWholeTable()
-    kind = "ErrorIfExists" if begin is None else "Append" if condition is None else "Overwrite"
-    mode = getattr(_java(spark, "org.apache.spark.sql.SaveMode"), kind)
+    save_mode = (
+        "ErrorIfExists" if read_version is None else "Append" if condition is None else "Overwrite"
+    )
+    java_save_mode = getattr(_java(spark, "org.apache.spark.sql.SaveMode"), save_mode)
     options = {} if condition is None else {"replaceWhere": condition}
-    python = _java(spark, "org.apache.spark.api.python.PythonUtils")
+    python_utils = _java(spark, "org.apache.spark.api.python.PythonUtils")
     session = spark._jsparkSession
-    columns = python.toSeq(list(partition))
+    partition_columns = python_utils.toSeq(list(partition))
     writer = _java(spark, f"{_DELTA}.commands.WriteIntoDelta")(
-        log,
-        mode,
+        table_log,
+        java_save_mode,
         _java(spark, f"{_DELTA}.DeltaOptions")(
-            python.toScalaMap(options), session.sessionState().conf()
+            python_utils.toScalaMap(options), session.sessionState().conf()
         ),
-        columns,
-        python.toScalaMap(dict(properties or {})),
+        partition_columns,
+        python_utils.toScalaMap(dict(properties or {})),
         rows._jdf,
         _none(spark),
         _none(spark),
     )
     actions = writer.write(transaction, session, _none(spark), False)
-    if once is not None:
-        told = _java(spark, f"{_DELTA}.actions.SetTransaction")(
-            once, 0, _some(spark, int(time.time() * 1000))
+    if commit_name is not None:  # stored in the log, where `txnVersion` above finds it
+        set_transaction = _java(spark, f"{_DELTA}.actions.SetTransaction")(
+            commit_name, 0, _some(spark, int(time.time() * 1000))
         )
-        actions = actions.appended(told)
+        actions = actions.appended(set_transaction)
     operation = _java(spark, f"{_DELTA}.DeltaOperations$Write")(
-        mode,
-        _some(spark, columns) if begin is None else _none(spark),
+        java_save_mode,
+        _some(spark, partition_columns) if read_version is None else _none(spark),
         _none(spark) if condition is None else _some(spark, condition),
         _none(spark) if metadata is None else _some(spark, metadata),
     )
@@ -136,7 +149,8 @@ def write(
 
 
 def _java(spark: SparkSession, name: str) -> Any:
-    return getattr(spark.sparkContext._jvm, name)  # in one question, not in six
+    # One call of the JVM for the full name, instead of one for each part of `org.apache.spark...`.
+    return getattr(spark.sparkContext._jvm, name)
 
 
 def _none(spark: SparkSession) -> Any:

@@ -1,7 +1,7 @@
-"""Reading tables without Spark: by the `deltalake` package, which finds the files of a version in its
-log and reads of them what a condition leaves.
+"""Read tables without Spark, with the `deltalake` package. It finds the files of a version in the
+table's log and reads only the files and rows that can meet a condition.
 
-For a person's questions: one user's list, one item's neighbours. The nights read through
+For a person's questions, such as one user's list or one item's neighbours. The nights read through
 `recspark.tables.catalog`.
 """
 
@@ -22,44 +22,45 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-# (column, "=" | "<" | "in", value): all must hold.
+# (column, operator, value). A row must meet all conditions of a list.
 Condition = tuple[str, Literal["=", "<", "in"], Any]
 
 
-def opens(root: str) -> bool:
-    """Return whether the tables below `root` can be read without Spark: those of this machine.
+def is_readable_without_spark(root: str) -> bool:
+    """Return whether the tables below `root` can be read without Spark: they must be local.
 
-    deltalake 1.6 takes a `%` in a folder's name for an escape.
+    A path with a `%` cannot, because deltalake 1.6 takes a `%` in a folder's name for an escape.
     """
     return storage.is_local(root) and "%" not in storage.absolute(root)
 
 
 class Reader(Protocol):
-    """What the commands ask of the tables below one root; with and without Spark the answers are
-    the same. Times come without a zone, in UTC.
+    """What the commands need from the tables below one root. The answers are the same with and
+    without Spark. Times are in UTC, without a zone.
     """
 
     def nights(self, table: str) -> list[date]:
-        """Return the `run_date`s of `table`, oldest first; [] where there is no such table."""
+        """Return the `run_date`s of `table`, oldest first; [] if there is no such table."""
 
     def rows(
         self, table: str, where: Sequence[Condition], columns: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
-        """Return the rows that meet all conditions, in no order; () = all columns.
+        """Return the rows that meet all conditions, in no particular order. Empty `columns` means
+        all columns.
 
         Raises TableNotFoundError.
         """
 
     def sizes(self) -> list[dict[str, Any]]:
-        """Return table, version, rows, files, bytes and path of every table, by name."""
+        """Return table, version, rows, files, bytes and path of every table, sorted by name."""
 
 
 class TableReader:
-    """The newest versions of the tables below one local root."""
+    """Reads the newest versions of the tables below one local root."""
 
     def __init__(self, root: str) -> None:
         self.root = storage.absolute(root)
-        self._open: dict[str, DeltaTable] = {}  # one version of a table for all questions
+        self._open_tables: dict[str, DeltaTable] = {}  # all answers use the version opened first
 
     def tables(self) -> list[str]:
         """Return the names of the tables that exist, sorted."""
@@ -68,132 +69,154 @@ class TableReader:
 
     def version(self, table: str) -> int:
         """Return the version of `table` that this reader reads."""
-        return int(self._table(table).version())
+        return int(self._opened(table).version())
 
     def nights(self, table: str) -> list[date]:
-        """Return the `run_date`s of `table`: from its log alone, where it is kept by night."""
+        """Return the `run_date`s of `table`, oldest first. If `run_date` is a partition column,
+        only the log is read.
+        """
         if not self._has_log(table):
             return []
-        if "run_date" in self._partition(table):
+        if "run_date" in self._partition_columns(table):
             return sorted({file["partition.run_date"] for file in self._files(table)})
         return sorted({row["run_date"] for row in self.rows(table, [], ["run_date"])})
 
     def rows(
         self, table: str, where: Sequence[Condition], columns: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
-        """Return the rows that meet all conditions, in no order; () = all columns.
+        """Return the rows that meet all conditions, in no particular order. Empty `columns` means
+        all columns.
 
-        Cost: files whose partition or statistics exclude the conditions are not opened.
+        Cost: a file is not opened if its partition values or statistics rule the conditions out.
         """
         from deltalake import QueryBuilder
 
-        selected = ", ".join(map(_name, columns)) or "*"
-        conditions = " AND ".join(f"{_name(c)} {op} {_literal(v)}" for c, op, v in where)
-        query = f"SELECT {selected} FROM t" + (f" WHERE {conditions}" if conditions else "")
-        opened = self._table(table)
-        maps = [field.name for field in opened.schema().fields if field.type.type == "map"]
+        selected_columns = ", ".join(map(_quoted_name, columns)) or "*"
+        sql_condition = " AND ".join(f"{_quoted_name(c)} {op} {_literal(v)}" for c, op, v in where)
+        query = f"SELECT {selected_columns} FROM t" + (
+            f" WHERE {sql_condition}" if sql_condition else ""
+        )
+        delta_table = self._opened(table)
+        map_columns = [
+            field.name for field in delta_table.schema().fields if field.type.type == "map"
+        ]
         try:
-            batches = QueryBuilder().register("t", opened).execute(query)
-            found = [row for batch in batches for row in batch.to_struct_array().to_pylist()]
-        except Exception as error:  # deltalake raises plain ones for files
-            raise _damaged(table, error) from None
-        return [{name: _plain(value, name in maps) for name, value in row.items()} for row in found]
+            batches = QueryBuilder().register("t", delta_table).execute(query)
+            rows = [row for batch in batches for row in batch.to_struct_array().to_pylist()]
+        except Exception as error:  # deltalake raises a plain Exception for unreadable files
+            raise _damaged_table_error(table, error) from None
+        return [
+            {name: _as_spark_value(value, name in map_columns) for name, value in row.items()}
+            for row in rows
+        ]
 
     def sizes(self) -> list[dict[str, Any]]:
-        """Return table, version, rows, files, bytes and path of every table, by name."""
-        out = []
+        """Return table, version, rows, files, bytes and path of every table, sorted by name."""
+        sizes = []
         for name in self.tables():
             files = self._files(name)
-            out.append(
+            sizes.append(
                 {
                     "table": name,
-                    "version": self._table(name).version(),
+                    "version": self._opened(name).version(),
                     "rows": sum(self._n_rows(name, file) for file in files),
                     "files": len(files),
                     "bytes": sum(file["size_bytes"] for file in files),
                     "path": mask(storage.join(self.root, name)),
                 }
             )
-        return out
+        return sizes
 
-    def batches(self, table: str, night: date | None = None) -> tuple[pa.Schema, _Batches]:
-        """Return the columns of `table`, and its rows as Arrow batches: of one `night`, or all.
+    def batches(self, table: str, night: date | None = None) -> tuple[pa.Schema, _RecordBatches]:
+        """Return the columns of `table` and an iterator over its rows in Arrow batches: all rows,
+        or those of one `night`.
 
-        Cost: one batch of a file at a time is in memory.
+        Cost: one batch of one file is in memory at a time.
         """
         import pyarrow.parquet as pq
 
-        opened = self._table(table)
-        keys = self._partition(table)
+        delta_table = self._opened(table)
+        partition_columns = self._partition_columns(table)
         files = sorted(self._files(table), key=lambda file: file["path"])
         if night is not None:
+            # If run_date is no partition column, all files are kept here and filtered by row below.
             files = [file for file in files if file.get("partition.run_date", night) == night]
-        schema = _arrow_schema(opened)
+        schema = _arrow_schema(delta_table)
 
-        def read() -> Iterator[pa.RecordBatch]:
+        def read_files() -> Iterator[pa.RecordBatch]:
             for file in files:
-                values = {key: file[f"partition.{key}"] for key in keys}
+                partition_values = {
+                    column: file[f"partition.{column}"] for column in partition_columns
+                }
                 try:
-                    content = pq.ParquetFile(self._path(table, file["path"]))
-                    for batch in content.iter_batches():
-                        rows = in_columns(batch, schema, values)
-                        yield rows if night is None else _of_night(rows, night)
-                except (OSError, ValueError) as error:  # pyarrow's own are both
-                    raise _damaged(table, error, file["path"]) from None
+                    parquet_file = pq.ParquetFile(self._file_path(table, file["path"]))
+                    for batch in parquet_file.iter_batches():
+                        rows = in_columns(batch, schema, partition_values)
+                        yield rows if night is None else _rows_of_night(rows, night)
+                except (OSError, ValueError) as error:  # all errors of pyarrow are one of these
+                    raise _damaged_table_error(table, error, file["path"]) from None
 
-        return schema, read()
+        return schema, read_files()
 
     def _has_log(self, table: str) -> bool:
         return storage.exists(storage.join(self.root, table, "_delta_log"))
 
-    def _partition(self, table: str) -> list[str]:
-        return list(self._table(table).metadata().partition_columns)
+    def _partition_columns(self, table: str) -> list[str]:
+        return list(self._opened(table).metadata().partition_columns)
 
-    def _path(self, table: str, file: str) -> str:
+    def _file_path(self, table: str, file: str) -> str:
         return storage.join(self.root, table, unquote(file))
 
     def _n_rows(self, table: str, file: dict[str, Any]) -> int:
-        """Return the rows of a file: of the log's statistics, else of the file itself."""
+        """Return the number of rows of a file: from the log's statistics, else from the file
+        itself.
+        """
         if file.get("num_records") is not None:
             return int(file["num_records"])
         import pyarrow.parquet as pq
 
         try:
-            return int(pq.read_metadata(self._path(table, file["path"])).num_rows)
+            return int(pq.read_metadata(self._file_path(table, file["path"])).num_rows)
         except (OSError, ValueError) as error:
-            raise _damaged(table, error, file["path"]) from None
+            raise _damaged_table_error(table, error, file["path"]) from None
 
     def _files(self, table: str) -> list[dict[str, Any]]:
-        actions = self._table(table).get_add_actions(flatten=True)
+        # One dict per data file: path, size_bytes, num_records, partition.<column>, statistics.
+        actions = self._opened(table).get_add_actions(flatten=True)
         return list(actions.to_struct_array().to_pylist())
 
-    def _table(self, table: str) -> DeltaTable:
-        if table not in self._open:
-            self._open[table] = self._newest(table)
-        return self._open[table]
+    def _opened(self, table: str) -> DeltaTable:
+        # Opened once, so that all answers are of the same version.
+        if table not in self._open_tables:
+            self._open_tables[table] = self._open_newest(table)
+        return self._open_tables[table]
 
-    def _newest(self, table: str) -> DeltaTable:
+    def _open_newest(self, table: str) -> DeltaTable:
         from deltalake import DeltaTable
 
         if not self._has_log(table):
-            there = self.tables()
-            hint = suggest(table, there) if there else " Nothing is there yet: run a night first."
+            existing_tables = self.tables()
+            hint = (
+                suggest(table, existing_tables)
+                if existing_tables
+                else " Nothing is there yet: run a night first."
+            )
             raise TableNotFoundError(f"table '{table}' does not exist below {self.root}.{hint}")
         try:
             return DeltaTable(Path(self.root) / table)
-        except Exception as error:  # deltalake has one for each way a log can be torn
-            raise _damaged(table, error) from None
+        except Exception as error:  # deltalake raises many types, depending on the damage
+            raise _damaged_table_error(table, error) from None
 
 
-_Batches = Iterator["pa.RecordBatch"]
+_RecordBatches = Iterator["pa.RecordBatch"]
 
 
-def _name(column: str) -> str:
+def _quoted_name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
 
 
 def _literal(value: object) -> str:
-    r"""Return `value` in SQL.
+    r"""Return `value` as an SQL literal; a collection becomes a list in parentheses.
 
     >>> _literal("O'Neill"), _literal(date(2010, 12, 9)), _literal(["a", "b"])
     ("'O''Neill'", "DATE '2010-12-09'", "('a', 'b')")
@@ -207,9 +230,9 @@ def _literal(value: object) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def _plain(value: Any, is_map: bool) -> Any:
-    """Return a value as Spark's rows hold it: a map as dict, in the order
-    of its keys, a time without its zone, which is UTC.
+def _as_spark_value(value: Any, is_map: bool) -> Any:
+    """Return a value as a row of Spark has it: a map as a dict sorted by key, a time in UTC without
+    a zone, anything else unchanged.
     """
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None)
@@ -228,16 +251,16 @@ def _arrow_field(field: Any) -> pa.Field:
     return pa.field(field.name, _arrow_type(field.type))
 
 
-def _arrow_type(kind: Any) -> pa.DataType:
-    """Return a Delta type as Arrow's."""
+def _arrow_type(delta_type: Any) -> pa.DataType:
+    """Return the Arrow type of a Delta type."""
     import pyarrow as pa
 
-    if kind.type == "array":
-        return pa.list_(_arrow_type(kind.element_type))
-    if kind.type == "map":
-        return pa.map_(_arrow_type(kind.key_type), _arrow_type(kind.value_type))
-    if kind.type == "struct":
-        return pa.struct([_arrow_field(field) for field in kind.fields])
+    if delta_type.type == "array":
+        return pa.list_(_arrow_type(delta_type.element_type))
+    if delta_type.type == "map":
+        return pa.map_(_arrow_type(delta_type.key_type), _arrow_type(delta_type.value_type))
+    if delta_type.type == "struct":
+        return pa.struct([_arrow_field(field) for field in delta_type.fields])
     return {
         "string": pa.string(),
         "integer": pa.int32(),
@@ -247,36 +270,39 @@ def _arrow_type(kind: Any) -> pa.DataType:
         "boolean": pa.bool_(),
         "date": pa.date32(),
         "timestamp": pa.timestamp("us", "UTC"),
-    }[kind.type]
+    }[delta_type.type]
 
 
 def in_columns(
-    batch: pa.RecordBatch, schema: pa.Schema, values: Mapping[str, Any] = MappingProxyType({})
+    batch: pa.RecordBatch,
+    schema: pa.Schema,
+    partition_values: Mapping[str, Any] = MappingProxyType({}),
 ) -> pa.RecordBatch:
-    """Return `batch` in the columns and types of `schema`; `values` are those of the partition,
-    which are in no file.
+    """Return `batch` with the columns and types of `schema`.
+
+    `partition_values` : values of the partition columns, which are not stored in the data files
     """
     import pyarrow as pa
 
     arrays = []
     for field in schema:
-        if field.name in values:
-            arrays.append(pa.array([values[field.name]] * batch.num_rows, field.type))
+        if field.name in partition_values:
+            arrays.append(pa.array([partition_values[field.name]] * batch.num_rows, field.type))
         else:
             arrays.append(batch.column(field.name).cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _of_night(batch: pa.RecordBatch, night: date) -> pa.RecordBatch:
+def _rows_of_night(batch: pa.RecordBatch, night: date) -> pa.RecordBatch:
     import pyarrow.compute as pc
 
     return batch.filter(pc.equal(batch.column("run_date"), night))
 
 
-def _damaged(table: str, error: Exception, file: str = "") -> DamagedFileError:
-    said = (str(error).splitlines() or [type(error).__name__])[0][:300]
-    what = f"its file {file}" if file else "its log, or a file that the log lists,"
+def _damaged_table_error(table: str, error: Exception, file: str = "") -> DamagedFileError:
+    message = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    damaged_part = f"its file {file}" if file else "its log, or a file that the log lists,"
     return DamagedFileError(
-        f"table '{table}': {what} cannot be read ({said}). Put the file back from a backup, or run the "
+        f"table '{table}': {damaged_part} cannot be read ({message}). Put the file back from a backup, or run the "
         "stage that writes the table again (docs/runbook.md)"
     )

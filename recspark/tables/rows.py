@@ -1,4 +1,6 @@
-"""The rows of one write: checked against their table's spec, laid out in files, compared."""
+"""The rows of one write: checking them against the spec of their table, laying them out in files,
+and comparing them with stored rows.
+"""
 
 from __future__ import annotations
 
@@ -19,107 +21,140 @@ Slice = Mapping[str, Literal | Sequence[Literal]]
 
 
 def checked(spec: TableSpec, frame: DataFrame) -> DataFrame:
-    """Return `frame` with the columns of `spec`, in order; Delta would fill a missing one with
-    null.
+    """Return `frame` with the columns of `spec`, in the order of `spec`.
+
+    Raises SchemaError for a missing or unknown column and for a wrong type. Without this check
+    Delta would fill a missing column with null.
     """
-    have = {f.name: f.dataType for f in frame.schema.fields}
-    want = {f.name: f.dataType for f in spec.schema.fields}
-    missing = [name for name in want if name not in have]
-    extra = [name for name in have if name not in want]
-    wrong = [
-        f"{name} is {have[name].simpleString()}, expected {kind.simpleString()}"
-        for name, kind in want.items()
-        if name in have and have[name].simpleString() != kind.simpleString()
+    actual_types = {f.name: f.dataType for f in frame.schema.fields}
+    expected_types = {f.name: f.dataType for f in spec.schema.fields}
+    missing = [name for name in expected_types if name not in actual_types]
+    extra = [name for name in actual_types if name not in expected_types]
+    wrong_types = [
+        f"{name} is {actual_types[name].simpleString()}, expected {expected_type.simpleString()}"
+        for name, expected_type in expected_types.items()
+        if name in actual_types
+        and actual_types[name].simpleString() != expected_type.simpleString()
     ]
-    if missing or extra or wrong:
+    if missing or extra or wrong_types:
         raise SchemaError(
-            f"table '{spec.name}': missing columns {missing}, unknown columns {extra}, wrong types {wrong}"
+            f"table '{spec.name}': missing columns {missing}, unknown columns {extra}, wrong types {wrong_types}"
         )
-    return frame.select(*want)
+    return frame.select(*expected_types)
 
 
 def count_checked(spec: TableSpec, rows: DataFrame, where: Slice) -> int:
-    """Return the number of rows; raise where a key is null or twice, or a row is outside the
-    slice.
+    """Return the number of rows.
+
+    Raises SchemaError if a row is outside the slice `where`, KeyViolationError if a key or
+    partition column is null or a key occurs twice.
     """
-    inside = F.expr(slice_condition(where)) if where else F.lit(True)
-    named = list(dict.fromkeys((*spec.key, *spec.partition)))
-    nulls = [F.count_if(F.col(c).isNull()).alias(f"null {c}") for c in named]
-    counts = [F.count(F.lit(1)).alias("rows"), F.count_if(~inside).alias("outside"), *nulls]
-    found = rows.agg(*counts)
-    if spec.key:  # one job: counted per hashed key, then summed; equal keys have equal hashes
-        found = (
+    is_inside = F.expr(slice_condition(where)) if where else F.lit(True)
+    required_columns = list(dict.fromkeys((*spec.key, *spec.partition)))
+    null_counts = [F.count_if(F.col(c).isNull()).alias(f"null {c}") for c in required_columns]
+    counts = [
+        F.count(F.lit(1)).alias("rows"),
+        F.count_if(~is_inside).alias("outside"),
+        *null_counts,
+    ]
+    totals = rows.agg(*counts)
+    if spec.key:
+        # Count per hash of the key, then sum, all in one job. Equal keys have equal hashes, so a
+        # hash with one row is a unique key. Two different keys may share a hash, so repeated keys
+        # are then looked up by their values below.
+        totals = (
             rows.groupBy(F.xxhash64(*spec.key))
             .agg(*counts)
             .agg(
-                *[F.sum(c).alias(c) for c in ("rows", "outside", *[f"null {c}" for c in named])],
+                *[
+                    F.sum(c).alias(c)
+                    for c in ("rows", "outside", *[f"null {c}" for c in required_columns])
+                ],
                 F.count_if(F.col("rows") > 1).alias("twice"),
             )
         )
-    row = found.collect()[0].asDict()
+    row = totals.collect()[0].asDict()
     if row["outside"]:
         raise SchemaError(
             f"table '{spec.name}': {row['outside']} rows lie outside the slice {slice_condition(where)}"
         )
-    for column in named:
+    for column in required_columns:
         if row[f"null {column}"]:
             raise KeyViolationError(
                 f"table '{spec.name}': {row[f'null {column}']} rows have no {column}"
             )
     if row.get("twice"):
-        n = F.count(F.lit(1)).alias("n")
-        twice = rows.groupBy(*spec.key).agg(n).where("n > 1").limit(3).collect()
-        shown = "; ".join(str({c: r[c] for c in spec.key}) + f" {r['n']} times" for r in twice)
-        if twice:
+        n_occurrences = F.count(F.lit(1)).alias("n")
+        repeated_keys = rows.groupBy(*spec.key).agg(n_occurrences).where("n > 1").limit(3).collect()
+        shown = "; ".join(
+            str({c: r[c] for c in spec.key}) + f" {r['n']} times" for r in repeated_keys
+        )
+        if repeated_keys:
             raise KeyViolationError(f"table '{spec.name}': a key occurs more than once: {shown}")
     return int(row["rows"] or 0)
 
 
-def check_dictionary(spec: TableSpec, known: DataFrame, rows: DataFrame, n: int) -> None:
-    """Raise KeyViolationError where two of the `n` rows of `known` and `rows` together share a
-    `unique` value.
+def check_dictionary(
+    spec: TableSpec, existing_rows: DataFrame, new_rows: DataFrame, n_rows: int
+) -> None:
+    """Raise KeyViolationError if two rows of `existing_rows` and `new_rows` have the same value in
+    the column `spec.unique`.
 
-    Integers given without gaps are each there once if their hashes have the sum of those of 0 … n - 1;
-    only where they have not are they counted one by one. Cost: one job without a shuffle of rows.
+    `n_rows` is the number of rows of both frames together. The values should be the integers below
+    `n_rows`, each once. They are if the sum of their hashes equals the sum of the hashes of these
+    integers; only if the sums differ are the values counted one by one. Cost: one job without a
+    shuffle of rows.
     """
     assert spec.unique is not None
-    number = F.col(spec.unique).cast("bigint")
-    given = known.select(number.alias("id")).unionByName(rows.select(number.alias("id")))
-    hashed = F.xxhash64("id").cast("decimal(20,0)")
-    wanted = known.sparkSession.range(n)
-    signed = given.select(hashed.alias("h")).unionByName(wanted.select((-hashed).alias("h")))
-    if not signed.agg(F.sum("h")).collect()[0][0]:
+    id_number = F.col(spec.unique).cast("bigint")
+    all_ids = existing_rows.select(id_number.alias("id")).unionByName(
+        new_rows.select(id_number.alias("id"))
+    )
+    id_hash = F.xxhash64("id").cast("decimal(20,0)")
+    expected_ids = existing_rows.sparkSession.range(n_rows)
+    # Hashes of the actual ids count positive, those of the expected ids negative.
+    signed_hashes = all_ids.select(id_hash.alias("h")).unionByName(
+        expected_ids.select((-id_hash).alias("h"))
+    )
+    if not signed_hashes.agg(F.sum("h")).collect()[0][0]:
         return
-    counts = given.groupBy("id").agg(F.count(F.lit(1)).alias("n")).where("n > 1")
-    twice = [f"{r[0]} ({r['n']} times)" for r in counts.orderBy("id").limit(3).collect()]
-    if twice:
+    repeated = all_ids.groupBy("id").agg(F.count(F.lit(1)).alias("n")).where("n > 1")
+    repeated_ids = [f"{r[0]} ({r['n']} times)" for r in repeated.orderBy("id").limit(3).collect()]
+    if repeated_ids:
         raise KeyViolationError(
-            f"table '{spec.name}': {spec.unique} {', '.join(twice)} stands for more than one "
+            f"table '{spec.name}': {spec.unique} {', '.join(repeated_ids)} stands for more than one "
             f"{spec.key[0]}; nothing was written. Run the stage again; where the table holds it "
             "already, RESTORE the table to the version before"
         )
 
 
-def laid_out(spec: TableSpec, rows: DataFrame, n_rows: int, given: int | None = None) -> DataFrame:
-    """Return `rows` spread so that each partition value gets ceil(bytes / 128 MB) files, sorted
-    inside.
+def laid_out(
+    spec: TableSpec, rows: DataFrame, n_rows: int, n_existing_partitions: int | None = None
+) -> DataFrame:
+    """Return `rows` spread over partitions, each of which becomes one file per partition value, and
+    sorted within each partition.
 
-    With a `given` number of files the rows are spread already, and only sorted.
+    A partition value gets at most ceil(estimated bytes of all rows / 128 MB) files. If
+    `n_existing_partitions` is given, the rows already have their partitions and are only sorted.
+    Example: 6 million rows of 60 bytes (360 MB) give 3 files.
     """
-    if given is None:
+    if n_existing_partitions is None:
         n_files = max(1, math.ceil(n_rows * spec.row_bytes / TARGET_FILE_BYTES))
-        spread = [F.col(c) for c in spec.partition]
+        partition_by = [F.col(c) for c in spec.partition]
         if n_files > 1:
-            hashed = F.pmod(F.xxhash64(*(spec.key or spec.schema.names)), F.lit(n_files))
-            spread.append(hashed)
-        rows = rows.repartition(n_files, *spread) if n_files > 1 else rows.repartition(1)
-    order = [c for c in spec.order if c not in spec.partition]
-    return rows.sortWithinPartitions(*spec.partition, *order)
+            file_number = F.pmod(F.xxhash64(*(spec.key or spec.schema.names)), F.lit(n_files))
+            partition_by.append(file_number)
+        rows = rows.repartition(n_files, *partition_by) if n_files > 1 else rows.repartition(1)
+    sort_columns = [c for c in spec.order if c not in spec.partition]
+    return rows.sortWithinPartitions(*spec.partition, *sort_columns)
 
 
 def checksum(rows: DataFrame) -> tuple[int, int, int]:
-    """Return (rows, two order-free sums of row hashes); equal for equal multisets of rows."""
-    # Maps cannot be hashed; sorted entries can.
+    """Return (number of rows, sum of one hash of each row, sum of another hash of each row).
+
+    The result does not depend on the order of the rows. It is equal for equal multisets of rows.
+    """
+    # A map cannot be hashed, but the sorted array of its entries can.
     columns = [
         F.array_sort(F.map_entries(f.name)) if f.dataType.typeName() == "map" else F.col(f.name)
         for f in rows.schema.fields
@@ -133,17 +168,19 @@ def checksum(rows: DataFrame) -> tuple[int, int, int]:
 
 
 def slice_condition(where: Slice) -> str:
-    """Return the SQL condition that names a slice, with literal values."""
+    """Return the SQL condition, with literal values, that selects the slice `where`."""
     if not where:
         return "true"
-    parts = []
+    conditions = []
     for column, value in where.items():
         values = (
             list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         )
         literals = ", ".join(_literal(v) for v in values)
-        parts.append(f"{column} IN ({literals})" if len(values) != 1 else f"{column} = {literals}")
-    return " AND ".join(parts)
+        conditions.append(
+            f"{column} IN ({literals})" if len(values) != 1 else f"{column} = {literals}"
+        )
+    return " AND ".join(conditions)
 
 
 def _literal(value: object) -> str:

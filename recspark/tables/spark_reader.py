@@ -1,4 +1,6 @@
-"""The questions of `recspark.tables.reader`, answered by Spark: for a root on a store."""
+"""Read tables with Spark, for a root that is not on this machine. Same answers as
+`recspark.tables.reader`.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +15,31 @@ from pyspark.sql.types import TimestampType
 from recspark.errors import TableNotFoundError
 from recspark.masking import mask
 from recspark.tables.catalog import TableCatalog
-from recspark.tables.reader import Condition, Reader, TableReader, opens
+from recspark.tables.reader import Condition, Reader, TableReader, is_readable_without_spark
 
 
 def reader_of(catalog: TableCatalog) -> Reader:
-    """Return the quickest reader of a catalogue's tables: without Spark where that can be."""
-    return TableReader(catalog.root) if opens(catalog.root) else SparkReader(catalog)
+    """Return the fastest reader of a catalogue's tables: without Spark where that is possible."""
+    return (
+        TableReader(catalog.root)
+        if is_readable_without_spark(catalog.root)
+        else SparkReader(catalog)
+    )
 
 
-def of_root(spark: SparkSession, root: str) -> SparkReader:
-    """Return the reader of the tables below `root`, whose catalogue writes nothing."""
+def spark_reader_of_root(spark: SparkSession, root: str) -> SparkReader:
+    """Return a reader of the tables below `root`. The catalogue that it makes is only read."""
     return SparkReader(TableCatalog(spark, root))
 
 
 class SparkReader:
-    """The newest versions of the tables of a catalogue."""
+    """Reads the newest versions of the tables of a catalogue."""
 
     def __init__(self, catalog: TableCatalog) -> None:
         self.catalog = catalog
 
     def nights(self, table: str) -> list[date]:
-        """Return the `run_date`s of `table`, oldest first. One job."""
+        """Return the `run_date`s of `table`, oldest first; [] without such a table. One job."""
         version = self.catalog.version(table)
         if version is None:
             return []
@@ -43,25 +49,34 @@ class SparkReader:
     def rows(
         self, table: str, where: Sequence[Condition], columns: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
-        """Return the rows that meet all conditions, in no order; () = all columns. One job."""
-        _, frame = self.newest(table)
-        for column, op, value in where:
-            if op == "in":
-                frame = frame.where(F.col(column).isin(list(value)))
+        """Return the rows that meet all conditions, in no particular order. Empty `columns` means
+        all columns. One job.
+        """
+        _, rows = self.newest(table)
+        for column, operator, value in where:
+            if operator == "in":
+                rows = rows.where(F.col(column).isin(list(value)))
             else:
-                known = F.lit(value)
-                frame = frame.where(F.col(column) == known if op == "=" else F.col(column) < known)
-        frame = frame.select(*(columns or frame.columns))
-        times = [f.name for f in frame.schema.fields if isinstance(f.dataType, TimestampType)]
-        # Collected as a time it would be given in this machine's zone.
-        counted = frame.withColumns({name: F.unix_micros(name) for name in times})
+                literal = F.lit(value)
+                rows = rows.where(
+                    F.col(column) == literal if operator == "=" else F.col(column) < literal
+                )
+        rows = rows.select(*(columns or rows.columns))
+        time_columns = [f.name for f in rows.schema.fields if isinstance(f.dataType, TimestampType)]
+        # `collect` would convert a timestamp to this machine's time zone; microseconds stay in UTC.
+        selected = rows.withColumns({name: F.unix_micros(name) for name in time_columns})
         return [
-            {name: _time(v) if name in times else _sorted(v) for name, v in row.asDict().items()}
-            for row in counted.collect()
+            {
+                name: _time_in_utc(cell) if name in time_columns else _sorted_map(cell)
+                for name, cell in row.asDict().items()
+            }
+            for row in selected.collect()
         ]
 
     def newest(self, table: str) -> tuple[int, DataFrame]:
-        """Return the newest version of a table and its rows; TableNotFoundError without any."""
+        """Return (newest version, its rows) of a table. Raises TableNotFoundError if there is no
+        table.
+        """
         version = self.catalog.version(table)
         if version is None:
             raise TableNotFoundError(
@@ -70,7 +85,7 @@ class SparkReader:
         return version, self.catalog.read(table, version)
 
     def sizes(self) -> list[dict[str, Any]]:
-        """Return table, version, rows, files, bytes and path of every table, by name."""
+        """Return table, version, rows, files, bytes and path of every table, sorted by name."""
         catalog = self.catalog
         return [
             {
@@ -84,15 +99,15 @@ class SparkReader:
         ]
 
 
-def _sorted(value: Any) -> Any:
-    """Return a map in the order of its keys; Spark's has none."""
+def _sorted_map(value: Any) -> Any:
+    """Return a map sorted by key, because Spark's maps have no order; other values as they are."""
     return dict(sorted(value.items())) if isinstance(value, dict) else value
 
 
-def _time(micros: int | None) -> datetime | None:
-    """Return microseconds since 1970 as a time without a zone, which is UTC.
+def _time_in_utc(micros: int | None) -> datetime | None:
+    """Return microseconds since 1970 as a time in UTC, without a zone.
 
-    >>> _time(1_000_000)
+    >>> _time_in_utc(1_000_000)
     datetime.datetime(1970, 1, 1, 0, 0, 1)
     """
     if micros is None:

@@ -1,5 +1,5 @@
-"""What every Delta table holds: columns, key, slice. `docs/tables.md` is the same for their
-readers.
+"""The columns, the key and the slice of every Delta table. `docs/tables.md` says the same for
+readers of the tables.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from recspark import schema
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table: its columns, what is unique in it, and which columns name the slice of a write.
+    """One table: its columns, the key of a row, and the columns that define the slice of a write.
 
     Parameters
     ----------
-    name : folder name below the tables' root
+    name : folder name below the root of the tables
     schema : columns in order
     key : columns that together are unique; () = rows are not unique
-    unique : a further column that no two rows may share
-    partition : partition columns; the slices that `replace_slice` replaces
-    cluster : columns that order rows within a file; default the key
-    row_bytes : estimated bytes of one row on disk, for the number of files (a guess per table)
-    published : other teams read it
-    measured : columns of times, which do not make two contents differ
+    unique : another column in which no two rows may have the same value
+    partition : partition columns; their values define the slices that `replace_slice` replaces
+    cluster : columns by which rows are sorted within a file; default: the key
+    row_bytes : estimated bytes of one row on disk, a guess per table; decides the number of files
+    published : whether other teams read the table
+    measured : columns of measured times and speeds. Two contents that differ only in them count as
+        equal
     properties : further Delta table properties
     """
 
@@ -42,12 +43,12 @@ class TableSpec:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """Columns that order the rows of one file."""
+        """Columns by which the rows of one file are sorted."""
         return self.cluster or self.key
 
 
-# Without this an insert-only MERGE does not conflict with another's append, and one user gets two
-# ids.
+# Without this, Delta accepts an insert-only MERGE although another writer appends at the same time,
+# and one user gets two ids.
 _SERIALIZABLE = {"delta.isolationLevel": "Serializable"}
 
 SPECS: dict[str, TableSpec] = {
@@ -244,7 +245,8 @@ SPECS: dict[str, TableSpec] = {
             key=("run_id", "stage", "model"),
             partition=("run_date",),
             published=True,
-            # Names of commits that are made once; a night is not run again after so long.
+            # How long the log keeps the names of commits (see `TableCatalog.append`). A night older than
+            # this is not run again.
             properties={"delta.setTransactionRetentionDuration": "interval 90 days"},
         ),
         TableSpec(

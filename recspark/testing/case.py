@@ -1,4 +1,4 @@
-"""The case that the checks of a model run on: one fitted model, its data and its lists."""
+"""Cases, which the checks of a model run on: one fitted model, its data and its lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from recspark.models.base import (
 from recspark.models.registry import ModelSpec
 from recspark.testing import synth
 
-K = 10
+K = 10  # length of the recommended lists
 
 
 class BaseCase:
@@ -35,10 +35,10 @@ class BaseCase:
     Parameters
     ----------
     spark : session
-    spec : registry line of the model
-    settings : over its defaults, to keep the fit short
-    folder : URI; saved models and training sets go below it
-    options : of every fit; ranks in process
+    spec : the model's line in the registry
+    settings : settings of the model that differ from its defaults, to keep the fit short
+    folder : URI of the folder for saved models and training sets
+    options : options of every fit; ranks must run in this process
     """
 
     data: Dataset
@@ -56,32 +56,35 @@ class BaseCase:
         self.algorithm = self.make()
         self.needed: Needed = NOTHING
         self.data = self.first_data()
-        before = left_behind(spark)
+        left_before_fit = left_behind(spark)
         self.fitted = self.fit(self.data)
-        self.left_behind = left_behind(spark) - before
+        self.left_behind = left_behind(spark) - left_before_fit
 
     def first_data(self) -> Dataset:
-        """Return what the model is fitted on; sets `needed` where it is built on others."""
+        """Return the data to fit on. Sets `needed` if the model is built on other models."""
         raise NotImplementedError
 
     def make(self, **settings: Any) -> Algorithm[Settings]:
-        """Return the model that is not fitted, with `settings` over those of the case."""
+        """Return the algorithm, not fitted; `settings` override the settings of the case."""
         return self.spec.load().from_dict({**self.settings, **settings})
 
     def fit(self, data: Dataset, **settings: Any) -> FittedModel:
-        """Return the model fitted on `data`."""
+        """Fit the algorithm on `data` and return the model; `settings` as for `make`."""
         return self.make(**settings).fit(data, self.options, self.needed)
 
     @cached_property
     def saved(self) -> str:
-        """Where the model is saved."""
+        """Folder with the saved model. The first use saves it."""
         folder = storage.join(self.folder, "saved")
         artifacts.save(self.fitted, folder)
         return folder
 
 
 class Case(BaseCase):
-    """A retriever, fitted on `synth.power_law`, each user's newest event held out."""
+    """A retriever, fitted on `synth.power_law` without each user's newest event (see `truth`).
+
+    `log` holds the events of the fit, and `truth` the item of the held-out event, by user.
+    """
 
     def first_data(self) -> Dataset:
         """See `BaseCase`."""
@@ -95,7 +98,11 @@ class Case(BaseCase):
         return self.fitted
 
     def dataset(self, log: synth.Log, name: str, n_partitions: int = 2) -> Dataset:
-        """Return what the model is fitted on; a neural one gets a training set below `folder`."""
+        """Return `log` as a `Dataset` to fit on.
+
+        It has the training sets that the model asks for, as neural models do. They are written to
+        `name` below the folder of the case.
+        """
         tables = self.make().training_tables
         folders = {table: storage.join(self.folder, name, table) for table in tables}
         return synth.dataset(self.spark, log, n_partitions, folders)
@@ -103,24 +110,24 @@ class Case(BaseCase):
     def refit(
         self, log: synth.Log, name: str, n_partitions: int = 2, **settings: Any
     ) -> tuple[RetrieverModel, Dataset]:
-        """Return (model, data) of a fit on `log`."""
+        """Fit on `log` and return (model, data). Parameters are as for `dataset` and `make`."""
         data = self.dataset(log, name, n_partitions)
         model = self.fit(data, **settings)
         assert isinstance(model, RetrieverModel)
         return model, data
 
     def ask(self, data: Dataset, model: RetrieverModel, mode: str = "novel") -> DataFrame:
-        """Return the queries of all users of `data`, with their features where the model reads them."""
+        """Return the queries of all users of `data`, with user features if the model reads them."""
         return with_features(synth.ask(data, mode), data.user_features, model.user_encoding)
 
     @cached_property
     def queries(self) -> DataFrame:
-        """The novel queries of all users, by user, as a local frame: computed once."""
-        asked = self.ask(self.data, self.model)
-        return self.spark.createDataFrame(asked.toArrow().sort_by("user_idx"), asked.schema)
+        """The novel queries of all users, sorted by user: computed once, kept on the driver."""
+        queries = self.ask(self.data, self.model)
+        return self.spark.createDataFrame(queries.toArrow().sort_by("user_idx"), queries.schema)
 
     def queries_of(self, rows: Sequence[tuple[Any, ...]]) -> DataFrame:
-        """Return queries of `schema.QUERIES` rows; nothing is known of their users' features."""
+        """Return a frame of queries from rows of `schema.QUERIES`. All user features are null."""
         queries = self.spark.createDataFrame(rows, schema.QUERIES)
         if self.model.user_encoding is None:
             return queries
@@ -128,17 +135,17 @@ class Case(BaseCase):
 
     @cached_property
     def lists(self) -> pa.Table:
-        """The K best of every user, sorted by user and rank."""
+        """The K best items of every user, sorted by user and rank."""
         return ordered(self.model.recommend(self.queries, K))
 
 
 def ordered(lists: DataFrame) -> pa.Table:
-    """Return the rows of `lists` by user and rank. One job."""
+    """Return the rows of `lists`, sorted by user and rank. Runs one Spark job."""
     return lists.toArrow().sort_by([("user_idx", "ascending"), ("rank", "ascending")])
 
 
 def left_behind(spark: SparkSession) -> set[str]:
-    """Return what a session holds on to: persisted RDDs (also those of cached frames) and views."""
+    """Return names of the persisted RDDs (also those of cached frames) and views of a session."""
     context: Any = spark.sparkContext
-    persisted = {f"RDD {key}" for key in dict(context._jsc.getPersistentRDDs())}
-    return persisted | {f"view {row.viewName}" for row in spark.sql("SHOW VIEWS").collect()}
+    persisted_rdds = {f"RDD {rdd_id}" for rdd_id in dict(context._jsc.getPersistentRDDs())}
+    return persisted_rdds | {f"view {row.viewName}" for row in spark.sql("SHOW VIEWS").collect()}

@@ -1,4 +1,4 @@
-"""The frame of the checks: what a check is, and what several of them use."""
+"""What a check is, how it is registered, and helpers that several checks use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recspark.session import JOB_GROUP
 
 @dataclass(frozen=True)
 class Check:
-    """One check; it applies to models of `kinds` that have all of `tags`."""
+    """One check. It applies to models whose kind is among `kinds`, and that have all of `tags`."""
 
     name: str
-    run: Callable[[Any], None]  # takes the case of the kind
+    run: Callable[[Any], None]  # takes the case of a model, and raises AssertionError
     tags: frozenset[str]
     kinds: tuple[str, ...]
 
@@ -28,7 +28,7 @@ CHECKS: list[Check] = []
 
 
 def check(*tags: str, kinds: tuple[str, ...] = KINDS) -> Callable[[Callable[[Any], None]], Any]:
-    """Put a function into `CHECKS`, for models of `kinds` that have all of `tags`."""
+    """Return a decorator that adds a function to `CHECKS` under its name; see `Check`."""
 
     def add(run: Callable[[Any], None]) -> Callable[[Any], None]:
         CHECKS.append(Check(run.__name__, run, frozenset(tags), kinds))
@@ -39,9 +39,11 @@ def check(*tags: str, kinds: tuple[str, ...] = KINDS) -> Callable[[Callable[[Any
 
 @contextmanager
 def job_group(spark: SparkSession, name: str) -> Iterator[Callable[[], list[int]]]:
-    """Label the jobs started inside, and give a function that lists them."""
+    """Label the Spark jobs started in the block. Yields a function that returns their ids."""
     context = spark.sparkContext
-    name = f"{name} {uuid.uuid4().hex}"  # Spark remembers the jobs of a group that was used before
+    name = (
+        f"{name} {uuid.uuid4().hex}"  # a new name, as Spark remembers the jobs of names used before
+    )
     context.setJobGroup(name, name)
     try:
         yield lambda: list(context.statusTracker().getJobIdsForGroup(name))
@@ -50,13 +52,13 @@ def job_group(spark: SparkSession, name: str) -> Iterator[Callable[[], list[int]
 
 
 @contextmanager
-def raises(kind: type[Exception], *parts: str) -> Iterator[None]:
-    """Assert that `kind` is raised inside, with all `parts` in its message."""
+def raises(error_class: type[Exception], *expected_parts: str) -> Iterator[None]:
+    """Assert that the block raises `error_class`, with all `expected_parts` in its message."""
     message = None
     try:
         yield
-    except kind as error:
+    except error_class as error:
         message = str(error)
-    assert message is not None, f"no {kind.__name__} was raised"
-    missing = [part for part in parts if part not in message]
-    assert not missing, f"the message lacks {missing}: {message}"
+    assert message is not None, f"no {error_class.__name__} was raised"
+    missing_parts = [part for part in expected_parts if part not in message]
+    assert not missing_parts, f"the message lacks {missing_parts}: {message}"

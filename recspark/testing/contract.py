@@ -1,7 +1,9 @@
-"""The contract of models: all checks, and the case that those of each kind run on.
+"""The contract of models: all checks, and the class of the case that the checks of each kind run
+on.
 
-A model from outside uses them as `tests/contract/test_recommenders.py` does: make the case of its
-registry line (`recspark.models.registry.model_spec`), then run every check of `checks_for(spec)`.
+To check a model outside recspark, do as `tests/contract/test_recommenders.py` does: get the model's
+registry line (`recspark.models.registry.model_spec`), make a case of the class `case_class(spec)`,
+and run every check of `checks_for(spec)` on the case.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from recspark.testing.encoder_checks import EncoderCase
 from recspark.testing.ranker_checks import RankerCase
 
 __all__ = ["CHECKS", "Case", "Check", "case_class", "checks_for"]
-_MODULES = (checks, ranker_checks, encoder_checks)  # which put their checks into CHECKS
+_MODULES = (checks, ranker_checks, encoder_checks)  # their import adds their checks to CHECKS
 _CASES: dict[str, type[BaseCase]] = {
     "retriever": Case,
     "ranker": RankerCase,
@@ -23,10 +25,10 @@ _CASES: dict[str, type[BaseCase]] = {
 
 
 def case_class(spec: ModelSpec) -> type[BaseCase]:
-    """Return the class of the case of a model of this kind."""
+    """Return the class of the case for models of this kind."""
     return _CASES[spec.kind]
 
 
 def checks_for(spec: ModelSpec) -> list[Check]:
-    """Return the checks that apply to `spec`."""
+    """Return the checks that apply to the model of `spec`."""
     return [c for c in CHECKS if spec.kind in c.kinds and c.tags <= spec.tags]

@@ -1,4 +1,4 @@
-"""What every encoder must do."""
+"""The checks of encoders: models that turn the content of an item into a vector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENCODER = ("encoder",)
 
 
 class EncoderCase(BaseCase):
-    """An encoder, fitted on `synth.power_law` and its catalogue."""
+    """An encoder, fitted on the events of `synth.power_law` and on a catalogue of their items."""
 
     def first_data(self) -> Dataset:
         """See `BaseCase`."""
@@ -38,34 +38,39 @@ class EncoderCase(BaseCase):
 
     @cached_property
     def content(self) -> DataFrame:
-        """The catalogue, with an item of which nothing is known and one that is a twin of the first."""
-        described = self.data.items.withColumn("media", F.lit(None).cast("array<string>"))
-        known = described.select(*schema.CONTENT.names)
-        first = known.orderBy("item_idx").limit(1)
-        twin = first.withColumn("item_idx", F.lit(10**6).cast("int"))
-        nothing = self.spark.createDataFrame([(10**6 + 1, *[None] * 5)], schema.CONTENT)
-        rows = known.unionByName(twin).unionByName(nothing).toArrow().sort_by("item_idx")
+        """The catalogue and two more items: a copy of the first one (10^6), one without content."""
+        items_with_media = self.data.items.withColumn("media", F.lit(None).cast("array<string>"))
+        catalogue = items_with_media.select(*schema.CONTENT.names)
+        first_item = catalogue.orderBy("item_idx").limit(1)
+        twin_item = first_item.withColumn("item_idx", F.lit(10**6).cast("int"))
+        empty_item = self.spark.createDataFrame([(10**6 + 1, *[None] * 5)], schema.CONTENT)
+        rows = (
+            catalogue.unionByName(twin_item).unionByName(empty_item).toArrow().sort_by("item_idx")
+        )
         return self.spark.createDataFrame(rows, schema.CONTENT)
 
     @cached_property
     def vectors(self) -> pa.Table:
-        """The vectors of `content`, by item."""
+        """The vectors of `content`, sorted by item."""
         return encoded(self.model, self.content)
 
 
 def encoded(model: EncoderModel, items: DataFrame) -> pa.Table:
-    """Return the vectors of `items`, by item. One job."""
+    """Return the vectors of `items`, sorted by item. Runs one Spark job."""
     return model.encode(items).toArrow().sort_by("item_idx")
 
 
 def matrix(vectors: pa.Table) -> Array:
-    """Return float32 (n_items, size)."""
+    """Return the vectors as one matrix, float32 (n_items, size)."""
     return np.array(vectors.column("vector").to_pylist(), np.float32)
 
 
 @check(kinds=ENCODER)
 def vectors_are_of_one_size(case: EncoderCase) -> None:
-    """Of the schema, finite, as long as one another, not all the same; an item has one at most."""
+    """The vectors have the schema and one length, are finite and not all equal.
+
+    An item has at most one vector.
+    """
     assert case.model.encode(case.content).schema == schema.VECTORS
     item = case.vectors.column("item_idx").to_numpy()
     assert len(item) > 1
@@ -79,42 +84,42 @@ def vectors_are_of_one_size(case: EncoderCase) -> None:
 
 @check(kinds=ENCODER)
 def same_content_same_vector(case: EncoderCase) -> None:
-    """Two items of which the same is known have the same vector."""
+    """Two items with equal content have equal vectors."""
     item, values = case.vectors.column("item_idx").to_numpy(), matrix(case.vectors)
-    first = values[item == item.min()]
-    assert np.array_equal(values[item == 10**6], first)
+    vector_of_first = values[item == item.min()]
+    assert np.array_equal(values[item == 10**6], vector_of_first)
 
 
 @check(kinds=ENCODER)
 def an_item_has_its_vector_whoever_is_beside(case: EncoderCase) -> None:
-    """Another order, other partitions, an item alone: the same bits."""
-    other = case.content.orderBy(F.xxhash64("item_idx")).repartition(5)
-    assert encoded(case.model, other) == case.vectors
-    last = int(case.vectors.column("item_idx")[0].as_py())
-    alone = encoded(case.model, case.content.where(F.col("item_idx") == last))
-    assert alone.to_pylist() == case.vectors.slice(0, 1).to_pylist()
+    """An item's vector has the same bits in another order, in other partitions, and alone."""
+    shuffled = case.content.orderBy(F.xxhash64("item_idx")).repartition(5)
+    assert encoded(case.model, shuffled) == case.vectors
+    first_item = int(case.vectors.column("item_idx")[0].as_py())
+    vector_alone = encoded(case.model, case.content.where(F.col("item_idx") == first_item))
+    assert vector_alone.to_pylist() == case.vectors.slice(0, 1).to_pylist()
 
 
 @check(kinds=ENCODER)
 def refit_gives_the_same_encoder(case: EncoderCase) -> None:
     """A second fit on the same data gives the same bits."""
-    again = case.fit(case.data)
+    refitted = case.fit(case.data)
     for name, array in case.model.arrays().items():
-        assert np.array_equal(again.arrays()[name], array), f"array '{name}' differs"
+        assert np.array_equal(refitted.arrays()[name], array), f"array '{name}' differs"
 
 
 @check(kinds=ENCODER)
 def a_saved_encoder_gives_the_same_vectors(case: EncoderCase) -> None:
-    """Saved and loaded: the same settings and the same bits."""
-    again = artifacts.load(case.saved, case.spec)
-    assert isinstance(again, EncoderModel)
-    assert again.settings == case.model.settings
-    assert encoded(again, case.content) == case.vectors
+    """A model that was saved and loaded has the same settings, and gives the same bits."""
+    loaded = artifacts.load(case.saved, case.spec)
+    assert isinstance(loaded, EncoderModel)
+    assert loaded.settings == case.model.settings
+    assert encoded(loaded, case.content) == case.vectors
 
 
 @check(kinds=ENCODER)
 def wrong_items_are_named(case: EncoderCase) -> None:
-    """A missing column is a ModelError that says what was there."""
+    """A missing column is a ModelError that names it and lists the columns of the frame."""
     with raises(ModelError, "text is missing", "'price'"):
         case.model.encode(case.content.drop("text"))
 

@@ -1,6 +1,8 @@
-"""A Python that never saw the fits: it loads saved models and answers queries, without Spark.
+"""A second Python process, which loads saved models and answers queries without Spark.
 
-Run as a module it reads one JSON list of arguments a line and says `answered`, or the traceback.
+It has never seen the fits of the models. Run as a module it reads lines from standard input. Each
+line is a JSON list with the arguments of one call of `answer`. For each it prints one line, also
+JSON: the text `answered`, or the traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from recspark.models.scoring import topk
 
 
 class OtherProcess:
-    """Starts once, and answers for one model after another."""
+    """The second process, as seen from the first one. It serves one model after another."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -34,13 +36,13 @@ class OtherProcess:
         atexit.register(self.end)
 
     def ask(self, *arguments: str) -> str:
-        """Call `answer` there; return `answered`, or its traceback."""
-        into, out = self._process.stdin, self._process.stdout
-        assert into is not None
-        assert out is not None
-        into.write(json.dumps(arguments) + "\n")
-        into.flush()
-        line = out.readline()
+        """Call `answer(*arguments)` in the other process; return `answered`, or the traceback."""
+        requests, replies = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert replies is not None
+        requests.write(json.dumps(arguments) + "\n")
+        requests.flush()
+        line = replies.readline()
         return str(json.loads(line)) if line else "the other process has ended"
 
     def end(self) -> None:
@@ -50,30 +52,34 @@ class OtherProcess:
 
 @cache
 def other_process() -> OtherProcess:
-    """Return the one of this process."""
+    """Return the second process of this process. The first call starts it."""
     return OtherProcess()
 
 
-def answer(folder: str, name: str, asked: str, got: str, k: str) -> None:
-    """Answer the queries of Arrow file `asked` by the model saved in `folder`, into file `got`."""
+def answer(folder: str, name: str, queries_path: str, lists_path: str, k: str) -> None:
+    """Answer queries with the saved model `name` of `folder`.
+
+    Reads the queries from the Arrow file `queries_path`, and writes the lists of `k` items to the
+    Arrow file `lists_path`.
+    """
     model = artifacts.load(folder, model_spec(name))
     assert isinstance(model, RetrieverModel)
-    with pa.OSFile(asked) as source:
+    with pa.OSFile(queries_path) as source:
         batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
     lists = topk.answer(parse_queries(batch), model.items, model.scorer(), int(k))
-    with pa.OSFile(got, "wb") as sink, pa.ipc.new_file(sink, lists.schema) as out:
-        out.write(lists)
+    with pa.OSFile(lists_path, "wb") as sink, pa.ipc.new_file(sink, lists.schema) as writer:
+        writer.write(lists)
 
 
 def serve() -> None:
-    """Answer until standard input ends."""
+    """Answer requests until standard input ends."""
     for line in sys.stdin:
         try:
             answer(*json.loads(line))
-            told = "answered"
+            reply = "answered"
         except Exception:
-            told = traceback.format_exc()
-        sys.stdout.write(json.dumps(told) + "\n")
+            reply = traceback.format_exc()
+        sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""What every ranker must do."""
+"""The checks of rankers: models that score pairs of a user and an item."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from recspark.testing.case import BaseCase
 from recspark.testing.check import check, raises
 
 RANKER = ("ranker",)
-SOURCES = ("popular", "item_knn")
+SOURCES = ("popular", "item_knn")  # the models that propose the pairs
 _KEY = [("user_idx", "ascending"), ("item_idx", "ascending")]
 
 
 class RankerCase(BaseCase):
-    """A ranker of what `popular` and `item_knn` propose. Who is proposed an item of a price above 4
-    acts on it, nine times in ten; nobody acts on another, nine times in ten.
+    """A ranker of the pairs that `popular` and `item_knn` propose.
+
+    The planted rule: a user acts on a proposed item with a price above 4, and does not act on
+    cheaper ones. One pair in ten breaks the rule.
     """
 
     def first_data(self) -> Dataset:
@@ -43,27 +45,27 @@ class RankerCase(BaseCase):
         return self.with_examples(data)
 
     def with_examples(self, data: Dataset, *, mirrored: bool = False) -> Dataset:
-        """Return `data` with the examples; `mirrored` in another order and other partitions."""
+        """Return `data` with examples; `mirrored`: in reverse order and in other partitions."""
         lists = [
             model.recommend(synth.ask(data), 20).withColumn("model", F.lit(name))  # type: ignore[attr-defined]
             for name, model in self.needed.items()
         ]
         proposed = examples.proposed(reduce(DataFrame.unionByName, lists), SOURCES)
         users, items = data.user_features, data.item_features
-        described = examples.with_pair_features(proposed, SOURCES, users, items)
-        turned = F.pmod(F.xxhash64("user_idx", "item_idx"), F.lit(10)) == 0
-        acted = (F.col("item_price") > 4) != turned
-        encoding = examples.learn_encoding(SOURCES, users, items)
-        coded = encoding.encode(
-            described.withColumns(
-                {"label": acted.cast("float"), "cutoff": F.lit(data.cutoff).cast("timestamp")}
+        pairs_with_features = examples.with_pair_features(proposed, SOURCES, users, items)
+        is_flipped = F.pmod(F.xxhash64("user_idx", "item_idx"), F.lit(10)) == 0
+        is_acted_on = (F.col("item_price") > 4) != is_flipped
+        encoding = examples.make_pair_encoding(SOURCES, users, items)
+        encoded = encoding.encode(
+            pairs_with_features.withColumns(
+                {"label": is_acted_on.cast("float"), "cutoff": F.lit(data.cutoff).cast("timestamp")}
             ),
             ("cutoff", "user_idx", "item_idx", "label"),
         ).toArrow()
-        order: Array = np.lexsort((coded.column("item_idx"), coded.column("user_idx")))
+        order: Array = np.lexsort((encoded.column("item_idx"), encoded.column("user_idx")))
         if mirrored:
             order = order[::-1]
-        rows = self.spark.createDataFrame(coded.take(pa.array(order)))
+        rows = self.spark.createDataFrame(encoded.take(pa.array(order)))
         rows = rows.repartition(5 if mirrored else 2, "user_idx")
         return Dataset(**{**vars(data), "examples": Examples(rows, encoding)})
 
@@ -75,27 +77,27 @@ class RankerCase(BaseCase):
 
     @cached_property
     def pairs(self) -> DataFrame:
-        """The pairs of the examples, by user and item, as a local frame."""
+        """The pairs of the examples, sorted by user and item, as a frame kept on the driver."""
         assert self.data.examples is not None
         rows = self.data.examples.rows.select(*schema.PAIRS.names).toArrow().sort_by(_KEY)
         return self.spark.createDataFrame(rows, schema.PAIRS)
 
     @cached_property
     def scores(self) -> pa.Table:
-        """The scores of all pairs, by user and item."""
+        """The scores of all pairs, sorted by user and item."""
         return scored(self.model, self.pairs)
 
 
 def scored(model: RankerModel, pairs: DataFrame) -> pa.Table:
-    """Return the scores of `pairs`, by user and item. One job."""
+    """Return the scores of `pairs`, sorted by user and item. Runs one Spark job."""
     return model.score(pairs).toArrow().sort_by(_KEY)
 
 
 @check(kinds=RANKER)
 def every_pair_has_a_score(case: RankerCase) -> None:
-    """As many rows as pairs, of the schema, all finite, not all the same."""
-    frame = case.model.score(case.pairs)
-    assert frame.schema == schema.SCORED
+    """There is one score per pair. Scores have the schema, are finite, and are not all equal."""
+    scores = case.model.score(case.pairs)
+    assert scores.schema == schema.SCORED
     assert case.scores.num_rows == case.pairs.count()
     score = case.scores.column("score").to_numpy()
     assert np.isfinite(score).all()
@@ -104,52 +106,58 @@ def every_pair_has_a_score(case: RankerCase) -> None:
 
 @check(kinds=RANKER)
 def a_pair_has_its_score_whoever_is_asked_beside(case: RankerCase) -> None:
-    """Another order, one partition or seven, half of the pairs: the same bits."""
-    other = case.pairs.orderBy(F.xxhash64("item_idx", "user_idx")).repartition(7)
-    assert scored(case.model, other) == case.scores
-    even = case.scores.filter(pa.array(case.scores.column("user_idx").to_numpy() % 2 == 0))
-    assert scored(case.model, case.pairs.where("user_idx % 2 = 0").coalesce(1)) == even
+    """Pairs in another order, in one or seven partitions, or only half of them: the same bits."""
+    shuffled_pairs = case.pairs.orderBy(F.xxhash64("item_idx", "user_idx")).repartition(7)
+    assert scored(case.model, shuffled_pairs) == case.scores
+    even_scores = case.scores.filter(pa.array(case.scores.column("user_idx").to_numpy() % 2 == 0))
+    assert scored(case.model, case.pairs.where("user_idx % 2 = 0").coalesce(1)) == even_scores
 
 
 @check(kinds=RANKER)
 def what_is_planted_is_learned(case: RankerCase) -> None:
-    """A pair that is acted on is above one that is not, four times in five at least."""
+    """A pair that is acted on has a higher score than one that is not, in over 80% of cases.
+
+    Each pair that is acted on is compared with each that is not. An equal score counts half.
+    """
     assert case.data.examples is not None
     labels = case.data.examples.rows.select("user_idx", "item_idx", "label").toArrow().sort_by(_KEY)
-    label, score = labels.column("label").to_numpy() > 0, case.scores.column("score").to_numpy()
-    above = score[label][:, None] - score[~label][None, :]
-    assert ((above > 0) + 0.5 * (above == 0)).mean() > 0.8
+    is_acted_on, score = (
+        labels.column("label").to_numpy() > 0,
+        case.scores.column("score").to_numpy(),
+    )
+    score_differences = score[is_acted_on][:, None] - score[~is_acted_on][None, :]
+    assert ((score_differences > 0) + 0.5 * (score_differences == 0)).mean() > 0.8
 
 
 @check(kinds=RANKER)
 def a_fit_does_not_depend_on_the_order_of_examples(case: RankerCase) -> None:
-    """Examples in the other order and other partitions give the same bits."""
-    again = case.fit(case.with_examples(case.data, mirrored=True))
+    """Examples in reverse order and in other partitions give the same bits."""
+    refitted = case.fit(case.with_examples(case.data, mirrored=True))
     for name, array in case.model.arrays().items():
-        assert np.array_equal(again.arrays()[name], array), f"array '{name}' differs"
+        assert np.array_equal(refitted.arrays()[name], array), f"array '{name}' differs"
 
 
 @check(kinds=RANKER)
 def missing_and_unknown_features_are_scored(case: RankerCase) -> None:
-    """Every number missing, every field missing or unknown: a finite score."""
-    numbers, fields = len(case.model.encoding.numbers), len(case.model.encoding.fields)
-    rows = [(1, n, [float("nan")] * numbers, [n] * fields) for n in (0, 1)]
-    found = scored(case.model, case.spark.createDataFrame(rows, schema.PAIRS))
-    assert np.isfinite(found.column("score").to_numpy()).all()
+    """Pairs with all numbers missing, and all fields missing or unknown, get finite scores."""
+    n_numbers, n_fields = len(case.model.encoding.numbers), len(case.model.encoding.fields)
+    rows = [(1, code, [float("nan")] * n_numbers, [code] * n_fields) for code in (0, 1)]
+    scores = scored(case.model, case.spark.createDataFrame(rows, schema.PAIRS))
+    assert np.isfinite(scores.column("score").to_numpy()).all()
 
 
 @check(kinds=RANKER)
 def a_saved_ranker_gives_the_same_scores(case: RankerCase) -> None:
-    """Saved and loaded: the same settings, names and vocabularies, and the same bits."""
-    again = artifacts.load(case.saved, case.spec)
-    assert isinstance(again, RankerModel)
-    assert (again.settings, again.encoding) == (case.model.settings, case.model.encoding)
-    assert scored(again, case.pairs) == case.scores
+    """A saved and loaded model has the same settings and encoding, and gives the same bits."""
+    loaded = artifacts.load(case.saved, case.spec)
+    assert isinstance(loaded, RankerModel)
+    assert (loaded.settings, loaded.encoding) == (case.model.settings, case.model.encoding)
+    assert scored(loaded, case.pairs) == case.scores
 
 
 @check(kinds=RANKER)
 def wrong_pairs_are_named(case: RankerCase) -> None:
-    """A missing column or another type is a ModelError that says what was there."""
+    """A missing column or a wrong type is a ModelError that names it and what the frame has."""
     with raises(ModelError, "numbers is missing", "'fields'"):
         case.model.score(case.pairs.drop("numbers"))
     with raises(ModelError, "user_idx is string, expected bigint"):

@@ -1,1 +1,4 @@
-"""Training of neural models: what ranks read (feed), where they run (launch), what they do."""
+"""Training of neural networks on several ranks (workers that train one network together).
+
+`feed` reads the batches of a rank, `launch` starts the ranks, and `loop` is what each rank runs.
+"""

@@ -1,4 +1,4 @@
-"""Buffers: what a network keeps beside its parameters, such as the running means of BatchNorm."""
+"""Buffers: tensors of a network beside its parameters, such as the running means of BatchNorm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from recspark.train.comm import Comm
 
 
 def persistent_buffers(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the buffers that belong to the state of `net`, by name; those of a constant that it can
-    make again (`persistent=False`) do not.
+    """Return by name the buffers of `net` that are part of its `state_dict`.
+
+    Buffers registered with `persistent=False` are left out: the network can compute them again.
     """
     buffers = dict(net.named_buffers())
     state = net.state_dict() if buffers else {}
@@ -18,23 +19,30 @@ def persistent_buffers(net: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def average_buffers(comm: Comm, net: nn.Module, weight: float) -> None:
-    """Give every rank the mean of all ranks' buffers, and rank 0's of whole numbers.
+    """Replace the buffers of `net`, on every rank, by their mean over all ranks.
 
-    Each rank counts by the `weight` of the rows that it read since the last time: one that only
-    filled its batch up does not count. Whole numbers, such as BatchNorm's `num_batches_tracked`, are
-    the same on all ranks as it is, as long as they count batches.
+    Buffers of floating-point numbers become the weighted mean over the ranks. The weight of a rank
+    is `weight`, the total weight of the rows that it read since the last call. A rank whose rows
+    only filled up its batch has weight 0 and does not count.
 
-    Cost: one exchange of 8 bytes a number, in each step. A constant that is large belongs into a
-    frozen parameter instead, which is exchanged once.
+    Buffers of whole numbers become those of rank 0. As long as they count batches, as BatchNorm's
+    `num_batches_tracked` does, they are equal on all ranks anyway.
+
+    Cost: each call (one per step) exchanges 8 bytes per number. A large constant belongs in a
+    frozen parameter instead, which is exchanged only once.
     """
     if comm.size == 1 or not (buffers := list(persistent_buffers(net).values())):
         return
-    shares = [weight if b.is_floating_point() else float(comm.rank == 0) for b in buffers]
-    parts = [b.double().reshape(-1) * share for b, share in zip(buffers, shares)]
-    own = torch.cat([*parts, parts[0].new_tensor([weight])])  # (n + 1,)
-    of_all = comm.allreduce(own)  # (n + 1,): the same bits on every rank
+    factors = [weight if b.is_floating_point() else float(comm.rank == 0) for b in buffers]
+    weighted_buffers = [b.double().reshape(-1) * factor for b, factor in zip(buffers, factors)]
+    buffers_and_weight = torch.cat(
+        [*weighted_buffers, weighted_buffers[0].new_tensor([weight])]
+    )  # (n + 1,), float64
+    sums_of_all_ranks = comm.allreduce(buffers_and_weight)  # (n + 1,): the same bits on every rank
     begin = 0
     for buffer in buffers:
-        total = of_all[begin : begin + buffer.numel()].view(buffer.shape)
-        buffer.copy_(total / of_all[-1] if buffer.is_floating_point() else total)
+        buffer_sum = sums_of_all_ranks[begin : begin + buffer.numel()].view(buffer.shape)
+        buffer.copy_(
+            buffer_sum / sums_of_all_ranks[-1] if buffer.is_floating_point() else buffer_sum
+        )
         begin += buffer.numel()

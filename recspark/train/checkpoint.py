@@ -1,8 +1,10 @@
-"""Checkpoints of a training: its tensors, its position and what it is a training of. No pickle.
+"""Checkpoints of a training: its tensors, how far it is, and which training it is. No pickle.
 
-A checkpoint is a folder whose marker is written last, so it is whole or it is none. `state.json` has
-the checksum of each tensor's file, and one of itself: one that has changed since is passed over for
-the one before it. The newest two are kept, and the best by validation.
+A checkpoint is a folder. Its marker file is written last, and a folder without a marker does not
+count as a checkpoint. `state.json` holds the checksum of each tensor's file, and a checksum of
+itself. A checkpoint whose files have changed since it was written is skipped, and the one before it
+is used. The newest two checkpoints are kept, and the one of the epoch with the best validation
+value.
 """
 
 from __future__ import annotations
@@ -21,22 +23,28 @@ from recspark.train.comm import Tell
 from recspark.train.curve import Epoch
 
 _STATE = "state.json"
-_KEPT = 2
-_AGAIN = "train again: the checkpoint before it is taken, or the training begins anew"
+_N_KEPT = 2  # newest checkpoints of a folder that stay, beside that of the best epoch
+# The advice at the end of each error message.
+_TRAIN_AGAIN = "train again: the checkpoint before it is taken, or the training begins anew"
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is: what it needs, beside its tensors, to go on as if nothing had happened.
+    """How far a training is.
+
+    Together with its tensors this is all that a training needs to go on as if it had never stopped.
 
     Parameters
     ----------
-    epoch : epochs done
-    batch : batches done of the one after it, always between two optimiser steps
-    step : optimiser steps done
-    loss, rows, seconds : so far, of the epoch that is not done; loss and rows over all ranks
-    curve : of the epochs done
-    best : epoch with the best validation value; 0 = none yet
+    epoch : number of finished epochs
+    batch : number of finished batches of the epoch that is under way. A position always lies
+        between two optimiser steps
+    step : number of optimiser steps done in the whole training
+    loss, rows, seconds : of the epoch that is under way, up to this position: the sum of the losses
+        and the number of rows, both over all ranks, and the time spent
+    curve : figures of each finished epoch
+    best : epoch (from 1) with the best validation value so far, or the last one where the training
+        has no validation; 0 = no epoch has finished yet
     """
 
     epoch: int = 0
@@ -49,111 +57,122 @@ class Position:
     best: int = 0
 
     def to_json(self) -> bytes:
-        """Return the position as text: numbers come back as the same bits."""
+        """Return the position as JSON. `from_json` gives back every number with the same bits."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Return the position that `to_json` wrote."""
-        found = json.loads(text)
-        curve = tuple(Epoch(**epoch) for epoch in found.pop("curve"))
-        return cls(**found, curve=curve)
+        fields = json.loads(text)
+        curve = tuple(Epoch(**epoch) for epoch in fields.pop("curve"))
+        return cls(**fields, curve=curve)
 
 
 Tensors = dict[str, torch.Tensor]
 
 
 def save(folder: str, position: Position, tensors: Tensors, identity: dict[str, Any]) -> str:
-    """Write a checkpoint below `folder` (any URI) and return where; old ones are removed.
+    """Write a checkpoint below `folder` (any URI), remove old ones, and return the URI of the new
+    one.
 
-    `identity` names the settings and data versions: `latest` returns a checkpoint of the same only.
+    `identity` holds the settings and data versions of the training. `latest` returns only
+    checkpoints with an equal identity.
     """
-    place = storage.join(folder, _name(position.epoch, position.batch))
-    storage.remove(place)
-    described = {
+    uri = storage.join(folder, _folder_name(position.epoch, position.batch))
+    storage.remove(uri)
+    description_by_name = {
         name: {
             "dtype": str(tensor.dtype),
             "shape": list(tensor.shape),
-            "sha256": storage.write_array(_file(place, name), tensor.cpu().numpy()),
+            "sha256": storage.write_array(_tensor_uri(uri, name), tensor.cpu().numpy()),
         }
         for name, tensor in tensors.items()
     }
     storage.write_sealed(
-        storage.join(place, _STATE),
-        {"tensors": described, "identity": identity, "position": asdict(position)},
+        storage.join(uri, _STATE),
+        {"tensors": description_by_name, "identity": identity, "position": asdict(position)},
     )
-    storage.mark_complete(place)
-    best = storage.join(folder, _name(position.best, 0))
-    storage.remove_older(folder, _KEPT, best, place)  # another training's may have later names
-    return place
+    storage.mark_complete(uri)
+    best_uri = storage.join(folder, _folder_name(position.best, 0))
+    # `uri` is named too: checkpoints of another training in this folder may have later names.
+    storage.remove_older(folder, _N_KEPT, best_uri, uri)
+    return uri
 
 
 def latest(
     folder: str, identity: dict[str, Any], like: Tensors, tell: Tell
 ) -> tuple[Position, str] | None:
-    """Return position and place of this training's newest whole checkpoint; None without one.
+    """Return position and URI of the newest usable checkpoint of this training; None if none is.
 
-    One that is not as it was written, or whose tensors have not the names, types and shapes of
-    `like`, is passed over for the one before it; `tell` hears why. Reads a tensor at a time.
+    A checkpoint belongs to this training if its identity equals `identity`. It is skipped, for the
+    one before it, where it is incomplete, where its files have changed since they were written, or
+    where its tensors do not have the names, types and shapes of `like`; `tell` is called with the
+    reason. The tensors are read one at a time, so that memory holds only one of them.
     """
-    for place in reversed(storage.folders(folder) if folder else []):
+    for uri in reversed(storage.folders(folder) if folder else []):
         try:
-            state = _state(place)
+            state = _read_state(uri)
             if digest(state["identity"]) != digest(identity):
                 continue
-            _check_fit(place, state["tensors"], like)
+            _check_fit(uri, state["tensors"], like)
             for name in state["tensors"]:
-                load(place, [name])
-            return Position.from_json(json.dumps(state["position"]).encode()), place
+                load(uri, [name])
+            return Position.from_json(json.dumps(state["position"]).encode()), uri
         except ArtifactError as error:
             tell(f"passed over for the checkpoint before it: {error}")
     return None
 
 
 def newest(folder: str) -> str:
-    """Return the place of the newest whole checkpoint, of whatever training; "" without one."""
+    """Return the URI of the newest complete checkpoint, of any training; "" if there is none."""
     return next(iter(reversed(storage.complete_folders(folder))), "")
 
 
 def at_epoch(folder: str, epoch: int) -> str:
-    """Return the place of the checkpoint at the end of `epoch`."""
-    return storage.join(folder, _name(epoch, 0))
+    """Return the URI of the checkpoint at the end of `epoch` (counted from 1)."""
+    return storage.join(folder, _folder_name(epoch, 0))
 
 
-def load(place: str, names: Sequence[str] = ()) -> Tensors:
-    """Return the tensors that `save` wrote to `place`, or those named.
+def load(uri: str, names: Sequence[str] = ()) -> Tensors:
+    """Return the tensors of the checkpoint at `uri`: those in `names`, or all where `names` is
+    empty.
 
-    Raises ArtifactError where a file is missing or is not as it was written.
+    Raises ArtifactError where a file is missing or has changed since it was written.
     """
-    described = _state(place)["tensors"]
-    out = {}
-    for name in names or described:
-        checksum = described[name]["sha256"]
+    description_by_name = _read_state(uri)["tensors"]
+    tensors = {}
+    for name in names or description_by_name:
+        checksum = description_by_name[name]["sha256"]
         try:
-            out[name] = torch.from_numpy(storage.read_array(_file(place, name), checksum=checksum))
+            tensors[name] = torch.from_numpy(
+                storage.read_array(_tensor_uri(uri, name), checksum=checksum)
+            )
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{_file(place, name)}: {error}; {_AGAIN}") from None
-    return out
+            raise ArtifactError(f"{_tensor_uri(uri, name)}: {error}; {_TRAIN_AGAIN}") from None
+    return tensors
 
 
-def _state(place: str) -> dict[str, Any]:
+def _read_state(uri: str) -> dict[str, Any]:
     try:
-        return storage.read_state(place, _STATE)
+        return storage.read_state(uri, _STATE)
     except ArtifactError as error:
-        raise ArtifactError(f"{error}; {_AGAIN}") from None
+        raise ArtifactError(f"{error}; {_TRAIN_AGAIN}") from None
 
 
-def _check_fit(place: str, described: dict[str, dict[str, Any]], like: Tensors) -> None:
-    """Raise ArtifactError where the tensors of a checkpoint could not be put into those of `like`."""
-    found = {name: (about["dtype"], about["shape"]) for name, about in described.items()}
-    want = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in like.items()}
-    if found != want:
-        raise ArtifactError(f"{place} has tensors {found}, the network has {want}")
+def _check_fit(uri: str, description_by_name: dict[str, dict[str, Any]], like: Tensors) -> None:
+    """Raise ArtifactError where names, types or shapes of tensors differ from those of `like`."""
+    stored = {
+        name: (description["dtype"], description["shape"])
+        for name, description in description_by_name.items()
+    }
+    expected = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in like.items()}
+    if stored != expected:
+        raise ArtifactError(f"{uri} has tensors {stored}, the network has {expected}")
 
 
-def _file(place: str, name: str) -> str:
-    return storage.join(place, f"{name}.npy")
+def _tensor_uri(uri: str, name: str) -> str:
+    return storage.join(uri, f"{name}.npy")
 
 
-def _name(epoch: int, batch: int) -> str:
+def _folder_name(epoch: int, batch: int) -> str:
     return f"epoch-{epoch:06d}-batch-{batch:09d}"

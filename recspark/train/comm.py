@@ -1,6 +1,7 @@
-"""What a rank knows of the others: its number, theirs, and tensors exchanged between them.
+"""How ranks talk to each other: the number of a rank, the number of all ranks, exchanged tensors.
 
-Each finished exchange is a sign of life, `alive()`, to the watchdogs of `recspark.train.launch`.
+After each finished exchange `alive()` is called. It tells the watchdogs of `recspark.train.launch`
+that the rank does not hang.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Alive = Callable[[], None]
 
 
 class Comm(Protocol):
-    """What a rank knows of the others. Every rank makes the same calls in the same order."""
+    """A rank's connection to the others. All ranks must make the same calls in the same order."""
 
     @property
     def rank(self) -> int: ...
@@ -25,23 +26,23 @@ class Comm(Protocol):
     def size(self) -> int: ...
 
     def allreduce(self, tensor: torch.Tensor, op: Literal["sum", "mean"] = "sum") -> torch.Tensor:
-        """Return the sum or mean over all ranks, the same bits on each; `tensor` stays as it is."""
+        """Return the sum or mean over all ranks, equal bits on each; `tensor` is not changed."""
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return rank 0's tensor; the others pass one of the same shape and type."""
+        """Return the tensor of rank 0. The other ranks pass any tensor of equal shape and type."""
 
     def allgather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensors of all ranks, in rank order, joined along their first axis.
 
-        Lengths along it may differ, also from call to call.
+        The lengths of the first axis may differ between ranks and between calls.
         """
 
     def tell(self, text: str) -> None:
-        """Say a line to whoever watches the driver."""
+        """Send a line of text to whoever watches the driver."""
 
 
 class HorovodComm:
-    """Ranks that gloo connects; `hvd` is the module `horovod.torch`, initialised."""
+    """Ranks that are processes connected by gloo; `hvd` is `horovod.torch`, initialised."""
 
     def __init__(self, hvd: Any, tell: Tell, alive: Alive) -> None:
         self._hvd = hvd
@@ -51,17 +52,17 @@ class HorovodComm:
         self.size: int = hvd.size()
 
     def allreduce(self, tensor: torch.Tensor, op: Literal["sum", "mean"] = "sum") -> torch.Tensor:
-        if tensor.is_cuda:  # gloo knows no GPU: through the host
+        if tensor.is_cuda:  # gloo cannot send GPU tensors: copy through host memory
             return self.allreduce(tensor.cpu(), op).to(tensor.device)
-        kind = self._hvd.Sum if op == "sum" else self._hvd.Average
-        # A name that repeats lets Horovod skip its negotiation after the first step.
+        reduction = self._hvd.Sum if op == "sum" else self._hvd.Average
+        # Horovod negotiates each name once. With equal names in every step, only the first pays.
         name = f"{op} {tensor.dtype} {tuple(tensor.shape)}"
-        return self._exchanged(self._hvd.allreduce(tensor, op=kind, name=name))
+        return self._exchanged(self._hvd.allreduce(tensor, op=reduction, name=name))
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_cuda:
             return self.broadcast(tensor.cpu()).to(tensor.device)
-        if tensor.dtype == torch.bool:  # Horovod's torch binding knows none
+        if tensor.dtype == torch.bool:  # Horovod's torch binding does not support bool
             return self.broadcast(tensor.byte()).bool()
         name = f"{tensor.dtype} {tuple(tensor.shape)}"
         return self._exchanged(self._hvd.broadcast(tensor, root_rank=0, name=name))
@@ -78,7 +79,7 @@ class HorovodComm:
 
 
 class Meeting:
-    """Where the ranks of one process exchange tensors."""
+    """The tensors that the ranks (threads) of one process exchange, and the barrier they use."""
 
     def __init__(self, size: int, alive: Alive) -> None:
         self.barrier = threading.Barrier(size, action=alive)
@@ -99,14 +100,14 @@ class ThreadComm:
         return total if op == "sum" else total / self.size
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._exchanged(tensor)[0].clone()  # not one tensor for all ranks
+        return self._exchanged(tensor)[0].clone()  # each rank gets a copy, not a shared tensor
 
     def allgather(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat(self._exchanged(tensor))
 
     def _exchanged(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        self._meeting.tensors[self.rank] = tensor.clone()  # its owner may change it next
+        self._meeting.tensors[self.rank] = tensor.clone()  # this rank may change its tensor next
         self._meeting.barrier.wait()
-        everyones = list(self._meeting.tensors)
-        self._meeting.barrier.wait()  # nobody puts in the next one before all have read this
-        return everyones
+        tensors_of_all_ranks = list(self._meeting.tensors)
+        self._meeting.barrier.wait()  # no rank stores its next tensor before all have read
+        return tensors_of_all_ranks

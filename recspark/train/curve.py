@@ -1,4 +1,4 @@
-"""What a training tells of itself, epoch by epoch. No torch: the pipeline reads it too."""
+"""The figures of a training, epoch by epoch. Needs no torch, as the pipeline reads them too."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave, over all ranks.
+    """The figures of one epoch, over all ranks.
 
     Parameters
     ----------
-    epoch : from 1
-    loss : mean of a row
-    validation : mean of a validation row at its end; None without validation
-    rows_per_s, seconds : of training alone
+    epoch : number of the epoch, from 1
+    loss : mean loss of its training rows
+    validation : mean value of the validation rows at the end of the epoch; None without validation
+    rows_per_s, seconds : speed and time of the training steps, without the validation
     """
 
     epoch: int
@@ -28,16 +28,16 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Curve:
-    """All epochs of a training, in order, and which of them gave the weights."""
+    """All epochs of a training, in order; `best` is the epoch (from 1) whose weights are used."""
 
     epochs: tuple[Epoch, ...]
     best: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, for JSON."""
+        """Return the curve as plain values that JSON can hold."""
         return {"best": self.best, "epochs": [asdict(epoch) for epoch in self.epochs]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the curve that `to_dict` gave."""
+        """Return the curve that `to_dict` returned as `values`."""
         return cls(tuple(Epoch(**epoch) for epoch in values["epochs"]), values["best"])

@@ -1,4 +1,4 @@
-"""The curves of a training as a picture."""
+"""Draws the curve of a training as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recspark.train.curve import Curve
 
 
 def draw(curve: Curve, title: str, uri: str) -> None:
-    """Draw loss and validation by epoch, and mark the best one; write a PNG to `uri`."""
+    """Write a PNG to `uri`: loss and validation value by epoch, and a mark at the best epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -23,13 +23,19 @@ def draw(curve: Curve, title: str, uri: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = axes.get_lines()
     if curve.epochs[0].validation is not None:
-        values = [float("nan") if e.validation is None else e.validation for e in curve.epochs]
-        other = axes.twinx()
-        other.plot(epochs, values, color="tab:orange", label="validation", marker=".")
-        other.axvline(curve.best, color="gray", linestyle=":", label=f"best: epoch {curve.best}")
-        other.set(ylabel="value of a validation row")
-        lines += other.get_lines()
+        validation_values = [
+            float("nan") if e.validation is None else e.validation for e in curve.epochs
+        ]
+        validation_axes = axes.twinx()
+        validation_axes.plot(
+            epochs, validation_values, color="tab:orange", label="validation", marker="."
+        )
+        validation_axes.axvline(
+            curve.best, color="gray", linestyle=":", label=f"best: epoch {curve.best}"
+        )
+        validation_axes.set(ylabel="value of a validation row")
+        lines += validation_axes.get_lines()
     axes.legend(lines, [str(line.get_label()) for line in lines], loc="best")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    storage.write_bytes(uri, picture.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    storage.write_bytes(uri, png.getvalue())

@@ -1,9 +1,10 @@
-"""Batches of one rank, read by Petastorm from the files that the driver planned for it.
+"""Batches of one rank, read by Petastorm from the files that the driver planned for that rank.
 
-The driver shares out the files of one pinned table version (`plan_shards`); every rank then takes
-the same number of steps, and over an epoch every row counts exactly once. A batch always has the
-same number of rows on every rank; where a rank has fewer, rows repeat at weight 0, and the loop
-divides by the weight of all ranks together.
+The driver divides the files of one pinned table version between the ranks (`plan_shards`). Every
+rank then takes the same number of steps, and over an epoch every row counts exactly once. All
+batches have the same number of rows, on all ranks. Where a rank has fewer rows for a step, it fills
+up its batch with repeated rows at weight 0; the loop divides by the sum of the weights of all
+ranks.
 """
 
 from __future__ import annotations
@@ -26,33 +27,34 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import TrainingSet
 from recspark.errors import FeedError
 
-# A rank's share is kept in memory up to this; beyond it every epoch reads it anew. Guess: half of
-# what an executor of 4 GB leaves to Python.
+# Bytes. A rank whose share of the rows is no larger keeps it in memory; a rank with a larger share
+# reads it again in every epoch. This is a guess: half of what a 4 GB executor leaves to Python.
 ALLOWANCE = 1 << 30
 Columns = dict[str, Array]
-Block = tuple[Columns, Array]  # rows, and the order to take them in
+Block = tuple[Columns, Array]  # rows, and their positions in the order in which to take them
 ReaderName = Literal["petastorm", "arrow"]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank reads: (URI, rows) of each file, none of them empty.
+    """The files that one rank reads: (URI, number of rows) of each; no file is empty.
 
-    `counted` False: the rank has none of its own and borrows one, whose rows count elsewhere.
+    `counted` is False where there was no file for this rank. It then borrows the file of another
+    rank, and the rows count only on that other rank.
     """
 
     files: tuple[tuple[str, int], ...]
     counted: bool = True
 
     @property
-    def stored(self) -> int:
-        """Rows in the files."""
+    def n_stored_rows(self) -> int:
+        """Number of rows in the files."""
         return sum(rows for _, rows in self.files)
 
     @property
     def n_rows(self) -> int:
-        """Rows that count on this rank."""
-        return self.stored if self.counted else 0
+        """Number of rows that count on this rank."""
+        return self.n_stored_rows if self.counted else 0
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,15 @@ class ShardPlan:
 
     @property
     def n_rows(self) -> int:
-        """Rows that count in one epoch, over all ranks."""
+        """Number of rows that count in one epoch, over all ranks."""
         return sum(shard.n_rows for shard in self.shards)
 
     def steps(self, batch_size: int) -> int:
-        """Return the steps of an epoch, equal on every rank: ceil(largest share / rank's batch).
+        """Return the number of steps of an epoch, which is equal on every rank.
 
-        `batch_size` is that of all ranks together.
+        It is ceil(rows of the largest shard / rows of a rank's batch). `batch_size` is the number
+        of rows of a step over all ranks: 100 rows on the largest of 2 shards take 7 steps at
+        `batch_size` 32, because ceil(100 / 16) = 7.
         """
         largest = max(shard.n_rows for shard in self.shards)
         return math.ceil(largest / math.ceil(batch_size / self.ranks))
@@ -81,7 +85,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step of one rank: `tensors` by column, (B, ...) each; `weight` float32 (B,), 0 or 1."""
+    """A step's rows on one rank: `tensors` by column, (B, ...); `weight` float32 (B,), 0 or 1."""
 
     tensors: dict[str, torch.Tensor]
     weight: torch.Tensor
@@ -90,36 +94,44 @@ class Batch:
 def split_files(
     training: TrainingSet, share: float, ranks: int
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """Return `training` without its last files, and those files: about `share` of the rows.
+    """Split `training` into (files to train on, files to validate on).
 
-    Files hold rows by their hash, so a whole file is a sample. Every rank gets as many of them, one
-    at least where `share` is above 0, and one to train on; with too few files for that, some file
-    is held out and some stays. Raises FeedError where there is a single file.
+    The second are the last files, with about `share` of the rows; None where `share` is 0. Rows are
+    spread over files by a hash, so each file is a random sample of the rows.
+
+    Every rank gets an equal number of validation files, at least one, and at least one file to
+    train on. Where there are fewer than two files per rank, at least one file is held out and at
+    least one is left to train on. Raises FeedError where fewer than two files have rows.
     """
     if share == 0:
         return training, None
     files = [(uri, rows) for uri, rows in training.files if rows > 0]
     if len(files) < 2:
         raise FeedError(
-            f"table '{training.table}' version {training.version}: {len(files)} files with rows are "
-            "too few to hold one back for validation; set validation to 0"
+            f"table '{training.table}' version {training.version}: {len(files)} files with rows "
+            "are too few to hold one back for validation; set validation to 0"
         )
     if len(files) >= 2 * ranks:
-        held = ranks * min(max(1, round(share * len(files) / ranks)), len(files) // ranks - 1)
+        n_held_out = ranks * min(max(1, round(share * len(files) / ranks)), len(files) // ranks - 1)
     else:
-        held = min(max(1, round(share * len(files))), len(files) - 1)
+        n_held_out = min(max(1, round(share * len(files))), len(files) - 1)
     return (
-        replace(training, files=tuple(files[:-held])),
-        replace(training, files=tuple(files[-held:])),
+        replace(training, files=tuple(files[:-n_held_out])),
+        replace(training, files=tuple(files[-n_held_out:])),
     )
 
 
 def plan_shards(training: TrainingSet, ranks: int) -> ShardPlan:
-    """Return disjoint shares of the files of `training`, balanced by rows.
+    """Divide the files of `training` between ranks, so that the numbers of rows are about equal.
 
-    The largest file goes to the rank with the fewest rows, then the next largest; ties by URI and
-    rank. A rank for which no file is left borrows the smallest one at weight 0. Raises FeedError
-    where there is nothing to read, or where the shares do not add up to the table.
+    Files are dealt out from the largest to the smallest; each goes to the rank with the fewest rows
+    so far. Of files of equal size the one with the smaller URI comes first, and of ranks with
+    equally many rows the lower one is taken. A rank that gets no file borrows the smallest file at
+    weight 0.
+
+    Example: files of 5, 4, 3 and 2 rows for 2 ranks are dealt as (5, 2) and (4, 3).
+
+    Raises FeedError where there is nothing to read, or where the shards do not add up to the table.
     """
     files = [(uri, rows) for uri, rows in training.files if rows > 0]
     if not files:
@@ -128,11 +140,11 @@ def plan_shards(training: TrainingSet, ranks: int) -> ShardPlan:
             "run build_features for this cutoff"
         )
     shares: list[list[tuple[str, int]]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
+    rows_by_rank = [0] * ranks
     for uri, rows in sorted(files, key=lambda file: (-file[1], file[0])):
-        rank = load.index(min(load))
+        rank = rows_by_rank.index(min(rows_by_rank))
         shares[rank].append((uri, rows))
-        load[rank] += rows
+        rows_by_rank[rank] += rows
     smallest = min(files, key=lambda file: (file[1], file[0]))
     plan = ShardPlan(
         tuple(
@@ -140,8 +152,8 @@ def plan_shards(training: TrainingSet, ranks: int) -> ShardPlan:
             for share in shares
         )
     )
-    planned = [uri for shard in plan.shards if shard.counted for uri, _ in shard.files]
-    if plan.n_rows != training.n_rows or len(set(planned)) != len(planned):
+    planned_uris = [uri for shard in plan.shards if shard.counted for uri, _ in shard.files]
+    if plan.n_rows != training.n_rows or len(set(planned_uris)) != len(planned_uris):
         raise FeedError(
             f"table '{training.table}' version {training.version}: {training.n_rows} rows, but "
             f"{plan.n_rows} planned for {ranks} ranks"
@@ -154,15 +166,18 @@ class Feed:
 
     Parameters
     ----------
-    plan, rank : whose shard to read
-    columns : scalar or fixed-length list columns of numbers; types stay as stored
-    batch_size : rows of a step over all ranks; a rank takes ceil(batch_size / ranks) at most
-    seed : with epoch and rank it sets the order of rows
-    reader : `petastorm`, or `arrow`, its twin
-    allowance : bytes; a larger share is not kept, but read anew each epoch, so much of it at a time
+    plan, rank : the rank's shard of the plan is read
+    columns : columns of numbers, or of lists of numbers that all have one length; types stay as
+        stored
+    batch_size : rows of a step over all ranks; a rank takes at most ceil(batch_size / ranks) of
+        them
+    seed : determines the order of the rows, together with the epoch and the rank
+    reader : `petastorm`, or `arrow`, which reads the same with pyarrow alone
+    allowance : bytes. A share of at most this size is kept in memory; a larger one is read again in
+        every epoch, in blocks of about this size
 
-    An epoch spreads a rank's rows evenly over its steps, so that no step is left with a few. The
-    rows read are counted against the plan: FeedError where they differ.
+    An epoch spreads the rows of a rank evenly over its steps, so that there is no small last step.
+    FeedError is raised where the number of rows read differs from the plan.
     """
 
     def __init__(
@@ -185,73 +200,91 @@ class Feed:
         self._seed = seed
         self._reader = READERS[reader]
         self._allowance = allowance
-        self._kept: Columns | None = None
+        self._share_in_memory: Columns | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the `steps` batches of an epoch, in the order of (seed, epoch, rank).
+        """Yield the batches of an epoch, `steps` in all, in an order that (seed, epoch, rank) sets.
 
-        The first `start` are left out: the rest is what an uninterrupted epoch would give. A share
-        that is streamed is read for them all the same.
+        The first `start` batches are left out; the others are those that an uninterrupted epoch
+        would give. A share that does not fit in memory is read from its beginning even then.
+
+        Example: 10 rows in 4 steps make steps of 2, 3, 2 and 3 rows. With `rows_per_step` 3, a step
+        of the rows [a, b] yields the batch [a, b, a] with the weights [1, 1, 0]. A step without
+        rows of its own repeats one spare row at weight 0.
         """
         rng = np.random.default_rng([self._seed, epoch, self._rank])
-        blocks = self._kept_block(rng) if self._fits() else self._streamed_blocks(rng)
-        n, steps = self.shard.n_rows, self.steps
-        shares = [(step + 1) * n // steps - step * n // steps for step in range(steps)]
-        for own, spare in itertools.islice(_cut(blocks, shares), start, None):
-            n_own = _n_rows(own)
-            source = own if n_own else spare
-            at = np.arange(self.rows_per_step) % _n_rows(source)
+        blocks = (
+            self._block_in_memory(rng) if self._fits_in_memory() else self._streamed_blocks(rng)
+        )
+        n_rows, steps = self.shard.n_rows, self.steps
+        step_sizes = [
+            (step + 1) * n_rows // steps - step * n_rows // steps for step in range(steps)
+        ]
+        for step_rows, spare_row in itertools.islice(
+            _cut_into_steps(blocks, step_sizes), start, None
+        ):
+            n_counted = _n_rows(step_rows)
+            source_rows = step_rows if n_counted else spare_row
+            positions = np.arange(self.rows_per_step) % _n_rows(source_rows)
             yield Batch(
-                {name: torch.from_numpy(values[at]) for name, values in source.items()},
-                torch.from_numpy((np.arange(self.rows_per_step) < n_own).astype(np.float32)),
+                {name: torch.from_numpy(values[positions]) for name, values in source_rows.items()},
+                torch.from_numpy((np.arange(self.rows_per_step) < n_counted).astype(np.float32)),
             )
 
-    def _fits(self) -> bool:
-        if self._kept is not None:
+    def _fits_in_memory(self) -> bool:
+        if self._share_in_memory is not None:
             return True
         row_bytes = _row_bytes(self.shard.files[0][0], self._columns)
-        return row_bytes * self.shard.stored <= self._allowance
+        return row_bytes * self.shard.n_stored_rows <= self._allowance
 
-    def _kept_block(self, rng: np.random.Generator) -> Iterator[Block]:
-        """Yield the whole share as one block, read at the first call."""
-        if self._kept is None:
-            self._kept = _concat(list(self._read(None)))
-        yield self._kept, rng.permutation(self.shard.stored)
+    def _block_in_memory(self, rng: np.random.Generator) -> Iterator[Block]:
+        """Yield all rows of the shard as one block. The first call reads them and keeps them."""
+        if self._share_in_memory is None:
+            self._share_in_memory = _concat(list(self._read(None)))
+        yield self._share_in_memory, rng.permutation(self.shard.n_stored_rows)
 
     def _streamed_blocks(self, rng: np.random.Generator) -> Iterator[Block]:
-        """Yield blocks of about `allowance` bytes: row groups in a new order, their rows mixed."""
-        held: list[Columns] = []
-        # 0 would mean "no seed" to Petastorm.
+        """Yield blocks of at least `allowance` bytes (the last may be smaller).
+
+        Each block holds several row groups, which are read in a random order. The rows of a block
+        are shuffled.
+        """
+        groups: list[Columns] = []
+        # From 1, as Petastorm takes 0 for "no seed".
         for group in self._read(int(rng.integers(1, 1 << 31))):
-            held.append(group)
-            if sum(values.nbytes for part in held for values in part.values()) >= self._allowance:
-                block = _concat(held)
-                held = []
+            groups.append(group)
+            if sum(values.nbytes for g in groups for values in g.values()) >= self._allowance:
+                block = _concat(groups)
+                groups = []
                 yield block, rng.permutation(_n_rows(block))
-        if held:
-            block = _concat(held)
+        if groups:
+            block = _concat(groups)
             yield block, rng.permutation(_n_rows(block))
 
     def _read(self, seed: int | None) -> Iterator[Columns]:
-        """Yield the shard's row groups and count their rows."""
-        n = 0
+        """Yield the shard's row groups; at their end, FeedError where the rows do not add up."""
+        n_read = 0
         for group in self._reader([uri for uri, _ in self.shard.files], self._columns, seed):
-            n += _n_rows(group)
+            n_read += _n_rows(group)
             yield group
-        if n != self.shard.stored:
+        if n_read != self.shard.n_stored_rows:
             raise FeedError(
-                f"rank {self._rank} read {n} rows, planned were {self.shard.stored} from "
-                f"{len(self.shard.files)} files; the first is {self.shard.files[0][0]}"
+                f"rank {self._rank} read {n_read} rows, planned were {self.shard.n_stored_rows} "
+                f"from {len(self.shard.files)} files; the first is {self.shard.files[0][0]}"
             )
 
 
 def read_petastorm(uris: list[str], columns: Sequence[str], seed: int | None) -> Iterator[Columns]:
-    """Yield the columns of each row group, by URI and position, or as `seed` (>= 1) orders them."""
+    """Yield the columns of each row group.
+
+    Without a seed the groups come sorted by URI, and within a file in the order of the file. A seed
+    (>= 1) shuffles them.
+    """
     from petastorm import make_batch_reader
 
-    # Petastorm 0.12 calls pyarrow's old dataset interface, which says so at every call.
+    # Petastorm 0.12 calls an old dataset interface of pyarrow, which warns at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
-    # One worker: row groups come in the order they were asked for, the next while this one is used.
+    # With one worker the row groups come in order, and the next one is read while this one is used.
     with make_batch_reader(
         [_with_scheme(uri) for uri in uris],
         schema_fields=[f"^{name}$" for name in columns],
@@ -270,7 +303,10 @@ def read_petastorm(uris: list[str], columns: Sequence[str], seed: int | None) ->
 
 
 def read_arrow(uris: list[str], columns: Sequence[str], seed: int | None) -> Iterator[Columns]:
-    """Do as `read_petastorm` with pyarrow alone: its twin in tests, and the way out."""
+    """Yield what `read_petastorm` yields, but with pyarrow alone.
+
+    Tests compare the two. This reader is also the fallback where Petastorm does not work.
+    """
     fs, _ = fsspec.core.url_to_fs(uris[0])
     paths = [fsspec.core.url_to_fs(uri)[1] for uri in sorted(uris)]
     groups = [
@@ -284,7 +320,7 @@ def read_arrow(uris: list[str], columns: Sequence[str], seed: int | None) -> Ite
         with pq.ParquetFile(path, filesystem=fs) as file:
             table = file.read_row_group(int(group), columns=list(columns))
         if table.num_rows:
-            yield {name: _array(path, name, table.column(name)) for name in columns}
+            yield {name: _column_array(path, name, table.column(name)) for name in columns}
 
 
 READERS: dict[ReaderName, Callable[[list[str], Sequence[str], int | None], Iterator[Columns]]] = {
@@ -294,7 +330,7 @@ READERS: dict[ReaderName, Callable[[list[str], Sequence[str], int | None], Itera
 
 
 def _old_filesystem(uri: str) -> Any:
-    """Return the store of `uri` behind pyarrow's old interface, as Petastorm needs it."""
+    """Return the file system of `uri` with pyarrow's old interface, which Petastorm calls."""
     from pyarrow.filesystem import DaskFileSystem
 
     class Store(DaskFileSystem):  # type: ignore[misc]
@@ -308,12 +344,12 @@ def _old_filesystem(uri: str) -> Any:
     return Store(fsspec.core.url_to_fs(uri)[0])
 
 
-def _array(path: str, name: str, column: pa.ChunkedArray) -> Array:
-    """Return a column as (n,), or (n, length) where it holds lists."""
+def _column_array(path: str, name: str, column: pa.ChunkedArray) -> Array:
+    """Return a column as (n,), or as (n, length) where it holds lists, all of one length."""
     values = column.combine_chunks()
     if not pa.types.is_list(values.type):
-        out: Array = values.to_numpy(zero_copy_only=False)
-        return out
+        scalars: Array = values.to_numpy(zero_copy_only=False)
+        return scalars
     lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) != 1:
         raise FeedError(
@@ -324,7 +360,7 @@ def _array(path: str, name: str, column: pa.ChunkedArray) -> Array:
 
 
 def _row_bytes(uri: str, columns: Sequence[str]) -> float:
-    """Return the bytes that one row takes in memory. Raises FeedError where a column is missing."""
+    """Estimate the bytes per row in memory, by the first rows; FeedError for missing columns."""
     fs, path = fsspec.core.url_to_fs(uri)
     with pq.ParquetFile(path, filesystem=fs) as file:
         names = file.schema_arrow.names
@@ -333,35 +369,41 @@ def _row_bytes(uri: str, columns: Sequence[str]) -> float:
             raise FeedError(
                 f"{uri}: no columns {missing}, there are {names} (files lack partition columns)"
             )
-        first = next(file.iter_batches(batch_size=64, columns=list(columns)))
-    return float(first.nbytes) / first.num_rows
+        first_rows = next(file.iter_batches(batch_size=64, columns=list(columns)))
+    return float(first_rows.nbytes) / first_rows.num_rows
 
 
-def _cut(blocks: Iterator[Block], sizes: Sequence[int]) -> Iterator[tuple[Columns, Columns]]:
-    """Yield (`size` rows, one spare row) for each size, taking the blocks' rows in their order.
+def _cut_into_steps(
+    blocks: Iterator[Block], sizes: Sequence[int]
+) -> Iterator[tuple[Columns, Columns]]:
+    """Yield (rows of the step, one spare row) for each of `sizes`, which are numbers of rows.
 
-    The blocks are read to their end, so that their rows are counted.
+    The steps take the rows of the blocks one after the other; a step may take rows of several
+    blocks. Example: blocks of 5 and 4 rows and the sizes 3 and 4 give rows 0-2 of the first block,
+    then rows 3-4 of the first block joined with rows 0-1 of the second one.
+
+    All blocks are read to their end, so that the reader counts all their rows.
     """
     columns, order = next(blocks)
-    spare = _take(columns, order[:1])
+    spare_row = _take(columns, order[:1])
     for size in sizes:
         parts = [_take(columns, order[:size])]
-        left, order = size - len(order[:size]), order[size:]
-        while left:
+        n_missing, order = size - len(order[:size]), order[size:]
+        while n_missing:
             columns, order = next(blocks)
-            parts.append(_take(columns, order[:left]))
-            left, order = left - len(order[:left]), order[left:]
-        yield _concat(parts), spare
+            parts.append(_take(columns, order[:n_missing]))
+            n_missing, order = n_missing - len(order[:n_missing]), order[n_missing:]
+        yield _concat(parts), spare_row
     for _ in blocks:
         pass
 
 
-def _take(columns: Columns, at: Array) -> Columns:
-    return {name: values[at] for name, values in columns.items()}
+def _take(columns: Columns, positions: Array) -> Columns:
+    return {name: values[positions] for name, values in columns.items()}
 
 
-def _concat(parts: list[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _concat(pieces: list[Columns]) -> Columns:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _n_rows(columns: Columns) -> int:

@@ -1,8 +1,10 @@
-"""Where training ranks run: Horovod on Spark executors, one Spark task, or this process.
+"""Launchers run a training on its ranks: with Horovod on executors, in one Spark task, or in
+threads.
 
-A launcher has one method, `run(fn, *args)`, which calls `fn(comm, *args)` once per rank and returns
-the results in rank order. `comm` is all that a rank knows of the others. All launchers fail alike:
-the first error of a rank is raised on the driver, with that rank's number, place and traceback.
+A launcher has one method, `run(fn, *args)`. It calls `fn(comm, *args)` once per rank and returns
+the results in rank order. `comm` is a rank's only connection to the other ranks. All launchers
+report errors alike: the first error of a rank is raised on the driver, with that rank's number,
+place and traceback.
 """
 
 from __future__ import annotations
@@ -52,9 +54,11 @@ from recspark.train.rank import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_HEAD_START_S = 5  # of a rank that hangs over the driver, to end itself and say where it hung
-_ENDING_S = 20  # for a rank to be ended: Horovod waits 5 s twice before it kills
-_SETTLED_S = 10  # executors are still arriving while the number of slots changed this recently
+# A hung rank ends itself and reports where it hung. The driver waits this much longer for it.
+_HEAD_START_S = 5
+_ENDING_S = 20  # time for Horovod to end its ranks: it waits 5 s twice before it kills
+# If the number of task slots has not changed for this time, no more executors are expected.
+_STABLE_S = 10
 
 
 class Launcher(Protocol):
@@ -64,19 +68,21 @@ class Launcher(Protocol):
     def ranks(self) -> int: ...
 
     def run(self, fn: Callable[..., T], *args: Any) -> list[RankResult[T]]:
-        """Return `fn(comm, *args)` of each rank, in rank order.
+        """Call `fn(comm, *args)` on each rank, and return the results in rank order.
 
-        `fn` and `args` travel to executors: module-level functions of an installed package, and
-        small values; results are small too. Raises the first error of any rank: a `RecsparkError`
-        as its own class, anything else, a killed or a hung rank as RankFailedError; NoSlotsError
-        where ranks find no place. The Spark session is usable afterwards.
+        `fn` and `args` are pickled and sent to executors. `fn` should be a module-level function of
+        an installed package; `args` and the results should be small.
+
+        Raises the first error of any rank. A `RecsparkError` keeps its class. Any other error, a
+        killed rank and a hung rank are raised as RankFailedError. Raises NoSlotsError where the
+        cluster has too few free task slots. The Spark session is usable after an error.
         """
 
 
 def launcher(
     spark: SparkSession, train: Train, *, in_process: bool = False, tell: Tell = log.info
 ) -> Launcher:
-    """Return what runs `train.ranks` ranks: on executors, or within this process."""
+    """Return a launcher of `train.ranks` ranks: on executors, or as threads of this process."""
     if in_process:
         return LocalLauncher(train.ranks, train.timeout_s, tell)
     if train.ranks == 1:
@@ -85,12 +91,14 @@ def launcher(
 
 
 class HorovodLauncher:
-    """Ranks are processes beside Spark's Python workers, one per task; gloo connects them.
+    """Ranks are processes beside Spark's Python workers, one per Spark task. gloo connects them.
 
     A rank that exchanged nothing for `train.timeout_s` prints the stacks of its threads and ends
-    itself, so that a hung collective ends too. A rank that cannot do that (its process is stopped,
-    its machine paused) is ended by the driver, which hears of every rank once a second; where even
-    that does not help, the driver goes on without it. Cost: about 10 s to start, most of it imports.
+    itself. So a hung collective call ends too. Some ranks cannot end themselves, because their
+    process is stopped or their machine paused. The driver, which hears from every working rank once
+    a second, then ends the ranks. Where even that fails, the driver goes on without them.
+
+    Cost: about 10 s to start, most of it for imports.
     """
 
     def __init__(self, spark: SparkSession, train: Train, tell: Tell = log.info) -> None:
@@ -110,7 +118,7 @@ class HorovodLauncher:
         train = self._train
         _await_slots(self._spark, train)
         start_s, timeout_s = train.start_timeout_s, train.timeout_s
-        shipped, own_folder = [SparkFiles.getRootDirectory()], not is_local(self._spark)
+        shipped_folders, has_own_folder = [SparkFiles.getRootDirectory()], not is_local(self._spark)
         output = _Output()
         silent: list[str] = []
         try:
@@ -122,22 +130,25 @@ class HorovodLauncher:
                 payload = cloudpickle.dumps((fn, args, train.threads, listener.address))
 
                 def boot() -> dict[str, Any]:
-                    # Travels by value and imports recspark itself: a rank is a new process, which
-                    # does not know the `--py-files` of the Spark worker that started it.
+                    # This function is pickled by value, and imports recspark itself: a rank is a
+                    # new process, which does not know the `--py-files` of the Spark worker that
+                    # started it. So the folders of those files are put on the import path first.
                     import os
                     import sys
                     from glob import glob
 
-                    # An executor's own folder holds what Spark brought there; a local session's is
-                    # whatever folder the night was started in.
-                    work = [os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")] if own_folder else []
-                    for root in [*shipped, *work]:
+                    # The working folder of an executor holds the files that Spark shipped to it. A
+                    # local session's is whatever folder it was started in, and is left out.
+                    work_folders = (
+                        [os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")] if has_own_folder else []
+                    )
+                    for root in [*shipped_folders, *work_folders]:
                         sys.path[:0] = [root, *glob(f"{root}/*.zip"), *glob(f"{root}/*.whl")]
                     from recspark.train.launch import horovod_rank
 
                     return horovod_rank(payload, start_s, timeout_s)
 
-                training = _in_background(
+                training = _run_in_background(
                     partial(
                         horovod.spark.run,
                         boot,
@@ -164,28 +175,29 @@ class HorovodLauncher:
                 f"(train.start_timeout_s): is another job using them? {error}"
             ) from None
         except Exception as error:
-            which = f": {'; '.join(silent)}" if silent else ""
+            silent_text = f": {'; '.join(silent)}" if silent else ""
             raise RankFailedError(
                 f"a rank ended without an answer: killed, or hung for {timeout_s} s "
-                f"(train.timeout_s){which}. {error}\nlast output of the ranks:\n{output.tail()}"
+                f"(train.timeout_s){silent_text}. {error}\n"
+                f"last output of the ranks:\n{output.tail()}"
             ) from error
         return results(outcomes)
 
     def _end(self, training: Future[Any], stop: threading.Event) -> None:
-        """End ranks and Spark job of a training that does not end itself."""
+        """End the ranks and the Spark job of a training that does not end by itself."""
         from horovod.spark.driver import job_id
 
-        stop.set()  # Horovod asks each task to end its rank, by SIGKILL where SIGTERM does nothing
+        stop.set()  # makes Horovod end each rank: by SIGTERM, then by SIGKILL
         if not wait([training], _ENDING_S).done:
             self._spark.sparkContext.cancelJobGroup(f"horovod.spark.run.{job_id.JOB_ID}")
             wait([training], _ENDING_S)
 
 
 class TaskLauncher:
-    """One rank, in a Spark task: needs no Horovod, and the driver holds nothing.
+    """One rank, which runs in a Spark task. It needs no Horovod, and no data on the driver.
 
-    The task is cancelled where the driver heard nothing of it for `train.timeout_s`, or for
-    `train.start_timeout_s` more at its start.
+    The task is cancelled once the driver has heard nothing from it for `train.timeout_s`. For its
+    first sign of life the task has `train.start_timeout_s` more.
     """
 
     ranks = 1
@@ -206,8 +218,9 @@ class TaskLauncher:
 
                 def watch() -> None:
                     start_s, timeout_s = train.start_timeout_s, train.timeout_s
-                    while (left := listener.left(1, start_s, timeout_s)) > 0:
-                        if ended.wait(min(left, 1)):  # shorter once the rank was heard of
+                    # Wait at most 1 s at a time: less time remains once the rank has connected.
+                    while (remaining_s := listener.remaining_s(1, start_s, timeout_s)) > 0:
+                        if ended.wait(min(remaining_s, 1)):
                             return
                     sc.cancelJobsWithTag(tag)
 
@@ -227,7 +240,7 @@ class TaskLauncher:
 
 
 class LocalLauncher:
-    """Ranks are threads of this process, with a true allreduce between them: for tests."""
+    """Ranks are threads of this process that really exchange tensors. Made for tests."""
 
     def __init__(self, ranks: int, timeout_s: float = 600, tell: Tell = log.info) -> None:
         self._ranks = ranks
@@ -257,14 +270,14 @@ class LocalLauncher:
         for thread in threads:
             thread.start()
         for thread in threads:
-            while thread.is_alive() and (left := pulse.left(self._timeout_s)) > 0:
-                thread.join(left)
+            while thread.is_alive() and (remaining_s := pulse.remaining_s(self._timeout_s)) > 0:
+                thread.join(remaining_s)
         hung = [rank for rank, outcome in enumerate(outcomes) if outcome is None]
         if hung:
             meeting.barrier.abort()
             raise RankFailedError(
                 f"ranks {hung} hung for {self._timeout_s} s (train.timeout_s); in\n"
-                + "\n".join(_stack(threads[rank]) for rank in hung)
+                + "\n".join(_stack_of(threads[rank]) for rank in hung)
             )
         return results([outcome for outcome in outcomes if outcome is not None])
 
@@ -272,11 +285,12 @@ class LocalLauncher:
 def horovod_rank(payload: bytes, start_s: int, timeout_s: int) -> dict[str, Any]:
     """Run one rank in the process that Horovod started for it; an error is returned, not raised.
 
-    A failing rank answers and shuts Horovod down; the others, waiting for it, then fail and answer
-    too. So the answers of all ranks reach the driver, and with them the first error's own
-    traceback.
+    A failing rank returns its error and shuts Horovod down. The others, which wait for it, then
+    fail and return their errors. So the outcomes of all ranks reach the driver, among them the
+    first error with its traceback.
     """
-    # A watchdog in C: it fires even where Python hangs in a collective. Winding it up takes .4 ms.
+    # faulthandler's watchdog is written in C. It fires even while Python hangs in a collective
+    # call. Each call of `watch` restarts the countdown, and takes 0.4 ms.
     watch = partial(faulthandler.dump_traceback_later, exit=True)
     watch(start_s + timeout_s)
     import horovod.torch as hvd
@@ -299,7 +313,7 @@ def horovod_rank(payload: bytes, start_s: int, timeout_s: int) -> dict[str, Any]
 
 
 def task_rank(payload: bytes) -> dict[str, Any]:
-    """Run the only rank in a Spark task; an error is returned, so that Spark does not try again."""
+    """Run the only rank, in a Spark task. An error is returned, so that Spark does not retry."""
     fn, args, threads, address = cloudpickle.loads(payload)
     torch.set_num_threads(threads)
     tell = Teller(address)
@@ -307,13 +321,13 @@ def task_rank(payload: bytes) -> dict[str, Any]:
     return attempt(ThreadComm(0, meeting, tell), fn, args)
 
 
-def _in_background(work: Callable[[], T]) -> Future[T]:
-    """Start `work` in a thread that nobody has to wait for, not even the end of this process."""
+def _run_in_background(function: Callable[[], T]) -> Future[T]:
+    """Start `function` in a thread that nothing waits for, not even the end of this process."""
     future: Future[T] = Future()
 
     def main() -> None:
         try:
-            future.set_result(work())
+            future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
 
@@ -322,51 +336,56 @@ def _in_background(work: Callable[[], T]) -> Future[T]:
 
 
 def _watch(training: Future[Any], listener: Listener, train: Train) -> list[str]:
-    """Wait until `training` has ended, [], or ranks have been silent for too long; return which.
+    """Wait until `training` has ended, or a rank has been silent for too long.
 
-    A rank that hangs ends itself a little earlier, and says where it hung.
+    Returns [] if the training has ended, else descriptions of the silent ranks. A rank that hangs
+    but can still end itself does so `_HEAD_START_S` earlier, and prints where it hung.
     """
     start_s, timeout_s = train.start_timeout_s, train.timeout_s + _HEAD_START_S
-    while (left := listener.left(train.ranks, start_s, timeout_s)) > 0:
-        if wait([training], min(left, 1)).done:
+    while (remaining_s := listener.remaining_s(train.ranks, start_s, timeout_s)) > 0:
+        if wait([training], min(remaining_s, 1)).done:
             return []
     return listener.silent(timeout_s) or ["a rank that was never heard of"]
 
 
 @contextmanager
 def _without_side_effects() -> Iterator[threading.Event]:
-    """Yield the event that ends Horovod's ranks, which it would otherwise tie to signals of this
-    process; and keep its job's own thread quiet.
+    """Keep Horovod from handling this process's signals and from printing a needless traceback.
 
-    Where a rank is killed, Horovod cancels its Spark job; the thread that waits for the job then
-    dies with an error that says nothing more.
+    Yields an event: setting it makes Horovod end its ranks. Without this function Horovod would set
+    its own event when this process gets SIGINT or SIGTERM.
+
+    Where a rank is killed, Horovod cancels its Spark job. The thread that waits for the job then
+    dies with an error that adds nothing, so this error is only logged at level DEBUG.
     """
     from horovod.runner import gloo_run
 
     stop = threading.Event()
-    register, hook = gloo_run.register_shutdown_event, threading.excepthook
+    register_event, excepthook = gloo_run.register_shutdown_event, threading.excepthook
 
-    def quiet(args: threading.ExceptHookArgs) -> None:
+    def log_horovod_quietly(args: threading.ExceptHookArgs) -> None:
         if args.thread is not None and "run_spark" in args.thread.name:
             log.debug("Horovod's Spark job: %s", args.exc_value)
         else:
-            hook(args)
+            excepthook(args)
 
     gloo_run.register_shutdown_event = lambda: stop
-    threading.excepthook = quiet
+    threading.excepthook = log_horovod_quietly
     try:
         yield stop
     finally:
-        gloo_run.register_shutdown_event, threading.excepthook = register, hook
+        gloo_run.register_shutdown_event, threading.excepthook = register_event, excepthook
 
 
 @contextmanager
 def _services_bound(spark: SparkSession) -> Iterator[set[str] | None]:
-    """Give the network interfaces that Horovod uses, None = all; on a machine that keeps to itself
-    the loopback one, and Horovod's services, the driver's and those of its tasks, bind to it.
+    """Yield the names of the network interfaces for Horovod to use; None = all.
 
-    Horovod has no setting for it: they listen on every address. Each worker changes itself, before
-    its first task, and the driver for the length of the block.
+    Where the session is on the loopback address only, the loopback interface is yielded, and
+    Horovod's services bind to it, those of the driver and those of the tasks. Horovod has no
+    setting for this: its services listen on every address. So its functions are replaced: on the
+    driver for the length of the `with` block, and in each Spark worker, before its first Horovod
+    task, for good.
     """
     if not is_on_loopback(spark):
         yield None
@@ -378,13 +397,13 @@ def _services_bound(spark: SparkSession) -> Iterator[set[str] | None]:
     def make_bound_mapper(*args: Any) -> Callable[[int, Any], Any]:
         mapper = make_mapper(*args)
 
-        def bound(index: int, rows: Any) -> Any:
+        def bound_mapper(index: int, rows: Any) -> Any:
             from recspark.train.launch import bind_services
 
             bind_services(LOOPBACK)
             return mapper(index, rows)
 
-        return bound
+        return bound_mapper
 
     horovod_runner._make_mapper = make_bound_mapper
     undo = bind_services(LOOPBACK)
@@ -400,25 +419,29 @@ def _services_bound(spark: SparkSession) -> Iterator[set[str] | None]:
 
 
 def bind_services(host: str) -> Callable[[], None]:
-    """Let Horovod's services that this process starts from now on bind to `host`; return what undoes
-    it.
+    """Make the Horovod services that this process starts later bind to `host`.
+
+    Returns a function that undoes this.
     """
     from horovod.runner.common.util import network
     from horovod.runner.http import http_server
     from horovod.runner.util.network import find_port
 
-    def find_port_of_host(factory: Callable[[tuple[str, int]], Any]) -> Any:
+    def find_port_on_host(factory: Callable[[tuple[str, int]], Any]) -> Any:
         return find_port(lambda address: factory((host, address[1])))
 
-    def put(function: Callable[..., Any]) -> None:
+    def set_find_port(function: Callable[..., Any]) -> None:
         network.find_port = http_server.find_port = function
 
-    put(find_port_of_host)
-    return partial(put, find_port)
+    set_find_port(find_port_on_host)
+    return partial(set_find_port, find_port)
 
 
 class _Output:
-    """Takes what the ranks print, which Horovod hands on only when they end; keeps the last lines."""
+    """A file-like object that keeps the last lines printed by the ranks.
+
+    Horovod writes a rank's output to it only when the rank ends.
+    """
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=200)
@@ -434,17 +457,21 @@ class _Output:
 
 
 def _await_slots(spark: SparkSession, train: Train) -> None:
-    """Wait until the cluster has a slot per rank; NoSlotsError once no more are on their way."""
+    """Wait until the cluster has a task slot per rank.
+
+    Raises NoSlotsError once the number of slots has not grown for `_STABLE_S`, or in a local
+    session at once, as no more slots are expected then; also after `train.start_timeout_s`.
+    """
     jsc: Any = spark.sparkContext._jsc.sc()
     profile = jsc.resourceProfileManager().defaultResourceProfile()
-    begun = changed = time.monotonic()
-    before = -1
+    started_at = changed_at = time.monotonic()
+    previous_slots = -1
     while (slots := int(jsc.maxNumConcurrentTasks(profile))) < train.ranks:
-        now = time.monotonic()
-        if slots != before:
-            before, changed = slots, now
-        settled = jsc.isLocal() or now - changed > _SETTLED_S
-        if settled or now - begun > train.start_timeout_s:
+        checked_at = time.monotonic()
+        if slots != previous_slots:
+            previous_slots, changed_at = slots, checked_at
+        is_stable = jsc.isLocal() or checked_at - changed_at > _STABLE_S
+        if is_stable or checked_at - started_at > train.start_timeout_s:
             raise NoSlotsError(
                 f"{train.ranks} ranks need as many task slots, the cluster has {slots}: give the "
                 "training job more executors, with one slot each, or lower train.ranks"
@@ -456,6 +483,6 @@ def _thread_env(threads: int) -> dict[str, str]:
     return {name: str(threads) for name in WORKER_THREADS}
 
 
-def _stack(thread: threading.Thread) -> str:
+def _stack_of(thread: threading.Thread) -> str:
     frame = sys._current_frames().get(thread.ident or 0)
     return "".join(traceback.format_stack(frame)) if frame else ""

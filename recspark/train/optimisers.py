@@ -1,8 +1,9 @@
-"""How a step moves parameters: Adam, Adagrad, SGD and FTRL, each with a learning rate of its own.
+"""Optimisers, which move parameters at each step: Adam, Adagrad, SGD and FTRL.
 
-Adagrad and SGD are torch's own functions. Its optimiser objects are not used: they import torch's
-whole compiler, several seconds of two cores on every rank of every training. Adam is written out, so
-that the models trained by it keep their bits; torch has no FTRL.
+Each optimiser has its own learning rate. Adagrad and SGD call torch's functions. torch's optimiser
+objects are not used, because they import torch's entire compiler, which takes several seconds of
+two cores on every rank of every training. Adam is written out here, so that the models trained by
+it keep their bits. FTRL is written out because torch does not have it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from torch.nn import functional
 from torch.optim.adagrad import adagrad
 from torch.optim.sgd import sgd
 
-Slots = Mapping[str, torch.Tensor]  # what an optimiser remembers, each shaped as the weights
+Slots = Mapping[
+    str, torch.Tensor
+]  # what an optimiser remembers, by name; shapes are those of the weights
 
 
 class Optimiser(Protocol):
-    """Moves weights against their gradient, each number by itself.
+    """Moves weights against their gradient.
 
-    So the rows of an embedding table that a step reads can be moved without the rest of the table.
-    An optimiser holds settings only; what it remembers from step to step are its slots, which the
-    loop keeps, checkpoints and hands back.
+    Each number is moved independently of all others. So a step can move only those rows of an
+    embedding table that it read.
+
+    An optimiser object holds settings only. What it remembers from step to step is in its slots
+    (tensors), which the training keeps, writes to checkpoints and passes to each call.
     """
 
     def start(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the slots of `weights` before the first step, by name; 0 in most."""
+        """Return the slots of `weights` before the first step, by name. Most slots start at 0."""
 
     def move(
         self,
@@ -38,7 +43,9 @@ class Optimiser(Protocol):
         gradient: torch.Tensor,
         slots: Slots,
     ) -> None:
-        """Change `weights` and `slots` in place; `gradient`, of the same shape, is used up.
+        """Change `weights` and `slots` in place. `gradient` has the shape of `weights`.
+
+        `gradient` may be overwritten, so do not use it afterwards.
 
         `step` counts from 0 to `n_steps` - 1, over the whole training.
         """
@@ -51,19 +58,20 @@ class Optimiser(Protocol):
         gradient: torch.Tensor,
         slots: Slots,
     ) -> None:
-        """Do the same for the rows of a table that a step touched, (u, d) each."""
+        """Do what `move` does for the u rows of a table that a step touched, (u, d) each."""
         self.move(step, n_steps, weights, gradient, slots)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step, as a share of the optimiser's own.
+    """The learning rate of each step, as a share of the optimiser's `learning_rate`.
 
     Parameters
     ----------
-    after : `linear`, a straight fall from the top to 0 behind the last step; or `constant`
-    warmup : share of all steps, in [0, 1), in which the rate first rises in equal parts to the top.
-        Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2
+    after : how the rate changes after the warmup. `linear`: it falls in a straight line, and would
+        be 0 one step after the last; `constant`: it stays at the full rate
+    warmup : share of all steps, in [0, 1), during which the rate rises in equal parts to the full
+        rate. Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2
     """
 
     after: Literal["linear", "constant"] = "linear"
@@ -79,25 +87,26 @@ class Schedule:
         >>> [Schedule(warmup=0.5).share(step, 4) for step in range(4)]
         [0.5, 1.0, 1.0, 0.5]
         """
-        rising = round(self.warmup * n_steps)
-        if step < rising:
-            return (step + 1) / rising
+        n_warmup_steps = round(self.warmup * n_steps)
+        if step < n_warmup_steps:
+            return (step + 1) / n_warmup_steps
         if self.after == "constant":
             return 1.0
-        return 1 - (step - rising) / (n_steps - rising)
+        return 1 - (step - n_warmup_steps) / (n_steps - n_warmup_steps)
 
 
 @dataclass(frozen=True)
 class Adam(Optimiser):
-    """Running means of the gradient and of its square (Kingma & Ba 2015, algorithm 1).
+    """Adam: running means of the gradient and of its square (Kingma & Ba 2015, algorithm 1).
 
-    A row of a table moves only in steps that give it a gradient, by the same formulas (the lazy
-    variant, as `torch.optim.SparseAdam`).
+    A row of a table moves only in steps that give it a gradient, by the formulas of all other
+    weights. This is the lazy variant, as in `torch.optim.SparseAdam`.
 
     Parameters
     ----------
-    learning_rate : at the schedule's top
-    weight_decay : times the weight, added to its gradient; of tables, for the rows touched
+    learning_rate : full rate, at the top of the schedule
+    weight_decay : this times the weight is added to the weight's gradient; in tables, only for the
+        rows that a step touched
     """
 
     learning_rate: float
@@ -118,8 +127,8 @@ class Adam(Optimiser):
         gradient: torch.Tensor,
         slots: Slots,
     ) -> None:
-        """See `Optimiser`. The paper's efficient order (section 2): no copy of a vector but one."""
-        rate, epsilon = self._corrected(step, n_steps)
+        """See `Optimiser`. The paper's efficient order (section 2) copies only one vector."""
+        rate, epsilon = self._corrected_rate_and_epsilon(step, n_steps)
         mean, square = slots["mean"], slots["square"]
         if self.weight_decay:
             gradient.add_(weights, alpha=self.weight_decay)
@@ -135,8 +144,12 @@ class Adam(Optimiser):
         gradient: torch.Tensor,
         slots: Slots,
     ) -> None:
-        """See `Optimiser`. Apart from `move` for the sake of rows' last bits, as they always were."""
-        rate, epsilon = self._corrected(step, n_steps)
+        """See `Optimiser`.
+
+        The formulas are those of `move`. They are computed in another order, which keeps the last
+        bits of models trained with tables as they have always been.
+        """
+        rate, epsilon = self._corrected_rate_and_epsilon(step, n_steps)
         mean, square = slots["mean"], slots["square"]
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weights
@@ -144,31 +157,37 @@ class Adam(Optimiser):
         square.copy_(self.BETA2 * square + (1 - self.BETA2) * gradient**2)
         weights.sub_(rate * mean / (square.sqrt() + epsilon))
 
-    def _corrected(self, step: int, n_steps: int) -> tuple[float, float]:
-        """Return rate and epsilon with the corrections of means that began at 0."""
-        number = step + 1
-        correction = (1 - self.BETA2**number) ** 0.5
+    def _corrected_rate_and_epsilon(self, step: int, n_steps: int) -> tuple[float, float]:
+        """Return rate and epsilon, both corrected for running means that started at 0."""
+        step_number = step + 1
+        square_correction = (1 - self.BETA2**step_number) ** 0.5
         rate = self.learning_rate * self.schedule.share(step, n_steps)
-        return rate * (correction / (1 - self.BETA1**number)), self.EPSILON * correction
+        return rate * (
+            square_correction / (1 - self.BETA1**step_number)
+        ), self.EPSILON * square_correction
 
 
 @dataclass(frozen=True)
 class Adagrad(Optimiser):
-    """The rate of a weight falls with the squares of its gradients, so rare rows keep a large one.
+    """Adagrad: the rate of a weight falls as the sum of its squared gradients grows.
+
+    So rows that a training rarely touches keep a large rate.
 
     Source: Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods", the diagonal form.
 
     Parameters
     ----------
-    learning_rate : at the schedule's top, which is constant unless set: the squares make it fall
-    weight_decay : times the weight, added to its gradient; of tables, for the rows touched
+    learning_rate : full rate, at the top of the schedule
+    weight_decay : this times the weight is added to the weight's gradient; in tables, only for the
+        rows that a step touched
+    schedule : constant by default, since the sums of squares already make the rate fall
     """
 
     learning_rate: float
     weight_decay: float = 0.0
     schedule: Schedule = Schedule("constant")
 
-    EPSILON = 1e-10  # torch's
+    EPSILON = 1e-10  # the default of torch
 
     def start(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `Optimiser`."""
@@ -199,14 +218,17 @@ class Adagrad(Optimiser):
 
 @dataclass(frozen=True)
 class Sgd(Optimiser):
-    """The rate times the gradient, or times a running sum of gradients.
+    """Stochastic gradient descent: a step is the rate times the gradient.
+
+    With momentum a step is the rate times a running sum of gradients.
 
     Parameters
     ----------
-    learning_rate : at the schedule's top
-    momentum : share of the running sum that a step keeps; 0 = no such sum. A row of a table keeps its
-        sum until it is touched again
-    weight_decay : times the weight, added to its gradient; of tables, for the rows touched
+    learning_rate : full rate, at the top of the schedule
+    momentum : share of the running sum that a step keeps; 0 = no running sum. A row of a table
+        keeps its sum unchanged until a step touches the row again
+    weight_decay : this times the weight is added to the weight's gradient; in tables, only for the
+        rows that a step touched
     """
 
     learning_rate: float
@@ -244,22 +266,27 @@ class Sgd(Optimiser):
 
 @dataclass(frozen=True)
 class Ftrl(Optimiser):
-    """FTRL-Proximal: Adagrad's rates, and weights that are exactly 0 unless the data insist.
+    """FTRL-Proximal: the rates of Adagrad, and weights that are exactly 0 unless the data insist.
 
-    For wide parts, a weight for each crossed feature, most of which should not be there. A weight
-    follows from its slots alone: 0 where |z| <= l1, else -(z - sign(z) l1) / ((beta + sqrt n) / alpha
-    + l2). There is no schedule, because this form holds for a fixed alpha; the squares n make rates
+    Use it for the wide part of a network, which has a weight for each crossed feature, most of
+    which should not be there.
+
+    A weight follows from its slots alone. With z and the sum of squared gradients n, the weight is
+    0 where |z| <= l1, else -(z - sign(z) l1) / ((beta + sqrt n) / alpha + l2). There is no
+    schedule, because this form holds for a fixed alpha; the growing n makes the rate of a weight
     fall. There is no weight decay beside l2.
 
     Source: McMahan et al. 2013, "Ad Click Prediction: a View from the Trenches", algorithm 1. The
-    paper begins at weights of 0; other ones are begun from, with the z that gives them.
+    paper starts with weights of 0. Here other weights are possible: z starts at the value that
+    gives them.
 
     Parameters
     ----------
     alpha : about twice the learning rate that is best for plain gradient steps (the paper)
     beta : added to sqrt(n): 1 is "usually good enough" (the paper)
-    l1, l2 : penalties on |w| and on w^2 / 2 of all steps together, not of each: a step's gradient is
-        the mean of its rows, so sums over more steps outweigh them
+    l1, l2 : penalties on |w| and on w^2 / 2. They apply once to all steps together, not to each
+        step. A step's gradient is the mean over its rows, so the more steps there are, the less
+        they matter
     """
 
     alpha: float
@@ -282,9 +309,9 @@ class Ftrl(Optimiser):
     ) -> None:
         """See `Optimiser`."""
         z, squares = slots["z"], slots["squares"]
-        root = squares.sqrt()  # sqrt(n) before the step
+        old_root = squares.sqrt()  # sqrt(n) before the step
         squares.addcmul_(gradient, gradient)
         new_root = squares.sqrt()
-        z.add_(gradient - (new_root - root) / self.alpha * weights)
+        z.add_(gradient - (new_root - old_root) / self.alpha * weights)
         divisor = (self.beta + new_root) / self.alpha + self.l2
         weights.copy_(functional.softshrink(-z, self.l1) / divisor)

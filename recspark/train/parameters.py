@@ -1,6 +1,7 @@
-"""What a training holds: the parameters of a network, what optimisers remember, and buffers.
+"""The state of a training: the parameters of a network, the slots of optimisers, and buffers.
 
-Most parameters lie in one vector: it is what ranks add up and what a checkpoint holds.
+Most parameters lie in one vector, so that ranks add up one vector of gradients and a checkpoint
+holds one vector of weights.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from recspark.errors import ModelError
 from recspark.train.buffers import persistent_buffers
 from recspark.train.optimisers import Optimiser
 
-Rows = tuple[torch.Tensor, torch.Tensor]  # int64 (u,) distinct and ascending, (u, d)
+# Some rows of a table: their numbers, int64 (u,), distinct and ascending; a value of each, (u, d).
+Rows = tuple[torch.Tensor, torch.Tensor]
 
 _VECTOR = "vector"
 
@@ -22,21 +24,22 @@ _VECTOR = "vector"
 class Parameters:
     """The parameters of a network, moved by optimisers.
 
-    Parameters with dense gradients are views of one vector (P,), in the network's order, and their
-    gradients of another, `sums` (P + 2,), whose last two entries are the loop's. What is not part of
-    the vector keeps its own name:
+    Parameters with dense gradients are views of one vector (P,), in the network's order. Their
+    gradients are views of another vector, `sums` (P + 2,), whose last two entries belong to the
+    loop (the sum of the losses and the sum of the weights). The other tensors keep their own names:
 
-    - tables: named in the network's `sparse_parameters` (an embedding table (n, d) read with
-      `sparse=True`). A step costs the rows that it touched, in time and in what ranks send each
-      other, and moves no others;
-    - frozen parameters (`requires_grad` False): nothing moves them, weight decay neither;
+    - tables: the parameters named in the network's `sparse_parameters`, which are embedding tables
+      (n, d) read with `sparse=True`. A step moves only the rows that it touched. Its time, and what
+      ranks send each other, grow with these rows and not with n;
+    - frozen parameters (`requires_grad` False): nothing moves them, not even weight decay;
     - persistent buffers, such as the running means of `nn.BatchNorm1d`.
 
     Parameters
     ----------
-    net : its trainable parameters are replaced by views; all of one type, on one device
-    optimisers : by the name of a parameter or of a module above it; the longest that fits counts,
-        "" fits all. A name that fits no trainable parameter is a ModelError
+    net : its trainable parameters are replaced by views; all have one type and lie on one device
+    optimisers : by the name of a parameter, or of a module that contains parameters; "" is the
+        network. Where several names fit a parameter, the longest one counts. Raises ModelError
+        where a name fits no trainable parameter
     """
 
     def __init__(self, net: nn.Module, optimisers: Mapping[str, Optimiser]) -> None:
@@ -48,47 +51,56 @@ class Parameters:
         dense = {name: parameter for name, parameter in moving.items() if name not in sparse}
         self._tables = {name: moving[name] for name in sorted(sparse & moving.keys())}
 
-        like = next(iter((moving or named).values()))
-        vector = torch.cat([like.new_zeros(0), *(p.detach().reshape(-1) for p in dense.values())])
+        first_parameter = next(iter((moving or named).values()))
+        vector = torch.cat(
+            [first_parameter.new_zeros(0), *(p.detach().reshape(-1) for p in dense.values())]
+        )
         self.sums = vector.new_zeros(len(vector) + 2)  # (P + 2,)
-        self._parts: list[tuple[Optimiser, slice]] = []  # of the vector, in its order
+        # Each optimiser with the slice of the vector that it moves, in the vector's order.
+        self._optimised_slices: list[tuple[Optimiser, slice]] = []
         begin = 0
         for name, parameter in dense.items():
-            part = slice(begin, begin + parameter.numel())
-            parameter.data = vector[part].view_as(parameter)
-            parameter.grad = self.sums[part].view_as(parameter)
-            optimiser, begin = self._optimiser(name), part.stop
-            if self._parts and self._parts[-1][0] == optimiser:
-                part = slice(self._parts.pop()[1].start, part.stop)
-            self._parts.append((optimiser, part))
+            entries = slice(begin, begin + parameter.numel())
+            parameter.data = vector[entries].view_as(parameter)
+            parameter.grad = self.sums[entries].view_as(parameter)
+            optimiser, begin = self._optimiser_of(name), entries.stop
+            # Parameters side by side with an equal optimiser become one longer slice.
+            if self._optimised_slices and self._optimised_slices[-1][0] == optimiser:
+                entries = slice(self._optimised_slices.pop()[1].start, entries.stop)
+            self._optimised_slices.append((optimiser, entries))
 
-        apart = {name: p.data for name, p in named.items() if name not in dense}
-        self._weights = {_VECTOR: vector, **apart}
+        tensors_outside_vector = {name: p.data for name, p in named.items() if name not in dense}
+        self._weights = {_VECTOR: vector, **tensors_outside_vector}
         self._slots: dict[str, dict[str, torch.Tensor]] = {_VECTOR: {}}
-        for optimiser, part in self._parts:
-            for slot, values in optimiser.start(vector[part]).items():
-                whole = self._slots[_VECTOR].setdefault(slot, torch.zeros_like(vector))  # (P,)
-                whole[part] = values
+        for optimiser, entries in self._optimised_slices:
+            for slot, values in optimiser.start(vector[entries]).items():
+                slot_vector = self._slots[_VECTOR].setdefault(
+                    slot, torch.zeros_like(vector)
+                )  # (P,)
+                slot_vector[entries] = values
         for name, table in self._tables.items():
-            self._slots[name] = self._optimiser(name).start(table.data)
+            self._slots[name] = self._optimiser_of(name).start(table.data)
         self._check_names(moving)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return what `load_weights` takes: the vector, and the rest by name."""
+        """Return the weights, for `load_weights`: the vector, and other tensors by name."""
         return {**self._weights, **persistent_buffers(self._net)}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return all that a training needs to go on; changed in place, it changes the training."""
+        """Return all tensors that a training needs to go on: weights and slots, by name.
+
+        They are not copies: changing one in place changes the training.
+        """
         return {**self.weights(), **self._named_slots()}
 
     def zero(self) -> None:
-        """Forget all gradients."""
+        """Reset all gradients, and the two sums of the loop, to 0."""
         self.sums.zero_()
         for table in self._tables.values():
             table.grad = None
 
     def rows(self) -> dict[str, Rows]:
-        """Return the rows that sparse gradients touched since `zero`, and their sums."""
+        """Return by table the rows with a gradient since `zero`, and their summed gradients."""
         touched = {}
         for name, table in self._tables.items():
             if table.grad is None:
@@ -102,19 +114,24 @@ class Parameters:
     def move(
         self, step: int, n_steps: int, gradient: torch.Tensor, rows: Mapping[str, Rows]
     ) -> None:
-        """Take a step, counted from 0, of `n_steps`. `gradient` (P,) and `rows` are used up."""
+        """Take step number `step` (from 0) of `n_steps`.
+
+        `gradient` (P,) and `rows` may be overwritten, so do not use them afterwards.
+        """
         vector, slots = self._weights[_VECTOR], self._slots[_VECTOR]
-        for optimiser, part in self._parts:
-            own = {slot: whole[part] for slot, whole in slots.items()}
-            optimiser.move(step, n_steps, vector[part], gradient[part], own)
+        for optimiser, entries in self._optimised_slices:
+            slots_of_entries = {slot: tensor[entries] for slot, tensor in slots.items()}
+            optimiser.move(step, n_steps, vector[entries], gradient[entries], slots_of_entries)
         for name, (indices, values) in rows.items():
             table, slots = self._weights[name], self._slots[name]  # (n, d) each
             moved = table[indices]  # (u, d)
-            of_moved = {slot: whole[indices] for slot, whole in slots.items()}  # (u, d) each
-            self._optimiser(name).move_rows(step, n_steps, moved, values, of_moved)
+            slots_of_moved = {
+                slot: tensor[indices] for slot, tensor in slots.items()
+            }  # (u, d) each
+            self._optimiser_of(name).move_rows(step, n_steps, moved, values, slots_of_moved)
             table[indices] = moved
-            for slot, whole in slots.items():
-                whole[indices] = of_moved[slot]
+            for slot, tensor in slots.items():
+                tensor[indices] = slots_of_moved[slot]
 
     def _named_slots(self) -> dict[str, torch.Tensor]:
         return {
@@ -123,36 +140,41 @@ class Parameters:
             for slot, tensor in slots.items()
         }
 
-    def _optimiser(self, name: str) -> Optimiser:
-        return self._optimisers[max((n for n in self._optimisers if _fits(n, name)), key=len)]
+    def _optimiser_of(self, name: str) -> Optimiser:
+        return self._optimisers[
+            max((n for n in self._optimisers if _is_or_contains(n, name)), key=len)
+        ]
 
     def _check_names(self, moving: Mapping[str, nn.Parameter]) -> None:
-        """Raise ModelError where an optimiser has nothing to move, or a name means two things."""
+        """Raise ModelError where an optimiser has nothing to move, or two tensors have one name."""
         for name in self._optimisers:
-            if name and not any(_fits(name, other) for other in moving):
+            if name and not any(_is_or_contains(name, parameter) for parameter in moving):
                 raise ModelError(
                     f"optimisers: {name!r} is no trainable parameter or module of the network, "
                     f"which has {', '.join(moving)}"
                 )
-        own, others = {_VECTOR, *self._named_slots()}, dict(self._net.named_parameters())
-        if twice := own & (others.keys() | persistent_buffers(self._net).keys()):
-            raise ModelError(f"{', '.join(sorted(twice))}: the network may not use this name")
+        reserved, named = {_VECTOR, *self._named_slots()}, dict(self._net.named_parameters())
+        if clashes := reserved & (named.keys() | persistent_buffers(self._net).keys()):
+            raise ModelError(f"{', '.join(sorted(clashes))}: the network may not use this name")
 
 
-def _fits(name: str, parameter: str) -> bool:
-    """Return whether `name` is the parameter or a module above it.
+def _is_or_contains(name: str, parameter: str) -> bool:
+    """Return whether `name` is the parameter itself, or a module that contains it.
 
-    >>> [_fits(name, "wide.weight") for name in ("", "wide", "wide.weight", "wid")]
+    >>> [_is_or_contains(name, "wide.weight") for name in ("", "wide", "wide.weight", "wid")]
     [True, True, True, False]
     """
     return f"{parameter}.".startswith(f"{name}." if name else "")
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Put the `Parameters.weights` of a training, or its state, into a `net` of the same shape."""
+    """Copy the `Parameters.weights` of a training into a `net` of the same shape.
+
+    `weights` may also be `Parameters.state`, whose slots are ignored.
+    """
     named = dict(net.named_parameters())
-    joined = [parameter for name, parameter in named.items() if name not in weights]
-    nn.utils.vector_to_parameters(weights[_VECTOR], joined)
+    vector_parameters = [parameter for name, parameter in named.items() if name not in weights]
+    nn.utils.vector_to_parameters(weights[_VECTOR], vector_parameters)
     for name, parameter in named.items():
         if name in weights:
             parameter.data.copy_(weights[name])

@@ -1,4 +1,8 @@
-"""How a rank answers the driver: what it returned or how it failed, where it ran, what it tells."""
+"""How a rank reports to the driver: its result or its error, where it ran, and lines of text.
+
+After its run a rank returns `attempt`, from which the driver takes `results`. During its run it
+sends lines of text with a `Teller` to the driver's `Listener`.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +30,17 @@ from recspark.train.comm import Comm, Tell
 
 T = TypeVar("T")
 
-_TOKEN_WITHIN_S = 10.0  # from the connection on
-_STRANGERS = 32  # connections that have not given the token yet
-_LINE_BYTES = 1 << 16
+_TOKEN_WITHIN_S = 10.0  # a new connection must send the token within this time
+_STRANGERS = 32  # largest number of open connections that have not sent the token yet
+_LINE_BYTES = 1 << 16  # largest length of a line
 
-# What a rank sees when another one failed: never the cause.
+# Errors that a rank gets because another rank failed. They are never the cause of the failure.
 _SECONDARY = ("HorovodInternalError", "BrokenBarrierError")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank ran; `executor` is Spark's executor id, `driver` in the driver's own process."""
+class RankLocation:
+    """Where a rank ran. `executor` is Spark's executor id, or `driver` in the driver's process."""
 
     rank: int
     host: str
@@ -49,21 +53,24 @@ class Place:
 
 @dataclass(frozen=True)
 class RankResult(Generic[T]):
-    """What `fn` returned on one rank, and where that was."""
+    """The value that a function returned on one rank, and the location where the rank ran."""
 
     value: T
-    place: Place
+    location: RankLocation
 
 
 def attempt(comm: Comm, fn: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return what `fn` gave, or how it failed, as plain values that need no class to be read."""
-    place = Place(comm.rank, socket.gethostname(), _executor_id(), os.getpid())
-    comm.tell(str(place))
+    """Return the pickled result of `fn(comm, *args)`, or a description of its error.
+
+    The description has plain values only, so that the driver can read it without the error's class.
+    """
+    location = RankLocation(comm.rank, socket.gethostname(), _executor_id(), os.getpid())
+    comm.tell(str(location))
     try:
-        return {"place": vars(place), "value": cloudpickle.dumps(fn(comm, *args))}
+        return {"location": vars(location), "value": cloudpickle.dumps(fn(comm, *args))}
     except Exception as error:
         return {
-            "place": vars(place),
+            "location": vars(location),
             "error": type(error).__name__,
             "message": str(error),
             "traceback": traceback.format_exc(),
@@ -72,57 +79,68 @@ def attempt(comm: Comm, fn: Callable[..., Any], args: tuple[Any, ...]) -> dict[s
 
 
 def results(outcomes: list[dict[str, Any]]) -> list[RankResult[Any]]:
-    """Return the values, or raise the first error of any rank."""
-    failed = [outcome for outcome in outcomes if "error" in outcome]
-    if failed:
-        first = min(failed, key=lambda o: (o["error"] in _SECONDARY, o["at"]))
-        kind = getattr(errors, first["error"], None)
-        named = isinstance(kind, type) and issubclass(kind, RecsparkError)
-        text = (
-            f"{Place(**first['place'])} of {len(outcomes)}: "
-            f"{'' if named else first['error'] + ': '}{first['message']}\n{first['traceback']}"
+    """Return the results of all ranks, in the order of `outcomes`, which are those of `attempt`.
+
+    If any rank failed, raises the first error in time that is not a consequence of another rank's
+    error. A `RecsparkError` keeps its class, other errors become RankFailedError.
+    """
+    failures = [outcome for outcome in outcomes if "error" in outcome]
+    if failures:
+        failure = min(failures, key=lambda f: (f["error"] in _SECONDARY, f["at"]))
+        error_class = getattr(errors, failure["error"], None)
+        is_recspark_error = isinstance(error_class, type) and issubclass(error_class, RecsparkError)
+        message = (
+            f"{RankLocation(**failure['location'])} of {len(outcomes)}: "
+            f"{'' if is_recspark_error else failure['error'] + ': '}{failure['message']}\n"
+            f"{failure['traceback']}"
         )
-        raise (kind if named else RankFailedError)(text)  # type: ignore[misc]
+        raise (error_class if is_recspark_error else RankFailedError)(message)  # type: ignore[misc]
     return [
-        RankResult(cloudpickle.loads(outcome["value"]), Place(**outcome["place"]))
+        RankResult(cloudpickle.loads(outcome["value"]), RankLocation(**outcome["location"]))
         for outcome in outcomes
     ]
 
 
 class Pulse:
-    """When there was last a sign of life; `of` says whose, `ended` that none is to come."""
+    """The time of the last sign of life, of one rank or of all ranks of a process.
+
+    `owner` describes the rank ("" until it is known). `ended` is True once the rank's connection is
+    closed, so that no further sign of life can arrive.
+    """
 
     def __init__(self) -> None:
-        self.of = ""
+        self.owner = ""
         self.ended = False
-        self._at = time.monotonic()
+        self._beat_at = time.monotonic()
 
     def beat(self) -> None:
-        self._at = time.monotonic()
+        self._beat_at = time.monotonic()
 
-    def left(self, timeout_s: float) -> float:
-        """Return the seconds until nothing was heard for `timeout_s`, 0 or less once that is so."""
-        return self._at + timeout_s - time.monotonic()
+    def remaining_s(self, timeout_s: float) -> float:
+        """Return the seconds until the last beat is `timeout_s` old; 0 or less once it is."""
+        return self._beat_at + timeout_s - time.monotonic()
 
 
 class Listener:
-    """Passes on what ranks tell while they run, a line at a time, over TCP.
+    """Receives lines of text from running ranks over TCP, and passes each line on to `tell`.
 
-    `address` is (host, port, token); it binds where Spark's driver does, the loopback address in a
-    local session. Who does not begin with the token, soon, is not listened to: of strangers the
-    newest `_STRANGERS` are kept, for `_TOKEN_WITHIN_S` at most, and nobody waits for them. Every line
-    beats the pulse of its rank, an empty one does nothing else; one above `_LINE_BYTES` ends the
-    connection.
+    `address` is (host, port, token). The server binds to the address of Spark's driver, which is
+    the loopback address in a local session.
+
+    A connection must send the token first. Connections that have not sent it yet are strangers: the
+    newest `_STRANGERS` of them stay open, each for at most `_TOKEN_WITHIN_S`, and ranks never wait
+    for them. Every line is a sign of life of its rank. An empty line is nothing else, and is not
+    passed on. A line of more than `_LINE_BYTES` ends the connection.
     """
 
     def __init__(self, spark: SparkSession, tell: Tell) -> None:
         bound, announced = listening_address(spark)
-        self._begun = Pulse()
-        self._ranks: list[Pulse] = []  # those that were heard of
+        self._start_pulse = Pulse()
+        self._pulses: list[Pulse] = []  # of each rank that has connected
         self._tell = tell
-        self._one_at_a_time = threading.Lock()
-        self._strangers: list[socket.socket] = []  # that have not given the token yet, oldest first
-        self._readers: list[threading.Thread] = []  # of those that have
+        self._tell_lock = threading.Lock()
+        self._strangers: list[socket.socket] = []  # oldest first
+        self._readers: list[threading.Thread] = []  # one per rank that has connected
         self._server = socket.create_server((bound, 0), family=_family(bound))
         self.address = (announced, int(self._server.getsockname()[1]), uuid.uuid4().hex)
 
@@ -132,28 +150,34 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)  # ends `accept`
+            self._server.shutdown(socket.SHUT_RDWR)  # ends the call of `accept`
         self._server.close()
         for reader in list(self._readers):
-            reader.join(5)  # the ranks have ended: what they told last is on its way
+            reader.join(5)  # the ranks have ended; their last lines may still arrive
 
-    def left(self, ranks: int, start_s: float, timeout_s: float) -> float:
-        """Return the seconds until one of `ranks` was silent for `timeout_s`, 0 or less once one was.
+    def remaining_s(self, ranks: int, start_s: float, timeout_s: float) -> float:
+        """Return the seconds until some rank has been silent for `timeout_s`; 0 or less if one has.
 
-        A rank has `start_s` more to be heard of at all. One whose connection has ended has ended
-        itself, which is for others to see.
+        `ranks` is the number of ranks. For its first sign of life a rank has `start_s` more. A rank
+        whose connection is closed has ended; it is not counted here, as its launcher notices that
+        itself.
+
+        Example: 2 ranks, `start_s` 60, `timeout_s` 10. Right after the start the result is 70. If
+        both ranks connected, and their last lines came 2 and 8 seconds ago, it is 2.
         """
-        heard = list(self._ranks)
-        left = [pulse.left(timeout_s) for pulse in heard if not pulse.ended]
-        if len(heard) < ranks:
-            left.append(self._begun.left(start_s + timeout_s))
-        return min(left, default=timeout_s)
+        pulses = list(self._pulses)
+        remaining_s = [pulse.remaining_s(timeout_s) for pulse in pulses if not pulse.ended]
+        if len(pulses) < ranks:
+            remaining_s.append(self._start_pulse.remaining_s(start_s + timeout_s))
+        return min(remaining_s, default=timeout_s)
 
     def silent(self, timeout_s: float) -> list[str]:
-        """Return which ranks were silent for `timeout_s`."""
-        heard = list(self._ranks)
-        quiet = [pulse for pulse in heard if not pulse.ended and pulse.left(timeout_s) <= 0]
-        return [pulse.of or "a rank that has not begun" for pulse in quiet]
+        """Return a description of each rank that has been silent for `timeout_s`."""
+        pulses = list(self._pulses)
+        silent_pulses = [
+            pulse for pulse in pulses if not pulse.ended and pulse.remaining_s(timeout_s) <= 0
+        ]
+        return [pulse.owner or "a rank that has not begun" for pulse in silent_pulses]
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -162,49 +186,51 @@ class Listener:
                 self._strangers.append(connection)
                 if len(self._strangers) > _STRANGERS:
                     with suppress(OSError):
-                        self._strangers[0].shutdown(socket.SHUT_RDWR)  # ends its reader
-                threading.Thread(target=self._welcome, args=(connection,), daemon=True).start()
+                        self._strangers[0].shutdown(socket.SHUT_RDWR)  # ends its `_handle`
+                threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
 
-    def _welcome(self, connection: socket.socket) -> None:
-        """Read the token, then, from a rank, its lines."""
+    def _handle(self, connection: socket.socket) -> None:
+        """Read the token. If it is right, the connection is a rank's: read all its lines."""
         with suppress(OSError), connection:
             try:
-                if known := _gives(connection, self.address[2]):
+                if is_rank := _sends_token(connection, self.address[2]):
                     self._readers.append(threading.current_thread())
             finally:
                 self._strangers.remove(connection)
-            if known:
-                mine = Pulse()
-                self._ranks.append(mine)
+            if is_rank:
+                pulse = Pulse()
+                self._pulses.append(pulse)
                 try:
-                    self._read(connection, mine)
+                    self._read_lines(connection, pulse)
                 finally:
-                    mine.ended = True
+                    pulse.ended = True
 
-    def _read(self, connection: socket.socket, mine: Pulse) -> None:
+    def _read_lines(self, connection: socket.socket, pulse: Pulse) -> None:
         connection.settimeout(None)
         with connection.makefile("rb") as lines:
             while line := lines.readline(_LINE_BYTES):
                 if not line.endswith(b"\n"):
                     return
-                mine.beat()
+                pulse.beat()
                 if text := line.decode(errors="replace").rstrip("\n"):
-                    mine.of = mine.of or text  # a rank begins with its place
-                    with self._one_at_a_time:
+                    pulse.owner = (
+                        pulse.owner or text
+                    )  # the first text of a rank is its `RankLocation`
+                    with self._tell_lock:
                         self._tell(text)
 
 
-def _gives(connection: socket.socket, token: str) -> bool:
-    """Return whether the first line is the token; reads no more than that, and not for long."""
-    wanted, given = f"{token}\n".encode(), b""
-    until = time.monotonic() + _TOKEN_WITHIN_S
-    while len(given) < len(wanted) and (left := until - time.monotonic()) > 0:
-        connection.settimeout(left)
-        block = connection.recv(len(wanted) - len(given))
+def _sends_token(connection: socket.socket, token: str) -> bool:
+    """Return whether the first line is the token. Reads no more than that, for a limited time."""
+    expected, received = f"{token}\n".encode(), b""
+    deadline = time.monotonic() + _TOKEN_WITHIN_S
+    while len(received) < len(expected) and (remaining_s := deadline - time.monotonic()) > 0:
+        connection.settimeout(remaining_s)
+        block = connection.recv(len(expected) - len(received))
         if not block:
             return False
-        given += block
-    return hmac.compare_digest(given, wanted)
+        received += block
+    return hmac.compare_digest(received, expected)
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -212,8 +238,10 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 class Teller:
-    """A rank's end of `Listener`. A driver that cannot be reached is not told; training goes on
-    (one rank alone: until `train.timeout_s` is over).
+    """A rank's connection to the driver's `Listener`: `teller(text)` sends one line.
+
+    If the driver cannot be reached, lines are dropped without an error, and the training goes on.
+    (A single rank goes on only for `train.timeout_s`, as the driver then takes it for hung.)
     """
 
     def __init__(self, address: tuple[str, int, str]) -> None:
@@ -231,21 +259,26 @@ class Teller:
 
 
 def once_a_second(do: Callable[[], None]) -> Callable[[], None]:
-    """Return `do` as a function that may be called often: it does it once a second at most."""
-    done_at = -math.inf
+    """Return a function to call as often as you like; it calls `do` at most once per second."""
+    called_at = -math.inf
 
     def limited() -> None:
-        nonlocal done_at
-        now = time.monotonic()
-        if now - done_at >= 1:
-            done_at = now
+        nonlocal called_at
+        moment = time.monotonic()
+        if moment - called_at >= 1:
+            called_at = moment
             do()
 
     return limited
 
 
 def _executor_id() -> str:
-    """Return Spark's executor id, which is on the command line of the JVM above this process."""
+    """Return the id of the Spark executor that this process runs in.
+
+    The id is on the command line of a parent process, the executor's JVM. Without such a parent
+    this process is the driver's, and the result is `driver`; `unknown` where parents cannot be
+    inspected.
+    """
     try:
         for process in psutil.Process().parents():
             command = process.cmdline()

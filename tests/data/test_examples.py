@@ -60,7 +60,7 @@ def test_features_of_a_pair(spark: SparkSession) -> None:
     assert (first["user_n_events"], first["item_price"], first["item_category_2"]) == (5, 2.5, "b")
     assert (second["n_sources"], second["ease_rank"], second["als_rank"]) == (1, None, 2)
     assert (second["user_activity"], second["item_price"]) == (None, None)
-    encoding = examples.learn_encoding(("ease", "als"), users, items)
+    encoding = examples.make_pair_encoding(("ease", "als"), users, items)
     assert encoding.numbers == (
         "n_sources", "ease_rank", "ease_score", "als_rank", "als_score", "user_n_events", "item_price",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from recspark.data.encoded import Encoding
 from recspark.errors import ConfigError, ModelsFailedError
 from recspark.models.base import FittedModel
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import ENCODING, MADE, load_model
+from recspark.pipeline.fitted import ENCODING, EXAMPLE_CUTOFFS, load_model
 from recspark.pipeline.plan import plan
 from recspark.pipeline.run import open_night
 from tests.conftest import NIGHT, run_night, small_settings
@@ -100,7 +100,7 @@ def test_examples_are_labelled_by_what_came_after_and_described_by_what_came_bef
     """Counted from the events by the test: labels lie in the horizon, features before the cutoff."""
     row = night.runlog.find("examples", "linear")
     assert row is not None
-    cutoffs = [datetime.fromisoformat(day) for day in row.detail[MADE]]
+    cutoffs = [datetime.fromisoformat(day) for day in row.detail[EXAMPLE_CUTOFFS]]
     assert cutoffs == [datetime(2010, 11, day, tzinfo=UTC) for day in (4,)] or len(cutoffs) > 1
     assert all(cutoff.weekday() == 3 for cutoff in cutoffs)  # Thursdays
     encoding = Encoding.of_text(row.detail[ENCODING])

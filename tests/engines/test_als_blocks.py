@@ -56,14 +56,15 @@ def test_columns_are_the_rows_that_are_sent(n: int) -> None:
             columns = columns // (10 if scale == 1 else 1)
             assert len(columns) == block.bounds[-1]
             part = sparse.csr_matrix(
-                (block.weight, columns[block.at], block.start),
+                (block.weight, columns[block.indices], block.start),
                 shape=(len(block.ids), matrix.shape[1]),
             )
             found[block.ids // scale] += part.toarray()
-            assert part.nnz == len(block.at)
-            assert block.at.dtype == np.int32
+            assert part.nnz == len(block.indices)
+            assert block.indices.dtype == np.int32
             assert all(
-                (np.diff(block.at[a:z]) > 0).all() for a, z in zip(block.start, block.start[1:])
+                (np.diff(block.indices[a:z]) > 0).all()
+                for a, z in zip(block.start, block.start[1:])
             )
         assert np.array_equal(found, matrix)
 
@@ -76,7 +77,7 @@ def test_columns_of_users_are_places_in_the_order_of_items() -> None:
     assert np.array_equal(by_block[order.position], np.arange(N_ITEMS))
     for block in users:
         for row, user in enumerate(block.ids // 10):
-            mine = block.columns[block.at[block.start[row] : block.start[row + 1]]]
+            mine = block.columns[block.indices[block.start[row] : block.start[row + 1]]]
             assert sorted(by_block[mine]) == np.flatnonzero(dense[user]).tolist()
 
 

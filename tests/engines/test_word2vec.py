@@ -15,9 +15,9 @@ from recspark.data.blocks import Array
 from recspark.engines import word2vec as engine
 from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_step as steps
-from recspark.engines.word2vec import Vectors, train
+from recspark.engines.word2vec import Vectors, train_vectors
 from recspark.engines.word2vec_examples import SENTENCES, Sentences, count
-from recspark.engines.word2vec_step import Done, Moment, Plan, Word2Vec
+from recspark.engines.word2vec_step import Moment, Plan, StepResult, Word2Vec
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
 N_GROUPS, N_ITEMS = 4, 48
@@ -46,7 +46,7 @@ def in_process(
     lists: list[list[int]],
     settings: Word2Vec,
     folder: Path | str,
-    step: Callable[[Plan, Moment, int, int], Done] = steps.step,
+    step: Callable[[Plan, Moment, int, int], StepResult] = steps.step,
 ) -> tuple[Array, Array]:
     """Run the engine in this process, as Spark would run it."""
     start = np.concatenate([[0], np.cumsum([len(items) for items in lists])])
@@ -61,7 +61,7 @@ def in_process(
         written = [(cell, cells.merge(plan, cell, parts[cell], epoch, 0)) for cell in parts]
         return cells.by_rotation(written, settings)
 
-    def run_step(moment: Moment) -> list[Done]:
+    def run_step(moment: Moment) -> list[StepResult]:
         return [step(plan, moment, block, 0) for block in range(settings.n_blocks)]
 
     return engine.learn(plan, write_epoch, run_step)
@@ -93,7 +93,7 @@ def test_a_task_done_again_gives_the_same_bits(architecture: str, tmp_path: Path
     """A lost task may have written some of its files; its second attempt runs on the same input."""
     settings = replace(SETTINGS, architecture=architecture, n_blocks=3, epochs=2)
 
-    def lose(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
+    def lose(plan: Plan, moment: Moment, block: int, attempt: int) -> StepResult:
         if (moment.number + block) % 3 == 0:
             first = steps.step(plan, moment, block, attempt)
             for name in (first.inputs, first.outputs):
@@ -117,7 +117,7 @@ def test_an_attempt_that_is_late_touches_no_file_that_counts(
     settings = replace(SETTINGS, architecture=architecture, n_blocks=3, epochs=2)
     late: list[str] = []
 
-    def twice(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
+    def twice(plan: Plan, moment: Moment, block: int, attempt: int) -> StepResult:
         taken = steps.step(plan, moment, block, attempt)
         zombie = steps.step(plan, moment, block, attempt + 100)
         for name in {zombie.inputs, zombie.outputs} - {*moment.inputs, *moment.outputs}:
@@ -211,7 +211,7 @@ def test_a_diverging_rate_stops_the_run(loss: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stops_the_run(bad: float, tmp_path: Path) -> None:
-    def spoil(plan: Plan, moment: Moment, block: int, attempt: int) -> Done:
+    def spoil(plan: Plan, moment: Moment, block: int, attempt: int) -> StepResult:
         done = steps.step(plan, moment, block, attempt)
         if moment.number == 1:
             vectors = np.load(done.inputs)
@@ -233,7 +233,7 @@ def spark_train(
         {"sentence_id": pa.array(order), "items": [[3 * i for i in lists[s]] for s in order]}
     )
     frame = spark.createDataFrame(rows.cast(_ARROW), SENTENCES).repartition(n_partitions)
-    return train(frame, np.arange(0, 3 * N_ITEMS, 3, np.int32), settings)
+    return train_vectors(frame, np.arange(0, 3 * N_ITEMS, 3, np.int32), settings)
 
 
 _ARROW = pa.schema([("sentence_id", pa.int64()), ("items", pa.list_(pa.int32()))])

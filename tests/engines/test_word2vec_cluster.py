@@ -15,7 +15,7 @@ JOB = """
 import os, signal, sys, threading
 import numpy as np, psutil
 from pyspark.sql import SparkSession
-from recspark.engines.word2vec import train
+from recspark.engines.word2vec import train_vectors
 from recspark.engines.word2vec_step import Word2Vec
 
 spark = SparkSession.builder.getOrCreate()
@@ -40,12 +40,12 @@ def after(text):
     if text.startswith("epoch 2") and not killed:
         threading.Timer(0.3, kill).start()  # within the steps of epoch 3
 
-plain = train(sentences, items, settings, scratch=sys.argv[1])
+plain = train_vectors(sentences, items, settings, scratch=sys.argv[1])
 pids = sorted(set(context.parallelize(range(8), 8).mapPartitions(executors).collect()))
 assert len(pids) == 2, pids
 victim = pids[0]
 assert "java" in psutil.Process(victim).name()
-again = train(sentences, items, settings, scratch=sys.argv[1], progress=after)
+again = train_vectors(sentences, items, settings, scratch=sys.argv[1], progress=after)
 assert killed and not psutil.pid_exists(victim)
 apart = max(np.abs(plain.inputs - again.inputs).max(), np.abs(plain.outputs - again.outputs).max())
 print("SIZE", np.abs(plain.inputs).max(), "APART", apart)

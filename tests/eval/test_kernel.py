@@ -97,3 +97,35 @@ def test_only_users_with_a_header_and_truth_count() -> None:
     assert nobody.n_users == 0
     assert np.isnan(nobody.means).all()
     assert list(sum_users(iter([]), plan())) == []
+
+
+def test_an_item_takes_a_bit_per_mode_segment_k_and_model() -> None:
+    table, given = rows(), plan()
+    users: dict[int, list[dict[str, int]]] = {}
+    for row in table.to_pylist():
+        users.setdefault(row["user_idx"], []).append(row)
+    expected: set[tuple[int, int, int, int, int]] = set()  # mode, segment, k, model, item
+    for of_user in users.values():
+        segment = [row["item_idx"] for row in of_user if row["part"] == 0]
+        for mode in range(len(given.modes)):
+            truth = {row["item_idx"] for row in of_user if row["part"] == given.truth_part(mode)}
+            if not segment or not truth & set(range(N_ITEMS)):
+                continue
+            for row in of_user:
+                model = row["part"] - given.first_list_part(mode)
+                if 0 <= model < len(given.models):
+                    expected |= {
+                        (mode, segment[0], c, model, row["item_idx"])
+                        for c, k in enumerate(given.ks)
+                        if row["rank"] <= k
+                    }
+    sums_of = totals(list(sum_users(table.to_batches(), given)))
+    assert expected == {
+        (mode, segment, c, m, int(given.catalogue.items[position]))
+        for (mode, segment), sums in sums_of.items()
+        for c in range(len(given.ks))
+        for m in range(len(given.models))
+        for position in np.flatnonzero(sums.is_listed(c, m, given))
+    }
+    for sums in sums_of.values():
+        assert sums.listed.nbytes == len(given.ks) * len(given.models) * -(-N_ITEMS // 8)

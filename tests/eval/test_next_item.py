@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from recspark.data.blocks import QueryBlock, Ragged
+from recspark.data.blocks import QueryBlock, Ragged, local_index
 from recspark.eval import next_item
 from recspark.models.scoring import topk
 
@@ -22,7 +22,7 @@ class FollowsLast:
 
     def score(self, block: QueryBlock) -> topk.Scores:
         last = block.history.item_idx[block.history.start[1:] - 1]
-        local = topk.local_index(ITEMS, last)
+        local = local_index(ITEMS, last)
         return topk.DotScores(
             self.matrix[local], np.eye(4, dtype=np.float32), None, known=local >= 0
         )

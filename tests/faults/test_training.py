@@ -87,12 +87,12 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     os.truncate(f"{newest}/vector.npy", 40)
     again = launcher(spark, RANKS, tell=told.append).run(fn, job)[0].value
     assert "resuming after epoch 1 of 3, batch 1" in told
-    found = checkpoint.load(again.place)
+    found = checkpoint.load(again.checkpoint_uri)
 
     storage.remove(job.loop.checkpoints)
     whole = LocalLauncher(2).run(multvae.train_rank, job)[0].value
     assert [e.loss for e in again.curve.epochs] == [e.loss for e in whole.curve.epochs]
-    for name, want in checkpoint.load(whole.place).items():
+    for name, want in checkpoint.load(whole.checkpoint_uri).items():
         np.testing.assert_array_equal(found[name].numpy(), want.numpy())
 
 

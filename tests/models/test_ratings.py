@@ -40,7 +40,7 @@ def test_which_models_predict_ratings() -> None:
     assert rates(autorec(AutoRecSettings(unobserved=0, half_life_days=None)))
     assert not rates(autorec(AutoRecSettings(unobserved=0)))
     assert not rates(autorec(AutoRecSettings(half_life_days=None)))
-    of_als: dict[str, Any] = {"solver": "blocked", "half_life_days": None}
+    of_als: dict[str, Any] = {"half_life_days": None}
     assert rates(AlsModel(AlsSettings(**of_als, feedback="explicit"), synth.CUTOFF, ITEMS, FACTORS))
     assert not rates(AlsModel(AlsSettings(**of_als), synth.CUTOFF, ITEMS, FACTORS))
     rating = MfSettings(loss="rating", half_life_days=None)

@@ -30,7 +30,7 @@ from recspark.config import Source
 from recspark.data.events import check_events, count_verdicts
 from recspark.errors import MissingLandingError, SourceError, suggest
 from recspark.sources import landing_digest, read_landing
-from recspark.sources.files import delta_version, find_place
+from recspark.sources.files import delta_version, find_input
 from recspark.sources.options import CSV_OPTIONS, SUPPORTED, reader_options
 from recspark.sources.raw import csv_header
 from tests.sources.conftest import NIGHT, write_parquet, write_text
@@ -296,7 +296,7 @@ def test_a_delta_table_is_read_as_one(spark: SparkSession, tmp_path: Path) -> No
         ""
     )
     (log / "00000000000000000000.00000000000000000009.compacted.json").write_text("")
-    place = find_place(shop("t"), str(tmp_path / "t"), NIGHT)
+    place = find_input(shop("t"), str(tmp_path / "t"), NIGHT)
     assert delta_version(place) == 0
     for kind in ("parquet", "jsonl"):
         with pytest.raises(SourceError, match=rf"is a Delta table .* but is read as {kind}"):
@@ -446,5 +446,5 @@ def test_relative_path_with_dots_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "here").mkdir()
     write_text(tmp_path / "there/x/a.csv", "user\n")
     monkeypatch.chdir(tmp_path / "here")
-    place = find_place(shop("../there"), "../there", NIGHT)
+    place = find_input(shop("../there"), "../there", NIGHT)
     assert place.files == [str(tmp_path / "there/x/a.csv")]

@@ -252,7 +252,9 @@ def replace_day(catalog: TableCatalog, spark: SparkSession, seen: int | None) ->
 
 def replace_own_day(catalog: TableCatalog, spark: SparkSession, seen: int | None) -> object:
     rows = events(spark, [("mine", D1)])
-    return catalog.replace_slice("events", rows, {"ingest_date": D1}, expected=seen, whole=False)
+    return catalog.replace_slice(
+        "events", rows, {"ingest_date": D1}, expected=seen, any_commit_conflicts=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -421,9 +423,9 @@ def test_what_a_recorded_version_lacks_is_said(spark: SparkSession, catalog: Tab
             "events", version, {"ingest_date": day}, **options
         )
 
-    assert lost(version, D1, some=True) is None
+    assert lost(version, D1, must_have_rows=True) is None
     assert lost(version, date(2020, 2, 2)) is None
-    assert "no rows of" in (lost(version, date(2020, 2, 2), some=True) or "")
+    assert "no rows of" in (lost(version, date(2020, 2, 2), must_have_rows=True) or "")
     assert "no version 7" in (lost(7, D1) or "")
     data = first.read_bytes()
     first.write_bytes(data[:-1])

@@ -9,7 +9,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark.errors import SourceError
-from recspark.tables.damage import named
+from recspark.tables.damage import unreadable_file_error
 
 pytestmark = pytest.mark.spark
 
@@ -35,10 +35,10 @@ def test_the_file_is_named(spark: SparkSession, tmp_path: Path, *, missing: bool
     for action in ACTIONS.values():
         with pytest.raises(Exception, match="FAILED_READ_FILE") as failed:
             action(rows, tmp_path / "out")
-        inside = named(failed.value, f"file://{table.parent}")
+        inside = unreadable_file_error(failed.value, f"file://{table.parent}")
         what = "is not there" if missing else "is torn"
         assert str(inside).startswith(f"table 'events': its file {file.name} {what}")
-        outside = named(failed.value, f"{tmp_path}/elsewhere")
+        outside = unreadable_file_error(failed.value, f"{tmp_path}/elsewhere")
         assert file.name in str(outside)
         assert isinstance(outside, SourceError)
         assert "Deliver it again" in str(outside)
@@ -47,4 +47,4 @@ def test_the_file_is_named(spark: SparkSession, tmp_path: Path, *, missing: bool
 def test_other_errors_are_left_alone(spark: SparkSession) -> None:
     with pytest.raises(Exception, match="DIVIDE_BY_ZERO") as failed:
         spark.sql("SELECT 1 / (id - id) FROM range(3)").collect()
-    assert named(failed.value, "/lake") is None
+    assert unreadable_file_error(failed.value, "/lake") is None

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recspark.errors import DamagedFileError, TableNotFoundError
-from recspark.tables.reader import TableReader, opens
+from recspark.tables.reader import TableReader, is_readable_without_spark
 
 NIGHTS = [date(2024, 5, 30), date(2024, 5, 31)]
 # Ids as shops have them, and as nobody should: quotes, comments of SQL, patterns, backslashes.
@@ -150,7 +150,7 @@ def test_a_table_that_is_not_there_has_a_name(root: Path, tmp_path: Path) -> Non
 
 
 def test_a_store_is_left_to_spark() -> None:
-    assert opens("build/demo")
-    assert opens("file:///build/demo")
-    assert not opens("s3a://lake/recspark")
-    assert not opens("/data/50%25")
+    assert is_readable_without_spark("build/demo")
+    assert is_readable_without_spark("file:///build/demo")
+    assert not is_readable_without_spark("s3a://lake/recspark")
+    assert not is_readable_without_spark("/data/50%25")

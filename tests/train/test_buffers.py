@@ -17,7 +17,7 @@ from recspark.train import checkpoint
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
 from recspark.train.launch import HorovodLauncher, LocalLauncher
-from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
+from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train_network
 from tests.train.test_loop import ONE, TWO, Rows
 
 pytestmark = pytest.mark.torch
@@ -56,7 +56,7 @@ def normed_fit(
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
         return ((net(batch.tensors["x"]) - batch.tensors["y"]) ** 2)[:, 0]
 
-    trained = train(comm, net, loss, rows(shares, comm.rank), options)
+    trained = train_network(comm, net, loss, rows(shares, comm.rank), options)
     return trained, {name: tensor.tolist() for name, tensor in net.state_dict().items()}
 
 
@@ -114,7 +114,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     with pytest.raises(Exception, match="pulled the plug"):
         run(saving("resumed"), Interrupted)
     resumed = run(saving("resumed"))
-    expected, state = checkpoint.load(whole.place), checkpoint.load(resumed.place)
+    expected, state = checkpoint.load(whole.checkpoint_uri), checkpoint.load(resumed.checkpoint_uri)
     assert {MEAN, VARIANCE, COUNT, "known"} < state.keys() == expected.keys()
     assert all(state[name].equal(tensor) for name, tensor in expected.items())
     assert expected["vector"].tolist() == run(OPTIONS).weights["vector"].tolist()
@@ -142,7 +142,7 @@ def test_the_best_epochs_buffers_come_back() -> None:
             assert net.training
             return net(batch.tensors["x"])[:, 0] ** 2
 
-        return train(comm, net, loss, Rows(ONE, 0), OPTIONS, Validation(held, value)), means
+        return train_network(comm, net, loss, Rows(ONE, 0), OPTIONS, Validation(held, value)), means
 
     trained, means = LocalLauncher(1).run(fit)[0].value
     assert trained.curve.best == 2
@@ -165,7 +165,7 @@ def drawn(ranks: int, shares: Any) -> list[list[Any]]:
             numbers.append(torch.rand(8, generator=generator).tolist())
             return net(batch.tensors["x"])[:, 0] ** 2
 
-        train(comm, net, loss, Rows(shares, comm.rank), OPTIONS)
+        train_network(comm, net, loss, Rows(shares, comm.rank), OPTIONS)
         return numbers
 
     return [answer.value for answer in LocalLauncher(ranks).run(fit)]
@@ -185,7 +185,7 @@ def test_torchs_random_numbers_go_on_as_if_there_had_been_no_training() -> None:
         def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
             return nets[comm.rank](batch.tensors["x"])[:, 0] ** 2
 
-        train(comm, nets[comm.rank], loss, Rows(TWO, comm.rank), OPTIONS)
+        train_network(comm, nets[comm.rank], loss, Rows(TWO, comm.rank), OPTIONS)
 
     torch.manual_seed(7)
     expected = torch.rand(4)
@@ -204,7 +204,7 @@ def everything(comm: Any) -> tuple[Any, Any]:
     from torch import nn
 
     from recspark.train.feed import Batch
-    from recspark.train.loop import LoopOptions, train
+    from recspark.train.loop import LoopOptions
     from recspark.train.optimisers import Adagrad, Ftrl
 
     class Wide(nn.Module):
@@ -242,7 +242,7 @@ def everything(comm: Any) -> tuple[Any, Any]:
         optimisers={"wide": Ftrl(0.5, l1=0.1), "deep.2": Adagrad(0.1)},
         clip_norm=1.0,
     )
-    trained = train(comm, net, loss, Shares(), options)
+    trained = train_network(comm, net, loss, Shares(), options)
     own = {name: tensor.numpy().copy() for name, tensor in net.state_dict().items()}
     return trained.weights, {name: numpy.array(array) for name, array in own.items()}
 

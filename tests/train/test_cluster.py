@@ -33,7 +33,7 @@ def work(comm):
 def main():
     told = []
     results = launcher(spark, Train(ranks=2, timeout_s=200), tell=told.append).run(work)
-    print("RESULT", json.dumps([[vars(r.place), *r.value] for r in results]), flush=True)
+    print("RESULT", json.dumps([[vars(r.location), *r.value] for r in results]), flush=True)
     print("TOLD", json.dumps(told), flush=True)
 
 

@@ -118,9 +118,9 @@ def test_ranks_exchange_tensors_and_answer_in_order(make: Make, tmp_path: Path) 
             "later": [21.0 * 2**19] * 3,
             "threads": 1,
         }
-        assert result.place.rank == rank
-        assert result.place.executor == "driver"
-        assert told.index(str(result.place)) < told.index(f"hello from {rank}")
+        assert result.location.rank == rank
+        assert result.location.executor == "driver"
+        assert told.index(str(result.location)) < told.index(f"hello from {rank}")
 
 
 def test_a_failing_rank_raises_with_its_own_traceback(make: Make, request: Any) -> None:
@@ -196,11 +196,11 @@ def test_a_long_training_is_not_taken_for_a_hung_one(monkeypatch: pytest.MonkeyP
     assert [r.value for r in LocalLauncher(2, timeout_s=1000).run(fn)] == [0, 1]
     pulse = Pulse()
     clock.now += 999
-    assert pulse.left(1000) == 1
+    assert pulse.remaining_s(1000) == 1
     clock.now += 1
-    assert pulse.left(1000) == 0
+    assert pulse.remaining_s(1000) == 0
     pulse.beat()
-    assert pulse.left(1000) == 1000
+    assert pulse.remaining_s(1000) == 1000
 
 
 class Clock:
@@ -221,20 +221,20 @@ def test_the_driver_waits_for_the_rank_that_was_silent_longest(
     clock = Clock()
     monkeypatch.setattr(rank_module, "time", clock)
     with Listener(spark, lambda _: None) as listener:
-        assert listener.left(2, 60, 10) == 70  # both have their start before them
+        assert listener.remaining_s(2, 60, 10) == 70  # both have their start before them
         ranks = [Pulse(), Pulse()]
-        listener._ranks = ranks
+        listener._pulses = ranks
         clock.now = 8
         ranks[0].beat()
-        assert listener.left(2, 60, 10) == 2
-        assert listener.left(3, 60, 10) == 2
+        assert listener.remaining_s(2, 60, 10) == 2
+        assert listener.remaining_s(3, 60, 10) == 2
         assert listener.silent(10) == []
         clock.now = 10
-        ranks[1].of = "rank 1 on host h"
-        assert listener.left(2, 60, 10) == 0
+        ranks[1].owner = "rank 1 on host h"
+        assert listener.remaining_s(2, 60, 10) == 0
         assert listener.silent(10) == ["rank 1 on host h"]
         ranks[1].ended = True
-        assert listener.left(2, 60, 10) == 8
+        assert listener.remaining_s(2, 60, 10) == 8
 
 
 @pytest.mark.slow
@@ -311,8 +311,8 @@ def test_one_rank_is_a_spark_task(spark: Any, tmp_path: Path) -> None:
     marks = str(tmp_path / "heard")
     (result,) = launcher(spark, train(ranks=1), tell=heard(told, marks)).run(exchange(), 5, marks)
     assert (result.value["sum"], result.value["size"]) == ([5.0] * 3, 1)
-    assert result.place.pid != os.getpid()
-    assert told == [str(result.place), "hello from 0"]
+    assert result.location.pid != os.getpid()
+    assert told == [str(result.location), "hello from 0"]
 
     def fn(comm: Any) -> None:
         raise ValueError("no luck in the task")

@@ -22,7 +22,7 @@ from recspark.train.comm import Comm
 from recspark.train.curve import Epoch
 from recspark.train.feed import Batch
 from recspark.train.launch import LocalLauncher
-from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train
+from recspark.train.loop import LoopOptions, Trained, Validation, load_weights, train_network
 from tests.damage import damages, put
 
 pytestmark = pytest.mark.torch
@@ -63,7 +63,7 @@ def squared(made: nn.Module) -> Any:
 
 def fit(comm: Comm, shares: list[list[list[int]]], options: LoopOptions) -> Trained:
     made = net()
-    return train(comm, made, squared(made), Rows(shares, comm.rank), options)
+    return train_network(comm, made, squared(made), Rows(shares, comm.rank), options)
 
 
 def trained(shares: list[list[list[int]]], options: LoopOptions = OPTIONS, **more: Any) -> Any:
@@ -111,7 +111,7 @@ def test_ranks_start_from_rank_0() -> None:
         made = net()
         with torch.no_grad():
             made.bias += comm.rank
-        return train(comm, made, squared(made), Rows(TWO, comm.rank), OPTIONS)
+        return train_network(comm, made, squared(made), Rows(TWO, comm.rank), OPTIONS)
 
     found = LocalLauncher(2).run(fn)[0].value
     np.testing.assert_allclose(
@@ -132,7 +132,7 @@ def test_rows_that_do_not_add_up_are_an_error() -> None:
     def fn(comm: Comm) -> None:
         made, rows = net(), Rows(ONE, 0)
         rows.n_rows_of_all += 1
-        train(comm, made, squared(made), rows, OPTIONS)
+        train_network(comm, made, squared(made), rows, OPTIONS)
 
     with pytest.raises(FeedError, match="epoch 1 counted 7 rows over all ranks, planned were 8"):
         LocalLauncher(1).run(fn)
@@ -164,7 +164,7 @@ def noisy(broken_at: int = 10**6, error: Exception | None = None) -> Any:
                 return out * float("nan")
             return out
 
-        return train(comm, made, loss, Rows(shares, comm.rank), options)
+        return train_network(comm, made, loss, Rows(shares, comm.rank), options)
 
     return fn
 
@@ -274,12 +274,12 @@ def test_a_checkpoint_of_another_network_is_not_taken(folder: str, like: Any) ->
 
 def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(folder: str) -> None:
     whole = trained(ONE, saving(folder))[0]
-    want = checkpoint.load(whole.place)["vector"].tolist()
+    want = checkpoint.load(whole.checkpoint_uri)["vector"].tolist()
     storage.write_bytes(storage.join(checkpoint.newest(folder), "vector.npy"), b"torn")
     told: list[str] = []
     again = trained(ONE, saving(folder), tell=told.append)[0]
     assert "resuming after epoch 4 of 5, batch 1" in told
-    assert checkpoint.load(again.place)["vector"].tolist() == want
+    assert checkpoint.load(again.checkpoint_uri)["vector"].tolist() == want
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(folder: str) -> None:
@@ -319,7 +319,7 @@ def test_bfloat16_rounds_products_and_keeps_parameters() -> None:
             kinds.add(out.dtype)
             return (out - batch.tensors["y"].float())[:, 0] ** 2
 
-        found = train(comm, made, loss, Rows(ONE, 0), replace(OPTIONS, precision=precision))
+        found = train_network(comm, made, loss, Rows(ONE, 0), replace(OPTIONS, precision=precision))
         assert kinds == {getattr(torch, precision)}
         return found
 
@@ -354,7 +354,7 @@ def held_out(values: list[float], **changes: Any) -> Any:
             learning_rate=0.1,
             **{k: v for k, v in changes.items() if k != "better"},
         )
-        return train(comm, made, squared(made), Rows(TWO, comm.rank), options, validation)
+        return train_network(comm, made, squared(made), Rows(TWO, comm.rank), options, validation)
 
     return LocalLauncher(2).run(fn)[0].value
 
@@ -372,7 +372,7 @@ def after(epochs: int, of: int) -> Any:
                 return super().epoch(epoch, start)
 
         rows = Watched(TWO, comm.rank)
-        train(comm, made, squared(made), rows, LoopOptions(epochs=of, learning_rate=0.1))
+        train_network(comm, made, squared(made), rows, LoopOptions(epochs=of, learning_rate=0.1))
         seen.append(nn.utils.parameters_to_vector(made.parameters()).tolist())
         return seen[epochs]
 
@@ -444,7 +444,7 @@ def table_fit(comm: Comm, shares: list[list[list[int]]], options: LoopOptions) -
         rows = (batch.tensors["x"][:, 0] * 10).round().long()
         return ((made(rows) - 1) ** 2).sum(dim=1)
 
-    return train(comm, made, loss, Rows(shares, comm.rank, width=8), options)
+    return train_network(comm, made, loss, Rows(shares, comm.rank, width=8), options)
 
 
 def test_sparse_gradients_move_the_rows_they_touch_as_sparse_adam_does() -> None:
@@ -522,7 +522,7 @@ def test_every_batch_of_every_epoch_and_rank_draws_its_own_numbers() -> None:
             drawn.append(float(torch.rand(1, generator=generator)))
             return squared(made)(batch, generator, done)
 
-        train(comm, made, loss, Rows(TWO, comm.rank), OPTIONS)
+        train_network(comm, made, loss, Rows(TWO, comm.rank), OPTIONS)
         return drawn
 
     found = [number for result in LocalLauncher(2).run(fn) for number in result.value]

@@ -17,7 +17,7 @@ from recspark.train import checkpoint
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
 from recspark.train.launch import LocalLauncher
-from recspark.train.loop import LoopOptions, Trained, load_weights, train
+from recspark.train.loop import LoopOptions, Trained, load_weights, train_network
 from recspark.train.optimisers import Adagrad, Adam, Ftrl, Optimiser, Schedule, Sgd
 from tests.train.test_loop import STEPS, Rows, Table, table_fit
 
@@ -69,7 +69,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
                     yield batch
 
         net = Table()
-        train(comm, net, table_loss(net), Interrupted(STEPS, comm.rank, width=8), options)
+        train_network(comm, net, table_loss(net), Interrupted(STEPS, comm.rank, width=8), options)
 
     def saving(folder: str) -> LoopOptions:
         return by(optimiser, checkpoints=str(tmp_path / folder), checkpoint_every_s=0)
@@ -80,7 +80,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     lines: list[str] = []
     resumed = LocalLauncher(2, tell=lines.append).run(table_fit, STEPS, saving("resumed"))[0].value
     assert any(line.startswith("resuming after") for line in lines)
-    expected, state = checkpoint.load(whole.place), checkpoint.load(resumed.place)
+    expected, state = checkpoint.load(whole.checkpoint_uri), checkpoint.load(resumed.checkpoint_uri)
     assert state.keys() == expected.keys()
     assert all(state[name].equal(tensor) for name, tensor in expected.items())
 
@@ -106,7 +106,7 @@ def test_a_sparse_step_is_the_dense_one(optimiser: Optimiser) -> None:
             return self.table[rows] * self.factor
 
     def fit(comm: Comm, net: Table) -> list[list[float]]:
-        train(comm, net, table_loss(net), Rows(TOGETHER, 0, width=8), by(optimiser))
+        train_network(comm, net, table_loss(net), Rows(TOGETHER, 0, width=8), by(optimiser))
         return net.table.tolist()
 
     sparse, dense = (LocalLauncher(1).run(fit, net)[0].value for net in (Table(), Dense()))
@@ -250,7 +250,7 @@ def test_ftrl_by_its_paper(clicks: tuple[Any, Any], l1: float, sparse: bool) -> 
                 score[None], batch.tensors["y"], reduction="none"
             )
 
-        train(comm, net, loss, rows, by(ftrl, epochs=1))
+        train_network(comm, net, loss, rows, by(ftrl, epochs=1))
         return net.weight.detach().numpy()[:, 0]
 
     weights = LocalLauncher(1).run(fit)[0].value
@@ -298,7 +298,7 @@ def deep_fit(comm: Comm, options: LoopOptions, *trained: str) -> tuple[Trained, 
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
         return net(batch.tensors["x"])
 
-    answer = train(comm, net, loss, Rows(TOGETHER, 0, width=8), options)
+    answer = train_network(comm, net, loss, Rows(TOGETHER, 0, width=8), options)
     return answer, {name: p.tolist() for name, p in net.named_parameters()}
 
 
@@ -345,7 +345,7 @@ def test_a_name_that_means_two_things_is_an_error() -> None:
         net = nn.Module()
         net.weight = nn.Parameter(torch.ones(2))
         net.vector = nn.Parameter(torch.ones(2), requires_grad=False)
-        train(comm, net, lambda *_: net.weight, Rows(TOGETHER, 0), by(Sgd(0.1)))
+        train_network(comm, net, lambda *_: net.weight, Rows(TOGETHER, 0), by(Sgd(0.1)))
 
     with pytest.raises(ModelError, match="vector: the network may not use this name"):
         LocalLauncher(1).run(fit)
@@ -372,7 +372,7 @@ def slope_fit(comm: Comm, options: LoopOptions, slope: float = 1.0) -> list[list
         return one.expand(len(batch.weight))
 
     rows = Rows([[[0, 1], [2], [3, 4]], [[5], [], [6]]][: comm.size], comm.rank)
-    train(comm, net, loss, rows, options)
+    train_network(comm, net, loss, rows, options)
     note()
     assert net.table[0].item() == 0
     return weights
@@ -423,7 +423,7 @@ def test_a_frozen_parameter_does_not_move(
 
     def fit(comm: Comm, options: LoopOptions) -> tuple[Trained, list[list[float]]]:
         net = Frozen(shift=comm.rank)
-        answer = train(comm, net, table_loss(net), Rows(STEPS, comm.rank, width=8), options)
+        answer = train_network(comm, net, table_loss(net), Rows(STEPS, comm.rank, width=8), options)
         return answer, net.table.tolist()
 
     options = by(optimiser)
@@ -441,7 +441,7 @@ def test_a_network_may_be_frozen_but_for_a_table() -> None:
     def fit(comm: Comm) -> Callable[..., Any]:
         net = Table()
         net.factor.requires_grad_(False)
-        train(comm, net, table_loss(net), Rows(TOGETHER, 0, width=8), by(Adam(0.1)))
+        train_network(comm, net, table_loss(net), Rows(TOGETHER, 0, width=8), by(Adam(0.1)))
         return net.factor.tolist(), net.table[0].tolist()
 
     factor, row = LocalLauncher(1).run(fit)[0].value

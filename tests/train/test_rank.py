@@ -75,7 +75,7 @@ def test_who_does_not_begin_with_the_token_is_not_heard(
         other.sendall(said + b"\nand this\n")
         assert is_ended(other)
     assert heard.lines == []
-    assert listener._ranks == []  # nor is it taken for a rank that lives
+    assert listener._pulses == []  # nor is it taken for a rank that lives
 
 
 def test_a_stranger_does_not_fill_the_memory(listener: Listener) -> None:

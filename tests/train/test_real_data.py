@@ -89,7 +89,7 @@ def ten_steps(reader: str = "petastorm", learning_rate: float = 1e-3) -> Callabl
             make_net,
             row_loss,
         )
-        from recspark.train.loop import LoopOptions, train
+        from recspark.train.loop import LoopOptions, train_network
 
         feed = make_feed(
             plan, comm.rank, ("user_idx", "items", "weights"), batch_size, 7, reader=reader
@@ -99,7 +99,7 @@ def ten_steps(reader: str = "petastorm", learning_rate: float = 1e-3) -> Callabl
         net = make_net(settings, len(items), 1)
         net.items_out_bias.data = log_shares(comm, feed.epoch(0), known)
         loss = partial(row_loss, net, known, settings)
-        train(
+        train_network(
             comm,
             net,
             lambda batch, _generator, done: loss(batch, None, done),

@@ -1,1 +1,1 @@
-"""Networks that rebuild what a user has, or an item's words."""
+"""Networks that rebuild a user's items, or an item's words, from a compressed form."""

@@ -1,8 +1,9 @@
-"""Collaborative deep learning: item factors drawn to what an autoencoder makes of an item's words.
+"""Collaborative deep learning (CDL): matrix factorisation with a prior from each item's words.
 
-Source: Wang, Wang & Yeung 2015, "Collaborative Deep Learning for Recommender Systems", sections 3.3
-to 3.5. The network is trained by Horovod ranks from the files of one version of `training_texts`;
-factors are solved in closed form by recspark's blocked ALS on Spark.
+An autoencoder of an item's words gives a code, and the item's factor is pulled towards this code.
+The network is trained by Horovod ranks from the files of one version of `training_texts`. Factors
+are solved in closed form by recspark's blocked ALS on Spark. Source: Wang, Wang & Yeung 2015,
+"Collaborative Deep Learning for Recommender Systems", sections 3.3 to 3.5.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 
 from recspark import storage
-from recspark.data.blocks import Array
+from recspark.data.blocks import Array, local_index
 from recspark.data.dataset import Dataset
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
@@ -28,22 +29,21 @@ from recspark.models.factors.factor_model import FactorModel
 from recspark.models.neural import (
     Job,
     NeuralSettings,
-    check_catalogue,
+    check_catalogue_size,
     corrupted,
     fit_network,
-    local_index,
+    look_up,
     net_arrays,
 )
-from recspark.models.scoring import topk
 from recspark.models.weights import HistoryWeights
 from recspark.nets.sdae import SdaeNet
 from recspark.train.comm import Comm
 from recspark.train.curve import Curve, Epoch
 from recspark.train.feed import Batch, read_arrow
-from recspark.train.loop import Trained, load_weights, train
+from recspark.train.loop import Trained, load_weights, train_network
 
 _COLUMNS = ("item_idx", "words", "weights")
-_ROWS = 1024  # items encoded at once
+_ITEMS_PER_BATCH = 1024  # items encoded at once
 
 
 class CdlSettings(NeuralSettings):
@@ -52,15 +52,16 @@ class CdlSettings(NeuralSettings):
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         (200, 50),
         min_length=1,
-        description="units of the layers from the words to the middle; the last is the length of a "
-        "factor. Paper: 200, 50",
+        description="units of each layer, from the words to the middle layer; the last number is "
+        "also the length of a factor. Paper: 200, 50",
     )
     corruption: float = Field(
-        0.3, ge=0, lt=1, description="share of the words that is set to 0 (masking). Paper: 0.3"
+        0.3, ge=0, lt=1, description="share of the words that is set to 0 in training. Paper: 0.3"
     )
     activation: Literal["tanh", "sigmoid"] = Field(
         "sigmoid",
-        description="of every layer but the words' own, which is a sigmoid. Paper: sigmoid",
+        description="activation of every layer except the rebuilt words, which always have a "
+        "sigmoid. Paper: sigmoid",
     )
     reg_users: float = Field(
         0.1,
@@ -71,17 +72,18 @@ class CdlSettings(NeuralSettings):
     reg_items: float = Field(
         10.0,
         gt=0,
-        description="lambda_v: how strongly an item's factor is held to its words. Paper: 10",
+        description="lambda_v: how strongly an item's factor is pulled to the code of its words. "
+        "Paper: 10",
         json_schema_extra={"tune": {"low": 0.1, "high": 100, "log": True}},
     )
     reg_words: float = Field(
         1000.0,
         ge=0,
-        description="lambda_n: weight of the rebuilt words. Paper: 1000",
+        description="lambda_n: weight of the squared error of the rebuilt words. Paper: 1000",
         json_schema_extra={"tune": {"low": 1, "high": 10000, "log": True}},
     )
     unobserved_weight: float = Field(
-        0.01, gt=0, description="b: confidence of a pair without interaction. Paper: 0.01"
+        0.01, gt=0, description="b: confidence of a pair without an interaction. Paper: 0.01"
     )
     alpha: float = Field(
         0.0,
@@ -90,30 +92,36 @@ class CdlSettings(NeuralSettings):
         json_schema_extra={"tune": {"low": 0.1, "high": 100, "log": True}},
     )
     half_life_days: float | None = Field(
-        None, gt=0, description="days; an event this old weighs half; null = no decay"
+        None, gt=0, description="days; an event this old counts half; null = no decay"
     )
     pretraining_epochs: int = Field(
-        5, ge=0, description="passes over the items for each layer, before all else. Guess"
+        5, ge=0, description="passes over the items to pretrain each layer, before round 1. Guess"
     )
     rounds: int = Field(
-        4, ge=1, description="times that the network is trained, then the factors solved. Guess"
+        4, ge=1, description="rounds; each trains the network, then solves the factors. Guess"
     )
-    sweeps: int = Field(2, ge=1, description="solves of items and users in a round. Guess")
-    epochs: int = Field(10, ge=1, description="passes over the items in a round. Guess")
-    batch_size: int = Field(128, ge=1, description="items of a step, of all ranks together. Guess")
+    sweeps: int = Field(2, ge=1, description="solves of items and users per round. Guess")
+    epochs: int = Field(10, ge=1, description="passes over the items per round. Guess")
+    batch_size: int = Field(128, ge=1, description="items per step, all ranks together. Guess")
     learning_rate: float = Field(
-        1e-3, gt=0, description="of Adam at a round's first step, falling linearly to 0. Guess"
+        1e-3,
+        gt=0,
+        description="learning rate of Adam at the first step of a round; it falls linearly to 0. "
+        "Guess",
     )
     weight_decay: float = Field(
-        1e-4, ge=0, description="L2 on all weights of the network: lambda_w over items"
+        1e-4,
+        ge=0,
+        description="L2 penalty on all weights of the network: lambda_w / number of items",
     )
     n_blocks: int = Field(
-        4, ge=1, description="blocks of users and of items that are solved; see als"
+        4, ge=1, description="blocks of users and of items, solved in parallel; see als"
     )
     max_items: int = Field(
         100_000,
         ge=1,
-        description="largest catalogue; every rank is sent its factors, 4 bytes a unit",
+        description="largest catalogue, in items; every rank is sent all item factors, 4 bytes per "
+        "number",
     )
 
     @model_validator(mode="after")
@@ -129,16 +137,22 @@ class CdlSettings(NeuralSettings):
 
     @property
     def scale(self) -> float:
-        """What item factors are multiplied by, and user factors divided by, in `objective`.
+        """The number s = (lambda_v / lambda_u)^(1/4) that makes the penalties of both sides equal.
 
-        lambda_u |u|^2 + lambda_v |v - e|^2 is then lambda (|u / s|^2 + |s v - s e|^2), with one
-        lambda = sqrt(lambda_u lambda_v) for both sides, and u v is the same.
+        ALS has a single penalty weight lambda for users and items. In `objective`, item factors are
+        therefore multiplied by s, and user factors divided by s. With lambda = sqrt(lambda_u
+        lambda_v),
+
+            lambda_u |u|^2 + lambda_v |v - e|^2 = lambda (|u / s|^2 + |s v - s e|^2)
+
+        and the product u v does not change. Example: lambda_u = 0.1 and lambda_v = 10 give s = 3.16
+        and lambda = 1.
         """
         return float((self.reg_items / self.reg_users) ** 0.25)
 
     @property
     def objective(self) -> Objective:
-        """What factors minimise: C (R - u v)^2 over all pairs and the scaled penalties."""
+        """What the factors minimise: C (R - u v)^2 summed over all pairs, and scaled penalties."""
         reg = float(np.sqrt(self.reg_users * self.reg_items))
         return Objective(reg, self.alpha, self.unobserved_weight, reg_exponent=0.0)
 
@@ -146,11 +160,16 @@ class CdlSettings(NeuralSettings):
 class Cdl(Algorithm[CdlSettings]):
     """Minimise lambda_u |u|^2 + lambda_v |v - f_e(x)|^2 + lambda_n |f_r(x) - x|^2 + C (R - u v)^2.
 
-    Each / 2 and summed over users, items and all pairs; f_e is the network's middle layer for an
-    item's words, f_r the words rebuilt from it. MAP by turns: gradient steps on the network with v
-    fixed; then, in closed form, v given u and f_e, and u given v. Users are folded in at scoring:
-    one more solve of the same equation. Source: equation 5 and the updates after it (lambda_s
-    infinite). f_e is taken of the clean words where it is a prior, of corrupted ones in training.
+    Each term is divided by 2 and summed: the first over users u, the next two over items v with
+    words x, the last over all pairs. f_e is the network's middle layer for the words of an item,
+    and f_r are the words rebuilt from the middle layer. R is 1 for an interaction and else 0, C is
+    its confidence.
+
+    The maximum a posteriori (MAP) estimate is found in turns. First come gradient steps on the
+    network with v fixed. Then v is solved in closed form given u and f_e, and u given v. As a prior
+    of v, f_e is computed from clean words; in training, from corrupted words. Users are folded in
+    at scoring, with one more solve of the same equation. Source: equation 5 and the updates after
+    it (lambda_s infinite).
     """
 
     settings_class = CdlSettings
@@ -161,9 +180,9 @@ class Cdl(Algorithm[CdlSettings]):
         return ("training_texts",)
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> CdlModel:
-        """See `Algorithm.fit`. Driver: item-sized."""
+        """See `Algorithm.fit`. Driver memory grows with the number of items, not of users."""
         settings, items = self.settings, data.vocabulary()
-        check_catalogue("cdl", items, settings.max_items, 4 * settings.size, "als")
+        check_catalogue_size("cdl", items, settings.max_items, 4 * settings.size, "als")
         network = _Network(settings, data, items, options)
         plan = Plan(
             rank=settings.size,
@@ -174,8 +193,8 @@ class Cdl(Algorithm[CdlSettings]):
             progress=options.progress,
             prior=network.prior,
         )
-        frame = pairs(data, items, HistoryWeights.sums(data.cutoff, settings.half_life_days))
-        with BlockedAls(frame, len(items), settings.objective, plan) as als:
+        interactions = pairs(data, items, HistoryWeights.sums(data.cutoff, settings.half_life_days))
+        with BlockedAls(interactions, len(items), settings.objective, plan) as als:
             als.run()
             factors = als.item_factors()
         options.record(network.curve)
@@ -183,11 +202,11 @@ class Cdl(Algorithm[CdlSettings]):
 
 
 class CdlModel(FactorModel):
-    """Item factors, times `CdlSettings.scale`."""
+    """A fitted `Cdl`: its item factors, multiplied by `CdlSettings.scale`."""
 
 
 class _Network:
-    """The network of one fit: trained anew on the factors of each round, from its last weights."""
+    """The network of one fit. Each round trains it further, on the item factors of that round."""
 
     def __init__(
         self, settings: CdlSettings, data: Dataset, items: Array, options: FitOptions
@@ -195,40 +214,45 @@ class _Network:
         self._settings, self._data, self._items, self._options = settings, data, items, options
         self._files = [uri for uri, rows in data.training_set("training_texts").files if rows]
         self._n_words = 1 + max(0, *(int(texts["words"].max()) for texts in self._texts()))
-        self._arrays: dict[str, Array] | None = None  # the weights; None = not trained
-        self._calls = 0
+        self._arrays: dict[str, Array] | None = None  # the weights; None = not trained yet
+        self._n_prior_calls = 0
+        # f_e(x) of each item (n_items, size); 0 for an item without a row in the training set
         self._codes = np.zeros((len(items), settings.size), np.float32)
         self._epochs: list[Epoch] = []
 
     @property
     def curve(self) -> Curve:
-        """The epochs of all rounds, one after the other."""
-        epochs = [replace(epoch, epoch=n) for n, epoch in enumerate(self._epochs, 1)]
+        """The epochs of all rounds in order, numbered from 1 without a restart."""
+        epochs = [replace(epoch, epoch=number) for number, epoch in enumerate(self._epochs, 1)]
         return Curve(tuple(epochs), len(epochs))
 
     def prior(self, factors: Array | None) -> Array:
-        """Return what items are drawn to, scaled, float32 (n_items, size); see `als.Plan`.
+        """Return f_e(x) * scale of each item, to which its factor is pulled; see `als.Plan`.
 
-        Every `sweeps` calls the network is trained on the factors (scaled; None = none yet).
+        The result is float32 (n_items, size). ALS calls this method before each solve of the items,
+        with their scaled factors (None the first time). The first call of a round, which is every
+        `sweeps`-th, trains the network before it returns.
         """
         settings = self._settings
-        if self._calls % settings.sweeps == 0:
+        if self._n_prior_calls % settings.sweeps == 0:
             self._train(None if factors is None else factors / np.float32(settings.scale))
-        self._calls += 1
+        self._n_prior_calls += 1
         return self._codes * np.float32(settings.scale)
 
     def _train(self, factors: Array | None) -> None:
-        number = self._calls // self._settings.sweeps + 1
+        round_number = self._n_prior_calls // self._settings.sweeps + 1
         curves: list[Curve] = []
         scratch = self._options.scratch
         options = replace(
             self._options,
-            scratch=storage.join(scratch, f"round-{number}") if scratch else "",
+            scratch=storage.join(scratch, f"round-{round_number}") if scratch else "",
             record=curves.append,
         )
-        self._options.progress(f"  cdl: round {number} of {self._settings.rounds}")
-        of_rank = partial(train_rank, self._n_words, self._arrays, factors)
-        trained = fit_network("cdl", self._data, options, self._settings, self._items, of_rank)
+        self._options.progress(f"  cdl: round {round_number} of {self._settings.rounds}")
+        train_this_round = partial(train_rank, self._n_words, self._arrays, factors)
+        trained = fit_network(
+            "cdl", self._data, options, self._settings, self._items, train_this_round
+        )
         net = make_net(self._settings, self._n_words, self._options.seed)
         load_weights(net, trained)
         self._arrays = net_arrays(net)
@@ -236,17 +260,26 @@ class _Network:
         with torch.no_grad():
             for texts in self._texts():
                 batch = Batch(
-                    {n: torch.from_numpy(v.copy()) for n, v in texts.items()}, torch.ones(0)
+                    {name: torch.from_numpy(values.copy()) for name, values in texts.items()},
+                    torch.ones(0),
                 )
-                at = topk.local_index(self._items, texts["item_idx"])
-                coded = net.encode(*bag(batch), len(at), net.depth).numpy()  # (B, K)
-                self._codes[at[at >= 0]] = coded[at >= 0]
+                # (B,), -1 for an item outside the vocabulary
+                item_rows = local_index(self._items, texts["item_idx"])
+                codes = net.encode(
+                    *word_entries(batch), len(item_rows), net.depth
+                ).numpy()  # (B, K)
+                self._codes[item_rows[item_rows >= 0]] = codes[item_rows >= 0]
 
     def _texts(self) -> Iterator[dict[str, Array]]:
-        """Yield the rows of the training set, some at a time, in the same order always."""
+        """Yield the columns of the training set, `_ITEMS_PER_BATCH` rows at most at a time.
+
+        The order of the rows is the same at every call.
+        """
         for group in read_arrow(self._files, _COLUMNS, None):
-            for begin in range(0, len(group["item_idx"]), _ROWS):
-                yield {name: values[begin : begin + _ROWS] for name, values in group.items()}
+            for begin in range(0, len(group["item_idx"]), _ITEMS_PER_BATCH):
+                yield {
+                    name: values[begin : begin + _ITEMS_PER_BATCH] for name, values in group.items()
+                }
 
 
 def train_rank(
@@ -256,32 +289,42 @@ def train_rank(
     comm: Comm,
     job: Job,
 ) -> Trained:
-    """Train on one rank, from `arrays`, or layer by layer first; see `recspark.train.launch`."""
+    """Train for one round on one rank; see `recspark.train.launch`.
+
+    Parameters
+    ----------
+    arrays : the weights after the round before; None = the first round: the network starts from
+        random weights and is pretrained layer by layer
+    factors : item factors, not scaled, float32 (n_items, K); None = there are none yet, and the
+        network only rebuilds words
+    """
     settings: CdlSettings = job.settings
     feed = job.feed(comm, _COLUMNS)
     net = make_net(settings, n_words, job.loop.seed)
     if arrays is None:
 
-        def of_layer(k: int, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        def loss_of_layer(k: int, batch: Batch, generator: torch.Generator) -> torch.Tensor:
             return layer_loss(net, settings, k, batch, generator)
 
-        pretrain(comm, net, feed, job.loop, settings.pretraining_epochs, of_layer)
+        pretrain(comm, net, feed, job.loop, settings.pretraining_epochs, loss_of_layer)
     else:
         for name, parameter in net.named_parameters():
             parameter.data = torch.from_numpy(arrays[name].copy())
     items = torch.from_numpy(job.items.astype(np.int64))  # (n_items,)
-    targets = None if factors is None else torch.from_numpy(factors)  # (n_items, K)
+    item_factors = None if factors is None else torch.from_numpy(factors)  # (n_items, K)
 
     def loss(batch: Batch, generator: torch.Generator, done: float) -> torch.Tensor:
-        at, _ = local_index(batch.tensors["item_idx"], items)  # (B,)
-        wanted = None if targets is None else targets.to(at.device)[at]  # (B, K)
-        return row_loss(net, settings, batch, wanted, generator)
+        item_rows, _ = look_up(batch.tensors["item_idx"], items)  # (B,)
+        factors_of_batch = (
+            None if item_factors is None else item_factors.to(item_rows.device)[item_rows]
+        )  # (B, K)
+        return row_loss(net, settings, batch, factors_of_batch, generator)
 
-    return train(comm, net, loss, feed, job.loop)
+    return train_network(comm, net, loss, feed, job.loop)
 
 
 def make_net(settings: CdlSettings, n_words: int, seed: int) -> SdaeNet:
-    """Return the network with the weights of `seed`."""
+    """Return the network with first weights drawn from `seed`; its "items" are words."""
     generator = torch.Generator().manual_seed(seed)
     return SdaeNet(n_words, settings.hidden_sizes, generator, settings.activation)
 
@@ -295,12 +338,13 @@ def row_loss(
 ) -> torch.Tensor:
     """Return lambda_n / 2 |f_r(x) - clean x|^2 + lambda_v / 2 |v - f_e(x)|^2 of each item, (B,).
 
-    `factors` v (B, K); None = without the second term. Without a `generator` x is clean.
+    x are the corrupted words of the item; without a `generator`, its clean words. `factors` (B, K)
+    is v of each item; None = the second term is left out.
     """
-    rows, words, values = bag(batch)  # (P,) each
+    rows, words, values = word_entries(batch)  # (P,) each
     n_rows = len(batch.weight)
-    seen = corrupted(values, settings.corruption, generator)  # (P,)
-    middle = net.encode(rows, words, seen, n_rows, net.depth)  # (B, K)
+    inputs = corrupted(values, settings.corruption, generator)  # (P,)
+    middle = net.encode(rows, words, inputs, n_rows, net.depth)  # (B, K)
     error = _words_error(net, net.decode(middle), rows, words, values)  # (B,)
     loss = settings.reg_words / 2 * error  # (B,)
     if factors is not None:
@@ -311,20 +355,29 @@ def row_loss(
 def layer_loss(
     net: SdaeNet, settings: CdlSettings, k: int, batch: Batch, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return the squared error of layer k's clean input, rebuilt from a corrupted one, (B,)."""
-    rows, words, values = bag(batch)  # (P,) each
+    """Return the squared error of layer k's clean input, rebuilt from a corrupted one, (B,).
+
+    Layers count from 1. The input of layer 1 is the words of an item, that of layer k > 1 is the
+    output of layer k - 1.
+    """
+    rows, words, values = word_entries(batch)  # (P,) each
     n_rows = len(batch.weight)
     if k == 1:
-        seen = corrupted(values, settings.corruption, generator)  # (P,)
-        return _words_error(net, net.first(rows, words, seen, n_rows), rows, words, values)  # (B,)
-    with torch.no_grad():  # the layers before it stay as they are
+        inputs = corrupted(values, settings.corruption, generator)  # (P,)
+        return _words_error(
+            net, net.first(rows, words, inputs, n_rows), rows, words, values
+        )  # (B,)
+    with torch.no_grad():  # the layers before layer k stay as they are
         clean = net.encode(rows, words, values, n_rows, k - 1)  # (B, Hk-1)
     rebuilt = net.up(net.down(corrupted(clean, settings.corruption, generator), k), k)  # (B, Hk-1)
     return ((rebuilt - clean) ** 2).sum(dim=1)  # (B,)
 
 
-def bag(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return row (ascending), word and weight of each word of a batch, (P,) each."""
+def word_entries(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row (ascending), word and weight of each word of a batch, (P,) each.
+
+    Only words of a weight above 0 are returned, so padding is not.
+    """
     words, weights = batch.tensors["words"], batch.tensors["weights"]  # (B, L) each
     rows, columns = torch.nonzero(weights > 0, as_tuple=True)  # (P,) each
     return rows, words[rows, columns].long(), weights[rows, columns]
@@ -337,7 +390,11 @@ def _words_error(
     words: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
-    """Return |sigmoid(logits of `hidden`) - x|^2 over all words, (B,)."""
+    """Return |sigmoid(logits of `hidden`) - x|^2 of each row, summed over all words, (B,).
+
+    `hidden` (B, H1): layer 1, or layer 1 as rebuilt from the middle layer. x has the `values` (P,)
+    at (`rows`, `words`) and is 0 elsewhere.
+    """
     rebuilt = torch.sigmoid(net.logits(hidden))  # (B, n_words)
     clean = torch.zeros_like(rebuilt).index_put((rows, words), values)  # (B, n_words)
     return ((rebuilt - clean) ** 2).sum(dim=1)  # (B,)

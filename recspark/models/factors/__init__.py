@@ -1,1 +1,1 @@
-"""Models that give a user and an item a vector each, and multiply them."""
+"""Models whose score is the dot product of a user's vector and an item's vector."""

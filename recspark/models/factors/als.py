@@ -1,12 +1,15 @@
-"""ALS for implicit or explicit feedback: item factors; every user is folded in at scoring."""
+"""ALS for implicit or explicit feedback.
+
+The model keeps item factors only: every user is folded in at scoring.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, Self
+from typing import Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql.types import ArrayType, FloatType, IntegerType, LongType, StructField, StructType
 
@@ -16,7 +19,6 @@ from recspark.data.dataset import Dataset
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, Settings
-from recspark.models.factors import als_mllib
 from recspark.models.factors.factor_model import FactorModel
 from recspark.models.setting_types import HalfLifeDays, VectorSize
 from recspark.models.weights import HistoryWeights
@@ -33,58 +35,59 @@ _PAIRS = StructType(
 class AlsSettings(Settings):
     """Settings of `Als`."""
 
-    solver: Literal["blocked", "mllib"] = Field(
-        "blocked",
-        description="whose ALS: recspark's own, or Spark MLlib's for comparison. Source: "
-        "benchmarks/als.py",
-    )
     embedding_size: VectorSize = Field(
         64,
-        description="rank: length of a factor",
+        description="length of the factor (vector) of an item and of a user; also called rank",
     )
     reg: float = Field(
         0.1,
         gt=0,
-        description="regularisation, times n^reg_exponent of a row (n: see reg_counts)",
+        description="regularisation; for each row (user or item) it is multiplied by "
+        "n^reg_exponent, with n as in reg_counts",
         json_schema_extra={"tune": {"low": 0.001, "high": 1, "log": True}},
     )
     reg_exponent: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="nu: 1 = times the number of a row's interactions (ALS-WR, MLlib); 0 = flat",
+        description="exponent of n in the regularisation of a row (nu). 1 = in proportion to n "
+        "(ALS-WR, MLlib), 0 = the same for every row",
     )
     reg_counts: Literal["observed", "all"] = Field(
         "observed",
-        description="n of a row: its interactions; or these plus unobserved_weight times the length "
-        "of the other side. Source: Rendle et al. 2021, equation 14",
+        description="n of a row: observed = the number of its interactions; all = that plus "
+        "unobserved_weight times the number of all items (for a user) or all users (for an item). "
+        "Source: Rendle et al. 2021, equation 14",
     )
     feedback: Literal["implicit", "explicit"] = Field(
-        "implicit", description="explicit: weights are ratings, and only observed pairs count"
+        "implicit",
+        description="implicit = all user-item pairs count, and a weight is a confidence. explicit "
+        "= weights are ratings, and only observed pairs count",
     )
     alpha: float = Field(
         10.0,
         gt=0,
-        description="confidence of an interaction is 1 + alpha * weight",
+        description="implicit: the confidence of an interaction is 1 + alpha * weight",
         json_schema_extra={"tune": {"low": 1, "high": 100, "log": True}},
     )
     unobserved_weight: float = Field(
         1.0,
         gt=0,
-        description="confidence of a pair without interaction (alpha_0). Source: 1 in Hu, Koren and "
-        "Volinsky 2008 and MLlib",
-        json_schema_extra={
-            "tune": {"low": 0.01, "high": 1, "log": True, "unless": {"solver": "mllib"}}
-        },
+        description="implicit: the confidence of a pair without interaction (alpha_0). Source: 1 "
+        "in Hu, Koren and Volinsky 2008 and MLlib",
+        json_schema_extra={"tune": {"low": 0.01, "high": 1, "log": True}},
     )
     iterations: int = Field(10, ge=1, description="passes over items and users. Source: MLlib")
     method: Literal["cg", "cholesky"] = Field(
-        "cg", description="how blocked solves a row: conjugate gradient, or exactly"
+        "cg",
+        description="how the factor of a row is computed: cg = by conjugate gradient, cholesky = "
+        "exactly",
     )
     cg_steps: int = Field(
         4,
         ge=1,
-        description="steps of conjugate gradient a half-step. Source: engines/als_kernels.py",
+        description="steps of conjugate gradient per row and half-step. Source: "
+        "engines/als_kernels.py",
     )
     half_life_days: HalfLifeDays = Field(
         120.0,
@@ -93,28 +96,21 @@ class AlsSettings(Settings):
     n_blocks: int = Field(
         4,
         ge=1,
-        description="blocks of users and of items, the unit of parallel work: two to three times the "
-        "cores of the cluster. Another number gives other last bits",
+        description="number of blocks of users, and of items. A block is the unit of parallel "
+        "work: set two to three times the cores of the cluster. Another number gives other last "
+        "bits",
     )
 
     broadcast_mb: int = Field(
         256,
         ge=0,
-        description="item factors up to this size are broadcast to every executor, beyond it each "
-        "block is sent those it needs (docs/scale.md). Guess",
+        description="item factors of up to this size are broadcast to every executor; of larger "
+        "ones, each block is sent those that it needs (docs/scale.md). Guess",
     )
-
-    @model_validator(mode="after")
-    def _known_to_mllib(self) -> Self:
-        only = {"reg_exponent": 1.0, "reg_counts": "observed", "unobserved_weight": 1.0}
-        other = [name for name, value in only.items() if getattr(self, name) != value]
-        if self.solver == "mllib" and other:
-            raise ValueError(f"solver mllib has no {', '.join(other)}; use solver blocked")
-        return self
 
     @property
     def objective(self) -> Objective:
-        """What is minimised."""
+        """The objective that these settings minimise."""
         return Objective(
             self.reg,
             self.alpha,
@@ -126,14 +122,17 @@ class AlsSettings(Settings):
 
 
 class AlsModel(FactorModel):
-    """Item factors; ratings with feedback explicit."""
+    """Fitted item factors. With feedback `explicit`, scores can be ratings: see `rates`."""
 
 
 class Als(Algorithm[AlsSettings]):
-    """Minimise sum c (p - x y)^2 + reg (n |x|^2 + n |y|^2), c = 1 + alpha * weight, p = weight > 0.
+    """Minimise sum c (p - x y)^2 + reg (n |x|^2 + n |y|^2) over user factors x and item factors y.
 
-    The sum runs over all user-item pairs; n is the number of a row's interactions. `Objective` has
-    the whole of it. Source: Hu, Koren and Volinsky 2008; scaled reg: Zhou et al. 2008; unobserved
+    The sum runs over all user-item pairs, with c = 1 + alpha * weight and p = 1 where weight > 0,
+    else 0. n is the number of interactions of the user or item. This is the objective with the
+    default settings; `Objective` has it in full.
+
+    Source: Hu, Koren and Volinsky 2008; regularisation scaled by n: Zhou et al. 2008; unobserved
     weight: Rendle et al. 2021.
     """
 
@@ -142,14 +141,12 @@ class Als(Algorithm[AlsSettings]):
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> AlsModel:
         """See `Algorithm.fit`.
 
-        Goes on from a checkpoint of the same fit below `options.scratch`. Driver: item-sized; user
-        factors stay in the executors and are dropped.
+        If `options.scratch` holds a checkpoint of the same fit, the fit continues from it. The
+        driver holds data per item, none per user: user factors stay in the executors and are
+        dropped.
         """
         settings = self.settings
         items = data.vocabulary()
-        if settings.solver == "mllib":
-            factors = als_mllib.item_factors(data, items, settings, options)
-            return AlsModel(settings, data.cutoff, items, factors)
         plan = Plan(
             rank=settings.embedding_size,
             iterations=settings.iterations,
@@ -165,31 +162,33 @@ class Als(Algorithm[AlsSettings]):
         )
         ratings = settings.feedback == "explicit"
         weights = HistoryWeights.sums(data.cutoff, settings.half_life_days, ratings=ratings)
-        frame = pairs(data, items, weights)
-        with BlockedAls(frame, len(items), settings.objective, plan) as als:
+        weighted_items = pairs(data, items, weights)
+        with BlockedAls(weighted_items, len(items), settings.objective, plan) as als:
             als.run()
             return AlsModel(settings, data.cutoff, items, als.item_factors())
 
 
-def pairs(data: Dataset, items: Array, weigh: HistoryWeights) -> DataFrame:
-    """Return `user bigint, items array<int>, weights array<float>`: what the engine works on.
+def pairs(data: Dataset, items: Array, weights: HistoryWeights) -> DataFrame:
+    """Return `user bigint, items array<int>, weights array<float>`: the input of the engine.
 
-    Items are local indices, ascending; weights decayed, above 0 (of ratings all). Narrow: no
-    shuffle, no action.
+    The items are local indices, ascending. The weights are decayed. Items that weigh 0 or less are
+    left out, except if the weights are ratings. Narrow: no shuffle, no action.
     """
     shared = data.histories.sparkSession.sparkContext.broadcast(items)
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def weigh_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            start, at, weight = weigh.local(parse_histories(batch.column("history")), shared.value)
+            start, local, weight = weights.local(
+                parse_histories(batch.column("history")), shared.value
+            )
             offsets = pa.array(start, pa.int32())
             yield pa.RecordBatch.from_arrays(
                 [
                     batch.column("user_idx"),
-                    pa.ListArray.from_arrays(offsets, pa.array(at, pa.int32())),
+                    pa.ListArray.from_arrays(offsets, pa.array(local, pa.int32())),
                     pa.ListArray.from_arrays(offsets, pa.array(weight, pa.float32())),
                 ],
                 names=_PAIRS.names,
             )
 
-    return data.histories.select("user_idx", "history").mapInArrow(run, _PAIRS)
+    return data.histories.select("user_idx", "history").mapInArrow(weigh_batches, _PAIRS)

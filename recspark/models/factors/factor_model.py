@@ -1,4 +1,7 @@
-"""Models that are item factors once fitted: every user is folded in at scoring, none is stored."""
+"""Models that store item factors only: every user is folded in at scoring.
+
+Folding in means to compute the user's factor from the user's history, with the item factors fixed.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ from recspark.models.weights import HistoryWeights
 
 
 class FactorSettings(Protocol):
-    """What the settings of such a model say about fold-in."""
+    """What fold-in needs from the settings of a `FactorModel`."""
 
     @property
     def half_life_days(self) -> float | None:
-        """Days after which an event weighs half; None = no decay."""
+        """An event this many days old counts half; None = no decay."""
 
     @property
     def objective(self) -> Objective:
-        """What a user's factor minimises, item factors given."""
+        """The objective that a user's factor minimises when the item factors are fixed."""
 
 
 class FactorModel(RetrieverModel):
-    """`factors` float32 (n_items, rank); `settings` : `FactorSettings`."""
+    """Fitted item factors: `factors` float32 (n_items, rank). `settings` are `FactorSettings`."""
 
     def __init__(self, settings: Any, cutoff: datetime, items: Array, factors: Array) -> None:
         super().__init__(settings, cutoff, items)
@@ -39,7 +42,7 @@ class FactorModel(RetrieverModel):
 
     @property
     def rates(self) -> bool:
-        """See `RetrieverModel`: where weights themselves are fitted, and do not decay."""
+        """See `RetrieverModel`. True if weights themselves are fitted, and they do not decay."""
         settings = self._settings
         return settings.objective.feedback == "explicit" and settings.half_life_days is None
 
@@ -70,7 +73,7 @@ class FactorModel(RetrieverModel):
 
 @dataclass(frozen=True)
 class FactorScorer:
-    """Folds the users of a block in, and multiplies."""
+    """Folds in the users of a block and multiplies their factors with the item factors."""
 
     weights: HistoryWeights
     items: Array
@@ -86,5 +89,5 @@ class FactorScorer:
 
     @cached_property
     def _gram(self) -> Array:
-        """Of the item factors, once a worker."""
+        """The Gramian of the item factors; each worker computes it once."""
         return gramian(np.asarray(self.factors.array))

@@ -1,1 +1,1 @@
-"""Models of items and their neighbours: counts, cosines, and a matrix in closed form."""
+"""Models that count items or relate items to items: popularity, transitions, item-item matrices."""

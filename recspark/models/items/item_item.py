@@ -1,4 +1,7 @@
-"""Models that are one item-item matrix: what each item in a history adds to every other item."""
+"""What all models share that are one item-item matrix.
+
+Row j of the matrix holds what item j of a history adds to the score of every item.
+"""
 
 from __future__ import annotations
 
@@ -30,36 +33,38 @@ from recspark.models.setting_types import HalfLifeDays
 from recspark.models.weights import HistoryWeights
 from recspark.session import executor_slots
 
-# Weights are rounded to multiples of 2^-14 before they are multiplied, so that products are whole
-# numbers of 2^-28 and their sums are exact: the same bits in whatever order users arrive.
+# Weights are rounded to multiples of 2^-14 before they are multiplied. Products are then multiples
+# of 2^-28 and their sums are exact, so the result has the same bits in whatever order users arrive.
 _STEPS = 2.0**14
-_BAND_BYTES = 8 << 20
+_BAND_BYTES = 8 << 20  # most bytes of one band of rows of X^T X
 _BANDS_PER_TASK = 8
 
 
 class ItemItemSettings(Settings):
-    """Settings of how a history becomes weights, and of the largest catalogue."""
+    """Settings of the weights of a history's items, and of the largest catalogue."""
 
     half_life_days: HalfLifeDays = None
     weighting: Literal["last", "sum", "binary"] = Field(
         "last",
-        description="weight of an item in a history: its heaviest decayed event, their sum, or 1",
+        description="weight of an item in a history: last = its heaviest decayed event, sum = the "
+        "sum of its decayed events, binary = 1",
     )
     max_items: int = Field(
         20_000,
         ge=1,
-        description="largest catalogue; a fit takes 12 bytes an item squared on the driver "
-        "(4.8 GB at 20,000). Guess: what a nightly driver has",
+        description="largest catalogue, in items; a fit takes 12 max_items^2 bytes on the driver "
+        "(4.8 GB at 20,000). Guess: the memory of a nightly driver",
     )
 
 
 class ItemItemModel(RetrieverModel):
     """A fitted item-item matrix.
 
-    `matrix` float32 (n_items, n_items): row j is what item j in a history adds to each item.
+    `matrix` float32 (n_items, n_items): item j of a history adds `matrix[j, i]`, times its weight,
+    to the score of item i.
     """
 
-    evidence_only: ClassVar[bool] = False
+    evidence_only: ClassVar[bool] = False  # see `topk.SparseScores`
 
     def __init__(
         self, settings: ItemItemSettings, cutoff: datetime, items: Array, matrix: Array
@@ -90,12 +95,12 @@ class ItemItemModel(RetrieverModel):
 
 @dataclass(frozen=True)
 class ItemItemScorer:
-    """Weighs the history with the model's own decay and adds up matrix rows."""
+    """Weighs the items of a history as at fit, and adds up their weighted matrix rows."""
 
     weights: HistoryWeights
     items: Array
     matrix: topk.Shared
-    reach: Array
+    reach: Array  # float64 (n_items,): the largest |value| of each row of `matrix`
     evidence_only: bool
 
     def score(self, block: QueryBlock) -> topk.Scores:
@@ -106,8 +111,11 @@ class ItemItemScorer:
         )
 
 
-def check_catalogue(data: Dataset, settings: ItemItemSettings, name: str) -> Array:
-    """Return the vocabulary; CatalogueTooLargeError, before memory is taken, above `max_items`."""
+def vocabulary_within_limit(data: Dataset, settings: ItemItemSettings, name: str) -> Array:
+    """Return the vocabulary. Raises CatalogueTooLargeError if it has more than `max_items` items.
+
+    The error comes before the memory of a fit is taken. `name` : the model's name, for the message.
+    """
     items = data.vocabulary()
     if len(items) > settings.max_items:
         needed = 12 * len(items) ** 2 / 1e9
@@ -119,64 +127,74 @@ def check_catalogue(data: Dataset, settings: ItemItemSettings, name: str) -> Arr
 
 
 def gram(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
-    """Return X^T X, float64 (n_items, n_items), of the users' weights X, rounded to 2^-14.
+    """Return X^T X, float64 (n_items, n_items).
 
-    The rounding moves a weight by at most 2^-15 (3e-5); everything after it is exact, so rows and
-    partitions may come in any order. Raises ModelError where sums would leave the exact range:
-    weights squared that add up to 2^25 for one item in one partition, or to 2^34 over all.
+    X has a row per user and a column per item of the vocabulary `items`. It holds the weights that
+    `weights` gives, rounded to multiples of 2^-14. The rounding moves a weight by at most 2^-15
+    (3e-5). Everything after it is exact, so users and partitions may come in any order.
 
-    Cost: one job. Each of at most as many tasks as there are slots multiplies its users' rows and
-    hands on half of its product in bands of 8 MB; one shuffle by band adds them up; the driver
-    holds the result only.
+    Raises ModelError where sums would leave the exact range: where the squared weights of one item
+    add up to 2^25 in one partition, or to 2^34 over all partitions.
+
+    Cost: one job, with one shuffle. There are at most as many tasks as executor slots. Each task
+    multiplies its users' rows; X^T X is symmetric, so the task sends on only half of its product,
+    in bands of at most 8 MB. The shuffle brings the parts of a band together, and they are added
+    up. The driver holds the result only.
+
+    Example: with 5 items and bands of 2 rows, the bands begin at the rows 0, 2 and 4. They hold the
+    columns from their first row on: rows 0-1 of all columns, rows 2-3 of the columns 2-4, and row 4
+    of column 4. The rest follows by symmetry.
     """
-    n = len(items)
-    height = max(1, _BAND_BYTES // (8 * n))
-    n_bands = math.ceil(n / height)
+    n_items = len(items)
+    height = max(1, _BAND_BYTES // (8 * n_items))
+    n_bands = math.ceil(n_items / height)
     spark = histories.sparkSession
     shared = spark.sparkContext.broadcast((items, weights))
 
     def multiply(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         vocabulary, weigh_history = shared.value
         users = _users(batches, vocabulary, weigh_history)
-        columns = users.T.tocsr()
+        users_of_items = users.T.tocsr()  # (n_items, users)
         for band in range(n_bands if users.nnz else 0):
             begin = band * height
-            part = (columns[begin : begin + height] @ users[:, begin:]).toarray()
-            if part.max(initial=0) >= 2.0**53:
+            band_part = (users_of_items[begin : begin + height] @ users[:, begin:]).toarray()
+            if band_part.max(initial=0) >= 2.0**53:
                 raise ModelError(_TOO_HEAVY)
-            yield _band_batch(band, part.astype(np.int64))
+            yield _band_batch(band, band_part.astype(np.int64))  # exact: whole numbers below 2^53
 
     def add_up(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        total: dict[int, Array] = {}
+        totals: dict[int, Array] = {}
         for batch in batches:
             for band, data in zip(
                 batch.column("band").to_pylist(), batch.column("data"), strict=True
             ):
-                part = np.frombuffer(data.as_buffer(), np.int64)
-                total[band] = total[band] + part if band in total else part
-                if total[band].max() >= 2**62:
+                band_part = np.frombuffer(data.as_buffer(), np.int64)
+                totals[band] = totals[band] + band_part if band in totals else band_part
+                if totals[band].max() >= 2**62:
                     raise ModelError(_TOO_HEAVY)
-        for band, part in total.items():
-            yield _band_batch(band, part)
+        for band, band_part in totals.items():
+            yield _band_batch(band, band_part)
 
-    summed = (
+    summed_bands = (
         histories.select("history")
         .coalesce(executor_slots(spark))
         .mapInArrow(multiply, _BANDS)
         .repartition(math.ceil(n_bands / _BANDS_PER_TASK), "band")
         .mapInArrow(add_up, _BANDS)
     )
-    out = np.zeros((n, n))
-    for row in summed.toLocalIterator(prefetchPartitions=True):
+    gram_matrix = np.zeros((n_items, n_items))
+    for row in summed_bands.toLocalIterator(prefetchPartitions=True):
         begin = row["band"] * height
-        part = np.frombuffer(row["data"], np.int64).reshape(-1, n - begin) / _STEPS**2
-        out[begin : begin + height, begin:] = part
-        out[begin:, begin : begin + height] = part.T
-    return out
+        part = np.frombuffer(row["data"], np.int64).reshape(-1, n_items - begin) / _STEPS**2
+        gram_matrix[begin : begin + height, begin:] = part
+        gram_matrix[begin:, begin : begin + height] = part.T
+    return gram_matrix
 
 
 def keep_nearest(matrix: Array, n: int) -> None:
-    """Set to 0, in each column of `matrix`, all but the `n` largest values; ties by the first row.
+    """Set to 0 all but the `n` largest values of each column of `matrix`.
+
+    Of equal values, the one in the smaller row is kept first.
 
     >>> m = np.array([[0, 1, 2], [3, 0, 2], [4, 1, 0]], np.float32)
     >>> keep_nearest(m, 1)
@@ -200,12 +218,15 @@ _TOO_HEAVY = (
 def _users(
     batches: Iterable[pa.RecordBatch], items: Array, weights: HistoryWeights
 ) -> sparse.csr_matrix:
-    """Return the whole-number weights of a partition's users, float64 (users, n_items)."""
-    starts, columns, values, offset = [np.zeros(1, np.int64)], [], [], 0
+    """Return the weights of a partition's users as multiples of 2^-14, float64 (users, n_items).
+
+    The values are whole numbers: a weight of 1 is 2^14.
+    """
+    starts, columns, values, n_entries = [np.zeros(1, np.int64)], [], [], 0
     for batch in batches:
         start, column, weight = weights.local(parse_histories(batch.column("history")), items)
-        starts.append(start[1:] + offset)
-        offset += int(start[-1])
+        starts.append(start[1:] + n_entries)
+        n_entries += int(start[-1])
         columns.append(column)
         values.append(np.rint(weight.astype(np.float64) * _STEPS))
     start = np.concatenate(starts)

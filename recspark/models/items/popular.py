@@ -1,4 +1,7 @@
-"""What most users acted on lately: the same list for everybody, but for what each has seen."""
+"""The items that users acted on most, with recent events counting more.
+
+All users get the same list, except that a user's seen items are left out.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
-from recspark.data.blocks import Array, QueryBlock
+from recspark.data.blocks import Array, QueryBlock, local_index
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import decayed_item_weights
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
@@ -27,7 +30,7 @@ class PopularSettings(Settings):
 
 
 class PopularModel(RetrieverModel):
-    """`weight` float32 (n_items,): decayed event weights summed over all users."""
+    """The fitted scores: `weight` float32 (n_items,), an item's decayed event weights, summed."""
 
     def __init__(self, settings: Settings, cutoff: datetime, items: Array, weight: Array) -> None:
         super().__init__(settings, cutoff, items)
@@ -51,32 +54,32 @@ class PopularModel(RetrieverModel):
 
 @dataclass(frozen=True)
 class PopularScorer:
-    """The same scores for every user: a bias and no vectors."""
+    """Gives every user the same scores: item biases, and vectors of length 0."""
 
     weight: Array
 
     def score(self, block: QueryBlock) -> topk.Scores:
         """See `topk.Scorer`."""
-        n, m = len(block), len(self.weight)
+        n_rows, n_items = len(block), len(self.weight)
         return topk.DotScores(
-            np.zeros((n, 0), np.float32),
-            np.zeros((m, 0), np.float32),
+            np.zeros((n_rows, 0), np.float32),
+            np.zeros((n_items, 0), np.float32),
             self.weight,
-            np.ones(n, bool),
+            np.ones(n_rows, bool),
         )
 
 
 class Popular(Algorithm[PopularSettings]):
-    """Order items by the sum of their decayed event weights."""
+    """Score an item by the sum of its decayed event weights, over all users."""
 
     settings_class = PopularSettings
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> PopularModel:
-        """See `Algorithm.fit`. One shuffle of item-sized sums; the driver holds a row an item."""
+        """See `Algorithm.fit`. One shuffle, of a sum per item; the driver holds a row per item."""
         items = data.vocabulary()
         half_life = self.settings.half_life_days
         sums = decayed_item_weights(data.histories, data.cutoff, half_life).toArrow()
         weight = np.zeros(len(items), np.float32)
-        at = topk.local_index(items, sums.column("item_idx").to_numpy())
-        weight[at[at >= 0]] = sums.column("weight").to_numpy()[at >= 0]
+        item_row = local_index(items, sums.column("item_idx").to_numpy())
+        weight[item_row[item_row >= 0]] = sums.column("weight").to_numpy()[item_row >= 0]
         return PopularModel(self.settings, data.cutoff, items, weight)

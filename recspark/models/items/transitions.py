@@ -1,4 +1,4 @@
-"""What follows what: the items that users turned to after the ones that this user acted on last."""
+"""Transitions: recommend the items that users acted on soon after the user's newest items."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from recspark.data.blocks import (
     Array,
     Histories,
     QueryBlock,
+    local_index,
     micros,
     parse_histories,
     where,
@@ -29,7 +30,8 @@ from recspark.models.scoring import topk
 from recspark.models.scoring.listed import ListedScores
 from recspark.models.setting_types import HalfLifeDays
 
-# A transition counts whole steps of 2^-20, so that sums are exact in whatever order users arrive.
+# Weights of transitions are whole multiples ("steps") of 2^-20, so that their sums are exact and do
+# not depend on the order in which users arrive.
 _STEPS = 2.0**20
 _PAIRS = schema.columns(item_idx=schema.INT, follower=schema.INT, steps=schema.LONG)
 
@@ -39,14 +41,16 @@ class TransitionsSettings(Settings):
 
     unit: Literal["event", "session"] = Field(
         "event",
-        description="what follows what: an event the next one, or the items of a session those of the "
-        "user's next session (of a shop: what is bought next time). Guess",
+        description="what follows what: event = an item follows the item of the event before it; "
+        "session = the items of a session follow those of the user's session before it (in a shop: "
+        "what is bought next time). Guess",
     )
     window: int = Field(
         3,
         ge=1,
         le=100,
-        description="units after an item whose items follow it; the d-th counts 1 / d. Guess",
+        description="number of units (events or sessions) after an item whose items follow it; "
+        "those of the d-th unit count 1 / d. Guess",
         json_schema_extra={"tune": {"choices": [1, 2, 3, 5]}},
     )
     half_life_days: HalfLifeDays = Field(
@@ -56,22 +60,25 @@ class TransitionsSettings(Settings):
         5,
         ge=1,
         le=1000,
-        description="the user's newest items that speak; the n-th counts 1 / n. Guess",
+        description="number of the user's newest items whose followers are recommended; the n-th "
+        "newest counts 1 / n. Guess",
         json_schema_extra={"tune": {"choices": [1, 3, 5, 10, 30]}},
     )
     n_followers: int = Field(
         200,
         ge=1,
         le=10_000,
-        description="followers kept of each item; driver and workers take 8 bytes each. Guess",
+        description="followers kept per item; each takes 8 bytes on the driver and on the workers. "
+        "Guess",
     )
 
 
 class TransitionsModel(ArraysModel):
-    """Followers of each item, and how likely each is.
+    """The fitted followers of each item, and how likely each of them is.
 
-    `start` int64 (n_items + 1,); `followers` int32 (p,), local; `shares` float32 (p,), of all that
-    followed the item.
+    Item j has the followers `followers[start[j]:start[j + 1]]`, local indices, ascending. `start`
+    is int64 (n_items + 1,), `followers` int32 (p,). `shares` float32 (p,): the share of the
+    follower in the weight of everything that followed the item.
     """
 
     settings: TransitionsSettings
@@ -83,7 +90,7 @@ class TransitionsModel(ArraysModel):
 
 @dataclass(frozen=True)
 class TransitionsScorer:
-    """Adds up what follows the user's newest items, in the order of the items."""
+    """Sums the shares of the followers of the user's newest items, the newest item first."""
 
     last_n: int
     items: Array
@@ -91,63 +98,76 @@ class TransitionsScorer:
 
     def score(self, block: QueryBlock) -> ListedScores:
         """See `topk.ListScorer`."""
-        row, item, place = newest_items(block.history, self.items, self.last_n)
+        # (q,) each, q = the number of newest items of all rows.
+        row, item, recency_rank = newest_items(block.history, self.items, self.last_n)
         start, followers, shares = (
             np.asarray(self.arrays[name].array) for name in ("start", "followers", "shares")
         )
+        # `follower_index`, (e,): the positions in `followers` of the followers of each newest item,
+        # one item after the other. For items that have the followers 5:8 and 0:2, it is [5, 6, 7,
+        # 0, 1].
         lengths = start[item + 1] - start[item]
-        entry = np.repeat(start[item] - np.cumsum(lengths) + lengths, lengths)
-        entry += np.arange(len(entry))  # the followers of each item, one item after the other
+        follower_index = np.repeat(start[item] - np.cumsum(lengths) + lengths, lengths)
+        follower_index += np.arange(len(follower_index))
         row = np.repeat(row, lengths)
-        value = shares[entry].astype(np.float64) / np.repeat(place, lengths)
-        key = row * len(self.items) + followers[entry]
-        order = np.argsort(key, kind="stable")  # a row's newest item first
+        value = shares[follower_index].astype(np.float64) / np.repeat(recency_rank, lengths)
+        key = row * len(self.items) + followers[follower_index]
+        # Sum the entries of equal row and follower. The sort is stable, so the newest item's entry
+        # comes first.
+        order = np.argsort(key, kind="stable")
         key, value = key[order], value[order]
-        first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else key
-        total = np.add.reduceat(value, first) if len(first) else value
-        rows, listed = np.divmod(key[first], len(self.items))
+        begin = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else key
+        sums = np.add.reduceat(value, begin) if len(begin) else value
+        rows, follower = np.divmod(key[begin], len(self.items))
         counts = np.bincount(rows, minlength=len(block))
         starts = np.concatenate([[0], np.cumsum(counts)])
         return ListedScores(
-            starts, listed.astype(np.int32), total.astype(np.float32), len(self.items)
+            starts, follower.astype(np.int32), sums.astype(np.float32), len(self.items)
         )
 
 
 def newest_items(history: Histories, items: Array, n: int) -> tuple[Array, Array, Array]:
-    """Return row, local item and place (1 = newest) of the newest n distinct known items of each row.
+    """Return row, local item and rank (1 = newest) of the n newest distinct items of each row.
 
-    By row, then place; events that weigh nothing or no rating are left out.
+    The order is by row, then by rank. An item that occurs twice counts at its newest event. Items
+    outside the vocabulary `items` are left out, and so are events that weigh 0 or less, or NaN.
     """
-    local = topk.local_index(items, history.item_idx)
-    kept = (history.weight > 0) & (local >= 0)  # NaN, no rating, is not above 0
-    # From each row's newest event back, an item where it comes first.
-    row, local = history.rows[kept][::-1], local[kept][::-1]
-    _, first = np.unique(row * len(items) + local, return_index=True)
-    first = np.sort(first)
-    row, local = row[first], local[first]
-    place = np.arange(len(row)) - np.searchsorted(-row, -row) + 1
-    top = place <= n
-    order = np.argsort(row[top], kind="stable")
-    return row[top][order], local[top][order], place[top][order]
+    local = local_index(items, history.item_idx)
+    is_kept = (history.weight > 0) & (local >= 0)  # False for NaN (no rating)
+    # Reverse all events, so that the newest come first, and keep the first event of each item.
+    row, local = history.rows[is_kept][::-1], local[is_kept][::-1]
+    _, first_index = np.unique(row * len(items) + local, return_index=True)
+    first_index = np.sort(first_index)
+    row, local = row[first_index], local[first_index]
+    recency_rank = np.arange(len(row)) - np.searchsorted(-row, -row) + 1
+    is_newest = recency_rank <= n
+    order = np.argsort(row[is_newest], kind="stable")  # rows ascending again, ranks in order
+    return row[is_newest][order], local[is_newest][order], recency_rank[is_newest][order]
 
 
 class Transitions(Algorithm[TransitionsSettings]):
-    """Share of all that followed an item within `window` units, summed over the user's newest items.
+    """Score of item i = sum over the user's newest items j of share(i | j) / (rank of j).
 
-    A Markov chain of first order, over `window` steps. Source: Shani, Heckerman & Brafman 2005, "An
-    MDP-Based Recommender System", section 4 (skipping and mixtures over the last items).
+    share(i | j) is the share of i in the weight of everything that followed j within `window` units
+    (events or sessions). This is a Markov chain of first order, over `window` steps.
+
+    Source: Shani, Heckerman & Brafman 2005, "An MDP-Based Recommender System", section 4 (skipping
+    and mixtures over the last items).
     """
 
     settings_class = TransitionsSettings
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> TransitionsModel:
-        """See `Algorithm.fit`. One shuffle by item of summed pairs; the driver holds the followers."""
+        """See `Algorithm.fit`. Shuffles the pairs to sum them, and the sums by item.
+
+        The driver holds the followers that are kept.
+        """
         settings, items = self.settings, data.vocabulary()
         pairs = transitions(data.histories, micros(data.cutoff), settings)
         summed = pairs.groupBy("item_idx", "follower").agg(F.sum("steps").alias("steps"))
         likeliest = Window.partitionBy("item_idx").orderBy(F.desc("steps"), "follower")
         of_item = Window.partitionBy("item_idx")
-        kept = (
+        followers = (
             summed.withColumns(
                 {
                     "place": F.row_number().over(likeliest),
@@ -158,22 +178,24 @@ class Transitions(Algorithm[TransitionsSettings]):
             .toArrow()
             .sort_by([("item_idx", "ascending"), ("follower", "ascending")])
         )
-        item, follower, steps, whole = (
-            kept.column(name).to_numpy() for name in ("item_idx", "follower", "steps", "all")
+        item, follower, steps, item_steps = (
+            followers.column(name).to_numpy() for name in ("item_idx", "follower", "steps", "all")
         )
-        counts = np.bincount(topk.local_index(items, item), minlength=len(items))
+        counts = np.bincount(local_index(items, item), minlength=len(items))
         arrays = {
             "start": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            "followers": topk.local_index(items, follower).astype(np.int32),
-            "shares": (steps / whole).astype(np.float32),
+            "followers": local_index(items, follower).astype(np.int32),
+            "shares": (steps / item_steps).astype(np.float32),
         }
         return TransitionsModel(settings, data.cutoff, items, arrays)
 
 
 def transitions(histories: DataFrame, as_of: int, settings: TransitionsSettings) -> DataFrame:
-    """Return `item_idx, follower, steps`: what follows what, partly summed. Lazy and narrow.
+    """Return `item_idx, follower, steps`: the weight with which `follower` follows the item.
 
-    `as_of` : microseconds since 1970 UTC, age 0. A pair of one item is left out.
+    `steps` counts multiples of 2^-20. It is summed within a batch of users only, so a pair may have
+    several rows. An item never follows itself. `as_of` : the time at which an event has age 0, in
+    microseconds since 1970 UTC. Lazy and narrow.
     """
 
     def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -184,34 +206,48 @@ def transitions(histories: DataFrame, as_of: int, settings: TransitionsSettings)
 
 
 def followers_of(history: Histories, as_of: int, settings: TransitionsSettings) -> pa.RecordBatch:
-    """Return a batch of `item_idx, follower, steps` of some histories; each pair is there once."""
-    history = where(history, history.weight > 0)  # NaN, no rating, is not above 0
-    row, item, at = history.rows, history.item_idx, history.event_at
-    begins = history.session_starts if settings.unit == "session" else np.ones(len(row), bool)
-    unit = np.cumsum(begins) - 1  # of each event, over all rows
+    """Return `item_idx, follower, steps` of some histories, with one row per pair.
+
+    See `transitions` for the columns.
+
+    Example with unit `event`, window 2 and no decay: the history 7, 8, 9 gives (7, 8) and (8, 9)
+    with 2^20 steps each, and (7, 9) with 2^19.
+    """
+    history = where(history, history.weight > 0)  # False for NaN (no rating)
+    row, item, event_at = history.rows, history.item_idx, history.event_at
+    is_first_of_unit = (
+        history.session_starts if settings.unit == "session" else np.ones(len(row), bool)
+    )
+    unit = np.cumsum(is_first_of_unit) - 1  # the unit of each event, counted over all rows
     n_units = int(unit[-1]) + 1 if len(unit) else 0
     vocabulary, local = np.unique(item, return_inverse=True)
     shape = (n_units, len(vocabulary))
-    # An item is in a unit or not, however often.
-    key, first = np.unique(unit * max(len(vocabulary), 1) + local, return_index=True)
-    before = sparse.csr_matrix((np.ones(len(key)), (unit[first], local[first])), shape=shape)
-    row_of, at_of = row[begins], at[begins]
-    weight = np.ones(n_units)
+    # `items_of_units[u, j]` is 1 if unit u has item j, however often.
+    key, first_index = np.unique(unit * max(len(vocabulary), 1) + local, return_index=True)
+    items_of_units = sparse.csr_matrix(
+        (np.ones(len(key)), (unit[first_index], local[first_index])), shape=shape
+    )
+    # Of each unit: its row, the time of its first event, and its decayed weight.
+    row_of_unit, start_of_unit = row[is_first_of_unit], event_at[is_first_of_unit]
+    weight_of_unit = np.ones(n_units)
     if settings.half_life_days is not None:
-        weight = np.exp2(-(as_of - at_of) / MICROS_PER_DAY / settings.half_life_days)
-    total = sparse.csr_matrix((len(vocabulary), len(vocabulary)))
+        weight_of_unit = np.exp2(
+            -(as_of - start_of_unit) / MICROS_PER_DAY / settings.half_life_days
+        )
+    followed = sparse.csr_matrix((len(vocabulary), len(vocabulary)))
     for distance in range(1, min(settings.window, n_units - 1) + 1):
-        same = row_of[:-distance] == row_of[distance:]
-        steps = np.rint(_STEPS / distance * weight[distance:]) * same
-        after = sparse.diags(steps) @ before[distance:]
-        total = total + before[:-distance].T @ after
-    pairs = total.tocoo()
-    counted = (pairs.data > 0) & (pairs.row != pairs.col)
+        # Pair each unit with the unit `distance` later, if both are in the same row.
+        is_same_row = row_of_unit[:-distance] == row_of_unit[distance:]
+        steps = np.rint(_STEPS / distance * weight_of_unit[distance:]) * is_same_row
+        weighted_followers = sparse.diags(steps) @ items_of_units[distance:]
+        followed = followed + items_of_units[:-distance].T @ weighted_followers
+    pairs = followed.tocoo()
+    is_pair = (pairs.data > 0) & (pairs.row != pairs.col)
     return pa.RecordBatch.from_arrays(
         [
-            pa.array(vocabulary[pairs.row[counted]], pa.int32()),
-            pa.array(vocabulary[pairs.col[counted]], pa.int32()),
-            pa.array(pairs.data[counted].astype(np.int64), pa.int64()),
+            pa.array(vocabulary[pairs.row[is_pair]], pa.int32()),
+            pa.array(vocabulary[pairs.col[is_pair]], pa.int32()),
+            pa.array(pairs.data[is_pair].astype(np.int64), pa.int64()),
         ],
         names=_PAIRS.names,
     )

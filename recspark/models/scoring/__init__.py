@@ -1,1 +1,1 @@
-"""From queries to the best k items: the exact top-N kernel, and scores of listed items."""
+"""From queries to the k best items: the exact top-N kernel, and scores of short item lists."""

@@ -1,4 +1,4 @@
-"""Scores that a model knows for a few items of each row only."""
+"""Scores of models that score only a few items for each row (each query)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from recspark.errors import ModelError
 
 @dataclass(frozen=True)
 class ListedScores:
-    """Exact scores of listed items; every other item is never recommended to the row.
+    """Exact scores of the items that a model lists for each row.
+
+    An item that is not listed for a row is never recommended to it.
 
     Parameters
     ----------
-    start : int64 (n + 1,); row r has `start[r]:start[r + 1]` of
-    items : int32 (p,), local, ascending in each row, and scores : float32 (p,)
+    start : int64 (n + 1,); row r lists the entries `start[r]:start[r + 1]` of `items` and `scores`
+    items : int32 (p,), local indices, ascending in each row
+    scores : float32 (p,)
     n_items : size of the vocabulary
 
-    Cost of all that is asked follows what is listed, never the catalogue.
+    The cost of all methods grows with the number of listed items, not with the catalogue.
     """
 
     start: Array
@@ -31,52 +34,56 @@ class ListedScores:
 
     @property
     def known(self) -> Array:
-        """Rows with at least one item, bool (n,)."""
+        """Whether each row lists at least one item, bool (n,)."""
         return np.asarray(np.diff(self.start) > 0)
 
     def exact(self, rows: Array, items: Array) -> Array:
-        """Scores of local `items[j]` for row `rows[j]`, float64 (p,); -inf where it is not listed."""
-        wanted = rows * self.n_items + items
-        out = np.full(len(wanted), -np.inf)
+        """Return the score of local item `items[j]` for row `rows[j]`, float64 (q,).
+
+        The score is -inf if the row does not list the item.
+        """
+        keys = rows * self.n_items + items
+        out = np.full(len(keys), -np.inf)
         if len(self.scores):
-            at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            listed = self._keys[at] == wanted
-            out[listed] = self.scores[at[listed]]
+            entry = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            is_listed = self._keys[entry] == keys
+            out[is_listed] = self.scores[entry[is_listed]]
         return out
 
     def best(
         self, seen: Ragged, k: int, allowed: Array | None = None
     ) -> tuple[Array, Array, Array, Array]:
-        """Return (row, local item, rank, score) of the k best of each row, by row, then rank.
+        """Return (row, local item, rank from 1, score) of the k best items of each row.
+
+        The order is by row, then by rank. Of items with equal scores, the smaller item comes first.
+        Raises ModelError if a score is NaN or +inf.
 
         Parameters
         ----------
-        seen : local items that each row masks
-        allowed : bool (n_items,), the items that may be listed; None = all
-
-        Ties by the smaller item. Raises ModelError where a score is NaN or +inf.
+        seen : local items that are not recommended to each row
+        allowed : bool (n_items,), whether each item may be recommended at all; None = all may
         """
         if np.isnan(self.scores).any() or np.isposinf(self.scores).any():
             raise ModelError("a score is NaN or infinite")
-        masked = seen.rows * self.n_items + seen.values
-        kept = ~np.isin(self._keys, masked) & (self.scores > -np.inf)
+        seen_keys = seen.rows * self.n_items + seen.values
+        is_kept = ~np.isin(self._keys, seen_keys) & (self.scores > -np.inf)
         if allowed is not None:
-            kept &= allowed[self.items]
-        row, item = self._rows[kept], self.items[kept]
-        score = self.scores[kept] + np.float32(0)  # no -0
+            is_kept &= allowed[self.items]
+        row, item = self._rows[is_kept], self.items[is_kept]
+        score = self.scores[is_kept] + np.float32(0)  # no -0
         order = np.lexsort((item, -score, row))
         row, item, score = row[order], item[order], score[order]
-        first = np.searchsorted(row, row)  # of the row that an entry is in
-        rank = np.arange(len(row)) - first + 1
-        top = rank <= k
-        return row[top], item[top], rank[top].astype(np.int32), score[top]
+        first_of_row = np.searchsorted(row, row)  # position of the first entry of the same row
+        rank = np.arange(len(row)) - first_of_row + 1
+        is_best = rank <= k
+        return row[is_best], item[is_best], rank[is_best].astype(np.int32), score[is_best]
 
     @cached_property
     def _rows(self) -> Array:
-        """int64 (p,): the row of each entry."""
+        """The row of each entry, int64 (p,)."""
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
     @cached_property
     def _keys(self) -> Array:
-        """int64 (p,), ascending: row * n_items + item."""
+        """The key of each entry, row * n_items + item, int64 (p,), ascending."""
         return self._rows * self.n_items + self.items

@@ -1,9 +1,10 @@
-"""The exact top-N kernel: every model ends here.
+"""The exact top-N kernel: it turns the scores of every retriever into lists of the k best items.
 
-Scores come by GEMM in float32, block by block. What may be among the k best is then scored once
-more in float64 in a fixed order, rounded to float32, and sorted by (-score, item_idx). The answer
-is that of a float64 brute force over all items, ties included, whatever the blocks: see
-`engines.topn`. A large item matrix is taken tile by tile, so memory does not follow the catalogue.
+Scores are first computed approximately, by a matrix product (GEMM) in float32, block by block. The
+items that may be among the k best are scored again in float64 in a fixed order, rounded to float32,
+and sorted by (-score, item_idx). The result is that of a float64 brute force over all items, ties
+included, whatever the size of the blocks: see `engines.topn`. A large item matrix is taken tile by
+tile, so memory does not grow with the catalogue.
 """
 
 from __future__ import annotations
@@ -21,16 +22,25 @@ from pyspark.sql import DataFrame, SparkSession
 from scipy import sparse
 
 from recspark import schema, storage
-from recspark.data.blocks import Array, Histories, QueryBlock, Ragged, parse_queries
+from recspark.data.blocks import (
+    Array,
+    Histories,
+    QueryBlock,
+    Ragged,
+    local_index,
+    parse_queries,
+)
 from recspark.engines.topn import Candidates, dot_pairs
 from recspark.errors import ModelError
 from recspark.models.scoring.listed import ListedScores
 
-# Approximate scores held at once. Measured: smaller blocks pack the item matrix too often, larger
-# ones leave the cache.
+# Bytes of approximate scores held at once. Measured: with smaller blocks the GEMM packs the item
+# matrix too often, larger ones do not fit in the cache.
 BLOCK_BYTES = 32 << 20
-# Of a larger item matrix: 1 M items x 64 take 1.4 ms a user so, 1.75 ms at 256 x 32,768, 4.4 ms in
-# rows of all items, and 1.6 ms in `implicit` (one core of an EPYC with 16 MB of L3 each).
+# Up to ONE_TILE items are scored in one tile. More items are scored in blocks of at most TILE_ROWS
+# rows by TILE_ITEMS items (16 k items, if that is more). Measured with 1 million items of 64
+# dimensions, on one core of an EPYC with 16 MB of L3 per core: 1.4 ms per user, against 1.75 ms
+# with blocks of 256 x 32,768, 4.4 ms with rows of all items, and 1.6 ms for `implicit`.
 ONE_TILE, TILE_ITEMS, TILE_ROWS = 32768, 8192, 1024
 
 _FEATURES = pa.struct([("numbers", pa.list_(pa.float32())), ("fields", pa.list_(pa.int32()))])
@@ -39,56 +49,64 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 class Scores(Protocol):
-    """Scores of one block of queries against all items of the vocabulary.
+    """Scores of all items of the vocabulary for one block of n queries (rows).
 
-    -inf means that the item is never recommended to that row; NaN and +inf raise ModelError.
+    A score of -inf means that the item is never recommended to that row. NaN and +inf raise
+    ModelError.
     """
 
     @property
     def known(self) -> Array:
-        """Where the model knows the user, bool (n,); a row of False gets no list."""
+        """Whether the model knows the user of each row, bool (n,); unknown users get no list."""
 
     def approximate(self, rows: slice) -> Array:
-        """Scores by GEMM, float32 (rows, n_items), new: each within `error` of the exact one."""
+        """Return scores by GEMM, float32 (rows, n_items), in a new array.
+
+        Each score is within `error` of the exact one.
+        """
 
     def exact(self, rows: Array, items: Array) -> Array:
-        """Scores of local `items[j]` for row `rows[j]`, float64 (p,), summed in a fixed order.
+        """Return the score of local item `items[j]` for row `rows[j]`, float64 (p,).
 
-        -inf where the item is never recommended to the row.
+        Sums are computed in a fixed order. The score is -inf if the item is never recommended to
+        the row.
         """
 
     def error(self, rows: slice) -> Array:
-        """Bound of |approximate - exact| in each row, float64 (rows,)."""
+        """Return an upper bound of |approximate - exact| for each row, float64 (rows,)."""
 
 
 class Scorer(Protocol):
-    """Turns queries into scores; shipped to executors, so it pickles (arrays, no Spark objects)."""
+    """Turns queries into scores.
+
+    It is sent to the executors, so it can be pickled: it holds arrays and no Spark objects.
+    """
 
     def score(self, block: QueryBlock) -> Scores:
-        """Return the scores of `block`; those of a row depend on that row alone."""
+        """Return the scores of `block`. The scores of a row depend on no other row."""
 
 
 class ListScorer(Protocol):
-    """A `Scorer` of a model that scores a few items of each row only."""
+    """A `Scorer` of a model that scores only a few items for each row."""
 
     def score(self, block: QueryBlock) -> ListedScores:
-        """Return the scores of `block`; those of a row depend on that row alone."""
+        """Return the scores of `block`. The scores of a row depend on no other row."""
 
 
 @dataclass(frozen=True)
 class Shared:
     """A read-only array that executors need.
 
-    A whole memory-mapped `.npy` file (an artifact in a local or mounted folder) travels as its
-    name, and all workers of a machine share its pages; any other array travels by value, a copy a
-    worker.
+    If the array is a complete memory-mapped `.npy` file (an artifact in a local or mounted folder),
+    pickling stores only the name of the file, and all workers of a machine share its pages. Any
+    other array is pickled by value: every worker has a copy.
     """
 
     array: Array
 
     def __reduce__(self) -> tuple[Any, ...]:
         array = self.array
-        base: object = array.base  # the map itself, for a whole file
+        base: object = array.base  # the memory map, if the array is a complete file
         if isinstance(array, np.memmap) and isinstance(base, mmap.mmap):
             return _open_shared, (str(array.filename), array.dtype.str, array.shape)
         return Shared, (np.asarray(array),)
@@ -96,14 +114,15 @@ class Shared:
 
 @dataclass(frozen=True)
 class DotScores:
-    """Scores `users @ items.T + bias`.
+    """The scores `users @ items.T + bias`.
 
     `users` float32 (n, d), `items` float32 (m, d), `bias` float32 (m,) or None, `known` bool (n,);
     d may be 0.
 
-    Error: a sum of d products and a bias in any order, fused or not, errs by at most
-    gamma(d + 1) * (sum |u_i v_i| + |b|), and sum |u_i v_i| <= |u| |v| (Higham 2002, section 3.1).
-    The float64 sum errs 2^29 times less, and one more term of gamma pays for it.
+    The bound of the error: in float32, a sum of d products and a bias is off by at most
+    gamma(d + 1) * (sum |u_i v_i| + |b|), in whatever order it is computed and with or without fused
+    multiply-add. Also sum |u_i v_i| <= |u| |v| (Higham 2002, section 3.1). The error of the float64
+    sum is 2^29 times smaller; gamma(d + 2) in place of gamma(d + 1) covers it.
     """
 
     users: Array
@@ -119,12 +138,12 @@ class DotScores:
         return out
 
     def part(self, items: slice) -> DotScores:
-        """Return the scores of some of the items; the error of the whole holds for them."""
+        """Return the scores of a slice of the items; `error` of all items is a bound for them."""
         bias = None if self.bias is None else self.bias[items]
         return DotScores(self.users, self.items[items], bias, self.known)
 
     def exact(self, rows: Array, items: Array) -> Array:
-        """See `Scores`. Products are exact in float64."""
+        """See `Scores`. Products of two float32 numbers are exact in float64."""
         out = dot_pairs(self.users, self.items, rows, items)
         if self.bias is not None:
             out += self.bias[items]
@@ -133,31 +152,38 @@ class DotScores:
     def error(self, rows: slice) -> Array:
         """See `Scores`."""
         size = self.items.shape[1]
-        longest, heaviest = self._reach
-        norms = np.sqrt(np.square(self.users[rows], dtype=np.float64).sum(axis=1))
-        return np.asarray(_gamma(size + 2) * (norms * longest + heaviest) + (size + 1) * _TINY)
+        longest_item, largest_bias = self._longest_item_and_largest_bias
+        user_lengths = np.sqrt(np.square(self.users[rows], dtype=np.float64).sum(axis=1))
+        return np.asarray(
+            _gamma(size + 2) * (user_lengths * longest_item + largest_bias) + (size + 1) * _TINY
+        )
 
     @cached_property
-    def _reach(self) -> tuple[float, float]:
-        """The longest item vector and the largest |bias|."""
-        longest = float(np.sqrt(np.einsum("ij,ij->i", self.items, self.items).max(initial=0.0)))
-        heaviest = 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0.0))
-        return longest * (1 + _gamma(self.items.shape[1] + 2)), heaviest
+    def _longest_item_and_largest_bias(self) -> tuple[float, float]:
+        """The length of the longest item vector, rounded up, and the largest |bias|."""
+        longest_item = float(
+            np.sqrt(np.einsum("ij,ij->i", self.items, self.items).max(initial=0.0))
+        )
+        largest_bias = 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0.0))
+        return longest_item * (1 + _gamma(self.items.shape[1] + 2)), largest_bias
 
 
 @dataclass(frozen=True)
 class SparseScores:
-    """Scores `weights @ matrix`: each row adds up the matrix rows of its few items.
+    """The scores `weights @ matrix`: a row of scores is a weighted sum of a few rows of the matrix.
 
     Parameters
     ----------
-    start : int64 (n + 1,); row r has `start[r]:start[r + 1]` of
-    items : int32 (p,), and weights : float32 (p,)
-    matrix : float32 (m, m): row j holds what item j adds to every item
-    reach : float64 (m,): largest |value| of each row of `matrix`
-    evidence_only : an item to which nothing adds (score 0) is not recommended; for weights >= 0
+    start : int64 (n + 1,); row r has the entries `start[r]:start[r + 1]` of `items` and `weights`
+    items : int32 (p,), local indices
+    weights : float32 (p,)
+    matrix : float32 (m, m): item j adds `matrix[j, i]`, times its weight, to the score of item i
+    reach : float64 (m,): the largest |value| of each row of `matrix`
+    evidence_only : an item with the score 0, to which nothing adds, is not recommended; only for
+        weights >= 0
 
-    Error: gamma(l) * sum_j |w_j| |M_ji| for a sum of l products, and |M_ji| <= reach_j.
+    The bound of the error: gamma(l) * sum_j |w_j| |M_ji| for a sum of l products, and
+    |M_ji| <= reach_j.
     """
 
     start: Array
@@ -169,33 +195,41 @@ class SparseScores:
 
     @property
     def known(self) -> Array:
-        """Rows with at least one item, bool (n,)."""
+        """Whether each row has at least one item, bool (n,)."""
         return np.asarray(np.diff(self.start) > 0)
 
     def approximate(self, rows: slice) -> Array:
         """See `Scores`."""
         start = self.start[rows.start : rows.stop + 1]
-        part = slice(start[0], start[-1])
-        block = sparse.csr_matrix(
-            (self.weights[part], self.items[part], (start - start[0]).astype(np.int32)),
+        entries = slice(start[0], start[-1])
+        sparse_weights = sparse.csr_matrix(
+            (self.weights[entries], self.items[entries], (start - start[0]).astype(np.int32)),
             shape=(len(start) - 1, self.matrix.shape[0]),
         )
-        out: Array = block @ self.matrix
+        out: Array = sparse_weights @ self.matrix
         if self.evidence_only:
             out[out == 0] = -np.inf
         return out
 
     def exact(self, rows: Array, items: Array) -> Array:
-        """See `Scores`. Sums in the order of the row's items, all rows in step."""
-        length = np.diff(self.start)[rows]
-        order = np.argsort(-length, kind="stable")  # longest first: who still adds is a prefix
-        begin, item = self.start[rows[order]], items[order]
-        steps = int(length.max(initial=0))
-        adding = np.searchsorted(-length[order], -np.arange(steps), side="left")
+        """See `Scores`. A sum runs in the order of the row's items.
+
+        Step s adds the product of the s-th item of every row that has as many, so numpy works on
+        all rows at once. Example: rows with 3, 1 and 2 items are sorted by length to 3, 2, 1; then
+        `n_adding` is [3, 2, 1], the number of rows that have a first, a second and a third item.
+        """
+        lengths = np.diff(self.start)[rows]
+        order = np.argsort(-lengths, kind="stable")  # longest first: each step needs a prefix
+        begin, sorted_items = self.start[rows[order]], items[order]
+        n_steps = int(lengths.max(initial=0))
+        n_adding = np.searchsorted(-lengths[order], -np.arange(n_steps), side="left")
         total = np.zeros(len(rows))
-        for step, n in enumerate(adding):
-            at = begin[:n] + step
-            total[:n] += self.weights[at].astype(np.float64) * self.matrix[self.items[at], item[:n]]
+        for step, n_rows in enumerate(n_adding):
+            entry = begin[:n_rows] + step
+            total[:n_rows] += (
+                self.weights[entry].astype(np.float64)
+                * self.matrix[self.items[entry], sorted_items[:n_rows]]
+            )
         out = np.empty(len(rows))
         out[order] = total
         if self.evidence_only:
@@ -205,11 +239,15 @@ class SparseScores:
     def error(self, rows: slice) -> Array:
         """See `Scores`."""
         start = self.start[rows.start : rows.stop + 1]
-        part = slice(start[0], start[-1])
-        length = np.diff(start)
-        size = np.abs(self.weights[part], dtype=np.float64) * self.reach[self.items[part]]
-        total = np.bincount(np.repeat(np.arange(len(length)), length), size, len(length))
-        return np.asarray(_gamma(length + 2) * total + (length + 1) * _TINY)
+        entries = slice(start[0], start[-1])
+        lengths = np.diff(start)
+        bound_of_entry = (
+            np.abs(self.weights[entries], dtype=np.float64) * self.reach[self.items[entries]]
+        )
+        bound_of_row = np.bincount(
+            np.repeat(np.arange(len(lengths)), lengths), bound_of_entry, len(lengths)
+        )
+        return np.asarray(_gamma(lengths + 2) * bound_of_row + (lengths + 1) * _TINY)
 
 
 def recommend(
@@ -221,90 +259,93 @@ def recommend(
 ) -> DataFrame:
     """Return the k best items per query; see `RetrieverModel.recommend`.
 
-    Lazy: the scorer is broadcast (no job), nothing runs until the answer is written. Narrow: no
-    shuffle. Executor memory: the scorer once a Python worker (see `Shared`), and twice
+    Lazy: the scorer is broadcast (no job), and nothing runs until the result is written. Narrow: no
+    shuffle. Memory of each Python worker on an executor: the scorer (but see `Shared`) and twice
     `BLOCK_BYTES`.
     """
-    mask = None if allowed is None else np.isin(items, allowed)
-    shared = queries.sparkSession.sparkContext.broadcast((items, scorer, mask))
+    is_allowed = None if allowed is None else np.isin(items, allowed)
+    shared = queries.sparkSession.sparkContext.broadcast((items, scorer, is_allowed))
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        vocabulary, scores, allowed_items = shared.value
+    def recommend_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, scorer, allowed_items = shared.value
         for batch in batches:
-            yield answer(parse_queries(batch), vocabulary, scores, k, allowed_items)
+            yield answer(parse_queries(batch), vocabulary, scorer, k, allowed_items)
 
-    return queries.mapInArrow(run, schema.RECOMMENDED)
+    return queries.mapInArrow(recommend_batches, schema.RECOMMENDED)
 
 
 def score_pairs(pairs: DataFrame, items: Array, scorer: Scorer | ListScorer) -> DataFrame:
-    """Return `schema.SCORED`, a row for each item of each query; see `RetrieverModel.score`.
+    """Return `schema.SCORED`, with a row for each item of each query; see `RetrieverModel.score`.
 
-    Only the pairs are scored, in float64, rounded to float32: what `recommend` gives them.
+    Only the pairs are scored. The score is computed in float64 and rounded to float32; it equals
+    the score that `recommend` gives the pair.
     """
     shared = pairs.sparkSession.sparkContext.broadcast((items, scorer))
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        vocabulary, scores = shared.value
+    def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, scorer = shared.value
         for batch in batches:
-            asked = batch.column("items")
-            rows = np.repeat(np.arange(batch.num_rows), _lengths(asked))
-            block, item = parse_queries(batch), asked.flatten()
-            score, known = pair_scores(block, vocabulary, scores, rows, item.to_numpy())
+            item_lists = batch.column("items")
+            rows = np.repeat(np.arange(batch.num_rows), _list_lengths(item_lists))
+            block, item_idx = parse_queries(batch), item_lists.flatten()
+            score, has_score = pair_scores(block, vocabulary, scorer, rows, item_idx.to_numpy())
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(block.user_idx[rows], pa.int64()),
-                    item,
-                    pa.array(score.astype(np.float32) + np.float32(0), mask=~known),  # no -0
+                    item_idx,
+                    pa.array(score.astype(np.float32) + np.float32(0), mask=~has_score),  # no -0
                 ],
                 names=schema.SCORED.names,
             )
 
-    return pairs.mapInArrow(run, schema.SCORED)
+    return pairs.mapInArrow(score_batches, schema.SCORED)
 
 
 def pair_scores(
     block: QueryBlock, items: Array, scorer: Scorer | ListScorer, rows: Array, item_idx: Array
 ) -> tuple[Array, Array]:
-    """Return the score of `item_idx[j]` for row `rows[j]` of `block`, float64 (p,), and where there
-    is one, bool (p,): elsewhere the model does not know the user or the item, or never lists it.
+    """Return the score of `item_idx[j]` for row `rows[j]` of `block`, and whether it has a score.
 
-    Cost follows the pairs: no row of all items is made.
+    The scores are float64 (p,); `has_score` is bool (p,). A pair has no score if the model does not
+    know the user or the item, or never recommends the item to the user. The cost grows with the
+    number of pairs: no row of all items is computed.
     """
     local = local_index(items, item_idx)
     scores = scorer.score(block)
-    known = (local >= 0) & scores.known[rows]
-    out = np.zeros(len(rows))
-    out[known] = scores.exact(rows[known], local[known])
-    known &= out > -np.inf
-    return out, known
+    has_score = (local >= 0) & scores.known[rows]
+    pair_score = np.zeros(len(rows))
+    pair_score[has_score] = scores.exact(rows[has_score], local[has_score])
+    has_score &= pair_score > -np.inf
+    return pair_score, has_score
 
 
-def _lengths(column: pa.ListArray) -> Array:
+def _list_lengths(column: pa.ListArray) -> Array:
     return np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
 
 
 def neighbours(
     spark: SparkSession, items: Array, scorer: Scorer | ListScorer, as_of: int, k: int
 ) -> DataFrame:
-    """Return `schema.NEIGHBOURS`: what a user who only acted on one item, at `as_of`, would get.
+    """Return `schema.NEIGHBOURS`, up to k rows for each item that has neighbours.
 
-    One row in k for each item that has neighbours. Lazy and narrow, as `recommend`.
+    The neighbours of an item are what a user would get whose history is one event on that item, at
+    `as_of` (microseconds since 1970 UTC). Lazy and narrow, like `recommend`.
     """
     shared = spark.sparkContext.broadcast((items, scorer))
     names = schema.NEIGHBOURS.names
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        vocabulary, scores = shared.value
+    def neighbours_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, scorer = shared.value
         for batch in batches:
-            chosen = vocabulary[batch.column("id").to_numpy()]
-            best = answer(_single(chosen, as_of), vocabulary, scores, k)
-            item = best.column("user_idx").cast(pa.int32())
+            item_idx = vocabulary[batch.column("id").to_numpy()]
+            lists = answer(_single_event_queries(item_idx, as_of), vocabulary, scorer, k)
+            query_item = lists.column("user_idx").cast(pa.int32())
             yield pa.RecordBatch.from_arrays(
-                [item, best.column("rank"), best.column("item_idx"), best.column("score")],
+                [query_item, lists.column("rank"), lists.column("item_idx"), lists.column("score")],
                 names=names,
             )
 
-    return spark.range(len(items)).mapInArrow(run, schema.NEIGHBOURS)
+    return spark.range(len(items)).mapInArrow(neighbours_of_batches, schema.NEIGHBOURS)
 
 
 def answer(
@@ -314,20 +355,27 @@ def answer(
     k: int,
     allowed: Array | None = None,
 ) -> pa.RecordBatch:
-    """Return the lists of one block as a batch of `schema.RECOMMENDED`, by row, then rank.
+    """Return the lists of one block as a batch of `schema.RECOMMENDED`, by row, then by rank.
 
     `items` int32 (n_items,) ascending: the item_idx of each local index. `allowed` bool (n_items,):
-    the items that may be listed; None = all.
+    whether each item may be recommended; None = all may.
     """
     scores = scorer.score(block)
-    seen = _local(block.seen, items)
+    seen_items = _to_local(block.seen, items)
     if isinstance(scores, ListedScores):
-        return _lists(block, items, *scores.best(seen, k, allowed))
-    step, width = block_shape(len(items), k, isinstance(scores, DotScores))
-    tiles = _tiles(scores, len(items), width)
-    parts = [
-        _best(scores, tiles, seen, slice(begin, min(begin + step, len(block))), k, allowed)
-        for begin in range(0, len(block), step)
+        return _recommended_batch(block, items, *scores.best(seen_items, k, allowed))
+    rows_per_block, tile_width = block_shape(len(items), k, isinstance(scores, DotScores))
+    tiles = _tiles(scores, len(items), tile_width)
+    lists_of_blocks = [
+        _best_of_rows(
+            scores,
+            tiles,
+            seen_items,
+            slice(begin, min(begin + rows_per_block, len(block))),
+            k,
+            allowed,
+        )
+        for begin in range(0, len(block), rows_per_block)
     ] or [
         (
             np.zeros(0, np.int64),
@@ -336,14 +384,16 @@ def answer(
             np.zeros(0, np.float32),
         )
     ]
-    row, item, rank, score = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _lists(block, items, row, item, rank, score)
+    row, item, rank, score = (
+        np.concatenate(arrays) for arrays in zip(*lists_of_blocks, strict=True)
+    )
+    return _recommended_batch(block, items, row, item, rank, score)
 
 
-def _lists(
+def _recommended_batch(
     block: QueryBlock, items: Array, row: Array, item: Array, rank: Array, score: Array
 ) -> pa.RecordBatch:
-    """Return a batch of `schema.RECOMMENDED` of rows of `block` and local items."""
+    """Return a batch of `schema.RECOMMENDED`; `row` is a row of `block`, `item` a local item."""
     return pa.RecordBatch.from_arrays(
         [
             pa.array(block.user_idx[row], pa.int64()),
@@ -356,43 +406,35 @@ def _lists(
 
 
 def block_shape(n_items: int, k: int, in_tiles: bool) -> tuple[int, int]:
-    """Return the (rows, items) of a block of scores held at once: at most `block_bytes()` of them.
+    """Return the shape (rows, items) of a block of scores: it takes at most `block_bytes()`.
 
-    `in_tiles` : items may be taken tile by tile; else a row has all of them.
+    A block has at least one row. `in_tiles` : True if the items may be taken tile by tile; False if
+    a row must hold the scores of all items.
     """
-    room = block_bytes() // 4
-    if not in_tiles or n_items <= min(ONE_TILE, room):
-        return max(1, room // n_items), n_items
-    width = min(n_items, max(TILE_ITEMS, 16 * k), room)
-    return max(1, min(TILE_ROWS, room // width)), width
+    n_scores = block_bytes() // 4
+    if not in_tiles or n_items <= min(ONE_TILE, n_scores):
+        return max(1, n_scores // n_items), n_items
+    width = min(n_items, max(TILE_ITEMS, 16 * k), n_scores)
+    return max(1, min(TILE_ROWS, n_scores // width)), width
 
 
 def block_bytes() -> int:
-    """Return `BLOCK_BYTES`, or a 32nd of the memory that Spark grants a Python worker if that is
-    less.
+    """Return the most bytes that a block of scores may take.
+
+    It is `BLOCK_BYTES`, or a 32nd of the memory that Spark grants a Python worker, if that is less.
     """
-    granted = int(os.environ.get("PYSPARK_EXECUTOR_MEMORY_MB") or 0) << 20
-    return min(BLOCK_BYTES, granted // 32) if granted else BLOCK_BYTES
-
-
-def local_index(items: Array, item_idx: Array) -> Array:
-    """Return the position of each `item_idx` in `items` (ascending), -1 where it is not there.
-
-    >>> local_index(np.array([3, 5, 9]), np.array([9, 4, 3]))
-    array([ 2, -1,  0])
-    """
-    at = np.minimum(np.searchsorted(items, item_idx), len(items) - 1)
-    return np.where(items[at] == item_idx, at, -1)
+    granted_bytes = int(os.environ.get("PYSPARK_EXECUTOR_MEMORY_MB") or 0) << 20
+    return min(BLOCK_BYTES, granted_bytes // 32) if granted_bytes else BLOCK_BYTES
 
 
 def _tiles(scores: Scores, n_items: int, width: int) -> list[tuple[int, Scores]]:
-    """Return the scores of each tile of items, and its first item."""
+    """Return (first item, scores) of each tile of at most `width` items."""
     if not isinstance(scores, DotScores) or width >= n_items:
         return [(0, scores)]
     return [(begin, scores.part(slice(begin, begin + width))) for begin in range(0, n_items, width)]
 
 
-def _best(
+def _best_of_rows(
     scores: Scores,
     tiles: list[tuple[int, Scores]],
     seen: Ragged,
@@ -400,53 +442,65 @@ def _best(
     k: int,
     allowed: Array | None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Return (row, local item, rank, score) of the k best of each row, by row, then rank."""
+    """Return (row, local item, rank, score) of the k best items of `rows`, by row, then by rank.
+
+    `seen` and `allowed` say which local items may not be recommended, see `answer`.
+    """
     start = seen.start[rows.start : rows.stop + 1]
-    masked = np.repeat(np.arange(len(start) - 1), np.diff(start))
-    masked_item = seen.values[start[0] : start[-1]]
-    if len(tiles) > 1:
-        order = np.argsort(masked_item)
-        masked, masked_item = masked[order], masked_item[order]
-    unknown = ~scores.known[rows]
-    found = Candidates(
+    seen_row = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    seen_item = seen.values[start[0] : start[-1]]
+    if len(tiles) > 1:  # by item, so that those of a tile are a slice
+        order = np.argsort(seen_item)
+        seen_row, seen_item = seen_row[order], seen_item[order]
+    is_unknown_user = ~scores.known[rows]
+    candidates = Candidates(
         k, scores.error(rows), lambda row, item: scores.exact(row + rows.start, item)
     )
-    for first, tile in tiles:
+    for first_item, tile in tiles:
         approximate = tile.approximate(rows)  # (rows, width)
-        part = slice(0, len(masked))
+        seen_of_tile = slice(0, len(seen_row))
         if len(tiles) > 1:
-            part = slice(*np.searchsorted(masked_item, [first, first + approximate.shape[1]]))
-        approximate[masked[part], masked_item[part] - first] = -np.inf
-        approximate[unknown] = -np.inf
+            seen_of_tile = slice(
+                *np.searchsorted(seen_item, [first_item, first_item + approximate.shape[1]])
+            )
+        approximate[seen_row[seen_of_tile], seen_item[seen_of_tile] - first_item] = -np.inf
+        approximate[is_unknown_user] = -np.inf
         if allowed is not None:
-            approximate[:, ~allowed[first : first + approximate.shape[1]]] = -np.inf
-        found.add(approximate, first)
-    row, item, rank, score = found.best()
+            approximate[:, ~allowed[first_item : first_item + approximate.shape[1]]] = -np.inf
+        candidates.add(approximate, first_item)
+    row, item, rank, score = candidates.best()
     return row + rows.start, item, rank, score
 
 
 def _gamma(n: Any) -> Any:
-    """Return n * u / (1 - n * u) for float32: the relative error of a sum of n products."""
+    """Return gamma(n) = n * u / (1 - n * u), u the unit roundoff of float32.
+
+    It bounds the relative error of a sum of n products.
+    """
     return n * _UNIT / (1 - n * _UNIT)
 
 
-def _local(ragged: Ragged, items: Array) -> Ragged:
-    """Return `ragged` with item_idx as local indices; what is not in `items` is left out."""
-    at = local_index(items, ragged.values)
-    kept = at >= 0
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return Ragged(before[ragged.start], at[kept])
+def _to_local(ragged: Ragged, items: Array) -> Ragged:
+    """Return `ragged` with each item_idx as a local index; values outside `items` are left out."""
+    local = local_index(items, ragged.values)
+    is_in_items = local >= 0
+    n_kept_before = np.concatenate([[0], np.cumsum(is_in_items)])
+    return Ragged(n_kept_before[ragged.start], local[is_in_items])
 
 
-def _single(items: Array, as_of: int) -> QueryBlock:
-    """Return a query per item: one event on it at `as_of`, itself masked, user_idx = item_idx."""
-    n = len(items)
-    start, ones = np.arange(n + 1), np.ones(n, np.float32)
+def _single_event_queries(items: Array, as_of: int) -> QueryBlock:
+    """Return one query per item: its history is one event on the item, at `as_of`.
+
+    The item is also in `seen`, so it is not its own neighbour. The query's user_idx is the
+    item_idx.
+    """
+    n_queries = len(items)
+    start, weight = np.arange(n_queries + 1), np.ones(n_queries, np.float32)
     return QueryBlock(
         user_idx=items.astype(np.int64),
-        history=Histories(start, items, np.full(n, as_of, np.int64), ones),
+        history=Histories(start, items, np.full(n_queries, as_of, np.int64), weight),
         seen=Ragged(start, items),
-        features=pa.nulls(n, _FEATURES),  # of nobody anything is known
+        features=pa.nulls(n_queries, _FEATURES),  # all features are missing
     )
 
 

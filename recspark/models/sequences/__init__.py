@@ -1,1 +1,1 @@
-"""Models of what comes next, in a session or a history."""
+"""Models of the next item in a session or a history."""

@@ -1,4 +1,7 @@
-"""GRU4Rec: a recurrent network over the items of a session (Hidasi et al. 2016, 2018)."""
+"""GRU4Rec: a recurrent network that reads the items of a session one by one.
+
+Source: Hidasi et al. 2016; Hidasi & Karatzoglou 2018.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ from recspark.nets.gru4rec import Cell, Gru4RecNet
 
 
 class Gru4RecSettings(NextItemSettings):
-    """Settings of `Gru4Rec`. "Diginetica" = chosen on its train sessions, by P@20 and MRR@20.
+    """Settings of `Gru4Rec`. "Diginetica" = chosen on its training sessions, by P@20 and MRR@20.
 
-    Fitted on the newest 60,000 of the first nine tenths, asked for 3,000 of the last tenth: what was
-    tried, and with which figures, is in benchmarks/README.md.
+    For that choice, models were fitted on the newest 60,000 sessions of the first nine tenths, and
+    evaluated on 3,000 sessions of the last tenth. benchmarks/README.md lists what was tried and the
+    figures.
     """
 
     cell: Cell = Field("gru", description="recurrent cell. Hidasi et al. 2016: GRU")
@@ -30,7 +34,9 @@ class Gru4RecSettings(NextItemSettings):
         json_schema_extra={"tune": {"choices": [64, 100, 128, 256]}},
     )
     embedding_size: int | None = Field(
-        None, ge=1, description="length of an item's vector; null = hidden_size, as `tied` needs"
+        None,
+        ge=1,
+        description="length of an item's vector; null = hidden_size, which `tied` requires",
     )
     sparse: bool = Field(True, description="see `NextItemSettings`")
     loss: Literal["cross_entropy", "bpr_max", "gbce"] = Field(
@@ -40,25 +46,30 @@ class Gru4RecSettings(NextItemSettings):
         0.3,
         ge=0,
         le=1,
-        description="items are drawn by popularity^this. The authors' parameters for Diginetica",
+        description="items are drawn with probability proportional to popularity^sample_alpha. "
+        "Source: the authors' parameters for Diginetica",
     )
     dropout: float = Field(
         0.45,
         ge=0,
         lt=1,
-        description="share of units dropped, of item vectors and of states. Diginetica: between "
-        "the .5 and .4 that did best there",
+        description="share of the units that is dropped in training, of item vectors and of "
+        "states. Diginetica: between .5 and .4, the two best values there",
         json_schema_extra={"tune": {"low": 0.0, "high": 0.6}},
     )
     epochs: int = Field(
-        8, ge=1, description="passes over the training set. Diginetica, of 4 and 8 with 128 units"
+        8,
+        ge=1,
+        description="passes over the training set. Diginetica: 4 and 8 were tried, with 128 units",
     )
     batch_size: int = Field(
-        32, ge=1, description="rows of a step, of all ranks together. Diginetica, with the loss"
+        32,
+        ge=1,
+        description="rows per step, all ranks together. Diginetica: chosen together with the loss",
     )
     learning_rate: LearningRate = Field(
         2e-3,
-        description="of Adam at the first step, falling linearly to 0. Diginetica",
+        description="learning rate of Adam at the first step; it falls linearly to 0. Diginetica",
     )
     n_layers: int = Field(1, ge=1, description="recurrent layers. Hidasi et al. 2016: 1")
 
@@ -78,7 +89,7 @@ class Gru4RecSettings(NextItemSettings):
 
 
 def make_net(settings: Gru4RecSettings, n_items: int, seed: int) -> Gru4RecNet:
-    """Return the network with the weights of `seed`."""
+    """Return the network with first weights drawn from `seed`."""
     return Gru4RecNet(
         n_items,
         settings.embedding_size or settings.hidden_size,
@@ -93,13 +104,15 @@ def make_net(settings: Gru4RecSettings, n_items: int, seed: int) -> Gru4RecNet:
 
 
 class Gru4RecModel(NextItemModel):
-    """Trained `Gru4Rec`."""
+    """A trained `Gru4Rec`."""
 
     make_net = staticmethod(make_net)
 
 
 class Gru4Rec(NextItem[Gru4RecSettings]):
-    """The state after each item scores the next one; the state begins at zero for each row.
+    """A recurrent network whose state after each item scores the next item.
+
+    The state starts at zero in each row.
 
     Source: Hidasi, Karatzoglou, Baltrunas, Tikk 2016; Hidasi & Karatzoglou 2018.
     """

@@ -1,4 +1,7 @@
-"""SASRec: causal self-attention over the items of a history (Kang & McAuley 2018)."""
+"""SASRec: causal self-attention over the items of a history.
+
+Source: Kang & McAuley 2018.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,21 @@ class SasRecSettings(NextItemSettings):
     """Settings of `SasRec`."""
 
     train_on: Unit = Field(
-        "history", description="what a row of the training set is: a session, or a whole history"
+        "history", description="a row of the training set is one session, or one whole history"
     )
     context: Unit = Field(
         "history",
-        description="what is read to answer: the last session of the history, or all of it",
+        description="what the network reads at scoring: the last session of a history, or the "
+        "whole history",
     )
     embedding_size: VectorSize = Field(
         64,
-        description="length of an item's vector and of a state. Paper: 50",
+        description="length of an item's vector, and of a state. Paper: 50",
     )
-    n_blocks: int = Field(2, ge=1, description="blocks of attention. Paper: 2")
-    n_heads: int = Field(1, ge=1, description="heads of each; they share embedding_size. Paper: 1")
+    n_blocks: int = Field(2, ge=1, description="attention blocks. Paper: 2")
+    n_heads: int = Field(
+        1, ge=1, description="heads of each block; embedding_size is divided among them. Paper: 1"
+    )
 
     @property
     def state_size(self) -> int:
@@ -49,7 +55,7 @@ class SasRecSettings(NextItemSettings):
 
 
 def make_net(settings: SasRecSettings, n_items: int, seed: int) -> SasRecNet:
-    """Return the network with the weights of `seed`."""
+    """Return the network with first weights drawn from `seed`."""
     return SasRecNet(
         n_items,
         settings.length,
@@ -64,16 +70,19 @@ def make_net(settings: SasRecSettings, n_items: int, seed: int) -> SasRecNet:
 
 
 class SasRecModel(NextItemModel):
-    """Trained `SasRec`."""
+    """A trained `SasRec`."""
 
     make_net = staticmethod(make_net)
 
 
 class SasRec(NextItem[SasRecSettings]):
-    """Each item attends to those before it; the state after it scores the next one.
+    """A self-attention network whose state after each item scores the next item.
 
-    Source: Kang & McAuley 2018. The loss is the softmax over all items or over candidates, or
-    gSASRec's gBCE, not the paper's one negative (Petrov & Macdonald 2023 show what that costs).
+    Each item attends to itself and to the items before it. Source: Kang & McAuley 2018.
+
+    The paper's loss compares a target with one negative; Petrov & Macdonald 2023 show what that
+    costs. Here the loss is a softmax over all items or over candidates, or gBCE, the loss of
+    gSASRec.
     """
 
     settings_class = SasRecSettings

@@ -1,1 +1,1 @@
-"""Models that learn vectors of items from what stands beside them."""
+"""Models that learn item vectors from the items that occur together."""

@@ -1,1 +1,1 @@
-"""The stages of a night, one file each."""
+"""The stages of a night: one file for each stage."""

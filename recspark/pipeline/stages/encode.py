@@ -1,4 +1,4 @@
-"""Stage encode: one encoder's vectors of the items whose content is new to it."""
+"""Stage encode: one encoder's vectors of the items whose content is new to that encoder."""
 
 from __future__ import annotations
 
@@ -15,54 +15,68 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import cutoffs_of, load_model, vectors_key, why_not_fitted
 from recspark.pipeline.runlog import StageResult
 
+# A vector is known by the fitted encoder, the item, and a digest of the item's content.
 _KEY = ["artifact", "item_idx", "content"]
 
 
 def encode(context: RunContext, model: str) -> StageResult:
-    """Write one encoder's slice of `item_vectors`: of each artifact of tonight the items as they were
-    before its cutoff.
+    """Write one encoder's slice of `item_vectors`.
 
-    What the slice has already, of the same artifact and content, stays; only the rest is encoded: of an
-    encoder that learns nothing what is new since last night, of one that is trained anew all. An item
-    that the encoder has no vector of gets a row without one, and is not tried again.
+    The slice holds, for each artifact of tonight (one fitted encoder per cutoff), the vectors of
+    the items as they were described before that cutoff.
+
+    Rows of the slice with the same artifact and the same content stay. Only the other items are
+    encoded. For an encoder that learns nothing from data, the others are the items that are new or
+    changed since last night; for an encoder that was trained anew, they are all items. An item that
+    the encoder has no vector for gets a row with a null vector, and is not tried again.
     """
     catalog = context.catalog
     current = catalog.version("item_vectors")
     stored = catalog.read("item_vectors", current).where(F.col("encoder") == F.lit(model))
-    asked: list[DataFrame] = []  # artifact, item_idx, content of the cutoffs so far
-    new: list[DataFrame] = []
-    vectors: list[DataFrame] = []
+    # One frame for each cutoff so far: the keys that the slice must have (artifact, item_idx,
+    # content), the content of the items that have to be encoded, and the vectors of these items
+    # with their keys.
+    keys_by_cutoff: list[DataFrame] = []
+    new_items_by_cutoff: list[DataFrame] = []
+    new_vectors_by_cutoff: list[DataFrame] = []
     try:
         for cutoff in cutoffs_of(context, model):
             if why_not_fitted(context, model, cutoff):
                 continue
-            fitted = load_model(context, model, cutoff)
-            assert isinstance(fitted, EncoderModel), model
-            # As of one cutoff an item has one content.
-            wanted = content_as_of(context.read("items"), cutoff).withColumn(
+            encoder = load_model(context, model, cutoff)
+            assert isinstance(encoder, EncoderModel), model
+            # As of one cutoff an item has one content, so each key occurs once.
+            items_at_cutoff = content_as_of(context.read("items"), cutoff).withColumn(
                 "artifact", F.lit(vectors_key(context, model, cutoff))
             )
-            unknown = wanted
-            for known in (stored, *asked):
-                unknown = unknown.join(known.select(*_KEY), on=_KEY, how="left_anti")
-            unknown = unknown.persist(StorageLevel.MEMORY_AND_DISK)
-            asked.append(wanted.select(*_KEY))
-            new.append(unknown)
-            coded = fitted.encode(unknown.select(*schema.CONTENT.names))
-            vectors.append(unknown.select(*_KEY).join(coded, on="item_idx", how="left"))
-        kept = stored.join(reduce(DataFrame.unionByName, asked), on=_KEY, how="left_semi")
-        fresh = reduce(DataFrame.unionByName, vectors).withColumns(
+            # Leave out what is stored already, and what an earlier cutoff of this loop encodes.
+            items_to_encode = items_at_cutoff
+            for encoded_rows in (stored, *keys_by_cutoff):
+                items_to_encode = items_to_encode.join(
+                    encoded_rows.select(*_KEY), on=_KEY, how="left_anti"
+                )
+            items_to_encode = items_to_encode.persist(StorageLevel.MEMORY_AND_DISK)
+            keys_by_cutoff.append(items_at_cutoff.select(*_KEY))
+            new_items_by_cutoff.append(items_to_encode)
+            encoded_items = encoder.encode(items_to_encode.select(*schema.CONTENT.names))
+            new_vectors_by_cutoff.append(
+                items_to_encode.select(*_KEY).join(encoded_items, on="item_idx", how="left")
+            )
+        kept_rows = stored.join(
+            reduce(DataFrame.unionByName, keys_by_cutoff), on=_KEY, how="left_semi"
+        )
+        new_rows = reduce(DataFrame.unionByName, new_vectors_by_cutoff).withColumns(
             {"encoder": F.lit(model), "encoded_date": F.lit(context.run_date).cast("date")}
         )
         names = schema.ITEM_VECTORS.names
-        rows = kept.select(*names).unionByName(fresh.select(*names))
+        rows = kept_rows.select(*names).unionByName(new_rows.select(*names))
         written = catalog.replace_slice(
-            "item_vectors", rows, {"encoder": model}, expected=current, whole=False
+            "item_vectors", rows, {"encoder": model}, expected=current, any_commit_conflicts=False
         )
-        n_new = sum(frame.count() for frame in new)
+        n_new = sum(new_items.count() for new_items in new_items_by_cutoff)
     finally:
-        for frame in new:
-            frame.unpersist()
+        for new_items in new_items_by_cutoff:
+            new_items.unpersist()
     context.progress(f"  {model}: {n_new:,} of {written.rows:,} items encoded anew")
     outputs = {"item_vectors": written.version}
     return StageResult(outputs, context.count("items"), written.rows, {"encoded": n_new})

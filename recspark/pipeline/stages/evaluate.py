@@ -21,9 +21,9 @@ from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import load_model, not_compared, with_what_it_reads
+from recspark.pipeline.fitted import load_model, not_compared, with_user_features
 from recspark.pipeline.plan import PUBLISHED, models_of
-from recspark.pipeline.promote import own_publish, promote
+from recspark.pipeline.promote import last_published_at, promote
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.pipeline.training_sets import features_as_of
 from recspark.session import together
@@ -35,23 +35,48 @@ NOT_COMPARED = "not_compared"  # in the detail of the `runs` row: model -> why
 def evaluate(context: RunContext) -> StageResult:
     """Write the ladder's backtest lists to `candidates`, and tonight's rows of `metrics`.
 
-    A model that failed, or that had too little before the cutoff, is not compared: `detail` says
-    why. Before a shop's first horizon is over there is nothing to compare, and `metrics` holds the
-    users and what they bought alone.
+    A model that failed, or that had too little to learn from before the cutoff, is not compared:
+    `detail` says why. While a shop is younger than a horizon there is nothing to compare, and
+    `metrics` counts only the users and what they bought.
     """
-    config, catalog = context.config, context.catalog
-    began = own_publish(context)
-    cutoff, settings = context.backtest_cutoff, context.config.evaluate
-    everyone = context.read("histories")
-    truths = scoring.truth(everyone, cutoff, settings.horizon_days)
-    candidates = context.read("candidates").where(
-        (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
+    began = last_published_at(context)
+    cutoff, horizon_days = context.backtest_cutoff, context.config.evaluate.horizon_days
+    histories = context.read("histories")
+    truths = scoring.truth(histories, cutoff, horizon_days)
+    users, catalogue_of = users_and_catalogue(context, histories, cutoff)
+    written, items = together(
+        context.spark, lambda: write_ladder(context, truths, cutoff), catalogue_of
     )
-    length = max(config.publish.k, *settings.ks)
+    assert isinstance(written, TableVersion)
+    assert isinstance(items, Catalogue | None)
+    left_out = not_compared(context)
+    for model, why in left_out.items():
+        context.progress(f"  {model} is not compared: {why}")
+    compared = [
+        model for model in models_of(context.config, "retriever", "ranker") if model not in left_out
+    ]
+    rows = backtest_rows(context, written, users, items, compared)
+    if context.config.features.explicit:
+        rows += rating_rows(context, histories, compared)
+    rows += followup_rows(context, histories, users, items)
+    frame = context.spark.createDataFrame(rows, schema.METRICS)
+    metrics = promote(context, "metrics", frame, began)
+    outputs = {"candidates": written.version, "metrics": metrics.version}
+    detail = {NOT_COMPARED: left_out} if left_out else {}
+    return StageResult(outputs, context.count("histories"), metrics.rows, detail)
+
+
+def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> TableVersion:
+    """Write the lists that the ladder makes of the models' backtest lists, in both modes.
+
+    They are rows of `candidates` under the model name `published`, for the users in `truths`.
+    """
+    config = context.config
+    candidates = _lists_at(context, context.read("candidates"), cutoff)
+    length = max(config.publish.k, *config.evaluate.ks)
+    users = truths.select("user_idx")
     ladder = [
-        fill(
-            ladder_steps(config.publish.steps, candidates, mode), truths.select("user_idx"), length
-        ).select(
+        fill(ladder_steps(config.publish.steps, candidates, mode), users, length).select(
             F.lit(context.run_date).alias("run_date"),
             F.lit(cutoff).alias("cutoff"),
             F.lit(PUBLISHED).alias("model"),
@@ -63,86 +88,88 @@ def evaluate(context: RunContext) -> StageResult:
         )
         for mode in schema.MODES
     ]
-    users, catalogue_of = people_and_items(context, everyone, cutoff)
-    written, items = together(
-        context.spark,
-        lambda: catalog.replace_slice(
-            "candidates",
-            ladder[0].unionByName(ladder[1]),
-            {"run_date": context.run_date, "model": PUBLISHED},
-        ),
-        catalogue_of,
+    return context.catalog.replace_slice(
+        "candidates",
+        ladder[0].unionByName(ladder[1]),
+        {"run_date": context.run_date, "model": PUBLISHED},
     )
-    assert isinstance(written, TableVersion)
-    assert isinstance(items, Catalogue | None)
-    lists = context.read("candidates", {PUBLISHED: written.version}).where(
-        (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(cutoff))
-    )
-    left_out = not_compared(context)
-    for model, why in left_out.items():
-        context.progress(f"  {model} is not compared: {why}")
-    listing = models_of(config, "retriever", "ranker")
-    compared = [model for model in listing if model not in left_out]
-    steps = set(config.publish.steps)
+
+
+def backtest_rows(
+    context: RunContext,
+    written: TableVersion,
+    users: DataFrame,
+    items: Catalogue | None,
+    compared: Sequence[str],
+) -> list[MetricRow]:
+    """Return the rows of the backtest for the models in `compared` and for the ladder.
+
+    Parameters
+    ----------
+    written : the version of `candidates` that has the ladder's lists
+    users, items : as `users_and_catalogue` gives them
+    compared : models; the ladder is compared where one of its steps is among them
+    """
+    cutoff, settings = context.backtest_cutoff, context.config.evaluate
     if items is None:
         context.progress(f"  nothing to compare yet: no event before {cutoff:%Y-%m-%d}")
-        rows = scoring.nobody_known(
+        return scoring.nobody_known(
             users, settings, run_date=context.run_date, kind="backtest", cutoff=cutoff
         )
-    else:
-        rows = scoring.evaluate(
-            lists,
-            users,
-            items,
-            settings,
-            run_date=context.run_date,
-            kind="backtest",
-            cutoff=cutoff,
-            models=(*compared, PUBLISHED) if steps & set(compared) else compared,
-        )
-    if config.features.explicit:
-        rows += rating_rows(context, everyone, compared)
-    rows += followup_rows(context, everyone, users, items)
-    frame = context.spark.createDataFrame(rows, schema.METRICS)
-    metrics = promote(context, "metrics", frame, began)
-    outputs = {"candidates": written.version, "metrics": metrics.version}
-    detail = {NOT_COMPARED: left_out} if left_out else {}
-    return StageResult(outputs, context.count("histories"), metrics.rows, detail)
+    steps = set(context.config.publish.steps)
+    return scoring.evaluate(
+        _lists_at(context, context.read("candidates", {PUBLISHED: written.version}), cutoff),
+        users,
+        items,
+        settings,
+        run_date=context.run_date,
+        kind="backtest",
+        cutoff=cutoff,
+        models=(*compared, PUBLISHED) if steps & set(compared) else compared,
+    )
 
 
-def people_and_items(
-    context: RunContext, everyone: DataFrame, cutoff: datetime
+def _lists_at(context: RunContext, candidates: DataFrame, cutoff: datetime) -> DataFrame:
+    """Return tonight's rows of `candidates` whose lists were made at `cutoff`."""
+    is_tonights = F.col("run_date") == F.lit(context.run_date)
+    return candidates.where(is_tonights & (F.col("cutoff") == F.lit(cutoff)))
+
+
+def users_and_catalogue(
+    context: RunContext, histories: DataFrame, cutoff: datetime
 ) -> tuple[DataFrame, Callable[[], Catalogue | None]]:
-    """Return the population of a cutoff (`scoring.population`), and what gives its catalogue.
+    """Return the population of a cutoff (`scoring.population`), and a function for its catalogue.
 
-    From the feature tables where they have the cutoff; of another one they are made anew.
+    The features come from the feature tables where these have the cutoff. For another cutoff they
+    are computed from the histories.
     """
     horizon = context.config.evaluate.horizon_days
-    past = before(everyone, cutoff)
+    past = before(histories, cutoff)
     if cutoff in context.cutoffs:
         features_of_users, items = features_as_of(context, cutoff)
     else:
         features_of_users = features.user_features(past, cutoff)
         seen = past.select(F.explode("seen").alias("item_idx"))
         items = seen.groupBy("item_idx").agg(F.count(F.lit(1)).alias("n_users"))
-    known = past.select("user_idx", "seen").join(
+    warm_users = past.select("user_idx", "seen").join(
         features_of_users.select("user_idx", "activity"), on="user_idx", how="inner"
     )
-    users = scoring.population(scoring.truth(everyone, cutoff, horizon), known)
-    return users, lambda: known_items(items, past)
+    users = scoring.population(scoring.truth(histories, cutoff, horizon), warm_users)
+    return users, lambda: catalogue_or_none(items, past)
 
 
 def followup_rows(
-    context: RunContext, everyone: DataFrame, users: DataFrame, items: Catalogue | None
+    context: RunContext, histories: DataFrame, users: DataFrame, items: Catalogue | None
 ) -> list[MetricRow]:
-    """Return what became of the list published a horizon ago; [] where there is none.
+    """Return the metrics of the list that was published a horizon ago; [] where there is none.
 
-    `users`, `items` : of the backtest, whose cutoff is the same where each night has its own.
+    `users` and `items` are those of the backtest. They are used again where the list was made at the
+    backtest's cutoff, as it is unless `evaluate.every_days` puts backtests on a grid of days.
     """
     past = published_lists(context)
     cutoff = context.followup_cutoff
     if past is not None and cutoff != context.backtest_cutoff:
-        users, catalogue_of = people_and_items(context, everyone, cutoff)
+        users, catalogue_of = users_and_catalogue(context, histories, cutoff)
         items = catalogue_of()
     if past is None or items is None:
         return []
@@ -160,38 +187,39 @@ def followup_rows(
     )
 
 
-def known_items(items: DataFrame, users: DataFrame) -> Catalogue | None:
-    """Return the catalogue of the backtest; None where no item has an event before its cutoff."""
+def catalogue_or_none(items: DataFrame, users: DataFrame) -> Catalogue | None:
+    """Return the catalogue of a cutoff; None where no item has an event before it."""
     try:
         return scoring.catalogue(items, users)
     except EmptyDataError:
         return None
 
 
-def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str]) -> list[MetricRow]:
-    """Return rmse and mae of each of `models` that predicts ratings, of items new to the user; k is
-    0.
+def rating_rows(
+    context: RunContext, histories: DataFrame, models: Sequence[str]
+) -> list[MetricRow]:
+    """Return rmse and mae of each of `models` that predicts ratings; their k is 0.
 
-    `n_unknown_ratings` counts the pairs that a model knew nothing of: the mean rating stood for them.
+    The ratings are those in the horizon of items that are new to the user. `n_unknown_ratings` counts
+    the pairs of which a model knew nothing, so that the mean rating was taken as its prediction.
     """
     cutoff, horizon = context.backtest_cutoff, context.config.evaluate.horizon_days
-    wanted = ratings.ratings_of(everyone, cutoff, horizon)
-    earlier = before(everyone, cutoff, keep_empty=True, ratings=True)
-    asked = queries(earlier, "repeat").join(wanted, on="user_idx", how="inner")
-    guesses = {
-        name: predicted(model, with_what_it_reads(context, model, asked))
+    true_ratings = ratings.ratings_of(histories, cutoff, horizon)
+    earlier = before(histories, cutoff, keep_empty=True, ratings=True)
+    rated_queries = queries(earlier, "repeat").join(true_ratings, on="user_idx", how="inner")
+    predictions = {
+        name: predicted(model, with_user_features(context, model, rated_queries))
         for name in models
         if (model := load_model(context, name, cutoff)).rates
     }
-    if not guesses:
+    if not predictions:
         return []
-    rated = interactions(before(everyone, cutoff, ratings=True), cutoff, None)
-    known = ratings.scale(rated)
-    found = ratings.errors(guesses, known)
+    earlier_ratings = interactions(before(histories, cutoff, ratings=True), cutoff, None)
+    errors_of = ratings.errors(predictions, ratings.scale(earlier_ratings))
     head = (context.run_date, "backtest", cutoff, horizon)
     return [
         MetricRow(*head, model, "novel", "all", metric, 0, value, errors.n_users)
-        for model, errors in found.items()
+        for model, errors in errors_of.items()
         for metric, value in (
             ("rmse", errors.rmse),
             ("mae", errors.mae),
@@ -202,8 +230,10 @@ def rating_rows(context: RunContext, everyone: DataFrame, models: Sequence[str])
 
 
 def published_lists(context: RunContext) -> tuple[Mode, DataFrame] | None:
-    """Return the list published a horizon ago as `model, mode, user_idx, item_idx, rank`, and the
-    mode that it was published in: that of the settings then. None where there is no such list.
+    """Return the lists published a horizon ago, and the mode in which they were published.
+
+    The lists are rows `model, mode, user_idx, item_idx, rank`. The mode is that of the settings of
+    that night. None where nothing was published that night.
     """
     night = context.run_date - timedelta(days=context.config.evaluate.horizon_days)
     if context.version("recommendations") is None:

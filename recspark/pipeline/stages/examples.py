@@ -1,4 +1,4 @@
-"""Stage examples: what one ranker learns from, as of each cutoff of the grid."""
+"""Stage examples: the examples that one ranker learns from, for each cutoff of the grid."""
 
 from __future__ import annotations
 
@@ -16,35 +16,40 @@ from recspark.errors import EmptyDataError
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     ENCODING,
-    MADE,
+    EXAMPLE_CUTOFFS,
     load_retriever,
     sources_of,
-    with_what_it_reads,
+    with_user_features,
 )
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import features_as_of, with_truth
 
 
 def examples(context: RunContext, model: str) -> StageResult:
-    """Write one ranker's slices of `examples`: at each cutoff what its retrievers, as fitted on what
-    came before, propose to users who came back in the horizon after it, and what those acted on.
+    """Write one ranker's slices of `examples`, one for each cutoff of the grid.
 
-    A cutoff before a shop's beginning, or with too little for one of the retrievers, has none; where
-    no cutoff has any, raises EmptyDataError. Vocabularies are those of the oldest cutoff, so that they
-    say nothing of what came after any.
+    The examples of a cutoff are pairs of a user and an item. The ranker's retrievers, fitted on the
+    events before the cutoff, propose items to the users who acted again in the horizon after it.
+    The label of a pair says what the user then did with the item.
+
+    A cutoff has no examples where it lies before the shop's first events, or where one of the
+    retrievers had too little data. Raises EmptyDataError where no cutoff has any.
+
+    The vocabularies of the encoding are those of the oldest cutoff with examples, so that they hold
+    nothing that happened after any of the cutoffs.
     """
-    made: dict[datetime, DataFrame] = {}
+    rows_by_cutoff: dict[datetime, DataFrame] = {}
     encoding: Encoding | None = None
     for cutoff in context.example_cutoffs:
         try:
-            proposed = _proposed(context, model, cutoff)
+            pairs_of_cutoff = _proposed_pairs(context, model, cutoff)
         except EmptyDataError as error:
             context.progress(f"  no examples as of {cutoff:%Y-%m-%d}: {error}")
             continue
         users, items = features_as_of(context, cutoff)
         if encoding is None:
-            encoding = pairs.learn_encoding(sources_of(context, model), users, items)
-        made[cutoff] = _examples_of(context, model, cutoff, proposed, encoding)
+            encoding = pairs.make_pair_encoding(sources_of(context, model), users, items)
+        rows_by_cutoff[cutoff] = _examples_of(context, model, cutoff, pairs_of_cutoff, encoding)
     if encoding is None:
         raise EmptyDataError(
             f"{model}: no cutoff of the grid has examples: "
@@ -53,55 +58,73 @@ def examples(context: RunContext, model: str) -> StageResult:
         )
     written = context.catalog.replace_slice(
         "examples",
-        reduce(DataFrame.unionByName, made.values()),
-        {"cutoff": tuple(made), "model": model},
+        reduce(DataFrame.unionByName, rows_by_cutoff.values()),
+        {"cutoff": tuple(rows_by_cutoff), "model": model},
         note={model: encoding.to_dict()},
     )
-    mine = F.col("cutoff").isin(list(made)) & (F.col("model") == F.lit(model))
-    rows = context.catalog.read("examples", written.version).where(mine)
-    found = {row[0] for row in rows.select(F.unix_seconds("cutoff")).distinct().collect()}
-    with_rows = [c for c in made if int(c.timestamp()) in found]
-    if not with_rows:
+    # A cutoff may have no row: its retrievers proposed nothing to the users who came back.
+    is_of_this_ranker = F.col("cutoff").isin(list(rows_by_cutoff)) & (
+        F.col("model") == F.lit(model)
+    )
+    rows = context.catalog.read("examples", written.version).where(is_of_this_ranker)
+    cutoff_seconds = {row[0] for row in rows.select(F.unix_seconds("cutoff")).distinct().collect()}
+    cutoffs_with_rows = [c for c in rows_by_cutoff if int(c.timestamp()) in cutoff_seconds]
+    if not cutoffs_with_rows:
         raise EmptyDataError(
-            f"{model}: nobody who came back after {', '.join(f'{c:%Y-%m-%d}' for c in made)} was proposed "
-            "anything: there is nothing to learn from"
+            f"{model}: nobody who came back after "
+            f"{', '.join(f'{c:%Y-%m-%d}' for c in rows_by_cutoff)} was proposed anything: there is "
+            "nothing to learn from"
         )
-    detail = {MADE: [c.isoformat() for c in with_rows], ENCODING: encoding.to_text()}
+    detail = {
+        EXAMPLE_CUTOFFS: [c.isoformat() for c in cutoffs_with_rows],
+        ENCODING: encoding.to_text(),
+    }
     return StageResult(
         {"examples": written.version}, context.count("histories"), written.rows, detail
     )
 
 
-def _proposed(context: RunContext, model: str, cutoff: datetime) -> DataFrame:
-    """Return the pairs that the ranker's retrievers propose to users who act in the horizon."""
+def _proposed_pairs(context: RunContext, model: str, cutoff: datetime) -> DataFrame:
+    """Return the pairs that the ranker's retrievers propose to users who act in the horizon after
+    `cutoff`.
+
+    At most `examples.max_users` users, drawn by a hash. Columns as in
+    `recspark.data.examples.proposed`.
+    """
     config = context.config
-    came_back = with_truth(context, context.read("histories"), cutoff)
-    users = before(came_back, cutoff, ratings=config.features.explicit)
-    kept = hash_sample(users, config.examples.max_users, config.train.seed)
-    asked = queries(users.where(kept), config.publish.mode)
+    histories_with_truth = with_truth(context, context.read("histories"), cutoff)
+    users = before(histories_with_truth, cutoff, ratings=config.features.explicit)
+    is_sampled = hash_sample(users, config.examples.max_users, config.train.seed)
+    user_queries = queries(users.where(is_sampled), config.publish.mode)
     sources = sources_of(context, model)
     lists = []
     for source in sources:
         fitted = load_retriever(context, source, cutoff)
-        of_source = fitted.recommend(
-            with_what_it_reads(context, fitted, asked), config.n_candidates
+        lists_of_source = fitted.recommend(
+            with_user_features(context, fitted, user_queries), config.n_candidates
         )
-        lists.append(of_source.withColumn("model", F.lit(source)))
+        lists.append(lists_of_source.withColumn("model", F.lit(source)))
     return pairs.proposed(reduce(DataFrame.unionByName, lists), sources)
 
 
 def _examples_of(
-    context: RunContext, model: str, cutoff: datetime, proposed: DataFrame, encoding: Encoding
+    context: RunContext, model: str, cutoff: datetime, proposed_pairs: DataFrame, encoding: Encoding
 ) -> DataFrame:
-    """Return the rows of one cutoff, as `schema.EXAMPLES`."""
+    """Return the examples of one cutoff, as `schema.EXAMPLES`."""
     config = context.config
     histories = context.read("histories")
     truths = pairs.truths_of(histories, cutoff, config.evaluate.horizon_days)
-    kept = pairs.sample(pairs.labelled(proposed, truths), config.examples, config.train.seed)
+    sampled_pairs = pairs.sample(
+        pairs.labelled(proposed_pairs, truths), config.examples, config.train.seed
+    )
     users, items = features_as_of(context, cutoff)
-    described = pairs.with_pair_features(kept, sources_of(context, model), users, items)
-    coded = encoding.encode(described, ("user_idx", "item_idx", "label", "sources"))
-    return coded.select(
+    pairs_with_features = pairs.with_pair_features(
+        sampled_pairs, sources_of(context, model), users, items
+    )
+    encoded_pairs = encoding.encode(
+        pairs_with_features, ("user_idx", "item_idx", "label", "sources")
+    )
+    return encoded_pairs.select(
         F.lit(cutoff).alias("cutoff"),
         F.lit(model).alias("model"),
         *[name for name in schema.EXAMPLES.names if name not in ("cutoff", "model")],

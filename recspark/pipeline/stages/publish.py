@@ -1,4 +1,4 @@
-"""Stage publish: write the list aside, let the gates look at it, then promote it in one commit."""
+"""Stage publish: write tonight's lists aside, judge them by the gates, then promote them."""
 
 from __future__ import annotations
 
@@ -19,75 +19,99 @@ from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_cod
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
-from recspark.pipeline.promote import own_publish, promote
+from recspark.pipeline.promote import last_published_at, promote
 from recspark.pipeline.runlog import StageResult
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
 
-EVERYONE = "everyone"
-# Half-life of what default lists count, days. `popular` over the last 14 days was the best plain
-# baseline on the bundled shop (docs/metrics.md); 7 days of half-life weigh about as much.
+EVERYONE = "everyone"  # the segment of the default list for all users
+# Half-life, in days, of the events that default lists count. `popular` over the last 14 days was
+# the best plain baseline on the bundled shop (docs/metrics.md); a half-life of 7 days is about the
+# same.
 DEFAULT_HALF_LIFE_DAYS = 7.0
 
 
 def publish(context: RunContext) -> StageResult:
-    """Audit tonight's lists and promote them; raise GateRefusedError and keep the last ones
-    otherwise.
+    """Write tonight's lists to `staged_recommendations`, judge them, and promote them if they pass.
+
+    Raises GateRefusedError where a gate refuses the lists. The published lists then stay as they
+    are.
     """
     config = context.config
-    before_ = own_publish(context)
-    mine = before(context.read("histories"), context.cutoff)
-    answered = active(mine, context.cutoff, config.publish.active_days).select("user_idx", "seen")
+    published_at_before = last_published_at(context)
+    histories = before(context.read("histories"), context.cutoff)
+    users_to_answer = active(histories, context.cutoff, config.publish.active_days).select(
+        "user_idx", "seen"
+    )
     items = item_names(context)
-    known = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
-    staged = stage_lists(context, answered, items)
-    gates = judge(context, staged, answered, known)
+    listable_items = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    staged = stage_lists(context, users_to_answer, items)
+    gates = judge(context, staged, users_to_answer, listable_items)
     gate_rows = context.spark.createDataFrame(
         [
-            (context.run_id, context.run_date, g.name, g.value, g.threshold, g.passed, g.detail)
-            for g in gates
+            (
+                context.run_id,
+                context.run_date,
+                gate.name,
+                gate.value,
+                gate.threshold,
+                gate.passed,
+                gate.detail,
+            )
+            for gate in gates
         ],
         schema.GATES,
     )
     outputs = {"gates": retried(lambda: write_gates(context, gate_rows)).version}
-    refused = [g for g in gates if not g.passed]
+    refused = [gate for gate in gates if not gate.passed]
     if refused:
-        said = "; ".join(f"{g.name}: {g.detail}" for g in refused)
+        reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in refused)
         raise GateRefusedError(
-            f"night {context.run_date}, run {context.run_id}: {said}. Nothing was promoted, the last good "
-            "lists stay; the refused list is in table staged_recommendations"
+            f"night {context.run_date}, run {context.run_id}: {reasons}. Nothing was promoted, the "
+            "last good lists stay; the refused list is in table staged_recommendations"
         )
-    beside = {
-        "default_recommendations": default_lists(context, mine, items),
+    rows_by_table = {
+        "default_recommendations": default_lists(context, histories, items),
         "item_neighbours": neighbour_lists(context, items),
     }
     for written in together(
         context.spark,
-        *[partial(promote, context, table, rows, before_) for table, rows in beside.items()],
+        *[
+            partial(promote, context, table, rows, published_at_before)
+            for table, rows in rows_by_table.items()
+        ],
     ):
         outputs[written.table] = written.version
-    promoted = promote(context, "recommendations", staged, before_)
+    promoted = promote(context, "recommendations", staged, published_at_before)
     outputs["recommendations"] = promoted.version
     forget(context)
-    detail = {"gates": {g.name: g.passed for g in gates}, LISTS_CODE: lists_code(context)}
-    return StageResult(outputs, answered.count(), promoted.rows, detail)
+    detail = {"gates": {gate.name: gate.passed for gate in gates}, LISTS_CODE: lists_code(context)}
+    return StageResult(outputs, users_to_answer.count(), promoted.rows, detail)
 
 
 def write_gates(context: RunContext, rows: DataFrame) -> TableVersion:
-    """Write this run's verdicts beside those of the night's other runs."""
+    """Write this run's verdicts to `gates`, beside those of the night's other runs.
+
+    The slice of a night holds the verdicts of all its runs. Where another run writes its verdicts
+    first, Delta refuses the commit, and the caller tries again.
+    """
     catalog = context.catalog
-    seen = catalog.version("gates")
-    others = catalog.read("gates", seen).where(
+    version_read = catalog.version("gates")
+    rows_of_other_runs = catalog.read("gates", version_read).where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("run_id") != context.run_id)
     )
     night = {"run_date": context.run_date}
     return catalog.replace_slice(
-        "gates", others.unionByName(rows), night, expected=seen, whole=False
+        "gates",
+        rows_of_other_runs.unionByName(rows),
+        night,
+        expected=version_read,
+        any_commit_conflicts=False,
     )
 
 
 def item_names(context: RunContext) -> DataFrame:
-    """Return `item_idx, item_id, item_name` of every item; a source without catalogue has no names."""
+    """Return `item_idx, item_id, item_name` of every item; the name is null without a catalogue."""
     names = features.items_as_of(context.read("items"), context.cutoff)
     return (
         context.read("item_ids")
@@ -96,8 +120,12 @@ def item_names(context: RunContext) -> DataFrame:
     )
 
 
-def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> DataFrame:
-    """Write tonight's ladder to `staged_recommendations`; return the rows written."""
+def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFrame) -> DataFrame:
+    """Fill one list for each user of `users_to_answer`, and write the lists to
+    `staged_recommendations`.
+
+    Returns the rows written. `items` : as `item_names` returns them.
+    """
     config, catalog = context.config, context.catalog
     candidates = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(context.cutoff))
@@ -105,24 +133,24 @@ def stage_lists(context: RunContext, answered: DataFrame, items: DataFrame) -> D
     mode = config.publish.mode
     lists = fill(
         ladder_steps(config.publish.steps, candidates, mode),
-        answered.select("user_idx"),
+        users_to_answer.select("user_idx"),
         config.publish.k,
         kept_lists(context),
     )
     written = catalog.replace_slice(
-        "staged_recommendations", named(context, lists, items), {"run_date": context.run_date}
+        "staged_recommendations", with_names(context, lists, items), {"run_date": context.run_date}
     )
     return catalog.read("staged_recommendations", written.version).where(
         F.col("run_date") == F.lit(context.run_date)
     )
 
 
-def named(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
-    """Return `schema.RECOMMENDATIONS` of lists in integers: ids and names as of tonight."""
+def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
+    """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, and item names."""
     names = F.broadcast(items.select("item_idx", "item_id", "item_name"))
-    columns = lists.select("user_idx", "item_idx", "rank", "score", "model", "source")
+    list_columns = lists.select("user_idx", "item_idx", "rank", "score", "model", "source")
     return (
-        columns.join(
+        list_columns.join(
             context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
         )
         .join(names, on="item_idx", how="left")
@@ -132,30 +160,54 @@ def named(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
 
 
 def judge(
-    context: RunContext, staged: DataFrame, answered: DataFrame, known: DataFrame
+    context: RunContext, staged: DataFrame, users_to_answer: DataFrame, listable_items: DataFrame
 ) -> list[Gate]:
-    """Return the gates' verdicts on the staged lists."""
+    """Return the verdicts of the gates on the staged lists.
+
+    Parameters
+    ----------
+    staged : the lists, as `stage_lists` returns them
+    users_to_answer : user_idx, seen: the users who must get a list
+    listable_items : item_idx: the items that may be listed
+    """
     config = context.config
     users = context.read("user_ids").select("user_id", "user_idx")
     items = F.broadcast(context.read("item_ids").select("item_id", "item_idx"))
     lists = staged.join(users, on="user_id", how="left").join(items, on="item_id", how="left")
-    counts = audit(lists, answered, known.select("item_idx"), config.publish.k, config.publish.mode)
+    counts = audit(
+        lists,
+        users_to_answer,
+        listable_items.select("item_idx"),
+        config.publish.k,
+        config.publish.mode,
+    )
     rows = context.read("metrics").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("kind") == "backtest")
     )
-    measured = [MetricRow(**row.asDict()) for row in rows.where("model = 'published'").collect()]
+    metrics_of_published = [
+        MetricRow(**row.asDict()) for row in rows.where("model = 'published'").collect()
+    ]
     return publish_gates(
-        counts, config.publish, measured, config.evaluate.metric, config.evaluate.ks[0]
+        counts, config.publish, metrics_of_published, config.evaluate.metric, config.evaluate.ks[0]
     )
 
 
-def default_lists(context: RunContext, mine: DataFrame, items: DataFrame) -> DataFrame:
-    """Return the lists for users without one: what everyone, and each activity segment, takes now."""
+def default_lists(context: RunContext, histories: DataFrame, items: DataFrame) -> DataFrame:
+    """Return the lists for users without a list of their own: what everybody takes at present, and
+    what each activity segment takes.
+
+    `histories` are cut at tonight's cutoff.
+    """
     segments = context.read("user_features").where(F.col("cutoff") == F.lit(context.cutoff))
-    both = F.explode(F.array(F.lit(EVERYONE), F.col("activity"))).alias("segment")
-    users = mine.join(segments.select("user_idx", "activity"), on="user_idx", how="inner")
+    segment_of_user = F.explode(F.array(F.lit(EVERYONE), F.col("activity"))).alias("segment")
+    users_with_segment = histories.join(
+        segments.select("user_idx", "activity"), on="user_idx", how="inner"
+    )
     weights = decayed_item_weights(
-        users.select("history", both), context.cutoff, DEFAULT_HALF_LIFE_DAYS, by=("segment",)
+        users_with_segment.select("history", segment_of_user),
+        context.cutoff,
+        DEFAULT_HALF_LIFE_DAYS,
+        by=("segment",),
     )
     order = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
     return (
@@ -176,23 +228,30 @@ def default_lists(context: RunContext, mine: DataFrame, items: DataFrame) -> Dat
 
 
 def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
-    """Return `schema.ITEM_NEIGHBOURS` of the neighbours' model; no rows where there is none."""
+    """Return `schema.ITEM_NEIGHBOURS`: the nearest items of each item, by
+    `publish.neighbours_model`.
+
+    No rows where the settings name no such model. Raises ModelError where the model gives no
+    neighbours.
+    """
     settings = context.config.publish
     model = settings.neighbours_model
     if model is None:
         return context.spark.createDataFrame([], schema.ITEM_NEIGHBOURS)
     if "neighbours" not in spec_of(model, context.config.settings_of(model)).tags:
         raise ModelError(f"publish.neighbours_model = '{model}' gives no neighbours")
-    found = load_retriever(context, model, context.cutoff).neighbours(settings.n_neighbours)
+    neighbours = load_retriever(context, model, context.cutoff).neighbours(settings.n_neighbours)
     names = items.select("item_idx", "item_id", "item_name")
-    theirs = names.select(
+    names_of_neighbours = names.select(
         F.col("item_idx").alias("neighbour_idx"),
         F.col("item_id").alias("neighbour_id"),
         F.col("item_name").alias("neighbour_name"),
     )
     return (
-        found.join(F.broadcast(names.select("item_idx", "item_id")), on="item_idx", how="inner")
-        .join(F.broadcast(theirs), on="neighbour_idx", how="inner")
+        neighbours.join(
+            F.broadcast(names.select("item_idx", "item_id")), on="item_idx", how="inner"
+        )
+        .join(F.broadcast(names_of_neighbours), on="neighbour_idx", how="inner")
         .select(
             F.lit(context.run_date).alias("run_date"),
             "item_id",

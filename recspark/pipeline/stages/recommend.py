@@ -1,4 +1,4 @@
-"""Stage recommend: one model's candidate lists, of tonight and of the backtest."""
+"""Stage recommend: one model's candidate lists, for tonight and for the backtest."""
 
 from __future__ import annotations
 
@@ -16,37 +16,44 @@ from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import backtest_model, load_model, sources_of, with_what_it_reads
+from recspark.pipeline.fitted import backtest_model, load_model, sources_of, with_user_features
 from recspark.pipeline.plan import listed_tonight
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import USERS_WITH_TRUTH, features_as_of, with_truth
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
-    """One model's lists: as of tonight, where somebody reads them (`listed_tonight`), of every active
-    user that is scored (`activity.to_score`); and of the backtest's users in both modes, where there is
-    a model of the backtest.
+    """Write one model's lists to `candidates`.
+
+    - Lists as of tonight, in the mode that is published, where somebody reads them
+      (`listed_tonight`). They are for the active users that are scored tonight
+      (`activity.to_score`).
+    - Lists of the backtest, in both modes, where there is a model of the backtest. They are for the
+      users of `backtest_users`.
     """
     config, catalog = context.config, context.catalog
-    everyone = context.read("histories")
+    histories = context.read("histories")
     k = config.n_candidates
-    tonight, earlier = context.cutoff, context.backtest_cutoff
-    parts: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
+    tonight_cutoff, past_cutoff = context.cutoff, context.backtest_cutoff
+    lists_to_make: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
     if model in listed_tonight(config):
-        fitted = load_model(context, model, tonight)
-        parts.append((tonight, config.publish.mode, fitted, to_score(context)))
-    if (past := backtest_model(context, model)) is not None:
-        tested = backtest_users(context, everyone)
-        parts += [(earlier, "novel", past, tested), (earlier, "repeat", past, tested)]
-    frames = []
-    for cutoff, mode, fitted, users in parts:
+        fitted = load_model(context, model, tonight_cutoff)
+        lists_to_make.append((tonight_cutoff, config.publish.mode, fitted, to_score(context)))
+    if (past_model := backtest_model(context, model)) is not None:
+        users_tested = backtest_users(context, histories)
+        lists_to_make += [
+            (past_cutoff, "novel", past_model, users_tested),
+            (past_cutoff, "repeat", past_model, users_tested),
+        ]
+    lists_made = []
+    for cutoff, mode, fitted, users in lists_to_make:
         if isinstance(fitted, RankerModel):
             lists = ranked(context, model, fitted, cutoff, mode, k)
         else:
             assert isinstance(fitted, RetrieverModel), model
-            asked = queries(users, mode)
-            lists = fitted.recommend(with_what_it_reads(context, fitted, asked), k)
-        frames.append(
+            user_queries = queries(users, mode)
+            lists = fitted.recommend(with_user_features(context, fitted, user_queries), k)
+        lists_made.append(
             lists.select(
                 F.lit(context.run_date).alias("run_date"),
                 F.lit(cutoff).alias("cutoff"),
@@ -58,8 +65,8 @@ def recommend(context: RunContext, model: str) -> StageResult:
                 "score",
             )
         )
-    none = context.spark.createDataFrame([], schema.CANDIDATES)
-    rows = reduce(DataFrame.unionByName, frames) if frames else none
+    no_rows = context.spark.createDataFrame([], schema.CANDIDATES)
+    rows = reduce(DataFrame.unionByName, lists_made) if lists_made else no_rows
     written = catalog.replace_slice(
         "candidates", rows, {"run_date": context.run_date, "model": model}
     )
@@ -69,37 +76,48 @@ def recommend(context: RunContext, model: str) -> StageResult:
 def ranked(
     context: RunContext, model: str, fitted: RankerModel, cutoff: datetime, mode: Mode, k: int
 ) -> DataFrame:
-    """Return a ranker's lists: the k best of what its retrievers list tonight, by its own scores.
+    """Return a ranker's lists: the k best of the items that its retrievers list, by the ranker's
+    scores.
 
-    `schema.RECOMMENDED`; ties by the smaller item. A shuffle by pair, joins with the features, and a
-    window by user.
+    `schema.RECOMMENDED`. Among equal scores the smaller item_idx comes first. The lists of the
+    retrievers are read from `candidates`, those of the same night, cutoff and mode. Cost: a shuffle
+    by pair, joins with the features, and a window by user.
     """
     sources = sources_of(context, model)
-    of_lists = (F.col("cutoff") == F.lit(cutoff)) & (F.col("mode") == F.lit(mode))
-    tonight = context.read("candidates").where(
-        (F.col("run_date") == F.lit(context.run_date)) & of_lists
+    is_of_lists = (F.col("cutoff") == F.lit(cutoff)) & (F.col("mode") == F.lit(mode))
+    lists_of_night = context.read("candidates").where(
+        (F.col("run_date") == F.lit(context.run_date)) & is_of_lists
     )
-    described = with_pair_features(
-        proposed(tonight, sources), sources, *features_as_of(context, cutoff)
+    pairs_with_features = with_pair_features(
+        proposed(lists_of_night, sources), sources, *features_as_of(context, cutoff)
     )
-    scored = fitted.score(fitted.encoding.encode(described, ("user_idx", "item_idx")))
+    scored_pairs = fitted.score(
+        fitted.encoding.encode(pairs_with_features, ("user_idx", "item_idx"))
+    )
     best_first = Window.partitionBy("user_idx").orderBy(F.desc("score"), "item_idx")
     return (
-        scored.withColumn("rank", F.row_number().over(best_first))
+        scored_pairs.withColumn("rank", F.row_number().over(best_first))
         .where(F.col("rank") <= k)
         .select(*schema.RECOMMENDED.names)
     )
 
 
-def backtest_users(context: RunContext, everyone: DataFrame) -> DataFrame:
-    """Return `user_idx, history, seen` as of the backtest's cutoff of every user with truth.
+def backtest_users(context: RunContext, histories: DataFrame) -> DataFrame:
+    """Return `user_idx, history, seen` of the users of the backtest, as of the backtest's cutoff.
 
-    A cold user has an empty history. Above `max_eval_users` they are those whom `evaluate` asks for.
+    These are the users who act in the horizon after the cutoff. A cold user (no event before the
+    cutoff) has an empty history. Where there are more than `max_eval_users`, only the sample that
+    `evaluate` looks at is returned.
     """
-    row = context.runlog.find("build_features")  # it has counted them, for all models
+    row = context.runlog.find("build_features")  # it has counted the users for all models
     n_tested = None if row is None else row.detail.get(USERS_WITH_TRUTH)
-    tested = with_truth(context, everyone, context.backtest_cutoff)
-    asked = tested.where(in_sample(tested, context.config.evaluate, n_tested))
+    users_with_truth = with_truth(context, histories, context.backtest_cutoff)
+    sampled_users = users_with_truth.where(
+        in_sample(users_with_truth, context.config.evaluate, n_tested)
+    )
     return before(
-        asked, context.backtest_cutoff, keep_empty=True, ratings=context.config.features.explicit
+        sampled_users,
+        context.backtest_cutoff,
+        keep_empty=True,
+        ratings=context.config.features.explicit,
     )

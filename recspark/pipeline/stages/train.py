@@ -1,4 +1,4 @@
-"""Stage train: one model fitted on everything before each cutoff, kept as an artifact."""
+"""Stage train: fit one model on all events before each cutoff, and save each fit as an artifact."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ from recspark.pipeline.runlog import StageResult
 from recspark.train.curve import Curve
 from recspark.train.draw import draw
 
-_TOO_LITTLE = (EmptyDataError, FeedError, ModelError)  # what a fit says where data are too few
+# What a fit raises where there is too little data.
+_TOO_LITTLE = (EmptyDataError, FeedError, ModelError)
 
 
 def train(context: RunContext, model: str) -> StageResult:
-    """Fit one model on everything before the published lists' cutoff, and before each cutoff of the
-    backtest and of examples that need it.
+    """Fit one model at each cutoff that needs it, each time on all events before that cutoff.
 
-    The backtest takes the model that was fitted on the night of its own cutoff, by the same recipe;
-    where there is none (a first night, other settings or code), it is fitted here, and kept. A shop
-    may have nothing, or not enough for this model, before that cutoff: then there is no backtest of
-    it, which `detail` says, and the published lists are made all the same.
+    The cutoffs are that of the published lists, that of the backtest, and for models that a ranker
+    needs also those of the examples.
+
+    The backtest uses the model that was fitted on the night of the backtest's own cutoff, if it was
+    made by the same recipe. Otherwise (on a first night, after other settings or code) the model is
+    fitted here for that cutoff, and kept.
+
+    A shop may have nothing before an earlier cutoff, or too little for this model. Then the model
+    has no backtest, `detail` says so under `not_fitted`, and the published lists are made all the
+    same. Too little data before the published lists' cutoff is an error, which is raised.
     """
     detail: dict[str, Any] = {RECIPE: recipe(context.config, model)}
     curves: dict[str, Curve] = {}
@@ -41,23 +47,30 @@ def train(context: RunContext, model: str) -> StageResult:
     for cutoff in cutoffs_of(context, model):
         day = f"{cutoff:%Y-%m-%d}"
         try:
-            folder = _fitted(context, model, cutoff, detail)
+            folder = _kept_or_fitted(context, model, cutoff, detail)
         except _TOO_LITTLE as error:
             if cutoff == context.cutoff:
                 raise
             detail.setdefault(NOT_FITTED, {})[day] = str(error)
             context.progress(f"  {model} as of {day}: not fitted, {error}")
             continue
-        if about := artifacts.training(folder):
-            curves[folder] = Curve.from_dict(about)
+        if saved_curve := artifacts.training(folder):
+            curves[folder] = Curve.from_dict(saved_curve)
         detail[day] = artifact_name(folder)
         n_models += 1
     outputs = write_curves(context, model, curves) if curves else {}
     return StageResult(outputs, context.count("histories"), n_models, detail)
 
 
-def _fitted(context: RunContext, model: str, cutoff: datetime, detail: dict[str, Any]) -> str:
-    """Return the folder of the model of one cutoff, fitted now or on the night of that cutoff."""
+def _kept_or_fitted(
+    context: RunContext, model: str, cutoff: datetime, detail: dict[str, Any]
+) -> str:
+    """Return the artifact's folder of the model of one cutoff.
+
+    For an earlier cutoff this is the artifact of an earlier run, where a usable one is kept;
+    otherwise the model is fitted now. Where the backtest uses the artifact of an earlier run,
+    `detail` gets that run's id.
+    """
     if cutoff != context.cutoff and not context.force:
         kept = kept_artifact(context, model, cutoff)
         if kept.run_id is not None:
@@ -69,9 +82,9 @@ def _fitted(context: RunContext, model: str, cutoff: datetime, detail: dict[str,
 
 
 def write_curves(context: RunContext, model: str, curves: dict[str, Curve]) -> dict[str, int]:
-    """Write one model's curves to `training_curves` and draw them beside its artifacts.
+    """Write one model's learning curves to `training_curves`, and draw each beside its artifact.
 
-    `curves` : folder of the artifact -> its curve.
+    `curves` : folder of the artifact -> its curve. Returns table -> version.
     """
     rows = [
         (
@@ -88,16 +101,17 @@ def write_curves(context: RunContext, model: str, curves: dict[str, Curve]) -> d
         for folder, curve in curves.items()
         for epoch in curve.epochs
     ]
-    frame = context.spark.createDataFrame(rows, schema.TRAINING_CURVES)
+    curve_rows = context.spark.createDataFrame(rows, schema.TRAINING_CURVES)
     written = context.catalog.replace_slice(
-        "training_curves", frame, {"run_date": context.run_date, "model": model}
+        "training_curves", curve_rows, {"run_date": context.run_date, "model": model}
     )
     for folder, curve in curves.items():
         uri = storage.join(folder, "training.png")
-        if not storage.exists(uri):  # the artifact of an earlier run has its picture
+        if not storage.exists(uri):  # the artifact of an earlier run has its picture already
             draw(curve, f"{model} as of {_cutoff_of(folder):%Y-%m-%d}", uri)
     return {"training_curves": written.version}
 
 
 def _cutoff_of(folder: str) -> datetime:
+    # An artifact's folder ends in model/cutoff/key.
     return datetime.fromisoformat(folder.rsplit("/", 2)[1]).replace(tzinfo=UTC)

@@ -63,10 +63,10 @@ def batch(*weights: float) -> Batch:
 )
 def test_impressions_of_a_batch(length: int, want: list[tuple[int, ...]]) -> None:
     found = click_through.shown_items(batch(1, 1, 1), VOCABULARY, length)
-    columns = (found.rows, found.places, found.items, found.clicked)
+    columns = (found.rows, found.positions, found.items, found.clicked)
     assert list(zip(*[column.tolist() for column in columns], strict=True)) == want
     items = local_items(batch(1, 1, 1), VOCABULARY, length)
-    assert (items[found.rows, found.places] >= 0).all()
+    assert (items[found.rows, found.positions] >= 0).all()
     assert 1 not in click_through.shown_items(batch(1, 0, 1), VOCABULARY, length).rows.tolist()
 
 
