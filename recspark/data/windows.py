@@ -284,11 +284,11 @@ def _partition_key(rows: DataFrame, hashed: Column, n: int) -> Column:
     the hashes of 0, 1, 2, ... (about n ln n of them, 0.2 ms each).
     """
     jvm: Any = rows.sparkSession.sparkContext._jvm
-    murmur3 = jvm.org.apache.spark.unsafe.hash.Murmur3_x86_32.hashInt
+    murmur3 = jvm.org.apache.spark.unsafe.hash.Murmur3_x86_32(SPARK_HASH_SEED)
     integers: dict[int, int] = {}
     candidate = 0
     while len(integers) < n:
-        integers.setdefault(murmur3(candidate, SPARK_HASH_SEED) % n, candidate)
+        integers.setdefault(murmur3.hashInt(candidate) % n, candidate)
         candidate += 1
     # 2^20 equal ranges of the hash: the share of a partition is exact to a millionth.
     hash_range = F.shiftrightunsigned(hashed, 44)
