@@ -99,7 +99,7 @@ class EmptyDataError(RecsparkError):
 
 
 class CatalogueTooLargeError(RecsparkError):
-    """The catalogue has more items than a dense model may hold. Raised before memory is taken."""
+    """There are more items, or users, than a model may hold. Raised before memory is taken."""
 
     exit_code = 21
 

@@ -425,12 +425,14 @@ def mean_vectors(start: Array, items: Array, weights: Array, vectors: Array) -> 
     """Return the weighted mean of each row's item vectors, float32 (n, size); 0 for an empty row.
 
     Row r has the entries `start[r]:start[r + 1]` of `items` and `weights`. Sums run in float64 in
-    the order of the row, so the mean of a row depends on no other row.
+    the order of the row, so the mean of a row depends on no other row. Only the vectors of items
+    that occur are copied, not those of the whole catalogue.
     """
+    occurring, column = np.unique(items, return_inverse=True)
     sparse_weights = sparse.csr_matrix(
-        (weights.astype(np.float64), items, start), shape=(len(start) - 1, len(vectors))
+        (weights.astype(np.float64), column, start), shape=(len(start) - 1, len(occurring))
     )
-    sums = sparse_weights @ vectors.astype(np.float64)  # (n, size)
+    sums = sparse_weights @ vectors[occurring].astype(np.float64)  # (n, size)
     total_weight = np.asarray(sparse_weights.sum(axis=1)).reshape(-1, 1)  # (n, 1)
     return np.asarray(np.divide(sums, total_weight, out=sums, where=total_weight > 0), np.float32)
 
