@@ -36,7 +36,7 @@ HOME = Path(os.environ.get("RECSPARK_HOME") or Path(__file__).resolve().parent.p
 if str(HOME) not in sys.path:
     sys.path.insert(0, str(HOME))
 
-from recspark.layers import load_config  # noqa: E402
+from recspark.config.load import load_config  # noqa: E402
 from recspark.pipeline.plan import STAGES, Task, plan  # noqa: E402
 
 ENV = os.environ.get("RECSPARK_ENV", "cluster")

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.session import build_session
 
 RESULTS = Path(__file__).parent / "results"

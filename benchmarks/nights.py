@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from benchmarks import machine
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.run import execute, open_night
@@ -97,7 +97,7 @@ def of_night(context: RunContext, table: str) -> DataFrame:
     """Return the night's rows of a table, maps as text so that rows can be compared."""
     rows = context.catalog.read(table, context.catalog.version(table))
     if "cutoff" in rows.columns:
-        rows = rows.where(F.col("cutoff") == F.lit(context.cutoff))
+        rows = rows.where(F.col("cutoff") == F.lit(context.cutoffs.tonight))
     return rows.select(F.to_json(F.struct(*rows.columns)).alias("row"))
 
 

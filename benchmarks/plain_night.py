@@ -33,7 +33,7 @@ import psutil
 import scipy.sparse as sp
 
 from benchmarks import machine
-from recspark.layers import load_config
+from recspark.config.load import load_config
 
 MODELS = ("popular", "item_knn", "ease", "als", "multvae")
 NIGHT = "2010-12-09"

@@ -62,7 +62,7 @@ def measure(size: Size) -> dict[str, Any]:
         settings = [
             f"master=local-cluster[1,{size.cores},1024]",
             f"conf={{spark.executor.memory: {size.heap}, spark.ui.showConsoleProgress: 'false', "
-            "spark.python.daemon.module: recspark.workers}",
+            "spark.python.daemon.module: recspark.worker_daemon}",
         ]
         with machine.session("topn_memory", settings, env="cluster") as spark:
             factors = np.random.default_rng(1).standard_normal((size.items, size.rank), np.float32)

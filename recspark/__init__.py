@@ -6,9 +6,9 @@ from typing import Any
 from recspark.version import __version__ as __version__
 
 if "pyspark.worker" in sys.modules:  # a Python worker of Spark, not the driver
-    from recspark import workers
+    from recspark import worker_daemon
 
-    workers.keep_zip_directories()
+    worker_daemon.keep_zip_directories()
 
 
 def __getattr__(name: str) -> Any:

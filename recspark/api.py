@@ -35,9 +35,9 @@ from pyspark.sql.types import (
 
 from recspark import schema, storage
 from recspark.config import Evaluate, Features, Mode, Sessions, Train, cutoff_of
-from recspark.data import features, histories, sessions, texts, windows
+from recspark.data import features, histories, sessions, training_rows, training_texts
 from recspark.data.dataset import Dataset, TrainingSet
-from recspark.data.encoded import with_features
+from recspark.data.feature_encoding import with_features
 from recspark.data.ids import new_ids
 from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SchemaError
@@ -396,11 +396,13 @@ def _training_set(
     table: str, user_histories: DataFrame, cutoff: datetime, scratch_uri: str, ranks: int
 ) -> TrainingSet:
     """Write the training set `table`, which a network reads, to a folder below `scratch_uri`."""
-    if table not in windows.TRAINING_TABLES:
-        missing_data = "the words of items" if table == texts.TABLE else "what was shown to users"
+    if table not in training_rows.TRAINING_TABLES:
+        missing_data = (
+            "the words of items" if table == training_texts.TABLE else "what was shown to users"
+        )
         raise ModelError(f"this model learns from {missing_data}, which events alone do not have")
-    n_files = windows.n_training_files(ranks)
-    rows = windows.TRAINING_TABLES[table](user_histories, cutoff, _FEATURES, n_files)
+    n_files = training_rows.n_training_files(ranks)
+    rows = training_rows.TRAINING_TABLES[table](user_histories, cutoff, _FEATURES, n_files)
     folder = storage.join(scratch_uri, table)
     rows.drop("cutoff").write.parquet(folder)
     spark: SparkSession = user_histories.sparkSession

@@ -62,7 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """The session of the whole test run: local[2], two shuffle partitions, UTC."""
-    from recspark.layers import load_config
+    from recspark.config.load import load_config
     from recspark.session import build_session
 
     home = tmp_path_factory.mktemp("spark")
@@ -112,7 +112,7 @@ def production_settings(spark: object) -> Iterator[None]:
 
     Adaptive plans, compiled code, statistics of files; what a running session cannot change stays.
     """
-    from recspark.layers import load_config
+    from recspark.config.load import load_config
 
     test, local = load_config("test").spark, load_config("local").spark
     partitions = ("spark.sql.shuffle.partitions", f"{local.shuffle_partitions}")

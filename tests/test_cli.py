@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 from recspark import __version__
 from recspark.cli import app
 from recspark.cli.common import console, reporter
+from recspark.config.load import load_config
 from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, TableNotFoundError, UnknownUserError
-from recspark.layers import load_config
 from recspark.models.base import FitOptions
 from recspark.models.items.popular import Popular, PopularModel
 from recspark.pipeline import job
@@ -247,7 +247,7 @@ def test_tune_writes_the_best_of_its_trials(
     assert [row.trial for row in trials] == [0, 1, 2]
     horizon = timedelta(days=small_night.config.evaluate.horizon_days)
     assert {row.cutoff for row in trials} == {
-        small_night.backtest_cutoff.replace(tzinfo=None) - horizon
+        small_night.cutoffs.backtest.replace(tzinfo=None) - horizon
     }
     best = max(trials, key=lambda row: row.value)
     assert best.is_best

@@ -21,9 +21,9 @@ from pydantic.fields import FieldInfo
 
 from recspark.cli.nightly import DEMO_SETTINGS
 from recspark.config import NEIGHBOUR_MODELS, Config, Paths
+from recspark.config.load import load_config, tuned_file
 from recspark.config.section import _kinds
 from recspark.errors import ConfigError, NoSlotsError, RecsparkError
-from recspark.layers import load_config, tuned_file
 from recspark.models.registry import MODELS
 from recspark.pipeline.checks import check_settings
 from recspark.pipeline.run import open_night

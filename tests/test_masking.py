@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recspark import masking
+from recspark.config.load import load_config
 from recspark.errors import ConfigError, SetupError
-from recspark.layers import load_config
 from recspark.masking import mask
 from recspark.pipeline.run import error_line
 from tests.conftest import ROOT

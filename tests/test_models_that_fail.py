@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recspark.config.load import load_config
 from recspark.errors import (
     EmptyDataError,
     ModelsFailedError,
     RankFailedError,
     StageOrderError,
 )
-from recspark.layers import load_config
 from recspark.pipeline import reuse, run
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import not_compared

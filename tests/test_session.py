@@ -63,7 +63,7 @@ SESSION = """
 import json, sys, threading
 import psutil
 from recspark.config import Train
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.session import build_session
 from recspark.train.launch import launcher
 

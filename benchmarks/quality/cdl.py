@@ -35,7 +35,7 @@ from scipy import sparse
 
 from benchmarks import machine
 from recspark.config import Features, Train
-from recspark.data import texts
+from recspark.data import training_texts
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.models import registry
@@ -142,9 +142,9 @@ class Split:
             )
         )
         settings = Features()  # type: ignore[call-arg]
-        rows = texts.training_texts(catalogue, synth.CUTOFF, settings, 1).toArrow()
+        rows = training_texts.training_texts(catalogue, synth.CUTOFF, settings, 1).toArrow()
         rows = rows.sort_by("item_idx")
-        files = synth.write_files(rows.drop_columns(["cutoff"]), scratch, texts.TABLE, 8)
+        files = synth.write_files(rows.drop_columns(["cutoff"]), scratch, training_texts.TABLE, 8)
         self.spark, self.data = spark, data
         self.everything: Dataset = replace(data, items=catalogue, training={files.table: files})
         entries = np.concatenate(tags)

@@ -31,7 +31,7 @@ from pyspark.sql import SparkSession
 from benchmarks import machine
 from recspark import schema
 from recspark.config import Features, Train, digest
-from recspark.data import features, windows
+from recspark.data import features, training_rows
 from recspark.data.blocks import Array, Ragged, micros
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before
@@ -199,8 +199,8 @@ def with_training(
 
     if table is None:
         return data
-    catalog, n_files = TableCatalog(spark, f"{work}/tables"), windows.n_training_files(ranks)
-    rows = windows.TRAINING_TABLES[table](data.histories, CUTOFF, Features(), n_files)  # type: ignore[call-arg]
+    catalog, n_files = TableCatalog(spark, f"{work}/tables"), training_rows.n_training_files(ranks)
+    rows = training_rows.TRAINING_TABLES[table](data.histories, CUTOFF, Features(), n_files)  # type: ignore[call-arg]
     where = {"cutoff": CUTOFF}
     version = catalog.replace_slice(table, rows, where, n_files=n_files).version
     return replace(data, training={table: training_set(catalog, table, version, where)})

@@ -19,8 +19,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from recspark.config import Config
+from recspark.config.load import load_config
 from recspark.errors import ConfigError
-from recspark.layers import load_config
 from recspark.masking import presentable
 from recspark.tables.reader import Reader, TableReader, is_readable_without_spark
 from recspark.terminal import printable

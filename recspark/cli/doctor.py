@@ -96,7 +96,7 @@ def _check_jars() -> Check:
 
 def _check_settings(env: str, overrides: list[str] | None, run_date: str | None) -> list[Check]:
     """Check the settings, and the root and the source that they point to."""
-    from recspark.layers import load_config
+    from recspark.config.load import load_config
     from recspark.pipeline.checks import check_settings
 
     try:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from recspark.cli.common import Env, Set, console, parse_date, reading_by_spark
+from recspark.config.load import load_config
 from recspark.errors import ConfigError, suggest
-from recspark.layers import load_config
 from recspark.tables.reader import Reader, TableReader, is_readable_without_spark
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from recspark.cli.common import (
     quiet_spark,
     reporter,
 )
+from recspark.config.load import load_config
 from recspark.errors import Interrupted, ModelsFailedError
-from recspark.layers import load_config
 from recspark.masking import mask, presentable
 from recspark.terminal import printable
 

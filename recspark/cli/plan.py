@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from recspark.cli.common import Env, Json, Set, console, print_json
-from recspark.layers import load_config
+from recspark.config.load import load_config
 
 
 def plan(env: Env = "local", set_: Set = None, as_json: Json = False) -> None:

@@ -23,7 +23,7 @@ def settings(
 
         print(settings_page(), end="")
         return
-    from recspark.layers import load_config
+    from recspark.config.load import load_config
     from recspark.pipeline.checks import check_settings
 
     config = load_config(env, set_ or [])

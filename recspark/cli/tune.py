@@ -10,7 +10,7 @@ import yaml
 
 from recspark.cli.common import Env, Json, RunDate, Set, console, reporter
 from recspark.cli.nightly import night_context
-from recspark.layers import tuned_file
+from recspark.config.load import tuned_file
 
 
 def tune(

@@ -1,4 +1,4 @@
-"""Typed settings of a night, a file for each group of sections; `recspark.layers` reads `conf/`."""
+"""Typed settings of a night, a file for each group of sections; `recspark.config.load` reads `conf/`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from pydantic import Field, model_validator
 
 from recspark import masking
 from recspark.config.data import Features, Ingest, Sessions
-from recspark.config.lists import (
-    NEIGHBOUR_MODELS,
-    Evaluate,
-    Examples,
-    Mode,
-    Publish,
-    Tune,
-)
+from recspark.config.evaluation import Evaluate, Examples, Tune
 from recspark.config.machine import Paths, Spark, Train
+from recspark.config.publishing import NEIGHBOUR_MODELS, Mode, Publish
 from recspark.config.section import Section
 from recspark.config.source import NULL_IDS, MadeUpTimes, Source
 from recspark.errors import suggest

@@ -80,7 +80,8 @@ class Spark(Section):
     )
     conf: dict[str, str] = Field(
         default_factory=dict,
-        description="any further Spark conf, name to text. Values of secrets are never stored or shown",
+        description="any further Spark conf, name to text; `spark.executor.pyspark.memory` limits the Python "
+        "workers of an executor. Values of secrets are never stored or shown",
     )
 
 

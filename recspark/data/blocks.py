@@ -82,7 +82,7 @@ class QueryBlock:
     user_idx: Array  # int64 (n,)
     history: Histories
     seen: Ragged  # item_idx int32: the items to mask
-    # The input of `encoded.parse_encoded`; None where the batch has no column `features`.
+    # The input of `feature_encoding.parse_encoded`; None where the batch has no column `features`.
     features: pa.StructArray | None = None
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 
 from recspark.data.blocks import Array
-from recspark.data.encoded import Encoding
+from recspark.data.feature_encoding import Encoding
 from recspark.errors import EmptyDataError, ModelError
 
 

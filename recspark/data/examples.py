@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Examples
-from recspark.data.encoded import Encoding, flat, make_encoding
+from recspark.data.feature_encoding import Encoding, flat, make_encoding
 from recspark.data.interactions import in_horizon
 
 _SOURCE = schema.SOURCE_OF_EXAMPLE.simpleString()

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data.blocks import Array, parse_histories
-from recspark.data.windows import Unit, sequences
+from recspark.data.training_rows import Unit, sequences
 
 SESSIONS = schema.columns(
     user_idx=schema.LONG,
@@ -58,7 +58,7 @@ def sessions(histories: DataFrame, unit: Unit, length: int) -> DataFrame:
     """Return the sessions of every user that have at least two distinct items, as `SESSIONS`.
 
     With `unit` session, each session of a history is a session; one with more than `length` events
-    counts as several (see `windows.sequences`). With `unit` history, each user's newest `length`
+    counts as several (see `training_rows.sequences`). With `unit` history, each user's newest `length`
     events are one session. Narrow: no shuffle, no action.
     """
     n_newest_events = length if unit == "history" else _EVERY_EVENT

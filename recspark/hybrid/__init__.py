@@ -1,1 +1,1 @@
-"""Combine the lists of several models into one list per user."""
+"""Lists that no single model makes: the ladder of several models, and the default lists."""

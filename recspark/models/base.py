@@ -22,11 +22,11 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
 from recspark.config import Section, Train
+from recspark.config.load import explain_settings
 from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset
-from recspark.data.encoded import Encoding, parse_encoded
+from recspark.data.feature_encoding import Encoding, parse_encoded
 from recspark.errors import ConfigError, ModelError
-from recspark.layers import explain_settings
 from recspark.models.kinds import Kind
 from recspark.models.scoring import topk
 from recspark.train.curve import Curve
@@ -84,7 +84,7 @@ class FittedModel(ABC):
     def user_encoding(self) -> Encoding | None:
         """The encoding of the user features that the model reads; None = it reads no features.
 
-        A model with an encoding needs queries with a column `features` (`encoded.with_features`).
+        A model with an encoding needs queries with a column `features` (`feature_encoding.with_features`).
         """
         return None
 

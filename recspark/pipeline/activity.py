@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from recspark.config import digest
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
-from recspark.pipeline.code import algorithm_code, code_digest
+from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
@@ -44,9 +44,9 @@ def to_score(context: RunContext) -> DataFrame:
     `kept_lists`.
     """
     histories = before(
-        context.read("histories"), context.cutoff, ratings=context.config.features.explicit
+        context.read("histories"), context.cutoffs.tonight, ratings=context.config.features.explicit
     )
-    active_users = active(histories, context.cutoff, context.config.publish.active_days)
+    active_users = active(histories, context.cutoffs.tonight, context.config.publish.active_days)
     kept = kept_lists(context)
     if kept is None:
         return active_users
@@ -108,7 +108,9 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     except VersionNotFoundError:
         return None
     users, items = context.read("user_ids"), context.read("item_ids")
-    listable = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    listable = context.read("item_features").where(
+        F.col("cutoff") == F.lit(context.cutoffs.tonight)
+    )
     last_lists = (
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
@@ -119,9 +121,9 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     rows_of_gone_items = last_lists.join(
         F.broadcast(listable.select("item_idx")), on="item_idx", how="left_anti"
     )
-    histories = before(context.read("histories"), context.cutoff)
+    histories = before(context.read("histories"), context.cutoffs.tonight)
     users_to_score = (
-        active(histories, context.cutoff, config.publish.rescore_days)
+        active(histories, context.cutoffs.tonight, config.publish.rescore_days)
         .select("user_idx")
         .unionByName(rows_of_gone_items.select("user_idx"))
         .unionByName(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recspark.config import Config, cutoff_of, on_grid
-from recspark.pipeline.plan import PUBLISHED, models_of, stages_before
+from recspark.config import Config
+from recspark.pipeline.cutoffs import Cutoffs
+from recspark.pipeline.plan import PUBLISHED, stages_before
 from recspark.pipeline.runlog import RunLog
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
@@ -45,58 +46,10 @@ class RunContext:
     model: str = ""
     progress: Callable[[str], None] = field(default=lambda _text: None)
 
-    @property
-    def cutoff(self) -> datetime:
-        """The cutoff of the published lists: the first instant after `run_date`."""
-        return cutoff_of(self.run_date)
-
-    @property
-    def backtest_cutoff(self) -> datetime:
-        """The cutoff of the backtest: the newest of its grid whose horizon has
-        ended by `cutoff`.
-        """
-        return on_grid(self.followup_cutoff, self.config.evaluate.every_days)
-
-    @property
-    def followup_cutoff(self) -> datetime:
-        """The cutoff of the list that was published one horizon before tonight."""
-        return self.cutoff - timedelta(days=self.config.evaluate.horizon_days)
-
-    @property
-    def example_cutoffs(self) -> tuple[datetime, ...]:
-        """The cutoffs of the grid that the night's rankers learn from, ascending; () without
-        rankers.
-
-        These are the cutoffs for the ranker of the published lists and for that of the backtest
-        (see `examples_before`).
-        """
-        if not models_of(self.config, "ranker"):
-            return ()
-        scored_cutoffs = (self.backtest_cutoff, self.cutoff)
-        return tuple(sorted({c for cutoff in scored_cutoffs for c in self.examples_before(cutoff)}))
-
-    def examples_before(self, cutoff: datetime) -> tuple[datetime, ...]:
-        """Return the cutoffs of the examples that a ranker of `cutoff` learns from, ascending.
-
-        They are the newest `examples.n_cutoffs` of the grid whose horizon has ended by `cutoff`.
-
-        Example: with a grid of 7 days on Thursdays, a horizon of 7 days and 2 cutoffs, a ranker of
-        Saturday 2024-06-01 learns from the cutoffs 2024-05-16 and 2024-05-23. The horizon of
-        2024-05-23 ends on 2024-05-30; that of 2024-05-30 would end after 2024-06-01.
-        """
-        settings, horizon = self.config.examples, self.config.evaluate.horizon_days
-        newest = on_grid(cutoff - timedelta(days=horizon), settings.every_days)
-        step = timedelta(days=settings.every_days)
-        return tuple(newest - n * step for n in reversed(range(settings.n_cutoffs)))
-
-    @property
-    def cutoffs(self) -> tuple[datetime, ...]:
-        """All cutoffs that models of the night are fitted at.
-
-        First those of the examples and of the backtest, ascending, then that of the published
-        lists.
-        """
-        return (*sorted({*self.example_cutoffs, self.backtest_cutoff}), self.cutoff)
+    @functools.cached_property
+    def cutoffs(self) -> Cutoffs:
+        """The moments as of which the night fits, scores and compares models."""
+        return Cutoffs(self.run_date, self.config)
 
     @functools.cached_property
     def stages_read(self) -> frozenset[str]:

@@ -15,13 +15,13 @@ from recspark.config import Config, digest
 from recspark.data import features
 from recspark.data.content import content_as_of
 from recspark.data.dataset import Dataset, Examples
-from recspark.data.encoded import Encoding, with_features
+from recspark.data.feature_encoding import Encoding, with_features
 from recspark.data.interactions import before
 from recspark.errors import ArtifactError, EmptyDataError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions, FittedModel, RetrieverModel
 from recspark.models.registry import make, spec_of
-from recspark.pipeline.code import algorithm_code, code_digest
+from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import kind_of_model, models_of
 from recspark.pipeline.runlog import OK, RunRow
@@ -138,7 +138,7 @@ def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
             f"ranker '{ranker}' has no examples in run {context.run_id}; make them first"
         )
     cutoffs_made = [datetime.fromisoformat(day) for day in row.detail[EXAMPLE_CUTOFFS]]
-    cutoffs = [c for c in context.examples_before(cutoff) if c in cutoffs_made]
+    cutoffs = [c for c in context.cutoffs.examples_before(cutoff) if c in cutoffs_made]
     if not cutoffs:
         raise EmptyDataError(
             f"{ranker}: no examples end before {cutoff:%Y-%m-%d}; the shop, or the grid "
@@ -257,8 +257,8 @@ def cutoffs_of(context: RunContext, model: str) -> tuple[datetime, ...]:
     config = context.config
     rankers = models_of(config, "ranker")
     if model in config.with_needs(rankers) and model not in rankers:
-        return context.cutoffs
-    return context.backtest_cutoff, context.cutoff
+        return context.cutoffs.all
+    return context.cutoffs.backtest, context.cutoffs.tonight
 
 
 def sources_of(context: RunContext, ranker: str) -> tuple[str, ...]:
@@ -333,8 +333,8 @@ def kept_artifact(context: RunContext, model: str, cutoff: datetime) -> KeptArti
     recipe_now = recipe(context.config, model)
     # The first and the last night whose runs may have fitted the model.
     nights = (night, night)
-    if cutoff != context.backtest_cutoff:
-        oldest = min(context.cutoffs).date()
+    if cutoff != context.cutoffs.backtest:
+        oldest = min(context.cutoffs.all).date()
         nights = (oldest - timedelta(days=1), context.run_date - timedelta(days=1))
     for row in context.runlog.trained(*nights, model):
         name = row.detail.get(day)
@@ -362,7 +362,7 @@ def artifacts_of(context: RunContext, row: RunRow) -> list[str]:
     """Return the folders of the artifacts that a row of stage train names; tonight's cutoff comes
     last.
     """
-    days = [f"{cutoff:%Y-%m-%d}" for cutoff in context.cutoffs]
+    days = [f"{cutoff:%Y-%m-%d}" for cutoff in context.cutoffs.all]
     return [_path_of_artifact(context, row.detail[day]) for day in days if day in row.detail]
 
 
@@ -384,7 +384,7 @@ def backtest_model(context: RunContext, model: str) -> FittedModel | None:
     """Return the model that is tested by the backtest; None where there was too little data to fit
     it.
     """
-    cutoff = context.backtest_cutoff
+    cutoff = context.cutoffs.backtest
     return None if why_not_fitted(context, model, cutoff) else load_model(context, model, cutoff)
 
 
@@ -429,6 +429,6 @@ def not_compared(context: RunContext) -> dict[str, str]:
             reasons[model] = f"{failed_rows[0].stage} failed, {failed_rows[0].detail.get('error')}"
         elif None in rows:
             reasons[model] = f"{'recommend' if rows[0] else 'train'} has not ended in this run"
-        elif reason := why_not_fitted(context, model, context.backtest_cutoff):
+        elif reason := why_not_fitted(context, model, context.cutoffs.backtest):
             reasons[model] = reason
     return reasons

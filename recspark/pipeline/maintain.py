@@ -31,7 +31,9 @@ def forget(context: RunContext) -> None:
     """
     oldest_night = context.run_date - timedelta(days=context.config.keep_nights)
     oldest_cutoff = cutoff_of(oldest_night) - timedelta(days=context.config.evaluate.horizon_days)
-    oldest_cutoff = min(oldest_cutoff, *context.cutoffs)  # tonight's examples may lie further back
+    oldest_cutoff = min(
+        oldest_cutoff, *context.cutoffs.all
+    )  # tonight's examples may lie further back
     # table -> the condition of its old rows
     old_rows = {table: F.col("run_date") < F.lit(oldest_night) for table in _BY_NIGHT}
     old_rows |= {

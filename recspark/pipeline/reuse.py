@@ -15,7 +15,7 @@ from typing import Any
 from recspark import storage
 from recspark.config import Config, digest
 from recspark.errors import EmptyDataError
-from recspark.pipeline.code import algorithm_code, code_digest
+from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     artifact_folder,
@@ -238,7 +238,7 @@ def settings_identity(context: RunContext, stage: Stage, model: str) -> str | No
         settings_read[name] = settings[section][setting] if setting else settings[section]
     if stage.name == "build_features":
         settings_read["training"] = sorted(training_tables(context.config))
-        settings_read["cutoffs"] = context.cutoffs
+        settings_read["cutoffs"] = context.cutoffs.all
     settings_read["artifacts"] = [
         artifact_name(folder) for folder in _artifacts_read(context, stage, model)
     ]
@@ -253,7 +253,7 @@ def _artifacts_read(context: RunContext, stage: Stage, model: str) -> list[str]:
         folders = []
         for cutoff in cutoffs_of(context, model):
             try:
-                is_kept = cutoff != context.cutoff
+                is_kept = cutoff != context.cutoffs.tonight
                 kept = kept_artifact(context, model, cutoff).folder if is_kept else None
                 folders.append(kept or artifact_folder(context, model, cutoff))
             except EmptyDataError:  # a model that it needs had too little data before this cutoff
@@ -314,7 +314,7 @@ def missing_output(context: RunContext, execution: Execution, recorded_row: RunR
         "ingest_date": context.run_date,
         "model": execution.model or PUBLISHED,
         "encoder": execution.model,
-        "cutoff": context.cutoffs,
+        "cutoff": context.cutoffs.all,
     }
     for table, version in sorted(recorded_row.outputs.items()):
         partition = SPECS[table].partition

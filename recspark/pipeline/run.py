@@ -14,14 +14,14 @@ from itertools import groupby
 
 from recspark import storage
 from recspark.config import Config
+from recspark.config.load import load_config
 from recspark.errors import ModelsFailedError, RecsparkError, StageOrderError
-from recspark.layers import load_config
 from recspark.masking import mask
 from recspark.pipeline.checks import check_settings, check_slots
-from recspark.pipeline.code import code_digest
+from recspark.pipeline.code_digest import code_digest
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.peak_memory import peak_memory_mb
 from recspark.pipeline.plan import STAGES, Stage, needed_models, needed_tasks, plan
-from recspark.pipeline.process import peak_memory_mb
 from recspark.pipeline.reuse import COMMITS, IDENTITY, Execution, commits_of, recorded
 from recspark.pipeline.runlog import FAILED, OK, RunRow, StageResult, open_run
 from recspark.pipeline.stages.build_features import build_features

@@ -8,13 +8,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import Config
-from recspark.data import features, impressions, texts, windows
+from recspark.data import features, training_impressions, training_rows, training_texts
 from recspark.data.dataset import TrainingSet
 from recspark.data.interactions import in_horizon
 from recspark.models.registry import make
 from recspark.pipeline.context import RunContext
 from recspark.tables.catalog import TableCatalog, TableVersion
-from recspark.tables.rows import Slice, slice_condition
+from recspark.tables.row_checks import Slice, slice_condition
 from recspark.tables.snapshot import active_files
 
 # Key in the detail of the `runs` row of build_features: the number of users who act after the
@@ -22,7 +22,7 @@ from recspark.tables.snapshot import active_files
 USERS_WITH_TRUTH = "users_with_truth"
 
 # The names of all training tables.
-TRAINING = (*windows.TRAINING_TABLES, *impressions.TABLES, texts.TABLE)
+TRAINING = (*training_rows.TRAINING_TABLES, *training_impressions.TABLES, training_texts.TABLE)
 
 
 def training_tables(config: Config) -> set[str]:
@@ -49,17 +49,17 @@ def write_training(
     context: RunContext, table: str, histories: DataFrame, cutoff: datetime
 ) -> TableVersion:
     """Write the training set of one cutoff, with the same number of files for each rank."""
-    rows = training_rows(context, histories, cutoff, table)
+    rows = rows_of_training_set(context, histories, cutoff, table)
     n_files = n_files_of(context)
     return context.catalog.replace_slice(table, rows, {"cutoff": cutoff}, n_files=n_files)
 
 
 def n_files_of(context: RunContext) -> int:
     """Return the number of files of one cutoff's training set: a multiple of the ranks."""
-    return windows.n_training_files(context.config.train.ranks)
+    return training_rows.n_training_files(context.config.train.ranks)
 
 
-def training_rows(
+def rows_of_training_set(
     context: RunContext, histories: DataFrame, cutoff: datetime, table: str
 ) -> DataFrame:
     """Return the rows of one training table as of one cutoff, in as many partitions as it gets
@@ -68,21 +68,23 @@ def training_rows(
     `histories` are cut at the cutoff.
     """
     config, n_files = context.config, n_files_of(context)
-    if table == texts.TABLE:
+    if table == training_texts.TABLE:
         items = features.items_as_of(context.read("items"), cutoff)
         items_acted_on = histories.select(
             F.explode("history.item_idx").alias("item_idx")
         ).distinct()
         described_items = items_acted_on.join(items, on="item_idx", how="left")
-        return texts.training_texts(described_items, cutoff, config.features, n_files)
-    if table in impressions.TABLES:
+        return training_texts.training_texts(described_items, cutoff, config.features, n_files)
+    if table in training_impressions.TABLES:
         dictionaries = context.read("user_ids"), context.read("item_ids")
-        shown_items = impressions.impressions(context.read("sessions"), *dictionaries, cutoff)
-        unit = impressions.TABLES[table]
-        return impressions.training_impressions(
+        shown_items = training_impressions.impressions(
+            context.read("sessions"), *dictionaries, cutoff
+        )
+        unit = training_impressions.TABLES[table]
+        return training_impressions.training_impressions(
             histories, shown_items, cutoff, config.features, n_files, unit=unit
         )
-    return windows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
+    return training_rows.TRAINING_TABLES[table](histories, cutoff, config.features, n_files)
 
 
 def training_set(catalog: TableCatalog, table: str, version: int, where: Slice) -> TrainingSet:

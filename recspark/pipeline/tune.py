@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from recspark import schema, storage
 from recspark.data import features
 from recspark.data.dataset import Dataset
-from recspark.data.encoded import with_features
+from recspark.data.feature_encoding import with_features
 from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
@@ -73,7 +73,7 @@ def tune(
             "model can be tuned"
         )
     search_ranges = search_space(model, configured)
-    cutoff = context.backtest_cutoff - timedelta(days=config.evaluate.horizon_days)
+    cutoff = context.cutoffs.backtest - timedelta(days=config.evaluate.horizon_days)
     data, persisted_frames = _dataset(context, cutoff, make(model, configured).training_tables)
     mode = config.publish.mode
     all_histories = context.read("histories")

@@ -69,7 +69,7 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     for row in rows:
         by_model.setdefault(row["model"], {})[row["metric"]] = row
     n_users = max((r["n_users"] or 0 for r in rows), default=0)
-    cutoff_date = context.backtest_cutoff.date()
+    cutoff_date = context.cutoffs.backtest.date()
     description = f"{settings.horizon_days} days, {n_users:,} users, lists of {k}"
     table = Table(
         title=f"backtest, {mode}: cutoff {cutoff_date}, {description if by_model else 'nothing to compare yet'}",
@@ -161,7 +161,7 @@ def example_users(context: RunContext, n_users: int = 3) -> list[str]:
         published.where(F.col("run_date") == F.lit(context.run_date)).select("user_id").distinct()
     )
     users_with_list = (
-        features.where(F.col("cutoff") == F.lit(context.cutoff))
+        features.where(F.col("cutoff") == F.lit(context.cutoffs.tonight))
         .join(user_ids, on="user_idx", how="inner")
         .join(users_of_tonight, on="user_id", how="left_semi")
     )

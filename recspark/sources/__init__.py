@@ -13,14 +13,18 @@ from pyspark.sql import SparkSession
 from recspark import schema
 from recspark.config import Source, digest
 from recspark.errors import MissingLandingError
-from recspark.sources import mapping, movielens, online_retail, session_files
 from recspark.sources.files import SourceInput
+from recspark.sources.kinds import mapping, movielens, online_retail, session_files
 from recspark.sources.landing import Landing, Night
 
 __all__ = ["Landing", "check_inputs", "landing_digest", "read_landing"]
 
-# Source kind -> its module. Each module has the functions inputs(source, run_date) and
-# read(spark, source, inputs, night).
+# Source kind -> its module. Each module has
+# - inputs(source, run_date): the files that a night reads; needs no Spark,
+# - read(spark, source, inputs, night): the events and the catalogue, as `recspark.schema` has them,
+# - CATALOGUE_IS_OF_EVENTS: whether the rows of the catalogue are made of those of the events, so
+#   that they get their verdict as events.
+# A new kind is a module in `kinds`, a line here, and its name in `recspark.config.source.Source.kind`.
 KINDS: dict[str, ModuleType] = {
     "mapping": mapping,
     "movielens": movielens,
@@ -57,7 +61,7 @@ def read_landing(spark: SparkSession, source: Source, run_date: date, *, initial
         run_date,
         events,
         items,
-        items_of_events=module is online_retail,
+        items_of_events=module.CATALOGUE_IS_OF_EVENTS,
         digest=_digest(inputs),
         initial=initial,
         unique_ids=makes_event_ids,

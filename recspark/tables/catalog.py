@@ -26,13 +26,13 @@ from recspark.errors import (
     VersionNotFoundError,
 )
 from recspark.tables import commits, damage
-from recspark.tables.rows import (
+from recspark.tables.layout import laid_out
+from recspark.tables.row_checks import (
     Slice,
     check_dictionary,
     checked,
     checksum,
     count_checked,
-    laid_out,
     slice_condition,
 )
 from recspark.tables.specs import SPECS, TableSpec

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema, storage
 from recspark.data.dataset import Dataset
-from recspark.data.encoded import with_features
+from recspark.data.feature_encoding import with_features
 from recspark.models import artifacts
 from recspark.models.base import (
     NOTHING,

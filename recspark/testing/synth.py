@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recspark import schema
 from recspark.config import Features
-from recspark.data import features, texts
+from recspark.data import features, training_texts
 from recspark.data.blocks import (
     MICROS_PER_DAY,
     Array,
@@ -29,10 +29,10 @@ from recspark.data.blocks import (
     parse_histories,
 )
 from recspark.data.dataset import Dataset, TrainingSet
-from recspark.data.impressions import TABLES as IMPRESSION_TABLES
-from recspark.data.impressions import sequences_shown
 from recspark.data.interactions import before, queries
-from recspark.data.windows import Unit, bags, sequences, training_item_bags
+from recspark.data.training_impressions import TABLES as IMPRESSION_TABLES
+from recspark.data.training_impressions import sequences_shown
+from recspark.data.training_rows import Unit, bags, sequences, training_item_bags
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 
@@ -334,11 +334,11 @@ def dataset(
     catalogue = items(spark, events.item_idx[events.age > 0])
     training_sets = {}
     for table, folder in (training or {}).items():
-        if table in (texts.TABLE, "training_item_bags"):
+        if table in (training_texts.TABLE, "training_item_bags"):
             settings = Features()  # type: ignore[call-arg]
             training_rows = (
-                texts.training_texts(catalogue, CUTOFF, settings, 1)
-                if table == texts.TABLE
+                training_texts.training_texts(catalogue, CUTOFF, settings, 1)
+                if table == training_texts.TABLE
                 else training_item_bags(past_histories, CUTOFF, settings, 1)
             )
             rows = training_rows.drop("cutoff").toArrow().sort_by("item_idx")

@@ -228,7 +228,7 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
     assert done.returncode == 0
     print(f"whole night: {time.monotonic() - started:.0f} s")
     check = (
-        "import sys; from recspark.layers import load_config\n"
+        "import sys; from recspark.config.load import load_config\n"
         "from recspark.session import build_session\n"
         "from recspark.tables.catalog import TableCatalog\n"
         "catalog = TableCatalog(build_session(load_config('test').spark, 'check'), sys.argv[1])\n"

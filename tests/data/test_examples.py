@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from recspark import schema
 from recspark.config import Examples
 from recspark.data import examples
-from recspark.data.encoded import CATEGORY_LEVELS
+from recspark.data.feature_encoding import CATEGORY_LEVELS
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.spark

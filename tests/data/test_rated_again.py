@@ -16,7 +16,7 @@ from recspark.config import Features
 from recspark.data.blocks import Histories
 from recspark.data.histories import event_weight
 from recspark.data.interactions import before, decayed_item_weights, interactions
-from recspark.data.windows import training_bags, training_item_bags
+from recspark.data.training_rows import training_bags, training_item_bags
 from recspark.eval.ratings import ratings_of
 from recspark.models.neural import entries
 from recspark.models.weights import HistoryWeights

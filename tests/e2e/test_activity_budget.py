@@ -63,7 +63,7 @@ def test_only_who_acted_or_changed_is_scored(
     assert set(after.index) >= set(before.index)
     assert (after.groupby("user_id").size() == 10).all()
     tonight = context.catalog.read("candidates", context.catalog.version("candidates")).where(
-        (F.col("cutoff") == F.lit(context.cutoff)) & (F.col("model") == "popular")
+        (F.col("cutoff") == F.lit(context.cutoffs.tonight)) & (F.col("model") == "popular")
     )
     assert tonight.select("user_idx").distinct().count() == len(scored)
 

@@ -94,11 +94,11 @@ def test_what_was_only_shown_counts_for_nothing(context: RunContext) -> None:
     assert seen == {users[u]: {numbers[i] for i in items} for u, items in by_user.items()}
     types = histories.select(F.explode("history.event_type")).distinct().collect()
     assert [r[0] for r in types] == ["click"]
-    night = rows(context, "item_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    night = rows(context, "item_features").where(F.col("cutoff") == F.lit(context.cutoffs.tonight))
     counts = {r["item_idx"]: r["n_events"] for r in night.collect()}
     assert counts == {numbers[i]: n for i, n in acts["item_id"].value_counts().items()}
     assert numbers["never"] not in counts
-    truths = truth(histories, context.backtest_cutoff, 1).collect()
+    truths = truth(histories, context.cutoffs.backtest, 1).collect()
     last_day = acts[acts["event_at"] >= FIRST + timedelta(days=2)]
     by_user = last_day.groupby("user_id")["item_id"].agg(set)
     found = {r["user_idx"]: set(r["items"]) for r in truths}
@@ -113,7 +113,7 @@ def test_the_training_table_holds_them_and_is_the_only_one(context: RunContext) 
     made = {name for name in context.catalog.versions() if name.startswith("training_")}
     assert made == {"training_session_impressions", "training_curves"}
     table = rows(context, "training_session_impressions").where(
-        F.col("cutoff") == F.lit(context.cutoff)
+        F.col("cutoff") == F.lit(context.cutoffs.tonight)
     )
     numbers = idx(context)
     shown: list[tuple[int, int]] = []
@@ -134,7 +134,7 @@ def test_lists_follow_the_planted_clicks(context: RunContext) -> None:
     numbers = idx(context)
     names = {index: name for name, index in numbers.items()}
     lists = rows(context, "candidates").where(
-        (F.col("cutoff") == F.lit(context.backtest_cutoff)) & (F.col("mode") == "repeat")
+        (F.col("cutoff") == F.lit(context.cutoffs.backtest)) & (F.col("mode") == "repeat")
     )
     ended = {
         r["user_idx"]: r["last"]
@@ -142,7 +142,7 @@ def test_lists_follow_the_planted_clicks(context: RunContext) -> None:
         .select(
             "user_idx",
             F.element_at(
-                F.filter("history", lambda e: e["event_at"] < F.lit(context.backtest_cutoff)), -1
+                F.filter("history", lambda e: e["event_at"] < F.lit(context.cutoffs.backtest)), -1
             )["item_idx"].alias("last"),
         )
         .collect()

@@ -37,7 +37,7 @@ def prepare(root: Path, source: Path, day: date, *more: str, **options: bool) ->
 def of_night(context: RunContext, table: str) -> list[str]:
     rows = context.catalog.read(table, context.catalog.version(table))
     if "cutoff" in rows.columns:
-        rows = rows.where(F.col("cutoff") == F.lit(context.cutoff))
+        rows = rows.where(F.col("cutoff") == F.lit(context.cutoffs.tonight))
     return sorted(str(r) for r in rows.collect())
 
 

@@ -244,7 +244,7 @@ def test_lists_are_made_for_the_users_that_are_evaluated(grown: Open) -> None:
     context = replace(context, config=context.config.model_copy(update={"evaluate": settings}))
     everyone = context.catalog.read("histories", context.catalog.version("histories"))
     asked = {row["user_idx"] for row in backtest_users(context, everyone).collect()}
-    truths = scoring.truth(everyone, context.backtest_cutoff, settings.horizon_days)
+    truths = scoring.truth(everyone, context.cutoffs.backtest, settings.horizon_days)
     scored = truths.where(scoring.in_sample(truths, settings))
     assert asked == {row["user_idx"] for row in scored.collect()}
     assert 0 < len(asked) < 25
@@ -428,10 +428,10 @@ def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     compared = {row["model"] for row in metrics.select("model").distinct().collect()}
     assert {"popular", "item_knn", "slow", "recent", "published"} <= compared
     candidates = more.catalog.read("candidates", after["candidates"])
-    tonight = candidates.where(F.col("cutoff") == F.lit(more.cutoff))
+    tonight = candidates.where(F.col("cutoff") == F.lit(more.cutoffs.tonight))
     listed = {row["model"] for row in tonight.select("model").distinct().collect()}
     assert listed == {*more.config.publish.steps}  # nobody reads the others' lists of tonight
-    candidates = candidates.where(F.col("cutoff") == F.lit(more.backtest_cutoff))
+    candidates = candidates.where(F.col("cutoff") == F.lit(more.cutoffs.backtest))
     n_lists = {r["model"]: r["n"] for r in candidates.groupBy("model").agg(
         F.countDistinct("user_idx", "cutoff", "mode").alias("n")).collect()}  # fmt: skip
     assert n_lists["slow"] == n_lists["recent"] == n_lists["popular"] > 0
@@ -451,7 +451,7 @@ def test_nights_of_a_grid_share_a_backtest(opened: Open) -> None:
 
     daily, own = rows_of()
     weekly, shared = rows_of("evaluate.every_days=7")
-    days = [context.backtest_cutoff.date() for context in (daily, weekly)]
+    days = [context.cutoffs.backtest.date() for context in (daily, weekly)]
     assert days == [date(2024, 5, 31), date(2024, 5, 30)]
     assert len(own["followup"]) > 10
     assert shared["followup"] == own["followup"]

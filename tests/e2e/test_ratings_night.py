@@ -79,7 +79,7 @@ def test_predicted_ratings_miss_by_the_planted_noise(rated: RunContext) -> None:
 def test_models_of_ratings_and_of_texts_publish_lists(rated: RunContext) -> None:
     catalog = rated.catalog
     lists = catalog.read("candidates", catalog.version("candidates")).where(
-        (F.col("cutoff") == F.lit(rated.backtest_cutoff)) & (F.col("mode") == "novel")
+        (F.col("cutoff") == F.lit(rated.cutoffs.backtest)) & (F.col("mode") == "novel")
     )
     counted = lists.groupBy("model").agg(F.countDistinct("user_idx").alias("n")).collect()
     users = {row["model"]: row["n"] for row in counted}

@@ -172,7 +172,9 @@ def test_a_change_feed_of_the_catalogue(spark: object, tmp_path: Path, nights: i
     def names_of(context: RunContext) -> dict[str, str]:
         items = context.catalog.read("items", context.catalog.version("items"))
         sold = context.catalog.read("events", context.catalog.version("events")).select("item_id")
-        known = items_as_of(items, context.cutoff).join(sold.distinct(), "item_id", "right")
+        known = items_as_of(items, context.cutoffs.tonight).join(
+            sold.distinct(), "item_id", "right"
+        )
         return {row["item_id"]: row["item_name"] for row in known.collect()}
 
     for number in range(1, nights + 1):

@@ -112,7 +112,7 @@ def test_the_published_list_in_the_backtest_is_the_champion_where_it_is_full(
 ) -> None:
     catalog = small_night.catalog
     lists = catalog.read("candidates", catalog.version("candidates")).where(
-        (F.col("cutoff") == F.lit(small_night.backtest_cutoff)) & (F.col("rank") <= 10)
+        (F.col("cutoff") == F.lit(small_night.cutoffs.backtest)) & (F.col("rank") <= 10)
     )
     mine = lists.where("model = 'published' AND mode = 'repeat'").drop("model")
     champion = lists.where("model = 'ease' AND mode = 'repeat'").drop("model")
@@ -237,7 +237,7 @@ def test_a_gate_that_refuses_keeps_the_last_good_list(
     day = date.fromisoformat(NIGHT)
     context = open_night("test", day, small_settings(root, retail_slice), force=True)
     champion = context.config.publish.model
-    for cutoff in (context.backtest_cutoff, context.cutoff):
+    for cutoff in (context.cutoffs.backtest, context.cutoffs.tonight):
         folder = artifact_folder(
             replace(context, stage="recommend", model=champion), champion, cutoff
         )

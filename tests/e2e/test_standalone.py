@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.pipeline.plan import plan
 from tests.conftest import NIGHT, ROOT
 from tests.e2e.cluster import package, standalone, submit

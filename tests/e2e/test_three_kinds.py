@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recspark.data.encoded import Encoding
+from recspark.data.feature_encoding import Encoding
 from recspark.errors import ConfigError, ModelsFailedError
 from recspark.models.base import FittedModel
 from recspark.pipeline.context import RunContext
@@ -127,18 +127,18 @@ def test_examples_are_labelled_by_what_came_after_and_described_by_what_came_bef
 
 
 def test_a_ranker_learns_from_horizons_that_have_ended(night: RunContext) -> None:
-    for cutoff in (night.backtest_cutoff, night.cutoff):
+    for cutoff in (night.cutoffs.backtest, night.cutoffs.tonight):
         horizon = timedelta(days=night.config.evaluate.horizon_days)
-        assert all(c + horizon <= cutoff for c in night.examples_before(cutoff))
-        assert night.examples_before(cutoff)[-1] + horizon > cutoff - timedelta(days=7)
+        assert all(c + horizon <= cutoff for c in night.cutoffs.examples_before(cutoff))
+        assert night.cutoffs.examples_before(cutoff)[-1] + horizon > cutoff - timedelta(days=7)
 
 
 def test_a_retriever_lists_what_nobody_bought_yet(night: RunContext) -> None:
     """Its items come from the encoder, which reads the catalogue."""
-    near = load_model(night, "near", night.cutoff)
+    near = load_model(night, "near", night.cutoffs.tonight)
     words = table(night, "item_vectors")
     assert set(near.items.tolist()) <= set(words["item_idx"])  # type: ignore[attr-defined]
-    ease = load_model(night, "ease", night.cutoff)
+    ease = load_model(night, "ease", night.cutoffs.tonight)
     assert set(ease.items.tolist()) <= set(near.items.tolist())  # type: ignore[attr-defined]
 
 
@@ -170,10 +170,12 @@ def test_again_and_the_night_after(
     assert row is not None
     known = len(table(night, "item_vectors"))
     assert row.detail["encoded"] < known / 20
-    kept = {*night.example_cutoffs} & {*following.example_cutoffs}
+    kept = {*night.cutoffs.examples} & {*following.cutoffs.examples}
     assert kept
     assert not [(model, c) for model, c in fitted if c in kept]
-    assert {model for model, c in fitted if c == following.cutoff} == set(night.config.models)
+    assert {model for model, c in fitted if c == following.cutoffs.tonight} == set(
+        night.config.models
+    )
 
 
 def test_needs_that_do_not_suit_are_told_at_the_start(shop: None, retail_slice: Path) -> None:
@@ -216,4 +218,4 @@ def test_columns_of_features_are_never_of_later(night: RunContext) -> None:
     for name in ("user_features", "item_features"):
         rows = night.catalog.read(name, night.version(name))
         found = {r[0] for r in rows.select(F.unix_seconds("cutoff")).distinct().collect()}
-        assert found == {int(cutoff.timestamp()) for cutoff in night.cutoffs}
+        assert found == {int(cutoff.timestamp()) for cutoff in night.cutoffs.all}

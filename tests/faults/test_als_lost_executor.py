@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 import psutil
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.engines.als import BlockedAls, Plan
 from recspark.engines.als_objective import Objective
 from recspark.models.factors.als import pairs

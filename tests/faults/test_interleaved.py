@@ -287,7 +287,7 @@ def test_the_backtest_takes_what_was_fitted_on_the_night_of_its_cutoff(opened: O
     before_train = ("ingest", "sessionize", "build_features")
     context = opened(LAST)
     (second,) = begun_runs(context.catalog, SECOND)
-    assert context.backtest_cutoff.date() == LAST
+    assert context.cutoffs.backtest.date() == LAST
     stages(context, *before_train, "train", "recommend")
     assert fitted_by(context) == dict.fromkeys(context.config.models, second.run_id)
     artifacts = Path(context.catalog.root).parent / "artifacts"

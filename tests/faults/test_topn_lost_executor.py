@@ -34,7 +34,7 @@ import json, os, signal, sys, threading
 import numpy as np
 import psutil
 from recspark import schema, storage
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.models.scoring import topk
 from recspark.session import build_session
 from scorer import Scorer

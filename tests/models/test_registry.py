@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from recspark.config.load import load_config
 from recspark.errors import ConfigError
-from recspark.layers import load_config
 from recspark.models.base import Algorithm
 from recspark.models.items.popular import Popular
 from recspark.models.registry import MODELS, make, model_spec, spec_of

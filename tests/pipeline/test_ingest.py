@@ -8,9 +8,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recspark.config import Config
-from recspark.data.events import Counts
+from recspark.config.load import load_config
+from recspark.data.event_checks import Counts
 from recspark.errors import ConservationError, SourceError
-from recspark.layers import load_config
 from recspark.pipeline.stages.ingest import check_share, type_warnings
 
 NIGHT = date(2024, 5, 31)

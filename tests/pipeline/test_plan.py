@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recspark.config.load import load_config
 from recspark.errors import ConfigError
-from recspark.layers import load_config
 from recspark.pipeline.plan import STAGES, find_stage, needed_tasks, plan, stages_before
 
 MODELS = ["popular", "item_knn", "ease", "als", "multvae"]

@@ -16,7 +16,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark.config import Source
-from recspark.data.events import check_events
+from recspark.data.event_checks import check_events
 from recspark.sources import read_landing
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from recspark.config.load import conf_dir, load_config
 from recspark.errors import ConfigError
-from recspark.layers import conf_dir, load_config
 
 NAMES = sorted(path.stem for path in (conf_dir() / "sources").glob("*.yaml"))
 

@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Source
-from recspark.data.events import check_events, count_verdicts
+from recspark.data.event_checks import check_events, count_verdicts
 from recspark.errors import MissingLandingError, SourceError, suggest
 from recspark.sources import landing_digest, read_landing
 from recspark.sources.files import delta_version, find_input

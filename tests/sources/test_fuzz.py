@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Source
-from recspark.data.events import Counts, check_events, count_verdicts
+from recspark.data.event_checks import Counts, check_events, count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import read_landing
 from tests.sources.conftest import NIGHT

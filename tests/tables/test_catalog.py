@@ -29,7 +29,7 @@ from recspark.errors import (
 )
 from recspark.tables import commits
 from recspark.tables.catalog import TableCatalog
-from recspark.tables.rows import slice_condition
+from recspark.tables.row_checks import slice_condition
 from recspark.tables.snapshot import active_files, changed_rows
 from recspark.tables.specs import SPECS
 from tests.conftest import spark_conf

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 JOB = """
 import json
 from recspark.config import Train
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.session import build_session
 from recspark.train.launch import launcher
 

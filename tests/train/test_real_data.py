@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Features, Train
-from recspark.data import windows
+from recspark.data import training_rows
 from recspark.data.blocks import Array
 from recspark.data.dataset import TrainingSet
 from recspark.pipeline.training_sets import training_set
@@ -59,9 +59,9 @@ def histories(spark: SparkSession) -> DataFrame:
 def training(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
     """Version 1 of the table; version 2 has emptied the slice, and left its files in the folder."""
     catalog = TableCatalog(spark, str(tmp_path_factory.mktemp("tables")))
-    n_files = windows.n_training_files(2)
+    n_files = training_rows.n_training_files(2)
     features = Features(half_life_days=30, max_training_items=256)  # type: ignore[call-arg]
-    bags = windows.training_bags(histories(spark), CUTOFF, features, n_files)
+    bags = training_rows.training_bags(histories(spark), CUTOFF, features, n_files)
     slice_ = {"cutoff": CUTOFF}
     version = catalog.replace_slice("training_bags", bags, slice_, n_files=n_files).version
     catalog.replace_slice("training_bags", bags.limit(0), slice_, n_files=n_files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from recspark.data.blocks import Array, Histories, Ragged, local_index
-from recspark.data.windows import Unit
+from recspark.data.training_rows import Unit
 
 
 def contexts(history: Histories, items: Array, unit: Unit, length: int) -> Ragged:

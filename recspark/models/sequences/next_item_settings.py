@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from recspark.data.windows import Unit
+from recspark.data.training_rows import Unit
 from recspark.models.neural import NeuralSettings
 
 

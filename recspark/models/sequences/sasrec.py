@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from recspark.data.blocks import Array
-from recspark.data.windows import Unit
+from recspark.data.training_rows import Unit
 from recspark.models.sequences.next_item import NextItem, NextItemModel
 from recspark.models.sequences.next_item_settings import NextItemSettings
 from recspark.models.setting_types import VectorSize

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from recspark.data.blocks import MICROS_PER_DAY, Array, QueryBlock, micros
 from recspark.data.dataset import Dataset
-from recspark.data.windows import Unit
+from recspark.data.training_rows import Unit
 from recspark.engines import session_index
 from recspark.engines.session_index import SessionIndex
 from recspark.engines.session_kernel import Weights, next_items

@@ -27,7 +27,7 @@ from recspark.pipeline.training_sets import (
     TRAINING,
     USERS_WITH_TRUTH,
     n_files_of,
-    training_rows,
+    rows_of_training_set,
     training_tables,
     with_truth,
 )
@@ -49,7 +49,7 @@ def build_features(context: RunContext) -> StageResult:
     tables = [*_FEATURE_ROWS, *(table for table in TRAINING if table in read_tonight)]
     # `recommend` needs the number of users who act after the backtest's cutoff. It is counted here,
     # beside the writes, once for all models.
-    users_tested = with_truth(context, all_histories, context.backtest_cutoff)
+    users_tested = with_truth(context, all_histories, context.cutoffs.backtest)
     (_, n_tested), *versions_and_rows = together(
         context.spark,
         lambda: (0, users_tested.count()),
@@ -74,8 +74,8 @@ def _write_all_cutoffs(
     All cutoffs go into one commit. With a commit for each cutoff, another run could commit in
     between, and this run would then read rows of that other run.
     """
-    cutoffs = context.cutoffs
-    rows_at_cutoff = _FEATURE_ROWS.get(table, partial(training_rows, table=table))
+    cutoffs = context.cutoffs.all
+    rows_at_cutoff = _FEATURE_ROWS.get(table, partial(rows_of_training_set, table=table))
     ratings = context.config.features.explicit
     rows_by_cutoff = [
         rows_at_cutoff(context, before(all_histories, cutoff, ratings=ratings), cutoff)
@@ -100,7 +100,7 @@ def _item_features(context: RunContext, histories: DataFrame, cutoff: datetime) 
 
 
 # table -> the function that returns its rows as of a cutoff, from the histories before that
-# cutoff. `training_rows` returns those of the training sets.
+# cutoff. `rows_of_training_set` returns those of the training sets.
 _FEATURE_ROWS: dict[str, Callable[[RunContext, DataFrame, datetime], DataFrame]] = {
     "user_features": _user_features,
     "item_features": _item_features,

@@ -40,7 +40,7 @@ def evaluate(context: RunContext) -> StageResult:
     `metrics` counts only the users and what they bought.
     """
     began = last_published_at(context)
-    cutoff, horizon_days = context.backtest_cutoff, context.config.evaluate.horizon_days
+    cutoff, horizon_days = context.cutoffs.backtest, context.config.evaluate.horizon_days
     histories = context.read("histories")
     truths = scoring.truth(histories, cutoff, horizon_days)
     users, catalogue_of = users_and_catalogue(context, histories, cutoff)
@@ -110,7 +110,7 @@ def backtest_rows(
     users, items : as `users_and_catalogue` gives them
     compared : models; the ladder is compared where one of its steps is among them
     """
-    cutoff, settings = context.backtest_cutoff, context.config.evaluate
+    cutoff, settings = context.cutoffs.backtest, context.config.evaluate
     if items is None:
         context.progress(f"  nothing to compare yet: no event before {cutoff:%Y-%m-%d}")
         return scoring.nobody_known(
@@ -145,7 +145,7 @@ def users_and_catalogue(
     """
     horizon = context.config.evaluate.horizon_days
     past = before(histories, cutoff)
-    if cutoff in context.cutoffs:
+    if cutoff in context.cutoffs.all:
         features_of_users, items = features_as_of(context, cutoff)
     else:
         features_of_users = features.user_features(past, cutoff)
@@ -167,8 +167,8 @@ def followup_rows(
     backtest's cutoff, as it is unless `evaluate.every_days` puts backtests on a grid of days.
     """
     past = published_lists(context)
-    cutoff = context.followup_cutoff
-    if past is not None and cutoff != context.backtest_cutoff:
+    cutoff = context.cutoffs.followup
+    if past is not None and cutoff != context.cutoffs.backtest:
         users, catalogue_of = users_and_catalogue(context, histories, cutoff)
         items = catalogue_of()
     if past is None or items is None:
@@ -203,7 +203,7 @@ def rating_rows(
     The ratings are those in the horizon of items that are new to the user. `n_unknown_ratings` counts
     the pairs of which a model knew nothing, so that the mean rating was taken as its prediction.
     """
-    cutoff, horizon = context.backtest_cutoff, context.config.evaluate.horizon_days
+    cutoff, horizon = context.cutoffs.backtest, context.config.evaluate.horizon_days
     true_ratings = ratings.ratings_of(histories, cutoff, horizon)
     earlier = before(histories, cutoff, keep_empty=True, ratings=True)
     rated_queries = queries(earlier, "repeat").join(true_ratings, on="user_idx", how="inner")

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data import examples as pairs
-from recspark.data.encoded import Encoding
+from recspark.data.feature_encoding import Encoding
 from recspark.data.interactions import before, hash_sample, queries
 from recspark.errors import EmptyDataError
 from recspark.pipeline.context import RunContext
@@ -40,7 +40,7 @@ def examples(context: RunContext, model: str) -> StageResult:
     """
     rows_by_cutoff: dict[datetime, DataFrame] = {}
     encoding: Encoding | None = None
-    for cutoff in context.example_cutoffs:
+    for cutoff in context.cutoffs.examples:
         try:
             pairs_of_cutoff = _proposed_pairs(context, model, cutoff)
         except EmptyDataError as error:
@@ -53,7 +53,7 @@ def examples(context: RunContext, model: str) -> StageResult:
     if encoding is None:
         raise EmptyDataError(
             f"{model}: no cutoff of the grid has examples: "
-            f"{', '.join(f'{c:%Y-%m-%d}' for c in context.example_cutoffs)}; the shop is too young for a "
+            f"{', '.join(f'{c:%Y-%m-%d}' for c in context.cutoffs.examples)}; the shop is too young for a "
             "ranker, or its retrievers find too little"
         )
     written = context.catalog.replace_slice(

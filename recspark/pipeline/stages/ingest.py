@@ -12,8 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark.config import Config
-from recspark.data import catalogue, features, ids
-from recspark.data import events as raw
+from recspark.data import catalogue_checks, event_checks, features, ids
 from recspark.errors import SourceError
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.runlog import StageResult
@@ -42,10 +41,10 @@ def ingest(context: RunContext) -> StageResult:
     initial = first_night is None or run_date <= first_night
     landing = read_landing(context.spark, config.source, run_date, initial=initial)
     refused = _refused_row_ids(context)
-    allowed_period = raw.Period.of(
+    allowed_period = event_checks.Period.of(
         run_date, config.ingest.max_late_days, initial=initial, timezone=config.source.timezone
     )
-    checked_events = raw.check_events(
+    checked_events = event_checks.check_events(
         landing.events,
         run_date=run_date,
         max_late_days=config.ingest.max_late_days,
@@ -61,9 +60,11 @@ def ingest(context: RunContext) -> StageResult:
     try:
         event_counts, item_counts = together(
             context.spark,
-            lambda: raw.count_verdicts(checked_events, landing.events),
+            lambda: event_checks.count_verdicts(checked_events, landing.events),
             lambda: (
-                None if checked_items is None else raw.count_verdicts(checked_items, landing.items)
+                None
+                if checked_items is None
+                else event_checks.count_verdicts(checked_items, landing.items)
             ),
         )
         assert event_counts is not None
@@ -71,13 +72,13 @@ def ingest(context: RunContext) -> StageResult:
         if item_counts is not None:
             check_share(config, run_date, "catalogue", item_counts)
         bad_events = checked_events
-        if raw.TOO_LATE in event_counts.by_reason:
-            bad_events = raw.with_late_rows(checked_events, landing.events, allowed_period)
-        clean_events = raw.clean_of(checked_events, run_date)
+        if event_checks.TOO_LATE in event_counts.by_reason:
+            bad_events = event_checks.with_late_rows(checked_events, landing.events, allowed_period)
+        clean_events = event_checks.clean_of(checked_events, run_date)
         outputs = _write(
             context, clean_events, bad_events, landing.items, checked_items, events_version
         )
-        rows_by_type = raw.event_types(clean_events)
+        rows_by_type = event_checks.event_types(clean_events)
     finally:
         checked_events.unpersist()
         if checked_items is not None:
@@ -119,11 +120,11 @@ def _write(
     catalog, run_date, source = context.catalog, context.run_date, context.config.source.name
     night = {"ingest_date": run_date}
     item_names = clean_events.select("item_id")
-    quarantine = raw.quarantine_of(bad_events, run_date, source)
+    quarantine = event_checks.quarantine_of(bad_events, run_date, source)
     if checked_items is not None:
-        items = catalogue.clean_items(checked_items)
+        items = catalogue_checks.clean_items(checked_items)
         item_names = item_names.unionByName(items.select("item_id"))
-        bad_items = raw.quarantine_of(checked_items, run_date, source, "catalogue")
+        bad_items = event_checks.quarantine_of(checked_items, run_date, source, "catalogue")
         quarantine = quarantine.unionByName(bad_items)
     # Events are written last. Should the process be killed in between, there are ids without
     # events, which do no harm. Events without ids would be left out by later nights.
@@ -204,7 +205,7 @@ def _existing_event_ids(context: RunContext, landing: Landing, events: DataFrame
     """
     events_of_other_nights = events.where(F.col("ingest_date") != F.lit(context.run_date))
     if landing.unique_ids and not context.config.source.archive:
-        oldest_day = raw.oldest_day(landing.events)
+        oldest_day = event_checks.oldest_day(landing.events)
         events_of_other_nights = events_of_other_nights.where(F.lit(oldest_day is not None))
         if oldest_day is not None:
             events_of_other_nights = events_of_other_nights.where(
@@ -237,10 +238,14 @@ def _checked_items(landing: Landing, refused: DataFrame | None) -> DataFrame | N
     if landing.items is None or landing.items_of_events:
         return None
     refused_items = None if refused is None else refused.where(F.col("input") == "catalogue")
-    return catalogue.check_items(landing.items, refused_items).persist(StorageLevel.MEMORY_AND_DISK)
+    return catalogue_checks.check_items(landing.items, refused_items).persist(
+        StorageLevel.MEMORY_AND_DISK
+    )
 
 
-def check_share(config: Config, run_date: date, landed: raw.Input, counts: raw.Counts) -> None:
+def check_share(
+    config: Config, run_date: date, landed: event_checks.Input, counts: event_checks.Counts
+) -> None:
     """Raise ConservationError where rows were lost, SourceError where too few new rows are clean.
 
     Rows that came before are not counted, since they say nothing about the quality of tonight's
@@ -256,12 +261,12 @@ def check_share(config: Config, run_date: date, landed: raw.Input, counts: raw.C
         )
 
 
-def _counts_text(counts: raw.Counts) -> str:
+def _counts_text(counts: event_checks.Counts) -> str:
     repeats = "".join(f", {n_rows:,} {reason}" for reason, n_rows in counts.by_repeat.items())
     return f"{counts.n_clean:,} new events, {counts.n_quarantined:,} rows quarantined{repeats}"
 
 
-def _counts_detail(counts: raw.Counts) -> dict[str, Any]:
+def _counts_detail(counts: event_checks.Counts) -> dict[str, Any]:
     return {
         "clean": counts.n_clean,
         "quarantined": counts.by_reason,

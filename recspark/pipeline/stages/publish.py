@@ -1,18 +1,23 @@
-"""Stage publish: write tonight's lists aside, judge them by the gates, then promote them."""
+"""Stage publish: write tonight's lists aside, judge them by the gates, then promote them.
+
+Two things refuse a publish: a gate (`recspark.eval.gates`), and a newer run of the same night
+(`recspark.pipeline.promote`).
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data import features
-from recspark.data.interactions import before, decayed_item_weights
+from recspark.data.interactions import before
 from recspark.errors import GateRefusedError, ModelError
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
+from recspark.hybrid.default_lists import default_lists
 from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
@@ -24,12 +29,6 @@ from recspark.pipeline.runlog import StageResult
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
 
-EVERYONE = "everyone"  # the segment of the default list for all users
-# Half-life, in days, of the events that default lists count. `popular` over the last 14 days was
-# the best plain baseline on the bundled shop (docs/metrics.md); a half-life of 7 days is about the
-# same.
-DEFAULT_HALF_LIFE_DAYS = 7.0
-
 
 def publish(context: RunContext) -> StageResult:
     """Write tonight's lists to `staged_recommendations`, judge them, and promote them if they pass.
@@ -39,12 +38,14 @@ def publish(context: RunContext) -> StageResult:
     """
     config = context.config
     published_at_before = last_published_at(context)
-    histories = before(context.read("histories"), context.cutoff)
-    users_to_answer = active(histories, context.cutoff, config.publish.active_days).select(
+    histories = before(context.read("histories"), context.cutoffs.tonight)
+    users_to_answer = active(histories, context.cutoffs.tonight, config.publish.active_days).select(
         "user_idx", "seen"
     )
     items = item_names(context)
-    listable_items = context.read("item_features").where(F.col("cutoff") == F.lit(context.cutoff))
+    listable_items = context.read("item_features").where(
+        F.col("cutoff") == F.lit(context.cutoffs.tonight)
+    )
     staged = stage_lists(context, users_to_answer, items)
     gates = judge(context, staged, users_to_answer, listable_items)
     gate_rows = context.spark.createDataFrame(
@@ -71,7 +72,7 @@ def publish(context: RunContext) -> StageResult:
             "last good lists stay; the refused list is in table staged_recommendations"
         )
     rows_by_table = {
-        "default_recommendations": default_lists(context, histories, items),
+        "default_recommendations": named_default_lists(context, histories, items),
         "item_neighbours": neighbour_lists(context, items),
     }
     for written in together(
@@ -112,7 +113,7 @@ def write_gates(context: RunContext, rows: DataFrame) -> TableVersion:
 
 def item_names(context: RunContext) -> DataFrame:
     """Return `item_idx, item_id, item_name` of every item; the name is null without a catalogue."""
-    names = features.items_as_of(context.read("items"), context.cutoff)
+    names = features.items_as_of(context.read("items"), context.cutoffs.tonight)
     return (
         context.read("item_ids")
         .select("item_idx", "item_id")
@@ -128,7 +129,8 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
     """
     config, catalog = context.config, context.catalog
     candidates = context.read("candidates").where(
-        (F.col("run_date") == F.lit(context.run_date)) & (F.col("cutoff") == F.lit(context.cutoff))
+        (F.col("run_date") == F.lit(context.run_date))
+        & (F.col("cutoff") == F.lit(context.cutoffs.tonight))
     )
     mode = config.publish.mode
     lists = fill(
@@ -192,38 +194,22 @@ def judge(
     )
 
 
-def default_lists(context: RunContext, histories: DataFrame, items: DataFrame) -> DataFrame:
-    """Return the lists for users without a list of their own: what everybody takes at present, and
-    what each activity segment takes.
+def named_default_lists(context: RunContext, histories: DataFrame, items: DataFrame) -> DataFrame:
+    """Return `schema.DEFAULT_RECOMMENDATIONS`: the lists of `hybrid.default_lists`, with names.
 
-    `histories` are cut at tonight's cutoff.
+    `histories` are cut at tonight's cutoff. `items` : as `item_names` returns them.
     """
-    segments = context.read("user_features").where(F.col("cutoff") == F.lit(context.cutoff))
-    segment_of_user = F.explode(F.array(F.lit(EVERYONE), F.col("activity"))).alias("segment")
-    users_with_segment = histories.join(
-        segments.select("user_idx", "activity"), on="user_idx", how="inner"
-    )
-    weights = decayed_item_weights(
-        users_with_segment.select("history", segment_of_user),
-        context.cutoff,
-        DEFAULT_HALF_LIFE_DAYS,
-        by=("segment",),
-    )
-    order = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
-    return (
-        weights.withColumn("rank", F.row_number().over(order))
-        .where(F.col("rank") <= context.config.publish.k)
-        .join(
-            F.broadcast(items.select("item_idx", "item_id", "item_name")), on="item_idx", how="left"
-        )
-        .select(
-            F.lit(context.run_date).alias("run_date"),
-            "segment",
-            "rank",
-            "item_id",
-            "item_name",
-            F.col("weight").cast("float").alias("score"),
-        )
+    cutoff = context.cutoffs.tonight
+    user_features = context.read("user_features").where(F.col("cutoff") == F.lit(cutoff))
+    lists = default_lists(histories, user_features, cutoff, context.config.publish.k)
+    names = F.broadcast(items.select("item_idx", "item_id", "item_name"))
+    return lists.join(names, on="item_idx", how="left").select(
+        F.lit(context.run_date).alias("run_date"),
+        "segment",
+        "rank",
+        "item_id",
+        "item_name",
+        F.col("weight").cast("float").alias("score"),
     )
 
 
@@ -240,7 +226,9 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
         return context.spark.createDataFrame([], schema.ITEM_NEIGHBOURS)
     if "neighbours" not in spec_of(model, context.config.settings_of(model)).tags:
         raise ModelError(f"publish.neighbours_model = '{model}' gives no neighbours")
-    neighbours = load_retriever(context, model, context.cutoff).neighbours(settings.n_neighbours)
+    neighbours = load_retriever(context, model, context.cutoffs.tonight).neighbours(
+        settings.n_neighbours
+    )
     names = items.select("item_idx", "item_id", "item_name")
     names_of_neighbours = names.select(
         F.col("item_idx").alias("neighbour_idx"),

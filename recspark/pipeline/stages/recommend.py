@@ -34,7 +34,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     config, catalog = context.config, context.catalog
     histories = context.read("histories")
     k = config.n_candidates
-    tonight_cutoff, past_cutoff = context.cutoff, context.backtest_cutoff
+    tonight_cutoff, past_cutoff = context.cutoffs.tonight, context.cutoffs.backtest
     lists_to_make: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
     if model in listed_tonight(config):
         fitted = load_model(context, model, tonight_cutoff)
@@ -111,13 +111,13 @@ def backtest_users(context: RunContext, histories: DataFrame) -> DataFrame:
     """
     row = context.runlog.find("build_features")  # it has counted the users for all models
     n_tested = None if row is None else row.detail.get(USERS_WITH_TRUTH)
-    users_with_truth = with_truth(context, histories, context.backtest_cutoff)
+    users_with_truth = with_truth(context, histories, context.cutoffs.backtest)
     sampled_users = users_with_truth.where(
         in_sample(users_with_truth, context.config.evaluate, n_tested)
     )
     return before(
         sampled_users,
-        context.backtest_cutoff,
+        context.cutoffs.backtest,
         keep_empty=True,
         ratings=context.config.features.explicit,
     )

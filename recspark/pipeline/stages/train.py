@@ -21,7 +21,7 @@ from recspark.pipeline.fitted import (
 )
 from recspark.pipeline.runlog import StageResult
 from recspark.train.curve import Curve
-from recspark.train.draw import draw
+from recspark.train.curve_picture import draw
 
 # What a fit raises where there is too little data.
 _TOO_LITTLE = (EmptyDataError, FeedError, ModelError)
@@ -49,7 +49,7 @@ def train(context: RunContext, model: str) -> StageResult:
         try:
             folder = _kept_or_fitted(context, model, cutoff, detail)
         except _TOO_LITTLE as error:
-            if cutoff == context.cutoff:
+            if cutoff == context.cutoffs.tonight:
                 raise
             detail.setdefault(NOT_FITTED, {})[day] = str(error)
             context.progress(f"  {model} as of {day}: not fitted, {error}")
@@ -71,11 +71,11 @@ def _kept_or_fitted(
     otherwise the model is fitted now. Where the backtest uses the artifact of an earlier run,
     `detail` gets that run's id.
     """
-    if cutoff != context.cutoff and not context.force:
+    if cutoff != context.cutoffs.tonight and not context.force:
         kept = kept_artifact(context, model, cutoff)
         if kept.run_id is not None:
             context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: as run {kept.run_id} fitted it")
-            if cutoff == context.backtest_cutoff:
+            if cutoff == context.cutoffs.backtest:
                 detail[BACKTEST_OF] = kept.run_id
             return kept.folder
     return fit(context, model, cutoff)

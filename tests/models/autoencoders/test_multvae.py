@@ -11,7 +11,7 @@ import torch
 
 from recspark import schema
 from recspark.config import Features, Train
-from recspark.data import windows
+from recspark.data import training_rows
 from recspark.data.blocks import Histories, QueryBlock, Ragged, micros
 from recspark.data.dataset import Dataset
 from recspark.data.interactions import before, queries
@@ -164,7 +164,7 @@ def data(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     histories = spark.createDataFrame(rows, schema.HISTORIES)
     catalog = TableCatalog(spark, str(tmp_path_factory.mktemp("planted")))
     features = Features(max_training_items=8)  # type: ignore[call-arg]
-    bags = windows.training_bags(histories, CUTOFF, features, 4)
+    bags = training_rows.training_bags(histories, CUTOFF, features, 4)
     slice_ = {"cutoff": CUTOFF}
     version = catalog.replace_slice("training_bags", bags, slice_, n_files=4).version
     known = [(100 * (g + 1) + i,) for g in range(N_GROUPS) for i in range(PER_GROUP)]

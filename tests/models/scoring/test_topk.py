@@ -15,8 +15,8 @@ from pyspark.sql import SparkSession
 
 from recspark import schema, storage
 from recspark.data.blocks import Array, Histories, QueryBlock, Ragged
-from recspark.engines import topn
 from recspark.errors import ModelError
+from recspark.models.scoring import candidates as topn
 from recspark.models.scoring import topk
 
 Rows = dict[int, list[tuple[int, float]]]  # user -> (item_idx, score) by rank

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from recspark.data.blocks import Histories
-from recspark.data.windows import Unit
+from recspark.data.training_rows import Unit
 from recspark.models.sequences.contexts import contexts
 
 VOCABULARY = np.array([10, 20, 30, 40], np.int32)

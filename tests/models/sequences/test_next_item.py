@@ -14,7 +14,7 @@ import torch
 
 from recspark.data.blocks import Histories, QueryBlock, Ragged
 from recspark.data.dataset import Dataset
-from recspark.data.windows import sequences
+from recspark.data.training_rows import sequences
 from recspark.errors import CatalogueTooLargeError, ConfigError, ModelError
 from recspark.eval import next_item as evaluation
 from recspark.models.base import FitOptions

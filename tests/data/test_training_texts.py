@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from recspark import schema
 from recspark.config import Features
-from recspark.data import texts
+from recspark.data import training_texts
 
 pytestmark = pytest.mark.spark
 CUT = datetime(2010, 12, 10, tzinfo=UTC)
@@ -26,7 +26,7 @@ ITEM = "item_idx int, item_name string, category array<string>, text string"
 
 
 def test_words_by_hand(spark: SparkSession) -> None:
-    found = texts.words(spark.createDataFrame(ITEMS, ITEM)).collect()
+    found = training_texts.words(spark.createDataFrame(ITEMS, ITEM)).collect()
     assert sorted(map(tuple, found)) == [
         (3, "category=kitchen", 1), (3, "lid", 1), (3, "mug", 1), (3, "red", 2),
         (5, "a", 1), (5, "blue", 1), (5, "category=gifts", 1), (5, "category=kitchen", 1), (5, "mug", 2),
@@ -36,7 +36,7 @@ def test_words_by_hand(spark: SparkSession) -> None:
 
 def test_rows_by_hand(spark: SparkSession) -> None:
     """Words of two items, by number of items, then by name: category=kitchen, lid, mug."""
-    frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, FEATURES, 2)
+    frame = training_texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, FEATURES, 2)
     assert frame.schema.simpleString() == schema.TRAINING_TEXTS.simpleString()
     assert frame.rdd.getNumPartitions() == 2
     found = {row["item_idx"]: row for row in frame.collect()}
@@ -53,6 +53,6 @@ def test_rows_by_hand(spark: SparkSession) -> None:
 def test_what_is_kept_of_many_words(spark: SparkSession) -> None:
     """Of category=kitchen, lid, mug: two words in all, one of an item."""
     settings = Features(max_words=2, max_item_words=1)  # type: ignore[call-arg]
-    frame = texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, settings, 2)
+    frame = training_texts.training_texts(spark.createDataFrame(ITEMS, ITEM), CUT, settings, 2)
     found = {row["item_idx"]: (row["words"], row["length"]) for row in frame.collect()}
     assert found == {3: ([0], 1), 5: ([0], 1), 8: ([1], 1), 9: ([-1], 0)}

@@ -13,8 +13,8 @@ from pyspark.sql import SparkSession
 from recspark import schema
 from recspark.config import Features
 from recspark.data.blocks import Histories
-from recspark.data.impressions import impressions, sequences_shown, training_impressions
-from recspark.data.windows import Unit
+from recspark.data.training_impressions import impressions, sequences_shown, training_impressions
+from recspark.data.training_rows import Unit
 from recspark.testing import synth
 
 Event = tuple[int, int, str]  # item, time, session

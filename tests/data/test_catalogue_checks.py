@@ -10,8 +10,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.catalogue import check_items, clean_items
-from recspark.data.events import count_verdicts, quarantine_of
+from recspark.data.catalogue_checks import check_items, clean_items
+from recspark.data.event_checks import count_verdicts, quarantine_of
 from recspark.errors import SchemaError
 
 pytestmark = pytest.mark.spark

@@ -169,7 +169,7 @@ def conf_dir() -> Path:
     package's.
     """
     named = os.environ.get("RECSPARK_CONF")
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     choices = [Path(named)] if named else [here.parent / "conf", here / "_conf"]
     for choice in choices:
         if (choice / "base.yaml").is_file():

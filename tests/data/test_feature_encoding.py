@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from recspark import schema
-from recspark.data.encoded import (
+from recspark.data.feature_encoding import (
     FIRST,
     MISSING,
     UNKNOWN,

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from recspark import schema
 from recspark.config import Features
-from recspark.data import windows
+from recspark.data import training_rows
 from recspark.data.blocks import MICROS_PER_DAY, Histories
 from recspark.pipeline.training_sets import training_set
 from recspark.testing import synth
@@ -36,7 +36,7 @@ def test_bags_by_hand() -> None:
     quarter.
     """
     rows = history([[(7, 6, 1), (3, 8, 1), (7, 8, 2)], [], [(5, 10, 3)]])
-    items, weights, lengths = windows.bags(rows, 10 * DAY, 2.0, 3)
+    items, weights, lengths = training_rows.bags(rows, 10 * DAY, 2.0, 3)
     np.testing.assert_array_equal(items, [[3, 7, -1], [-1, -1, -1], [5, -1, -1]])
     np.testing.assert_array_equal(weights, [[0.5, 1.25, 0], [0, 0, 0], [3, 0, 0]])
     np.testing.assert_array_equal(lengths, [2, 0, 1])
@@ -45,7 +45,7 @@ def test_bags_by_hand() -> None:
 
 def test_newest_items_stay_and_the_smaller_of_equals() -> None:
     rows = history([[(9, 1, 1), (4, 2, 1), (8, 2, 1), (6, 2, 1), (1, 0, 1), (1, 3, 1)]])
-    items, weights, lengths = windows.bags(rows, 10 * DAY, None, 3)
+    items, weights, lengths = training_rows.bags(rows, 10 * DAY, None, 3)
     # 1 is newest though also oldest; of 4, 6, 8 at day 2, the smaller two.
     np.testing.assert_array_equal(items, [[1, 4, 6]])
     np.testing.assert_array_equal(weights, [[2, 1, 1]])
@@ -68,7 +68,7 @@ def histories(spark: Any) -> Any:
 @pytest.mark.spark
 def test_a_row_per_user_with_events_before_the_cutoff(histories: Any) -> None:
     features = Features(max_training_items=4, half_life_days=2.0)  # type: ignore[call-arg]
-    frame = windows.training_bags(histories, CUTOFF, features, 4)
+    frame = training_rows.training_bags(histories, CUTOFF, features, 4)
     assert [(f.name, f.dataType) for f in frame.schema] == [
         (f.name, f.dataType) for f in schema.TRAINING_BAGS
     ]
@@ -89,7 +89,7 @@ def test_a_row_per_user_with_events_before_the_cutoff(histories: Any) -> None:
 @pytest.mark.parametrize("n_files", [1, 2, 3, 7, 16])
 def test_partitions_are_even_and_one_shuffle_makes_them(histories: Any, n_files: int) -> None:
     features = Features(max_training_items=4)  # type: ignore[call-arg]
-    frame = windows.training_bags(histories, CUTOFF, features, n_files)
+    frame = training_rows.training_bags(histories, CUTOFF, features, n_files)
     plan = frame._jdf.queryExecution().executedPlan().toString()
     sizes = np.array(frame.rdd.mapPartitions(lambda rows: [sum(1 for _ in rows)]).collect())
     assert len(sizes) == n_files
@@ -106,7 +106,7 @@ def test_training_set_is_the_slice_of_the_pinned_version(
     features = Features(max_training_items=4)  # type: ignore[call-arg]
     other = CUTOFF - timedelta(days=1)
     for cutoff in (other, CUTOFF):
-        frame = windows.training_bags(histories, cutoff, features, 4)
+        frame = training_rows.training_bags(histories, cutoff, features, 4)
         first = catalog.replace_slice("training_bags", frame, {"cutoff": cutoff}, n_files=4)
     found = training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
     assert (found.table, found.version) == ("training_bags", first.version)
@@ -120,7 +120,7 @@ def test_training_set_is_the_slice_of_the_pinned_version(
         assert users == sorted(users)
 
     # A later version has other files; the pinned one keeps its own.
-    fewer = windows.training_bags(histories.where("user_idx < 100"), CUTOFF, features, 2)
+    fewer = training_rows.training_bags(histories.where("user_idx < 100"), CUTOFF, features, 2)
     second = catalog.replace_slice("training_bags", fewer, {"cutoff": CUTOFF}, n_files=2)
     again = training_set(catalog, "training_bags", first.version, {"cutoff": CUTOFF})
     assert again == found
@@ -140,7 +140,9 @@ def in_sessions(rows: list[list[tuple[int, str | None]]]) -> Histories:
     )
 
 
-def windows_of(unit: windows.Unit, length: int, newest: int = 99) -> list[tuple[int, int, Any]]:
+def windows_of(
+    unit: training_rows.Unit, length: int, newest: int = 99
+) -> list[tuple[int, int, Any]]:
     rows = in_sessions(
         [
             [(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a"), (6, "b"), (7, "c"), (7, "c")],
@@ -149,9 +151,9 @@ def windows_of(unit: windows.Unit, length: int, newest: int = 99) -> list[tuple[
             [(5, "c")],
         ]
     )
-    row, position, items, lengths = windows.sequences(rows, unit, length, newest)
+    row, position, items, lengths = training_rows.sequences(rows, unit, length, newest)
     assert items.shape == (len(row), length)
-    assert all((i[n:] == windows.NO_ITEM).all() for i, n in zip(items, lengths, strict=True))
+    assert all((i[n:] == training_rows.NO_ITEM).all() for i, n in zip(items, lengths, strict=True))
     return [
         (int(r), int(p), i[:n].tolist())
         for r, p, i, n in zip(row, position, items, lengths, strict=True)
@@ -182,7 +184,9 @@ def test_only_the_newest_events_of_a_user_count() -> None:
 def test_every_step_of_a_session_is_in_one_row(length: int) -> None:
     rng = np.random.default_rng(length)
     rows = [[(i, f"{i // 5}") for i in range(n)] for n in rng.integers(0, 30, 200)]
-    row, position, items, lengths = windows.sequences(in_sessions(rows), "session", length, 99)
+    row, position, items, lengths = training_rows.sequences(
+        in_sessions(rows), "session", length, 99
+    )
     steps = [
         (r, i[j], i[j + 1])
         for r, i, n in zip(row, items, lengths, strict=True)
@@ -195,10 +199,12 @@ def test_every_step_of_a_session_is_in_one_row(length: int) -> None:
 
 @pytest.mark.spark
 @pytest.mark.parametrize("unit", ["session", "history"])
-def test_training_sequences_as_a_table(histories: Any, catalog: Any, unit: windows.Unit) -> None:
+def test_training_sequences_as_a_table(
+    histories: Any, catalog: Any, unit: training_rows.Unit
+) -> None:
     features = Features(sequence_length=4)  # type: ignore[call-arg]
     table = {"session": "training_sessions", "history": "training_histories"}[unit]
-    frame = windows.TRAINING_TABLES[table](histories, CUTOFF, features, 4)
+    frame = training_rows.TRAINING_TABLES[table](histories, CUTOFF, features, 4)
     where = {"cutoff": CUTOFF}
     written = catalog.replace_slice(table, frame, where, n_files=4)
     found = training_set(catalog, table, written.version, where)
@@ -218,7 +224,7 @@ def test_item_bags_are_bags_on_their_side(spark: SparkSession) -> None:
         [(3, 5, 1.0), (4, 5, 9.0), (7, 5, 2.0), (7, 5, 3.0), (9, 5, 4.0), (9, 8, 5.0), (2, 8, -1.0)]
     )
     histories = synth.histories(spark, events)
-    frame = windows.training_item_bags(histories, synth.CUTOFF, features, 2)
+    frame = training_rows.training_item_bags(histories, synth.CUTOFF, features, 2)
     assert frame.schema.simpleString() == schema.TRAINING_ITEM_BAGS.simpleString()
     found = {row["item_idx"]: row[2:] for row in frame.collect()}
     assert found == {5: ([3, 7, 9], [1, 2, 1], 3), 8: ([9, -1, -1], [1, 0, 0], 1)}

@@ -4,7 +4,7 @@ cancellations, corrections and test codes.
 A row is refused with the first of these reasons that applies: unreadable row, bad encoding of a
 column, wrong type of a column, cancelled invoice, not a product, quantity not positive, price not
 positive. The reasons that hold for every source (no user, no time, …) come after these
-(`recspark.data.events`).
+(`recspark.data.event_checks`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Source
-from recspark.data.events import QUANTITY
+from recspark.data.event_checks import QUANTITY
 from recspark.sources.files import SourceInput, find_input
 from recspark.sources.landing import Night
 from recspark.sources.raw import UNREADABLE, RawTable, read_raw
@@ -44,6 +44,8 @@ PRICE = "price not positive"
 COLUMNS = (
     "Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Price", "Customer ID", "Country",
 )  # fmt: skip
+
+CATALOGUE_IS_OF_EVENTS = True
 
 
 def inputs(source: Source, run_date: date) -> list[SourceInput]:

@@ -13,10 +13,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import MadeUpTimes, Source
-from recspark.data.events import check_events, count_verdicts
+from recspark.data.event_checks import check_events, count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import read_landing
-from recspark.sources.session_files import CUT_ANEW
+from recspark.sources.kinds.session_files import CUT_ANEW
 from tests.conftest import spark_conf
 from tests.sources.conftest import NIGHT, write_text
 

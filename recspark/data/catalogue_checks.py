@@ -6,7 +6,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.events import (
+from recspark.data.event_checks import (
     CLEAN,
     NO_ITEM,
     NO_TIME,

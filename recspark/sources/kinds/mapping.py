@@ -37,6 +37,8 @@ from recspark.sources.typed import (
 IDS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
 NUMBERS = ("value", "quantity")
 
+CATALOGUE_IS_OF_EVENTS = False
+
 
 def inputs(source: Source, run_date: date) -> list[SourceInput]:
     """Return the input of the events of `run_date`, then the input of the catalogue if the settings

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Features
-from recspark.data.windows import NO_ITEM, padded, spread
+from recspark.data.training_rows import NO_ITEM, padded, spread
 
 TABLE = "training_texts"
 LEAST_ITEMS = 2  # items of a word at least: a word of one item says nothing about other items
@@ -45,7 +45,7 @@ def training_texts(
         cutoff
     cutoff : goes into the rows
     settings : `max_words`: size of the dictionary; `max_item_words`: words per row
-    n_files : partitions of the result, as for `windows.training_bags`
+    n_files : partitions of the result, as for `training_rows.training_bags`
 
     Returns
     -------

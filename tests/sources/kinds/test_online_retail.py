@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Source
-from recspark.data.events import check_events, clean_of, count_verdicts
+from recspark.data.event_checks import check_events, clean_of, count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import read_landing
 from tests.sources.conftest import NIGHT, ROOT, rows_of, write_parquet, write_text

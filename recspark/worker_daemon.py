@@ -3,7 +3,7 @@
 Spark starts a worker by a fork of one small daemon. Each worker then imports what its tasks need
 (pandas, numba, and what numba sets up at its first call), which takes about two seconds of a core.
 This is paid again for every worker, and Spark ends a worker that was idle for a minute. Where
-recspark is installed on the executors, `spark.python.daemon.module: recspark.workers` does all of it
+recspark is installed on the executors, `spark.python.daemon.module: recspark.worker_daemon` does all of it
 once, before the fork, and the workers share its memory. It does not work with `--py-files`, which the
 daemon does not see. torch is left to the tasks of neural models: it takes as long again, and 200 MB.
 """

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Features
 from recspark.data.blocks import Array, Histories, micros, parse_histories
-from recspark.data.windows import (
+from recspark.data.training_rows import (
     NO_ITEM,
     Unit,
     earlier,
@@ -66,15 +66,15 @@ def training_impressions(
     *,
     unit: Unit,
 ) -> DataFrame:
-    """Return the rows of `windows.training_sequences`, with the impressions between their items.
+    """Return the rows of `training_rows.training_sequences`, with the impressions between their items.
 
     Parameters
     ----------
     histories : user_idx, history (newest last, may be null or empty)
     shown : as `impressions` returns them
     cutoff : events at or after this time are left out; UTC
-    features : see `windows.training_sequences`; `max_shown` = M
-    n_files : see `windows.training_bags`
+    features : see `training_rows.training_sequences`; `max_shown` = M
+    n_files : see `training_rows.training_bags`
     unit : what is cut into windows: each `session`, or the whole `history`
 
     Returns
@@ -118,7 +118,7 @@ def training_impressions(
 def sequences_shown(
     history: Histories, shown: Histories, unit: Unit, length: int, newest: int, max_shown: int
 ) -> tuple[Array, ...]:
-    """Return the arrays of `windows.sequences`, and beside them shown, shown_after and clicked.
+    """Return the arrays of `training_rows.sequences`, and beside them shown, shown_after and clicked.
 
     The last three are int32 (n, max_shown) for n windows; see `training_impressions`. Acts
     (`history`) and impressions (`shown`) are in time order, with their `session_id`, and have the

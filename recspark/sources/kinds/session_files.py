@@ -22,6 +22,8 @@ from recspark.sources.typed import BAD_ENCODING, attributes_of, first_reason, sh
 EMPTY_SESSION = "empty session"
 CUT_ANEW = "was cut into partitions anew while it was read: run the stage again"
 
+CATALOGUE_IS_OF_EVENTS = False
+
 
 def inputs(source: Source, run_date: date) -> list[SourceInput]:
     """Return the one input, with its files in reading order.

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.events import (
+from recspark.data.event_checks import (
     Counts,
     Period,
     check_events,

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema, storage
 from recspark.config import Source
-from recspark.data.events import NO_ITEM, NO_TIME
+from recspark.data.event_checks import NO_ITEM, NO_TIME
 from recspark.errors import SourceError
 from recspark.sources.files import SourceInput, find_input, head
 from recspark.sources.landing import Night
@@ -83,6 +83,8 @@ TAGS = (
     Form(("csv", "csv.gz"), "csv", ("userId", "movieId", "tag", "timestamp")),
     Form(("dat", "dat.gz"), "::", ("UserID", "MovieID", "Tag", "Timestamp")),
 )
+
+CATALOGUE_IS_OF_EVENTS = False
 
 
 def inputs(source: Source, run_date: date) -> list[SourceInput]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recspark.layers import load_config
+from recspark.config.load import load_config
 from recspark.models.registry import MODELS
-from recspark.pipeline import code
-from recspark.pipeline.code import algorithm_code, code_digest, imported
+from recspark.pipeline import code_digest as code
+from recspark.pipeline.code_digest import algorithm_code, code_digest, imported
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.reuse import SETTINGS_READ, TABLES_READ, stage_code
 from recspark.pipeline.run import FUNCTIONS

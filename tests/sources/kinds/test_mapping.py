@@ -14,8 +14,8 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark.config import Source
-from recspark.data.catalogue import check_items
-from recspark.data.events import count_verdicts
+from recspark.data.catalogue_checks import check_items
+from recspark.data.event_checks import count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import Landing, landing_digest, read_landing
 from tests.sources.conftest import NIGHT, rows_of, write_parquet, write_text

@@ -12,8 +12,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Source
-from recspark.data.catalogue import check_items
-from recspark.data.events import check_events, count_verdicts
+from recspark.data.catalogue_checks import check_items
+from recspark.data.event_checks import check_events, count_verdicts
 from recspark.errors import SourceError
 from recspark.sources import read_landing
 from tests.sources.conftest import NIGHT, rows_of, write_parquet, write_text

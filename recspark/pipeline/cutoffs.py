@@ -1,0 +1,76 @@
+"""The cutoffs of a night: the moments before which models learn and after which they are scored.
+
+A model that is fitted at a cutoff reads what happened before it. What users do in the horizon after
+it (`evaluate.horizon_days`) is the truth that lists of this cutoff are compared with. All cutoffs are
+midnights UTC, and all but `tonight` and `followup` lie on grids of days since 1970-01-01, so that
+nights share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from recspark.config import Config, cutoff_of, on_grid
+from recspark.pipeline.plan import models_of
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """The cutoffs of the night `run_date`, by the settings `config`."""
+
+    run_date: date
+    config: Config
+
+    @property
+    def tonight(self) -> datetime:
+        """The cutoff of the published lists: the first instant after `run_date`."""
+        return cutoff_of(self.run_date)
+
+    @property
+    def followup(self) -> datetime:
+        """The cutoff of the list that was published one horizon before tonight."""
+        return self.tonight - self._horizon
+
+    @property
+    def backtest(self) -> datetime:
+        """The cutoff of the backtest: the newest of its grid whose horizon has ended by `tonight`."""
+        return on_grid(self.followup, self.config.evaluate.every_days)
+
+    @property
+    def examples(self) -> tuple[datetime, ...]:
+        """The cutoffs that the night's rankers learn from, ascending; () without rankers.
+
+        These are the cutoffs for the ranker of the published lists and for that of the backtest
+        (see `examples_before`).
+        """
+        if not models_of(self.config, "ranker"):
+            return ()
+        scored = (self.backtest, self.tonight)
+        return tuple(sorted({c for cutoff in scored for c in self.examples_before(cutoff)}))
+
+    def examples_before(self, cutoff: datetime) -> tuple[datetime, ...]:
+        """Return the cutoffs of the examples that a ranker of `cutoff` learns from, ascending.
+
+        They are the newest `examples.n_cutoffs` of the grid whose horizon has ended by `cutoff`.
+
+        Example: with a grid of 7 days on Thursdays, a horizon of 7 days and 2 cutoffs, a ranker of
+        Saturday 2024-06-01 learns from the cutoffs 2024-05-16 and 2024-05-23. The horizon of
+        2024-05-23 ends on 2024-05-30; that of 2024-05-30 would end after 2024-06-01.
+        """
+        settings = self.config.examples
+        newest = on_grid(cutoff - self._horizon, settings.every_days)
+        step = timedelta(days=settings.every_days)
+        return tuple(newest - n * step for n in reversed(range(settings.n_cutoffs)))
+
+    @property
+    def all(self) -> tuple[datetime, ...]:
+        """All cutoffs that models of the night are fitted at.
+
+        First those of the examples and of the backtest, ascending, then `tonight`.
+        """
+        return (*sorted({*self.examples, self.backtest}), self.tonight)
+
+    @property
+    def _horizon(self) -> timedelta:
+        return timedelta(days=self.config.evaluate.horizon_days)

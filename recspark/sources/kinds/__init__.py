@@ -1,0 +1,1 @@
+"""The kinds of sources, a module each: `recspark.sources.KINDS` lists them."""
