@@ -20,6 +20,7 @@ NAMES = (
     "retail",
     "nights",
     "plain_night",
+    "evaluation_memory",
     "quality.movielens",
     "quality.plain",
     "quality.movielens_last",

@@ -1,11 +1,18 @@
-"""Spark's Python workers: a daemon that forks them with their imports done, and two repairs.
+"""A daemon for Spark's Python workers: the workers start with all imports done.
 
-Spark starts a worker by a fork of one small daemon. Each worker then imports what its tasks need
-(pandas, numba, and what numba sets up at its first call), which takes about two seconds of a core.
-This is paid again for every worker, and Spark ends a worker that was idle for a minute. Where
-recspark is installed on the executors, `spark.python.daemon.module: recspark.worker_daemon` does all of it
-once, before the fork, and the workers share its memory. It does not work with `--py-files`, which the
-daemon does not see. torch is left to the tasks of neural models: it takes as long again, and 200 MB.
+Spark starts a worker by a fork of one small daemon. Each worker then imports the modules of its
+tasks (pandas and numba) and sets up numba by a first call, which takes about two seconds on one
+core. Every new worker takes this time again, and Spark ends a worker that was idle for a minute.
+
+With the Spark setting `spark.python.daemon.module: recspark.worker_daemon`, the daemon imports
+these modules once, before the fork, and the workers share its memory. recspark must be installed on
+the executors: the daemon does not see the files of `--py-files`.
+
+The daemon does not import torch, which would take another two seconds, and 200 MB. The tasks of
+neural models import torch themselves.
+
+The daemon also keeps two repeated costs of every task away: see `keep_zip_directories` and
+`prepare`.
 """
 
 from __future__ import annotations
@@ -15,18 +22,18 @@ import zipimport
 
 
 def keep_zip_directories() -> None:
-    """Keep the directories of zips that this process has read, which Spark drops at every task.
+    """Keep the zip directories that this process has read. Spark would drop them at every task.
 
     At the start of every task a worker drops all import caches. Python 3.11 then reads the
     directories of pyspark.zip and of Spark's jar again, once for each package imported from them,
-    which is most of a short task's time. Nothing changes a zip under a running worker, and a zip
-    that a job adds later has another path, so it is read as before.
+    which is most of a short task's time. No zip changes while a worker runs. A zip that a job
+    adds later has another path, so its directory is read in any case.
     """
     zipimport.zipimporter.invalidate_caches = lambda _self: None  # type: ignore[method-assign,assignment]
 
 
 def prepare() -> None:
-    """Import what tasks import, set numba up by a first call, and freeze what that left in memory."""
+    """Import the modules of the tasks, set numba up by a first call, and freeze all objects."""
     import numpy as np
     import pandas  # noqa: F401
 
@@ -35,8 +42,9 @@ def prepare() -> None:
     from recspark.models.scoring import topk  # noqa: F401
 
     alias_table(np.ones(2))  # numba's first call
-    # After every task a worker collects garbage, and would walk all that numba and scipy made when
-    # they were imported: 0.1 s per task. What is frozen here is not walked again, in any fork.
+    # After every task a worker collects garbage. The collector would go through all objects that
+    # numba and scipy made at their import, which takes 0.1 s per task. The collector skips objects
+    # that are frozen here, in every fork.
     gc.collect()
     gc.freeze()
 

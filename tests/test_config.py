@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from recspark.cli.nightly import DEMO_SETTINGS
 from recspark.config import NEIGHBOUR_MODELS, Config, Paths
 from recspark.config.load import load_config, tuned_file
-from recspark.config.section import _kinds
+from recspark.config.section import _types_in
 from recspark.errors import ConfigError, NoSlotsError, RecsparkError
 from recspark.models.registry import MODELS
 from recspark.pipeline.checks import check_settings
@@ -201,7 +201,8 @@ def test_no_number_may_be_endless_negative_or_true() -> None:
     numbers = [
         row
         for row in fields()
-        if _kinds(row[3].annotation) & {int, float} and not _kinds(row[3].annotation) & {bool, Any}
+        if _types_in(row[3].annotation) & {int, float}
+        and not _types_in(row[3].annotation) & {bool, Any}
     ]
     assert len(numbers) > 100
     passed = [
@@ -212,7 +213,7 @@ def test_no_number_may_be_endless_negative_or_true() -> None:
         if not refuses(section, name, in_shape(field, bad))
     ]
     assert passed == []
-    whole = [row for row in numbers if float not in _kinds(row[3].annotation)]
+    whole = [row for row in numbers if float not in _types_in(row[3].annotation)]
     assert [row[0] for row in whole if not refuses(row[1], row[2], in_shape(row[3], 2**31))] == []
 
 

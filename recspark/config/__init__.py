@@ -1,4 +1,7 @@
-"""Typed settings of a night, a file for each group of sections; `recspark.config.load` reads `conf/`."""
+"""The typed settings of a night. Each module of this package holds one group of sections.
+
+`recspark.config.load` reads the settings from the files in `conf/`.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,11 @@ _MODEL_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$")
 
 
 class Config(Section):
-    """Everything one night needs to know, resolved."""
+    """All settings of one night, after the layers have been put together."""
 
-    env: str = Field("local", description="conf/env/<name>.yaml; the option --env")
+    env: str = Field(
+        "local", description="name of the file conf/env/<name>.yaml; the option --env sets it"
+    )
     paths: Paths = Paths()  # type: ignore[call-arg]
     spark: Spark = Spark()  # type: ignore[call-arg]
     source: Source
@@ -40,13 +45,15 @@ class Config(Section):
     sessions: Sessions = Sessions()  # type: ignore[call-arg]
     features: Features = Features()  # type: ignore[call-arg]
     models: tuple[str, ...] = Field(
-        min_length=1, description="trained and compared every night, in this order"
+        min_length=1, description="models that are trained and compared every night, in this order"
     )
     model_settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="model to its settings, over conf/models and conf/tuned; in --set `models.<name>.`. "
-        "`algorithm` among them names what it is, where that is not the model's own name; `needs` lists the "
-        "night's models that it is built on; `kind` says what a class from outside is",
+        description="model -> its settings. They override those in conf/models and conf/tuned; "
+        "--set writes them as `models.<name>.<setting>`. Three of them are not settings of the "
+        "algorithm: `algorithm` names the algorithm, where it is not the name of the model; "
+        "`needs` lists the night's models that this model is built on; `kind` is the kind of an "
+        "algorithm from outside (retriever, ranker or encoder)",
     )
     train: Train = Train()  # type: ignore[call-arg]
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
@@ -57,19 +64,23 @@ class Config(Section):
         30,
         ge=1,
         le=36_500,
-        description="nights whose candidates, features, training sets and artifacts are kept. Guess",
+        description="nights whose candidates, features, training sets and artifacts are kept; "
+        "those of earlier nights are deleted. Guess",
     )
     n_candidates: int = Field(
-        100, ge=1, le=100_000, description="k of the candidate lists of each model. Guess"
+        100, ge=1, le=100_000, description="items in a candidate list of a model. Guess"
     )
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Config:
-        """Say everything at once: who corrects one name wants to know the others."""
-        # A name without settings may be misspelt itself: it is not offered as known.
-        known = [name for name in self.models if name in self.model_settings] or self.models
-        wrong = [
-            f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, known)}"
+        """Check names and numbers across sections.
+
+        One error reports all problems, so that they can be corrected in one go.
+        """
+        # A model without settings may be a misspelt name, so it is not suggested.
+        choices = [name for name in self.models if name in self.model_settings] or self.models
+        problems = [
+            f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, choices)}"
             for field, name in [
                 ("publish.model", self.publish.model),
                 ("evaluate.baseline", self.evaluate.baseline),
@@ -78,51 +89,57 @@ class Config(Section):
             ]
             if name is not None and name not in self.models
         ]
-        weighed = sorted({*self.sessions.impression_types} & {*self.features.event_weights})
-        if weighed:
-            wrong.append(
-                f"features.event_weights names {weighed}, which sessions.impression_types says are "
+        weighted_impressions = sorted(
+            {*self.sessions.impression_types} & {*self.features.event_weights}
+        )
+        if weighted_impressions:
+            problems.append(
+                f"features.event_weights names {weighted_impressions}, which sessions.impression_types says are "
                 "impressions: they enter no history, so they have no weight"
             )
-        # They are names of files, folders, slices and Airflow's tasks.
-        unfit = [name for name in self.models if not _MODEL_NAME.match(name)]
-        if unfit or "published" in self.models:
-            wrong.append(
-                f"models: {unfit or ['published']}: a name is of letters, digits, _ and -, up to 100, and "
+        # Model names become names of files, folders, table slices and Airflow tasks.
+        unfit_names = [name for name in self.models if not _MODEL_NAME.match(name)]
+        if unfit_names or "published" in self.models:
+            problems.append(
+                f"models: {unfit_names or ['published']}: a name is of letters, digits, _ and -, up to 100, and "
                 "not 'published', which is the list itself"
             )
-        twice = sorted({name for name in self.models if self.models.count(name) > 1})
-        if twice:
-            wrong.append(f"models names {twice} twice")
-        wrong += self._wrong_needs()
+        repeated_names = sorted({name for name in self.models if self.models.count(name) > 1})
+        if repeated_names:
+            problems.append(f"models names {repeated_names} twice")
+        problems += self._wrong_needs()
         if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
-            wrong.append("n_candidates must be at least publish.k and every evaluate.ks")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+            problems.append("n_candidates must be at least publish.k and every evaluate.ks")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def _wrong_needs(self) -> list[str]:
-        """Return what is wrong with what the night's models say they are built on."""
-        wrong = []
+        """Return what is wrong with the settings `needs` of the night's models."""
+        problems = []
         for model in self.models:
             needs = self.settings_of(model).get("needs", [])
             if not isinstance(needs, list) or not all(isinstance(name, str) for name in needs):
-                wrong.append(f"models.{model}.needs = {needs!r} is no list of names")
-                return wrong
-            wrong += [
+                problems.append(f"models.{model}.needs = {needs!r} is no list of names")
+                return problems
+            problems += [
                 f"models.{model}.needs names '{name}', which is not among models {list(self.models)}."
                 f"{suggest(name, self.models)}"
                 for name in needs
                 if name not in self.models
             ]
             if len({*needs}) < len(needs):
-                wrong.append(f"models.{model}.needs names a model twice: {needs}")
-        if not wrong and (circle := self._circle_of_needs()):
-            wrong.append(f"models need one another in a circle: {' -> '.join(circle)}")
-        return wrong
+                problems.append(f"models.{model}.needs names a model twice: {needs}")
+        if not problems and (circle := self._circle_of_needs()):
+            problems.append(f"models need one another in a circle: {' -> '.join(circle)}")
+        return problems
 
     def _circle_of_needs(self) -> list[str]:
-        """Return models of which each needs the next, and the last the first; [] where none do."""
+        """Return models that need one another in a circle; [] where no models do.
+
+        Each model in the list needs the next one. The first model stands at the end again: where a
+        needs b and b needs a, the list is [a, b, a].
+        """
         checked: set[str] = set()
 
         def walk(model: str, path: list[str]) -> list[str]:
@@ -130,40 +147,46 @@ class Config(Section):
                 return [*path[path.index(model) :], model]
             if model in checked:
                 return []
-            found: list[str] = []
-            for name in self.needs_of(model):
-                found = found or walk(name, [*path, model])
+            circle: list[str] = []
+            for needed in self.needs_of(model):
+                circle = circle or walk(needed, [*path, model])
             checked.add(model)
-            return found
+            return circle
 
-        return next((found for model in self.models if (found := walk(model, []))), [])
+        return next((circle for model in self.models if (circle := walk(model, []))), [])
 
     def settings_of(self, model: str) -> dict[str, Any]:
-        """Return the settings of one of the night's models, as the layers give them."""
+        """Return the settings that the layers give to `model`; {} where they give none."""
         return self.model_settings.get(model, {})
 
     def needs_of(self, model: str) -> tuple[str, ...]:
-        """Return the night's models that one of them is built on, as its settings name them."""
+        """Return the models that `model` is built on: the setting `needs` of `model`."""
         return tuple(self.settings_of(model).get("needs", ()))
 
     def with_needs(self, models: Iterable[str]) -> tuple[str, ...]:
-        """Return `models`, and all that they are built on, in the night's order."""
-        wanted: set[str] = set()
-        waiting = list(models)
-        while waiting:
-            model = waiting.pop()
-            if model not in wanted:
-                wanted.add(model)
-                waiting += self.needs_of(model)
-        return tuple(model for model in self.models if model in wanted)
+        """Return `models` and all models that they are built on, directly or through others.
+
+        The order is that of the setting `models`.
+        """
+        needed_models: set[str] = set()
+        unvisited_models = list(models)
+        while unvisited_models:
+            model = unvisited_models.pop()
+            if model not in needed_models:
+                needed_models.add(model)
+                unvisited_models += self.needs_of(model)
+        return tuple(model for model in self.models if model in needed_models)
 
     def secrets(self) -> dict[str, str]:
-        """Return the free settings whose name says that they hold a secret, name to value."""
-        free = {**self.source.options, **self.spark.conf}
-        return {name: value for name, value in free.items() if masking.is_secret(name)}
+        """Return name -> value of the free settings whose names say that they hold secrets.
+
+        The free settings are `source.options` and `spark.conf`.
+        """
+        free_settings = {**self.source.options, **self.spark.conf}
+        return {name: value for name, value in free_settings.items() if masking.is_secret(name)}
 
     def masked(self) -> dict[str, Any]:
-        """Return the whole configuration as plain values, its secrets hidden."""
+        """Return the complete configuration as plain values, with its secrets hidden."""
         data = self.model_dump(mode="json")
         data["spark"]["conf"] = masking.mask_free(data["spark"]["conf"])
         data["source"]["options"] = masking.mask_free(data["source"]["options"])
@@ -173,25 +196,27 @@ class Config(Section):
         return data
 
     def resolved(self) -> str:
-        """Return the whole configuration as JSON with sorted keys, as stored in `runs`: secrets are
-        hidden.
+        """Return the complete configuration as JSON with sorted keys. Secrets are hidden.
+
+        Table `runs` stores this text.
         """
         return json.dumps(self.masked(), sort_keys=True)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits over every setting that can change a table."""
+        """Return a digest (16 hex digits) of all settings that can change a table."""
         return digest(self.comparable())
 
     def comparable(self) -> dict[str, Any]:
-        """Return every setting that can change a table, as plain values.
+        """Return all settings that can change a table, as plain values.
 
-        Paths, machine and secrets are left out: a new password is the same night, and a digest of one
-        could be guessed.
+        Left out are the sections `paths`, `spark` and `tune`, the name of the environment, the
+        paths of the source, and what `train` says about the machine. Secrets are replaced by `***`:
+        a new password changes no table, and a password could be guessed from a digest over it.
         """
         data = self.model_dump(mode="json", exclude={"paths", "spark", "env", "tune"})
         data["train"] = self.train.arithmetic()
-        for place in ("path", "items_path"):
-            data["source"].pop(place)
+        for path_field in ("path", "items_path"):
+            data["source"].pop(path_field)
         data["source"]["options"] = {
             name: masking.HIDDEN if masking.is_secret(name) else value
             for name, value in self.source.options.items()
@@ -210,7 +235,9 @@ def digest(data: object, length: int = 16) -> str:
 
 
 def on_grid(moment: datetime, every_days: int) -> datetime:
-    """Return the newest midnight UTC, not after `moment`, of those `every_days` apart since 1970-01-01.
+    """Return the newest midnight of a grid that is not after `moment`.
+
+    The grid has a midnight UTC every `every_days` days, counted from 1970-01-01.
 
     >>> on_grid(datetime(2010, 11, 30, 12, tzinfo=UTC), 7).isoformat()
     '2010-11-25T00:00:00+00:00'
@@ -221,7 +248,9 @@ def on_grid(moment: datetime, every_days: int) -> datetime:
 
 
 def cutoff_of(run_date: date) -> datetime:
-    """Return the first instant that is not in training: midnight UTC after `run_date`.
+    """Return the cutoff of the night `run_date`: midnight UTC at the end of that day.
+
+    Training reads the events before this instant.
 
     >>> cutoff_of(date(2010, 12, 9)).isoformat()
     '2010-12-10T00:00:00+00:00'

@@ -1,10 +1,20 @@
-"""Settings read from `conf/`: a few visible layers, later wins, unknown key = error.
+"""Reads the settings from `conf/`, environment variables and the command line.
 
-The layers: `conf/base.yaml`; `conf/env/<env>.yaml`; a file of one's own, named by `RECSPARK_SETTINGS`;
-`RECSPARK_SOURCE` and `RECSPARK_ROOT` (`source` and `paths.root`); `--set a.b=c`. The source that they
-name is `conf/sources/<name>.yaml`, or a file where the name ends with `.yaml`. A model's settings live
-in `conf/models/<name>.yaml`, over them what was tuned for the source, `conf/tuned/<source>/<name>.yaml`;
-they are typed by the model's own settings class (`recspark.models.registry`).
+Settings come in layers. Where two layers give the same setting, the later layer wins. An unknown
+key is an error. The layers are, in this order:
+
+1. `conf/base.yaml`
+2. `conf/env/<env>.yaml`
+3. the file that the environment variable `RECSPARK_SETTINGS` names
+4. the environment variables `RECSPARK_SOURCE` (setting `source`) and `RECSPARK_ROOT` (`paths.root`)
+5. `--set a.b=c`
+
+The layers name a source. Its settings are in `conf/sources/<name>.yaml`; a name that ends with
+`.yaml` is the path of a file.
+
+The settings of a model are in `conf/models/<name>.yaml`. The settings that were tuned for the
+source, in `conf/tuned/<source>/<name>.yaml`, override them. The settings class of the model
+(`recspark.models.registry`) gives their types.
 """
 
 from __future__ import annotations
@@ -22,8 +32,8 @@ from recspark.config import NEIGHBOUR_MODELS, Config, Evaluate, Publish
 from recspark.errors import ConfigError, suggest
 
 OWN_FILE, OWN_SOURCE, OWN_ROOT = "RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"
-_MAX_DEPTH, _MAX_VALUES = 20, 100_000  # of a YAML text; settings have five levels
-_FREE = ("spark.conf.", "source.options.")  # settings with names of any kind
+_MAX_DEPTH, _MAX_VALUES = 20, 100_000  # limits of a YAML text; settings have five levels
+_FREE_SECTIONS = ("spark.conf.", "source.options.")  # names below them are free
 
 
 def load_config(
@@ -32,32 +42,44 @@ def load_config(
     *,
     folder: Path | None = None,
 ) -> Config:
-    """Return the resolved settings for `env`, with `--set a.b=c` strings on top.
+    """Return the settings of all layers together.
 
-    What `publish.model`, `publish.ladder`, `publish.neighbours_model` and `evaluate.baseline` say in
-    `base.yaml` holds as far as `models` has them; a later layer is taken at its word. Raises
-    ConfigError naming the key (with a suggestion), the value and where it came from. From then on no
-    error or log of this process shows the secrets among the settings.
+    Parameters
+    ----------
+    env : name of a file in `conf/env`, without `.yaml`
+    overrides : texts `a.b=c`, as `--set` takes them; they win over all other layers
+    folder : the folder `conf`; None = that of `conf_dir`
+
+    The settings `publish.model`, `publish.ladder`, `publish.neighbours_model` and
+    `evaluate.baseline` name models. A name that comes from `base.yaml` or from a default is
+    replaced where it is not among `models` (`_follow_models` says by what). A name that comes from
+    a later layer is never replaced.
+
+    Raises ConfigError, which names the key (with a suggestion), the value, and the file or option
+    that it came from. After this call, no error or log of this process shows the secrets among the
+    settings.
     """
     folder = folder or conf_dir()
     layers = _read_yaml(folder / "base.yaml")
-    envs = sorted(p.stem for p in (folder / "env").glob("*.yaml"))
-    if env not in envs:
-        raise ConfigError(f"unknown environment '{env}'.{suggest(env, envs)}")
-    chosen: dict[str, Any] = _merge(_read_yaml(folder / "env" / f"{env}.yaml"), _of_environment())
-    layers = _merge(layers, chosen)
-    changes = [_parse_override(text) for text in overrides]
-    for path, value in changes:
+    env_names = sorted(p.stem for p in (folder / "env").glob("*.yaml"))
+    if env not in env_names:
+        raise ConfigError(f"unknown environment '{env}'.{suggest(env, env_names)}")
+    explicit_layers: dict[str, Any] = _merge(
+        _read_yaml(folder / "env" / f"{env}.yaml"), _of_environment()
+    )
+    layers = _merge(layers, explicit_layers)
+    parsed_overrides = [_parse_override(text) for text in overrides]
+    for path, value in parsed_overrides:
         if path == ["source"]:
             layers["source"] = value
     layers["env"] = env
     layers["source"] = _source(folder, layers.get("source"))
     layers["model_settings"] = _model_settings(folder, layers)
-    for path, value in changes:
+    for path, value in parsed_overrides:
         if path != ["source"]:
             _set(layers, path, value)
-            _set(chosen, path, value)
-    _follow_models(layers, set(_keys(chosen)))
+            _set(explicit_layers, path, value)
+    _follow_models(layers, set(_keys(explicit_layers)))
     try:
         config = Config.model_validate(layers)
     except ValidationError as error:
@@ -68,14 +90,17 @@ def load_config(
 
 
 def tuned_file(source: str, model: str) -> Path:
-    """Return where the settings of `model` that were tuned for `source` are kept."""
+    """Return the path of the file with the settings of `model` that were tuned for `source`."""
     return conf_dir() / "tuned" / source / f"{model}.yaml"
 
 
 def _of_environment() -> dict[str, Any]:
-    """Return the settings that environment variables give; an empty variable gives none."""
-    own = os.environ.get(OWN_FILE)
-    layers = _read_yaml(Path(own)) if own else {}
+    """Return the settings that environment variables give. An empty variable gives none.
+
+    These are layers 3 and 4 of the module's docstring.
+    """
+    own_file = os.environ.get(OWN_FILE)
+    layers = _read_yaml(Path(own_file)) if own_file else {}
     if source := os.environ.get(OWN_SOURCE):
         layers["source"] = source
     if root := os.environ.get(OWN_ROOT):
@@ -84,71 +109,102 @@ def _of_environment() -> dict[str, Any]:
 
 
 def _source(folder: Path, source: Any) -> Any:
-    """Return the settings of the source: of the file that its name stands for, else as they are."""
+    """Return the settings of the source.
+
+    Where `source` is a name or a path, the settings are read from its file. Otherwise `source` is
+    returned as it is.
+    """
     if not isinstance(source, str):
         return source
     file = Path(source)
     if file.suffix not in (".yaml", ".yml"):
-        known = sorted(p.stem for p in (folder / "sources").glob("*.yaml"))
-        if source not in known:
+        source_names = sorted(p.stem for p in (folder / "sources").glob("*.yaml"))
+        if source not in source_names:
             raise ConfigError(
-                f"unknown source '{source}'.{suggest(source, known)} Or name a file that ends with .yaml"
+                f"unknown source '{source}'.{suggest(source, source_names)} Or name a file that ends with .yaml"
             )
         file = folder / "sources" / f"{source}.yaml"
     settings = {"name": file.stem, **_read_yaml(file)}
-    # What a checkout brings is found from any working folder.
+    # A relative path that does not exist in the working folder may exist beside the folder `conf`.
+    # So the data of a checkout are found from any working folder.
     path = settings.get("path")
     if isinstance(path, str) and "://" not in path and "{run_date}" not in path:
-        beside = folder.parent / path
-        if not Path(path).exists() and beside.exists():
-            settings["path"] = str(beside)
+        path_beside_conf = folder.parent / path
+        if not Path(path).exists() and path_beside_conf.exists():
+            settings["path"] = str(path_beside_conf)
     return settings
 
 
 def _model_settings(folder: Path, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model -> settings: as shipped, as tuned for the source, as a layer says."""
+    """Return model -> settings.
+
+    The settings of `conf/models` come first, then those that were tuned for the source, then those
+    of `layers`. A later one wins.
+    """
     source = layers["source"]
-    name = source.get("name") if isinstance(source, Mapping) else None
-    places = [folder / "models", *([folder / "tuned" / str(name)] if name else [])]
-    out: dict[str, Any] = {}
-    for place in places:
-        out = _merge(out, {p.stem: _read_yaml(p) for p in sorted(place.glob("*.yaml"))})
-    return _merge(out, layers.get("model_settings") or {})
+    source_name = source.get("name") if isinstance(source, Mapping) else None
+    folders = [folder / "models", *([folder / "tuned" / str(source_name)] if source_name else [])]
+    settings_by_model: dict[str, Any] = {}
+    for model_folder in folders:
+        settings_by_model = _merge(
+            settings_by_model, {p.stem: _read_yaml(p) for p in sorted(model_folder.glob("*.yaml"))}
+        )
+    return _merge(settings_by_model, layers.get("model_settings") or {})
 
 
 def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
-    """Let what nobody chose follow from `models`: the names in it that are not among them."""
+    """Replace default names of models that are not among `models`, in `layers` itself.
+
+    Parameters
+    ----------
+    layers : settings by section; `publish` and `evaluate` are replaced
+    explicit : dotted names of the settings that a layer above `base.yaml` gives; they stay
+
+    - `evaluate.baseline` becomes the first of `models`.
+    - `publish.model` becomes the first of `models` that is not the baseline.
+    - `publish.ladder` loses the names that are not among `models`, and the name of `publish.model`.
+    - `publish.neighbours_model` becomes the first of `models` whose algorithm gives neighbours of
+      items, or None.
+
+    Example: with `models: [als, ease]` and nothing else chosen, the baseline is als, the published
+    model and the neighbours' model are ease, and the ladder is empty.
+    """
     models = layers.get("models")
     publish, evaluate = layers.get("publish") or {}, layers.get("evaluate") or {}
     if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
-        return  # the checks name what is wrong
+        return  # the checks of `Config` report this
     if not isinstance(publish, dict) or not isinstance(evaluate, dict):
         return
 
-    def value(section: Mapping[str, Any], name: str, default: Any) -> Any:
+    def value_or_default(section: Mapping[str, Any], name: str, default: Any) -> Any:
         return section.get(name, default)
 
-    def algorithm(name: str) -> Any:
+    def algorithm_of(name: str) -> Any:
         settings = layers["model_settings"].get(name)
         return settings.get("algorithm", name) if isinstance(settings, Mapping) else name
 
-    baseline = value(evaluate, "baseline", _default(Evaluate, "baseline"))
+    baseline = value_or_default(evaluate, "baseline", _default(Evaluate, "baseline"))
     if "evaluate.baseline" not in explicit and baseline not in models:
         baseline = models[0]
         evaluate = {**evaluate, "baseline": baseline}
-    model = value(publish, "model", _default(Publish, "model"))
+    model = value_or_default(publish, "model", _default(Publish, "model"))
     if "publish.model" not in explicit and model not in models:
         model = next((name for name in models if name != baseline), models[0])
         publish = {**publish, "model": model}
     if "publish.ladder" not in explicit:
-        ladder = value(publish, "ladder", _default(Publish, "ladder"))
-        kept = [step for step in ladder if step in models and step != model]
-        if kept != list(ladder):
-            publish = {**publish, "ladder": kept}
-    neighbours = value(publish, "neighbours_model", _default(Publish, "neighbours_model"))
-    if "publish.neighbours_model" not in explicit and neighbours not in models:
-        able = [name for name in models if algorithm(name) in NEIGHBOUR_MODELS]
-        publish = {**publish, "neighbours_model": able[0] if able else None}
+        ladder = value_or_default(publish, "ladder", _default(Publish, "ladder"))
+        ladder_within_models = [step for step in ladder if step in models and step != model]
+        if ladder_within_models != list(ladder):
+            publish = {**publish, "ladder": ladder_within_models}
+    neighbours_model = value_or_default(
+        publish, "neighbours_model", _default(Publish, "neighbours_model")
+    )
+    if "publish.neighbours_model" not in explicit and neighbours_model not in models:
+        models_with_neighbours = [name for name in models if algorithm_of(name) in NEIGHBOUR_MODELS]
+        publish = {
+            **publish,
+            "neighbours_model": models_with_neighbours[0] if models_with_neighbours else None,
+        }
     layers["publish"], layers["evaluate"] = publish, evaluate
 
 
@@ -156,63 +212,81 @@ def _default(section: type[BaseModel], name: str) -> Any:
     return section.model_fields[name].default
 
 
-def _keys(layers: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Give the dotted name of every setting in `layers`."""
+def _keys(layers: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every setting and section in `layers`."""
     for key, value in layers.items():
         if isinstance(value, Mapping):
-            yield from _keys(value, f"{above}{key}.")
-        yield f"{above}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+        yield f"{prefix}{key}"
 
 
 def conf_dir() -> Path:
-    """Return the folder of the YAML files: `RECSPARK_CONF`, else the checkout's, else the
-    package's.
+    """Return the folder of the YAML files.
+
+    This is the folder that the environment variable `RECSPARK_CONF` names. Without that variable it
+    is `conf` of the checkout, or `_conf` of the installed package.
     """
-    named = os.environ.get("RECSPARK_CONF")
-    here = Path(__file__).resolve().parents[1]
-    choices = [Path(named)] if named else [here.parent / "conf", here / "_conf"]
-    for choice in choices:
-        if (choice / "base.yaml").is_file():
-            return choice
+    folder_of_user = os.environ.get("RECSPARK_CONF")
+    package_folder = Path(__file__).resolve().parents[1]
+    folders = (
+        [Path(folder_of_user)]
+        if folder_of_user
+        else [package_folder.parent / "conf", package_folder / "_conf"]
+    )
+    for folder in folders:
+        if (folder / "base.yaml").is_file():
+            return folder
     raise ConfigError(
-        f"no base.yaml in {', '.join(str(c) for c in choices)}; set RECSPARK_CONF to the conf folder"
+        f"no base.yaml in {', '.join(str(c) for c in folders)}; set RECSPARK_CONF to the conf folder"
     )
 
 
 def explain_settings(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
-    """Return a ConfigError that says which setting of `where` is wrong."""
+    """Return a ConfigError that says which settings are wrong, and why.
+
+    Parameters
+    ----------
+    error : what pydantic raised
+    model : the class that was to hold the settings
+    where : the name of the place that the settings came from; the message begins with it
+    """
     return ConfigError(f"{where}: {_explain(error, model)}")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys are texts, each there once: PyYAML lets the last of two win."""
+    """Reads YAML, and refuses keys that are no texts and keys that occur twice.
+
+    PyYAML itself takes the last of two equal keys and reports nothing.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
+        line_of_key: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.tag != "tag:yaml.org,2002:str":
-                said = key.value if isinstance(key, yaml.ScalarNode) else "of several values"
-                raise _BadYaml(f"line {line}: key {said} is no text; put it in quotes")
-            if key.value in lines:
-                first = lines[key.value]
-                both = f"in lines {first} and {line}" if first != line else f"in line {line}"
-                raise _BadYaml(f"key '{key.value}' is there twice, {both}; keep one of them")
-            lines[key.value] = line
+                key_text = key.value if isinstance(key, yaml.ScalarNode) else "of several values"
+                raise _BadYaml(f"line {line}: key {key_text} is no text; put it in quotes")
+            if key.value in line_of_key:
+                first_line = line_of_key[key.value]
+                lines_text = (
+                    f"in lines {first_line} and {line}" if first_line != line else f"in line {line}"
+                )
+                raise _BadYaml(f"key '{key.value}' is there twice, {lines_text}; keep one of them")
+            line_of_key[key.value] = line
         return super().construct_mapping(node, deep)
 
 
 class _BadYaml(Exception):
-    """What is wrong with a key or a value, in words."""
+    """A YAML text is refused; the message says in words what is wrong with a key or a value."""
 
 
 def _parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text; raises _BadYaml and yaml.YAMLError."""
+    """Return the value of a YAML text. Raises _BadYaml or yaml.YAMLError."""
     try:
         data = yaml.load(text, _Loader)  # a SafeLoader
-    except ValueError as error:  # a date that there is not, a number of thousands of digits
+    except ValueError as error:  # such as 2024-02-30, or a number with thousands of digits
         raise _BadYaml(f"a value is none: {error}") from None
     except RecursionError:
         raise _BadYaml("nested too deeply") from None
@@ -221,16 +295,20 @@ def _parse_yaml(text: str) -> Any:
 
 
 def _check_size(data: Any) -> None:
-    """Refuse what aliases make endless: a list that holds itself, or ten times the one before."""
-    n_values, waiting = 0, [(data, 0)]
-    while waiting:
-        value, depth = waiting.pop()
+    """Raise _BadYaml where a value is nested too deeply or has too many parts.
+
+    Aliases can make a short YAML text endless: a list that holds itself, or lists of which each
+    holds the one before ten times.
+    """
+    n_values, unchecked_values = 0, [(data, 0)]
+    while unchecked_values:
+        value, depth = unchecked_values.pop()
         n_values += 1
         if depth > _MAX_DEPTH or n_values > _MAX_VALUES:
             raise _BadYaml("nested too deeply" if depth > _MAX_DEPTH else "too many values")
-        inner = value.values() if isinstance(value, dict) else value
+        elements = value.values() if isinstance(value, dict) else value
         if isinstance(value, dict | list):
-            waiting += [(each, depth + 1) for each in inner]
+            unchecked_values += [(element, depth + 1) for element in elements]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -254,36 +332,39 @@ def _reason(error: OSError) -> str:
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(low)
+    merged = dict(low)
     for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merge(out[key], value) if both else value
-    return out
+        is_section_in_both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if is_section_in_both else value
+    return merged
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
-    key, sep, value = text.partition("=")
-    if not sep or not key.strip():
+    key, equals_sign, value = text.partition("=")
+    if not equals_sign or not key.strip():
         raise ConfigError(f"--set '{text}': expected a.b=value")
     key = key.strip()
-    # A free name has dots of its own, and its value is text.
-    free = next((section for section in _FREE if key.startswith(section)), "")
-    path = free.split(".")[:-1] + [key.removeprefix(free)] if free else key.split(".")
-    shown = f"{key}={masking.HIDDEN}" if masking.is_secret(key) else text
+    # A free name (below `spark.conf` or `source.options`) may contain dots, and its value is text.
+    free_section = next((section for section in _FREE_SECTIONS if key.startswith(section)), "")
+    path = (
+        free_section.split(".")[:-1] + [key.removeprefix(free_section)]
+        if free_section
+        else key.split(".")
+    )
+    shown_text = f"{key}={masking.HIDDEN}" if masking.is_secret(key) else text
     try:
         parsed = _parse_yaml(value) if value else ""
     except _BadYaml as error:
-        raise ConfigError(f"--set '{shown}': {error}") from None
+        raise ConfigError(f"--set '{shown_text}': {error}") from None
     except yaml.YAMLError as error:
-        said = "" if masking.is_secret(key) else f": {' '.join(str(error).split())}"
-        raise ConfigError(f"--set '{shown}': not YAML{said}") from None
-    return path, parsed if isinstance(parsed, str) or not free else value
+        parser_message = "" if masking.is_secret(key) else f": {' '.join(str(error).split())}"
+        raise ConfigError(f"--set '{shown_text}': not YAML{parser_message}") from None
+    return path, parsed if isinstance(parsed, str) or not free_section else value
 
 
 def _set(layers: dict[str, Any], path: list[str], value: Any) -> None:
-    if (
-        path[0] == "models" and len(path) > 1
-    ):  # `models.ease.reg` reads better than `model_settings.ease.reg`
+    # On the command line, `models.ease.reg` stands for `model_settings.ease.reg`.
+    if path[0] == "models" and len(path) > 1:
         path = ["model_settings", *path[1:]]
     node = layers
     for key in path[:-1]:
@@ -294,25 +375,27 @@ def _set(layers: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    lines = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        said = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            lines.append(
-                f"unknown setting '{place}'.{suggest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+    messages = []
+    for problem in error.errors():
+        setting = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            messages.append(
+                f"unknown setting '{setting}'.{suggest(str(problem['loc'][-1]), _fields(model, problem['loc'][:-1]))}"
             )
-        elif item["type"] == "missing":
-            lines.append(f"setting '{place}' is missing")
-        elif place and not isinstance(item.get("input"), dict):
-            lines.append(f"setting '{place}' = {_shown(place, item.get('input'))}: {said}")
+        elif problem["type"] == "missing":
+            messages.append(f"setting '{setting}' is missing")
+        elif setting and not isinstance(problem.get("input"), dict):
+            messages.append(
+                f"setting '{setting}' = {_shown(setting, problem.get('input'))}: {message}"
+            )
         else:
-            lines.append(said)
-    return "; ".join(lines)
+            messages.append(message)
+    return "; ".join(messages)
 
 
-def _shown(place: str, value: Any) -> str:
-    if place.startswith(_FREE) and masking.is_secret(place):
+def _shown(setting: str, value: Any) -> str:
+    if setting.startswith(_FREE_SECTIONS) and masking.is_secret(setting):
         return masking.HIDDEN
     return repr(masking.mask_value(value))
 
@@ -320,8 +403,8 @@ def _shown(place: str, value: Any) -> str:
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part))
-        kind = field.annotation if field else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
-        model = kind
+        model = annotation
     return list(model.model_fields)

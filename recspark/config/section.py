@@ -1,4 +1,4 @@
-"""What every section of the configuration checks: known keys, and numbers that are numbers."""
+"""The base class of all sections of the configuration, with the checks that they share."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ _INT_MAX = 2**31 - 1
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, an unknown key is an error, and numbers are finite numbers."""
+    """Base of every section. A section is frozen; unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `true` where a number stands: it would count as 1."""
+        """Refuse `true` and `false` as the value of a number: they would count as 1 and 0."""
         field = cls.model_fields[info.field_name or ""]
-        kinds = _kinds(field.annotation)
-        if kinds & {int, float} and not kinds & {bool, Any} and _holds_bool(value):
+        types = _types_in(field.annotation)
+        if types & {int, float} and not types & {bool, Any} and _holds_bool(value):
             raise ValueError("expected a number, not true or false")
         return value
 
     @field_validator("*", mode="after")
     @classmethod
     def _counts_fit_an_int(cls, value: Any) -> Any:
-        """Refuse a whole number that Spark's int does not hold."""
+        """Refuse a whole number that is too large for an int of Spark."""
         if any(abs(number) > _INT_MAX for number in _whole_numbers(value)):
             raise ValueError(f"a whole number is at most {_INT_MAX:,}")
         return value
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """Return the types that an annotation is made of."""
-    parts = get_args(annotation)
-    return {annotation}.union(*map(_kinds, parts)) if parts else {annotation}
+def _types_in(annotation: Any) -> set[Any]:
+    """Return the annotation and all types that occur in it.
+
+    Example: for `dict[str, int] | None` these are the annotation, `dict[str, int]`, `str`, `int`
+    and `NoneType`.
+    """
+    arguments = get_args(annotation)
+    return {annotation}.union(*map(_types_in, arguments)) if arguments else {annotation}
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
     if isinstance(value, int):
         yield value
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _whole_numbers(inner)
+        for element in value:
+            yield from _whole_numbers(element)
 
 
 def _holds_bool(value: Any) -> bool:

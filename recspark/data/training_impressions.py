@@ -51,7 +51,7 @@ def impressions(
     )
     return (
         rows.join(user_ids.select("user_id", "user_idx"), on="user_id", how="inner")
-        .join(F.broadcast(item_ids.select("item_id", "item_idx")), on="item_id", how="inner")
+        .join(item_ids.select("item_id", "item_idx"), on="item_id", how="inner")
         .groupBy("user_idx")
         .agg(F.sort_array(F.collect_list(F.struct(*_FIELDS))).alias("shown"))
     )

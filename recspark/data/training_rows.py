@@ -1,4 +1,7 @@
-"""Training sets: histories as fixed-length rows, spread by hash over files that ranks share out."""
+"""Training sets: histories as rows of fixed length, spread by a hash over files.
+
+The ranks of a training share the files among them.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ from recspark.data.interactions import before, interactions
 
 FILES_PER_RANK = 10  # so that a tenth of every rank can be held out for validation
 NO_ITEM = -1  # pads `items`
-SPARK_HASH_SEED = 42  # of the hash by which Spark deals rows to partitions
+SPARK_HASH_SEED = 42  # seed of the hash by which Spark assigns rows to partitions
 Unit = Literal["session", "history"]
 
 
 def n_training_files(ranks: int) -> int:
-    """Return how many files a training set gets: the same number for each rank.
+    """Return the number of files of a training set: the same number for each rank.
 
     >>> n_training_files(2)
     20
@@ -48,19 +51,22 @@ def training_bags(
     Parameters
     ----------
     histories : user_idx, history (newest last, may be null or empty)
-    cutoff : events at or after this time are left out, and so are users without an earlier event; UTC
-    features : `max_training_items` = L, and `half_life_days`: an event of age a days adds
-        weight * 0.5^(a / half_life_days) to its item; None: it adds its weight
+    cutoff : events at or after this time are left out, and so are users without an earlier event;
+        UTC
+    features : `max_training_items` = L, and `half_life_days`: an event that is a days old adds
+        weight * 0.5^(a / half_life_days) to the weight of its item; None = it adds its weight
     n_files : partitions of the result; `TableCatalog.replace_slice(..., n_files=n_files)` writes
         each as one file
 
     Returns
     -------
     `schema.TRAINING_BAGS`: `items` ascending, padded with -1 to L; `weights` beside them, padded
-    with 0; `length` = number of items before the padding. Of items with the same newest event, the
-    smaller item_idx stays. Events whose weight is null (no rating) are left out, and so are users
-    who have no other events. Lazy. Cost: one shuffle, which spreads users by their hash, whatever
-    the cluster's size: partitions differ by about sqrt(rows / n_files) rows.
+    with 0; `length` = number of items before the padding. Where two items have their newest event
+    at the same time, the smaller item_idx is taken first. Events whose weight is null (no rating)
+    are left out, and so are users who have no other events.
+
+    Lazy. Cost: one shuffle, which spreads users by their hash. The partitions differ by about
+    sqrt(rows / n_files) rows and do not depend on the size of the cluster.
     """
     as_of, length = micros(cutoff), features.max_training_items
     half_life = features.half_life_days
@@ -97,30 +103,31 @@ def bags(
     row, item, newest_event_at = pairs.rows, pairs.values, _newest_event_at(history)
     newest_first = np.lexsort((item, -newest_event_at, row))  # within each row
     rank = np.arange(len(newest_first)) - pairs.start[row[newest_first]]
-    chosen = np.sort(newest_first[rank < length])  # back to ascending items
-    row = row[chosen]
+    kept_pairs = np.sort(newest_first[rank < length])  # back to ascending items
+    row = row[kept_pairs]
     n_rows = len(history.start) - 1
     lengths = np.bincount(row, minlength=n_rows)
     column = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
     items = np.full((n_rows, length), NO_ITEM, np.int32)
     weights = np.zeros((n_rows, length), np.float32)
-    items[row, column] = item[chosen]
-    weights[row, column] = weight[chosen]
+    items[row, column] = item[kept_pairs]
+    weights[row, column] = weight[kept_pairs]
     return items, weights, lengths.astype(np.int32)
 
 
 def training_sequences(
     histories: DataFrame, cutoff: datetime, features: Features, n_files: int, *, unit: Unit
 ) -> DataFrame:
-    """Return the windows of sessions or of whole histories, one row per window.
+    """Return the windows of sessions or of complete histories, one row per window.
 
     Parameters
     ----------
     histories : user_idx, history (newest last, may be null or empty)
     cutoff : events at or after this time are left out; UTC
-    features : `sequence_length` = L; of each user, only the newest `max_training_items` events count
+    features : `sequence_length` = L; of each user, only the newest `max_training_items` events
+        count
     n_files : see `training_bags`
-    unit : what is cut into windows: each `session`, or the whole `history`
+    unit : what is cut into windows: each `session`, or each complete `history`
 
     Returns
     -------
@@ -148,7 +155,7 @@ def training_sequences(
 def window_columns(
     batch: pa.RecordBatch, as_of: int, row: Array, position: Array, items: Array, lengths: Array
 ) -> list[pa.Array]:
-    """Return the columns of `schema.TRAINING_SEQUENCES` for the windows that `sequences` returned."""
+    """Return the columns of `schema.TRAINING_SEQUENCES` for the windows of `sequences`."""
     return [
         pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
         batch.column("user_idx").take(pa.array(row)),
@@ -171,7 +178,7 @@ def sequences(
     share the item c, so that each of the four steps a-b, b-c, c-d, d-e is in exactly one window.
     """
     row_begin, row_end = history.start[:-1], history.start[1:]
-    newest_begin = np.maximum(row_begin, row_end - newest)  # of the events of a row that count
+    newest_begin = np.maximum(row_begin, row_end - newest)  # first event of a row that counts
     is_start = history.session_starts
     if unit == "history":
         is_start = np.zeros_like(is_start)
@@ -187,7 +194,7 @@ def sequences(
     n_steps = np.maximum(end - begin - 1, 1)
     n_windows = -(-n_steps // (length - 1))
     sequence = np.repeat(np.arange(len(begin)), n_windows)
-    first_window = np.cumsum(n_windows) - n_windows  # of each sequence
+    first_window = np.cumsum(n_windows) - n_windows  # number of the first window of each sequence
     window = np.arange(len(sequence)) - first_window[sequence]  # 0 is the newest of its sequence
     window_end = end[sequence] - window * (length - 1)
     window_begin = np.maximum(begin[sequence], window_end - length)
@@ -208,21 +215,23 @@ def training_item_bags(
     This is `training_bags` with users and items exchanged; the arguments are the same. The result
     has `schema.TRAINING_ITEM_BAGS`: `users` ascending, padded with -1, and beside them `weights` as
     in `interactions`, padded with 0. Pairs that weigh 0 are left out, unless the weights are
-    ratings. Of users with the same newest event, the smaller user_idx stays. Lazy. Cost: two
-    shuffles; each task of the first sends on at most `max_training_users` users per item, however
-    many users have it.
+    ratings. Where two users have their newest event at the same time, the smaller user_idx is taken
+    first.
+
+    Lazy. Cost: two shuffles. Each task before the first shuffle sends at most `max_training_users`
+    users per item, however many users have the item.
     """
     longest = features.max_training_users
     events = before(histories, cutoff, ratings=features.explicit)
     pairs = interactions(events, cutoff, features.half_life_days)
     newest_first = Window.partitionBy("item_idx").orderBy(F.desc("last_event_at"), "user_idx")
-    newest = (
+    newest_pairs = (
         pairs.where(F.lit(features.explicit) | (F.col("weight") > 0))
         .withColumn("rank", F.row_number().over(newest_first))
         .where(F.col("rank") <= longest)
     )
     bag = F.sort_array(F.collect_list(F.struct("user_idx", "weight"))).alias("bag")
-    item_bags = newest.groupBy("item_idx").agg(bag)
+    item_bags = newest_pairs.groupBy("item_idx").agg(bag)
     item_bags = item_bags.select(
         F.lit(cutoff).alias("cutoff"),
         "item_idx",
@@ -234,12 +243,18 @@ def training_item_bags(
 
 
 def padded(values: Column, length: int, fill: Column) -> Column:
-    """Return the array `values`, filled up to `length` with `fill`, a column of its element type."""
+    """Return the array column `values`, filled up to `length` with `fill`.
+
+    `fill` is a column of the type of the elements.
+    """
     return F.concat(values, F.array_repeat(fill, F.lit(length) - F.size(values)))
 
 
 def spread(rows: DataFrame, hashed: Column, n_files: int) -> DataFrame:
-    """Return `rows` in `n_files` partitions of about equal size, by `hashed`, a 64-bit hash."""
+    """Return `rows` in `n_files` partitions of about equal size.
+
+    `hashed` is a column with a 64-bit hash, which decides the partition of a row.
+    """
     return rows.repartition(n_files, _partition_key(rows, hashed, n_files))
 
 
@@ -264,33 +279,35 @@ def _newest_event_at(history: Histories) -> Array:
     row, item, event_at = rows[order], history.item_idx[order], history.event_at[order]
     if not len(event_at):
         return event_at
-    is_first = np.ones(len(row), bool)  # of its pair
+    is_first = np.ones(len(row), bool)  # the first event of its (row, item)
     is_first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
     return np.maximum.reduceat(event_at, np.flatnonzero(is_first))
 
 
 def fixed_lists(values: Array) -> pa.ListArray:
-    """Return the rows of `values` (n, length) as lists."""
+    """Return the rows of `values` (n, length) as an Arrow array of n lists."""
     n, length = values.shape
     start = np.arange(n + 1, dtype=np.int32) * length
     return pa.ListArray.from_arrays(pa.array(start), pa.array(values.ravel()))
 
 
-def _partition_key(rows: DataFrame, hashed: Column, n: int) -> Column:
+def _partition_key(rows: DataFrame, hashed: Column, n_files: int) -> Column:
     """Return a column that `rows.repartition(n, column)` sends to floor(hashed / 2^64 * n).
 
-    Spark puts a row into partition pmod(murmur3(column), n). Equal shares therefore need, for each
-    partition, one integer whose hash falls there: `integers[partition]`, found by asking Spark for
-    the hashes of 0, 1, 2, ... (about n ln n of them, 0.2 ms each).
+    Spark puts a row into partition pmod(murmur3(column), n). To send a row to a chosen partition,
+    the column must therefore hold an integer whose murmur3 falls into that partition. For each
+    partition one such integer is found, `integers[partition]`, by asking Spark for the hashes of 0,
+    1, 2, ... (about n ln n of them, 0.2 ms each).
     """
     jvm: Any = rows.sparkSession.sparkContext._jvm
     murmur3 = jvm.org.apache.spark.unsafe.hash.Murmur3_x86_32(SPARK_HASH_SEED)
     integers: dict[int, int] = {}
     candidate = 0
-    while len(integers) < n:
-        integers.setdefault(murmur3.hashInt(candidate) % n, candidate)
+    while len(integers) < n_files:
+        integers.setdefault(murmur3.hashInt(candidate) % n_files, candidate)
         candidate += 1
-    # 2^20 equal ranges of the hash: the share of a partition is exact to a millionth.
+    # The hash falls into one of 2^20 equal ranges, so the share of a partition is exact to a
+    # millionth.
     hash_range = F.shiftrightunsigned(hashed, 44)
-    partition = F.floor(hash_range * F.lit(n) / F.lit(float(1 << 20))).cast("int")
-    return F.element_at(F.array(*[F.lit(integers[i]) for i in range(n)]), partition + 1)
+    partition = F.floor(hash_range * F.lit(n_files) / F.lit(float(1 << 20))).cast("int")
+    return F.element_at(F.array(*[F.lit(integers[i]) for i in range(n_files)]), partition + 1)

@@ -1,4 +1,7 @@
-"""The inner loop of session kNN, compiled: neighbours of each open session, then their items."""
+"""The compiled inner loop of session kNN.
+
+For each open session it finds the most similar sessions, its neighbours, and scores their items.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ Arrays = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Weights:
-    """What the methods of session kNN differ in; all float64.
+    """The weights and factors in which the methods of session kNN differ; all float64.
 
-    An open session is the one whose next items are asked for. L is the most items it may have.
+    An open session is a session whose next items are predicted. L is the largest number of items
+    that an open session may have.
 
     Parameters
     ----------
@@ -80,12 +84,12 @@ def _next_items(
     _, _, step_weight, _, item_weight = weights
     longest = len(step_weight)
     # Scratch memory, used again for each open session.
-    items = np.empty(longest, np.int64)  # its different items, newest first
-    positions = np.empty(longest, np.int64)  # last position of each in the open session
-    compared = np.empty(n_newest, np.int64)  # sessions, newest first
-    similarity = np.empty(n_newest)
-    shared = np.empty(n_newest, np.int64)  # newest shared item of each, as an index into `items`
-    total = np.zeros(len(item_weight))
+    items = np.empty(longest, np.int64)  # different items of the open session, newest first
+    positions = np.empty(longest, np.int64)  # last position of each of `items` in the open session
+    compared = np.empty(n_newest, np.int64)  # the compared sessions, newest first
+    similarity = np.empty(n_newest)  # of each compared session
+    shared = np.empty(n_newest, np.int64)  # newest shared item of each, as a position in `items`
+    total = np.zeros(len(item_weight))  # score of each item, before the factor of the item
     touched = np.empty(len(item_weight), np.int64)  # the items with a score
     is_touched = np.zeros(len(item_weight), np.bool_)
 
@@ -122,9 +126,12 @@ def _next_items(
         if end > len(out_items):
             out_items, out_scores = _grown(out_items, out_scores, begin, 2 * end)
         scored = np.sort(touched[:n_touched])
-        for i in range(n_touched):
-            item = scored[i]
-            out_items[begin + i], out_scores[begin + i] = item, total[item] * item_weight[item]
+        for index in range(n_touched):
+            item = scored[index]
+            out_items[begin + index], out_scores[begin + index] = (
+                item,
+                total[item] * item_weight[item],
+            )
             total[item], is_touched[item] = 0.0, False
         out_start[row + 1] = end
     return out_start, out_items[: out_start[-1]], out_scores[: out_start[-1]]
@@ -132,12 +139,14 @@ def _next_items(
 
 @compiled
 def _different_items(open_session: Array, items: Array, positions: Array) -> int:
-    """Fill `items` and each one's last position, newest first; return how many there are."""
+    """Fill `items` with the different items of the open session, newest first, and `positions` with
+    the last position of each. Return the number of different items.
+    """
     n_items = 0
     for position in range(len(open_session) - 1, -1, -1):
         is_new = True
-        for j in range(n_items):
-            is_new = is_new and items[j] != open_session[position]
+        for index in range(n_items):
+            is_new = is_new and items[index] != open_session[position]
         if is_new:
             items[n_items], positions[n_items] = open_session[position], position
             n_items += 1
@@ -148,36 +157,44 @@ def _different_items(open_session: Array, items: Array, positions: Array) -> int
 def _compare(
     length: int, open_items: Arrays, index_by_item: Arrays, weights: Arrays, neighbours: Arrays
 ) -> int:
-    """Fill the newest sessions that share an item, with similarities; return how many there are.
+    """Fill `neighbours` with the newest sessions that share an item with the open session.
 
-    Each item's sessions are a list, newest first. The lists are merged: each step takes the newest
-    session that is next in any list, and moves on in every list that has it.
+    `length` is the number of items of the open session, repeats included. `neighbours` holds, for
+    each of these sessions, its number, its similarity and its newest shared item. Return the number
+    of these sessions.
+
+    The sessions of each item are a list, newest first. The lists are merged: each step takes the
+    newest session that is next in any list, and moves one step on in every list that has this
+    session.
+
+    Example: item a is in the sessions 0 and 4, item b in 0 and 2 (0 is the newest). The steps take
+    session 0 (from both lists), session 2 and session 4.
     """
     items, positions = open_items
     item_start, item_sessions = index_by_item
     opened_weight, session_weight, _, _, _ = weights
-    session, similarity, shared = neighbours
+    sessions, similarity, shared = neighbours
     n_sessions = len(session_weight)
     next_in_list = item_start[items]
-    n = 0
-    while n < len(session):
-        newest = n_sessions
-        for j in range(len(items)):
-            if next_in_list[j] < item_start[items[j] + 1]:
-                newest = min(newest, item_sessions[next_in_list[j]])
-        if newest == n_sessions:  # every list is at its end
+    n_compared = 0
+    while n_compared < len(sessions):
+        newest_session = n_sessions
+        for list_index in range(len(items)):
+            if next_in_list[list_index] < item_start[items[list_index] + 1]:
+                newest_session = min(newest_session, item_sessions[next_in_list[list_index]])
+        if newest_session == n_sessions:  # every list is at its end
             break
-        session[n], similarity[n], shared[n] = newest, 0.0, -1
-        for j in range(len(items)):
-            is_left = next_in_list[j] < item_start[items[j] + 1]
-            if is_left and item_sessions[next_in_list[j]] == newest:
-                next_in_list[j] += 1
-                similarity[n] += opened_weight[length, positions[j]]
-                if shared[n] < 0:
-                    shared[n] = j
-        similarity[n] *= session_weight[newest]
-        n += 1
-    return n
+        sessions[n_compared], similarity[n_compared], shared[n_compared] = newest_session, 0.0, -1
+        for list_index in range(len(items)):
+            has_next = next_in_list[list_index] < item_start[items[list_index] + 1]
+            if has_next and item_sessions[next_in_list[list_index]] == newest_session:
+                next_in_list[list_index] += 1
+                similarity[n_compared] += opened_weight[length, positions[list_index]]
+                if shared[n_compared] < 0:
+                    shared[n_compared] = list_index
+        similarity[n_compared] *= session_weight[newest_session]
+        n_compared += 1
+    return n_compared
 
 
 @compiled
@@ -190,7 +207,7 @@ def _add_items(
     scores: Arrays,
     n_touched: int,
 ) -> int:
-    """Add the scores of a neighbour's items; return how many items have a score now."""
+    """Add the scores of a neighbour's items. Return the number of items with a score so far."""
     session_start, session_items, session_places = index_by_session
     _, _, _, distance_weight, _ = weights
     total, touched, is_touched = scores
@@ -211,7 +228,7 @@ def _add_items(
 
 @compiled
 def _grown(items: Array, scores: Array, length: int, size: int) -> tuple[Array, Array]:
-    """Return arrays of `size` that begin with the first `length` items and scores."""
-    more_items, more_scores = np.empty(size, np.int32), np.empty(size, np.float32)
-    more_items[:length], more_scores[:length] = items[:length], scores[:length]
-    return more_items, more_scores
+    """Return arrays of `size` elements that begin with the first `length` items and scores."""
+    grown_items, grown_scores = np.empty(size, np.int32), np.empty(size, np.float32)
+    grown_items[:length], grown_scores[:length] = items[:length], scores[:length]
+    return grown_items, grown_scores

@@ -1,8 +1,7 @@
 """One pass over the lists: all models, modes, segments, metrics and intervals at once.
 
-Lists and truth are shuffled by user once. What leaves a task is a few integer sums, whatever the
-number of users: the difference of two models is linear in the users, so that no model is ever
-joined to another.
+Lists and truth are shuffled by user once. A task returns a few integer sums, whatever the number of
+users: the difference of two models is a sum over users, so no model is joined to another.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def population(truths: DataFrame, users: DataFrame) -> DataFrame:
     users : user_idx, seen array<int> (every item before the cutoff), activity (`light`, `regular`
         or `heavy`, as in `user_features`); a row per user with an event before the cutoff
 
-    A user who is not in `users` is cold, with an empty `seen`. A join by user, no action.
+    A user who is not in `users` is cold, with an empty `seen`. Cost: a join by user, no action.
     """
     warm_users = users.select("user_idx", "seen", "activity")
     return truths.join(warm_users, on="user_idx", how="left").select(
@@ -100,8 +99,8 @@ def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
 
     Parameters
     ----------
-    items : item_idx int, n_users bigint: every item with an event before the cutoff, and its users
-        (`item_features`)
+    items : item_idx int, n_users bigint: every item with an event before the cutoff, and the number
+        of its users (as in `item_features`)
     users : as `item_vectors` takes them; None = intra-list diversity is not defined
 
     Runs one job, or two with `users`. Driver memory: 12 bytes per item, and that of `item_vectors`.
@@ -118,10 +117,11 @@ def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
 def item_vectors(users: DataFrame, vocabulary: Array, dims: int = 64) -> Array:
     """Return a short vector per item, such that items with the same users have similar vectors.
 
-    The cosine of two vectors estimates the cosine of the items' columns in the user-item matrix. The
-    vectors are the sparsest random projection of these columns: a hash gives each user one of `dims`
-    dimensions and a sign, and an item's vector is the sum of the signs of its users, scaled to length
-    1. The error of one cosine has mean 0 and a standard deviation of about 1 / sqrt(dims).
+    The cosine of two vectors estimates the cosine of the items' columns in the user-item matrix.
+    The vectors are the sparsest random projection of these columns: a hash gives each user one of
+    `dims` dimensions and a sign, and an item's vector is the sum of the signs of its users, scaled
+    to length 1. The error of one cosine has mean 0 and a standard deviation of about 1 /
+    sqrt(dims).
 
     Parameters
     ----------
@@ -144,12 +144,12 @@ def item_vectors(users: DataFrame, vocabulary: Array, dims: int = 64) -> Array:
         .toArrow()
     )
     item_idx, dim, total = (table.column(name).to_numpy() for name in table.column_names)
-    row = Catalogue(vocabulary, np.ones(len(vocabulary))).positions(item_idx)
-    in_vocabulary = row != NOTHING
+    item_row = Catalogue(vocabulary, np.ones(len(vocabulary))).positions(item_idx)
+    in_vocabulary = item_row != NOTHING
     vectors = np.zeros((len(vocabulary), dims))
-    vectors[row[in_vocabulary], dim[in_vocabulary]] = total[in_vocabulary]
-    length = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-    return (vectors / np.maximum(length, 1)).astype(np.float32)
+    vectors[item_row[in_vocabulary], dim[in_vocabulary]] = total[in_vocabulary]
+    norm = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+    return (vectors / np.maximum(norm, 1)).astype(np.float32)
 
 
 def evaluate(
@@ -168,8 +168,8 @@ def evaluate(
 
     Parameters
     ----------
-    lists : model, mode, user_idx, item_idx, rank (1-based): rows of `candidates` made at `cutoff`,
-        no rank and no item twice in a list. Ranks above max(ks) are not read.
+    lists : model, mode, user_idx, item_idx, rank (from 1): rows of `candidates` made at `cutoff`.
+        No list has a rank or an item twice. Ranks above max(ks) are not read.
     users : as `population` returns
     items : what a list may hold. A truth item outside it is dropped and counted; a listed item
         outside it is a miss.
@@ -185,14 +185,14 @@ def evaluate(
     A row per mode × segment × k × model × metric, in this order, for the segments that have users.
     Then, for model `population` with k = 0: n_users, n_cold_users and n_cold_items_in_truth (pairs
     of a user and an item that was unknown before the cutoff). `diff` and its 95 % interval are
-    against `settings.baseline`. They are null where that is not among `models`; the interval is null
-    without replicates, and for coverage.
+    against `settings.baseline`. They are null where the baseline is not among `models`. The
+    interval is also null without replicates, and for coverage.
 
     The figures do not depend on partitions or the order of rows, to the last bit. Per-user values
     are rounded to 2^-32, so the error of a mean is below 2^-33.
 
-    Cost: a count of `users`; then one job, with one shuffle by user (20 bytes per listed item) and
-    one of the sums. A task and the driver hold models × modes × segments × metrics × ks ×
+    Cost: a count of `users`, then one job with one shuffle by user (20 bytes per listed item) and
+    one shuffle of the sums. A task and the driver hold models × modes × segments × metrics × ks ×
     replicates numbers, and a bit per item, model, mode, segment and k. A segment that is not in
     `SEGMENTS_OF_USERS` fails the job by name.
     """
@@ -237,7 +237,7 @@ def nobody_known(
     """Return the rows of table `metrics` for a cutoff before which no item has an event.
 
     No model can be compared then. Of the rows that `evaluate` returns, only those of model
-    `population` remain, and every user and item counts as cold. Two jobs, which count.
+    `population` remain, and every user and item counts as cold. Cost: two jobs, which count rows.
     """
     sampled = users.where(in_sample(users, settings))
     n_users, n_items = sampled.agg(F.count(F.lit(1)), F.sum(F.size("items"))).collect()[0]
@@ -248,9 +248,9 @@ def nobody_known(
     }
     head = (run_date, kind, cutoff, settings.horizon_days, POPULATION)
     return [
-        MetricRow(*head, mode, "all", metric, 0, float(n), n_users)
+        MetricRow(*head, mode, "all", metric, 0, float(value), n_users)
         for mode in schema.MODES
-        for metric, n in counts.items()
+        for metric, value in counts.items()
     ]
 
 
@@ -258,18 +258,24 @@ def nobody_known(
 
 
 def rows_by_user(lists: DataFrame, users: DataFrame, plan: Plan) -> DataFrame:
-    """Return `user_idx, part, rank, item_idx` as kernel.py reads them, sorted by user. One shuffle."""
+    """Return `user_idx, part, rank, item_idx` as kernel.py reads them, sorted by user.
+
+    Cost: one shuffle.
+    """
     rows = _user_rows(users, plan).unionByName(_list_rows(lists, plan))
     return rows.repartition("user_idx").sortWithinPartitions("user_idx")
 
 
 def in_sample(users: DataFrame, settings: Evaluate, n_users: int | None = None) -> Column:
-    """Return whether a user is evaluated, one of `users` with truth; see `hash_sample`."""
+    """Return a column that says whether a user is evaluated; see `hash_sample`.
+
+    `users` are the users with truth, and `n_users` is their number where it is known.
+    """
     return hash_sample(users, settings.max_eval_users, settings.seed, n_users)
 
 
 def _user_rows(users: DataFrame, plan: Plan) -> DataFrame:
-    """Return the rows of segment and truth, of each user in each mode."""
+    """Return the row of each user's segment, and the rows of the user's truth in each mode."""
     unknown = F.raise_error(F.concat(F.lit("users: no segment is called "), "segment"))
     code = _position("segment", SEGMENTS_OF_USERS)
     segment = F.when(code < 0, unknown.cast("int")).otherwise(code)
@@ -300,14 +306,14 @@ def _list_rows(lists: DataFrame, plan: Plan) -> DataFrame:
 
 
 def _position(column: str, names: Sequence[str]) -> Column:
-    """Return the position of the value of `column` in `names`, int; -1 for another."""
+    """Return the position of the value of `column` in `names`, int; -1 for any other value."""
     values = F.array(*[F.lit(name) for name in names])
     return (F.array_position(values, F.col(column)) - 1).cast("int")
 
 
 # --- figures, on the driver ---------------------------------------------------------------------
 
-_Head = tuple[date, str, datetime, int]
+_Head = tuple[date, str, datetime, int]  # run_date, kind, cutoff, horizon_days
 
 
 def _mode_rows(
@@ -317,10 +323,13 @@ def _mode_rows(
     plan: Plan,
     baseline: str | None,
 ) -> Iterator[MetricRow]:
-    """Yield the rows of one mode: those of each segment, then those of the population."""
+    """Yield the rows of one mode: the rows of each segment, then the rows of the population.
+
+    `head` holds the first columns of every row. `sums_of` holds sums by (mode, segment of users).
+    """
     totals = {}
-    for segment, of_users in SEGMENTS.items():
-        sums = [sums_of[mode, name] for name in of_users if (mode, name) in sums_of]
+    for segment, segments_of_users in SEGMENTS.items():
+        sums = [sums_of[mode, name] for name in segments_of_users if (mode, name) in sums_of]
         totals[segment] = reduce(Sums.__add__, sums, Sums.zero(plan))
     for segment, total in totals.items():
         if total.n_users:
@@ -330,39 +339,64 @@ def _mode_rows(
         "n_cold_users": totals["cold"].n_users,
         "n_cold_items_in_truth": totals["all"].n_cold_items,
     }
-    for metric, n in counts.items():
-        key = (POPULATION, plan.modes[mode], "all")
-        yield MetricRow(*head, *key, metric, 0, float(n), totals["all"].n_users)
+    for metric, value in counts.items():
+        columns = (POPULATION, plan.modes[mode], "all")
+        yield MetricRow(*head, *columns, metric, 0, float(value), totals["all"].n_users)
 
 
 def _segment_rows(
     head: _Head, mode: str, segment: str, total: Sums, plan: Plan, baseline: str | None
 ) -> Iterator[MetricRow]:
-    """Yield the rows of one mode and segment, by k, model and metric."""
+    """Yield the rows of one mode and segment, ordered by k, model and metric.
+
+    `total` are the sums over the users of the segment.
+    """
     means, counts = total.means, total.counts  # (1 + n_bootstrap, n_metrics, n_ks, n_models)
     covered = np.array(  # (n_ks, n_models)
         [
-            [coverage(total.is_listed(c, m, plan)) for m in range(len(plan.models))]
-            for c in range(len(plan.ks))
+            [coverage(total.is_listed(i_k, i_model, plan)) for i_model in range(len(plan.models))]
+            for i_k in range(len(plan.ks))
         ]
     )
     diffs, covered_diffs = np.full_like(means, np.nan), np.full_like(covered, np.nan)
     if baseline:
-        base = plan.models.index(baseline)
-        diffs, covered_diffs = means - means[..., [base]], covered - covered[:, [base]]
-    ends = percentile_interval(diffs[1:].reshape(plan.n_bootstrap, diffs[0].size))
-    low, high = (end.reshape(diffs[0].shape) for end in ends)
-    for c, k in enumerate(plan.ks):
-        for m, model in enumerate(plan.models):
-            key = (model, mode, segment)
-            for i, metric in enumerate(METRICS):
-                value, n_users = _number(means[0, i, c, m]), int(counts[0, i, c, m])
-                against = (diffs[0, i, c, m], low[i, c, m], high[i, c, m])
-                yield MetricRow(
-                    *head, *key, metric, k, value, n_users, baseline, *map(_number, against)
+        baseline_index = plan.models.index(baseline)
+        diffs, covered_diffs = (
+            means - means[..., [baseline_index]],
+            covered - covered[:, [baseline_index]],
+        )
+    interval_ends = percentile_interval(diffs[1:].reshape(plan.n_bootstrap, diffs[0].size))
+    low, high = (values.reshape(diffs[0].shape) for values in interval_ends)
+    for i_k, k in enumerate(plan.ks):
+        for i_model, model in enumerate(plan.models):
+            model_columns = (model, mode, segment)
+            for i_metric, metric in enumerate(METRICS):
+                value, n_users = (
+                    _number(means[0, i_metric, i_k, i_model]),
+                    int(counts[0, i_metric, i_k, i_model]),
                 )
-            share, diff = _number(covered[c, m]), _number(covered_diffs[c, m])
-            yield MetricRow(*head, *key, "coverage", k, share, total.n_users, baseline, diff)
+                difference = (
+                    diffs[0, i_metric, i_k, i_model],
+                    low[i_metric, i_k, i_model],
+                    high[i_metric, i_k, i_model],
+                )
+                yield MetricRow(
+                    *head,
+                    *model_columns,
+                    metric,
+                    k,
+                    value,
+                    n_users,
+                    baseline,
+                    *map(_number, difference),
+                )
+            item_coverage, diff = (
+                _number(covered[i_k, i_model]),
+                _number(covered_diffs[i_k, i_model]),
+            )
+            yield MetricRow(
+                *head, *model_columns, "coverage", k, item_coverage, total.n_users, baseline, diff
+            )
 
 
 def _number(value: float) -> float | None:

@@ -55,7 +55,13 @@ class Gate:
 
 
 def audit(
-    lists: DataFrame, active: DataFrame, known_items: DataFrame, k: int, mode: Mode
+    lists: DataFrame,
+    active: DataFrame,
+    known_items: DataFrame,
+    k: int,
+    mode: Mode,
+    *,
+    broadcast_items: bool = True,
 ) -> AuditCounts:
     """Return the counts of `lists` that the gates need.
 
@@ -69,10 +75,15 @@ def audit(
     mode : `novel`: the user's list may hold `known_items` without `seen`; `repeat`: all
         `known_items`
 
-    Runs one job, with one shuffle by user of lists and active users. `known_items` is broadcast,
-    and one row of counts comes back to the driver.
+    broadcast_items : whether `known_items` is small enough to be sent to every executor; otherwise
+        Spark chooses how to join it
+
+    Runs one job, with one shuffle by user of lists and active users. One row of counts comes back
+    to the driver.
     """
-    is_known_by_item = F.broadcast(known_items.select("item_idx", F.lit(True).alias("is_known")))
+    is_known_by_item = known_items.select("item_idx", F.lit(True).alias("is_known"))
+    if broadcast_items:
+        is_known_by_item = F.broadcast(is_known_by_item)
     per_user = (
         lists.select("user_idx", "item_idx", "rank")
         .join(is_known_by_item, on="item_idx", how="left")

@@ -1,4 +1,6 @@
-"""What one task of the evaluation does: rows of users come in, a few integer sums go out. No Spark.
+"""The work of one task of the evaluation, in numpy and without Spark.
+
+Rows of users come in, and a few integer sums go out.
 
 Everything about a user (segment, truths, lists) arrives as rows `user_idx, part, rank, item_idx`,
 sorted by user. `part` says what a row is:
@@ -44,11 +46,13 @@ from recspark.eval.significance import (
 )
 
 METRICS = {**TRUTH_METRICS, **LIST_METRICS}
-# Each user is in one: `activity` of `user_features`, or cold = no event before the cutoff.
+# Each user is in one of these segments: the `activity` in `user_features`, or `cold` for a user
+# without an event before the cutoff.
 SEGMENTS_OF_USERS = ("light", "regular", "heavy", "cold")
 SEGMENT_PART = 0  # the `part` of the row with a user's segment
 CHUNK_ROWS = 1 << 18  # rows scored together: about 1,000 users with 12 lists of 20
 
+# A row per mode and segment, with the bytes of `Sums.columns` and of `Sums.listed`.
 SUMS = "mode int, segment int, sums binary, listed binary"
 
 
@@ -121,7 +125,10 @@ class Sums:
         return Sums(self.columns + other.columns, self.listed | other.listed)
 
     def is_listed(self, k: int, model: int, plan: Plan) -> Array:
-        """Return bool (n_items,): `listed` for the k and the model at these positions in `plan`."""
+        """Return whether each item is in a list, bool (n_items,).
+
+        `k` and `model` are positions in `plan.ks` and `plan.models`.
+        """
         return np.unpackbits(self.listed[k, model], count=len(plan.catalogue)).astype(bool)
 
     @property
@@ -136,21 +143,21 @@ class Sums:
 
     @property
     def counts(self) -> Array:
-        """int64 (1 + n_bootstrap, n_metrics, n_ks, n_models): the users that each mean is over."""
+        """Number of users of each mean, int64 (1 + n_bootstrap, n_metrics, n_ks, n_models)."""
         n_rows, (n_ks, n_models) = len(self.columns), self.listed.shape[:2]
-        of_lists = self.columns[:, len(METRICS) * n_ks * n_models : -2]
-        users = self.columns[:, -2].reshape(n_rows, 1, 1, 1)
+        list_metric_counts = self.columns[:, len(METRICS) * n_ks * n_models : -2]
+        n_users = self.columns[:, -2].reshape(n_rows, 1, 1, 1)
         return np.concatenate(
             [
-                np.broadcast_to(users, (n_rows, len(TRUTH_METRICS), n_ks, n_models)),
-                of_lists.reshape(n_rows, len(LIST_METRICS), n_ks, n_models),
+                np.broadcast_to(n_users, (n_rows, len(TRUTH_METRICS), n_ks, n_models)),
+                list_metric_counts.reshape(n_rows, len(LIST_METRICS), n_ks, n_models),
             ],
             axis=1,
         )
 
     @property
     def means(self) -> Array:
-        """float64, shaped as `counts`: mean of each metric over its users; NaN without users."""
+        """Mean of each metric over its users, float64, shaped as `counts`; NaN without users."""
         counts = self.counts
         values = self.columns[:, : counts[0].size].reshape(counts.shape) * STEP
         return np.divide(values, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
@@ -159,9 +166,9 @@ class Sums:
 def sum_users(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.RecordBatch]:
     """Yield `SUMS`, a row per mode and segment of this task's users.
 
-    `batches` are rows as above, sorted by user. Memory: the sums, about `CHUNK_ROWS` rows, and the
-    weights of `BLOCK_USERS` users. At 1 million items and 27 models, `Sums.listed` takes 3.4 MB per
-    mode, segment and k.
+    `batches` are rows as the docstring of the module describes them, sorted by user. Memory: the
+    sums, about `CHUNK_ROWS` rows, and the weights of `BLOCK_USERS` users. At 1 million items and 27
+    models, `Sums.listed` takes 3.4 MB per mode, segment and k.
     """
     sums_of: dict[tuple[int, int], Sums] = {}  # by (mode, segment)
     for rows in whole_users(batches):
@@ -187,22 +194,22 @@ def add_up(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Array]]:
     """Yield columns of about `CHUNK_ROWS` rows at a time; the rows of a user stay together."""
-    waiting: list[pa.RecordBatch] = []
+    pending_batches: list[pa.RecordBatch] = []
     n_rows = 0
     for batch in batches:
-        waiting.append(batch)
+        pending_batches.append(batch)
         n_rows += batch.num_rows
         if n_rows < CHUNK_ROWS:
             continue
-        table = pa.Table.from_batches(waiting)
+        table = pa.Table.from_batches(pending_batches)
         user_idx = table.column("user_idx").to_numpy()
         last_user = int(np.searchsorted(user_idx, user_idx[-1]))  # further rows may follow
         if last_user:
             yield _columns(table.slice(0, last_user))
-        waiting = table.slice(last_user).to_batches()
+        pending_batches = table.slice(last_user).to_batches()
         n_rows -= last_user
     if n_rows:
-        yield _columns(pa.Table.from_batches(waiting))
+        yield _columns(pa.Table.from_batches(pending_batches))
 
 
 def _columns(table: pa.Table) -> dict[str, Array]:
@@ -245,7 +252,7 @@ class _Entries:
     Parameters
     ----------
     user : int64, position of the user among those users
-    part, rank : as in the rows
+    part, rank : as in the rows (see the docstring of the module)
     item : int32, position in the catalogue; `NOTHING` for an item that is not in it
     """
 
@@ -256,14 +263,17 @@ class _Entries:
 
 
 def _population(rows: dict[str, Array], plan: Plan) -> tuple[Array, Array, _Entries]:
-    """Return user_idx (n,) and segment (n,) of the users in the population, and their entries."""
+    """Return user_idx (n,) and segment (n,) of the users in the population, and their entries.
+
+    The users are in the order of `rows`. `segment` holds positions in `SEGMENTS_OF_USERS`.
+    """
     user_idx, part = rows["user_idx"], rows["part"]
     is_first = np.concatenate([[True], user_idx[1:] != user_idx[:-1]])
     user = np.cumsum(is_first) - 1  # position among all users of `rows`
     segment = np.full(user[-1] + 1, -1)
     is_segment = part == SEGMENT_PART
     segment[user[is_segment]] = rows["item_idx"][is_segment]
-    is_member = segment >= 0  # the others have a list, but are not in the population
+    is_member = segment >= 0  # any other user has a list, but is not in the population
     is_entry = is_member[user] & ~is_segment
     position_of_member = np.cumsum(is_member) - 1
     entries = _Entries(
@@ -278,7 +288,8 @@ def _population(rows: dict[str, Array], plan: Plan) -> tuple[Array, Array, _Entr
 def _score(mode: int, entries: _Entries, n_users: int, plan: Plan) -> tuple[Array, Array]:
     """Return the listed items (n_users, n_models, longest), and each user's columns of `Sums`.
 
-    A user without truth in this mode is not in its population: no items, and 0 in every column.
+    A user without a truth item in the catalogue is not in the population of the mode: no items, and
+    0 in every column but the last, which counts the truth items outside the catalogue.
     """
     n_models = len(plan.models)
     user, item = entries.user, entries.item
@@ -314,16 +325,20 @@ def _score(mode: int, entries: _Entries, n_users: int, plan: Plan) -> tuple[Arra
 
 
 def _mark_listed(listed: Array, items: Array, ks: tuple[int, ...]) -> None:
-    """Set the bits of `items` (n_users, n_models, longest) in `listed`; see `Sums`."""
+    """Set the bits of `items` (n_users, n_models, longest) in `listed`; see `Sums`.
+
+    Example with 20 items: each model has 3 bytes, which are 24 bits. The bit of item 10 of model 1
+    has the position 1 * 24 + 10 = 34. This is bit 2 of byte 4, with the value 128 >> 2 = 32.
+    """
     _, n_models, n_bytes = listed.shape
     for bits_of_k, k in zip(listed, ks):
-        top = items[:, :, :k]
-        model = np.broadcast_to(np.arange(n_models)[:, None], top.shape)
-        is_item = top != NOTHING
-        position = np.unique(model[is_item] * (8 * n_bytes) + top[is_item])
-        if len(position) == 0:
+        top_items = items[:, :, :k]
+        model = np.broadcast_to(np.arange(n_models)[:, None], top_items.shape)
+        is_item = top_items != NOTHING
+        bit_position = np.unique(model[is_item] * (8 * n_bytes) + top_items[is_item])
+        if len(bit_position) == 0:
             continue
-        byte, bit = position // 8, (128 >> (position % 8)).astype(np.uint8)
-        is_first = np.concatenate([[True], byte[1:] != byte[:-1]])  # of the bits in its byte
-        bits = np.bitwise_or.reduceat(bit, np.flatnonzero(is_first))
-        bits_of_k.reshape(-1)[byte[is_first]] |= bits
+        byte, bit_value = bit_position // 8, (128 >> (bit_position % 8)).astype(np.uint8)
+        is_first = np.concatenate([[True], byte[1:] != byte[:-1]])  # first bit of its byte
+        byte_values = np.bitwise_or.reduceat(bit_value, np.flatnonzero(is_first))
+        bits_of_k.reshape(-1)[byte[is_first]] |= byte_values

@@ -1,4 +1,6 @@
-"""Lists for users without a list of their own: what everybody takes, and what each segment takes."""
+"""Lists for users who have no personal list: the items that weigh most among all users, and among
+the users of each segment.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,15 @@ DEFAULT_HALF_LIFE_DAYS = 7.0
 def default_lists(
     histories: DataFrame, user_features: DataFrame, cutoff: datetime, k: int
 ) -> DataFrame:
-    """Return `segment, rank, item_idx, weight`: the k items that weigh most in each segment.
+    """Return `segment, rank, item_idx, weight`: the k items with the largest weight in each
+    segment.
 
     Parameters
     ----------
     histories : user_idx, history with the events before `cutoff` only
-    user_features : user_idx, activity as of `cutoff`; the segments are the values of `activity`, and
-        `EVERYONE`
-    cutoff : an event loses half of its weight in `DEFAULT_HALF_LIFE_DAYS` before it; UTC
+    user_features : user_idx, activity as of `cutoff`; the segments are the values of `activity`,
+        and `EVERYONE`
+    cutoff : UTC. An event `DEFAULT_HALF_LIFE_DAYS` before the cutoff has half of its weight
 
     Items of equal weight are ordered by item_idx, the smaller one first. Cost: a join by user, a
     shuffle by segment and item.
@@ -41,5 +44,5 @@ def default_lists(
         DEFAULT_HALF_LIFE_DAYS,
         by=("segment",),
     )
-    order = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
-    return weights.withColumn("rank", F.row_number().over(order)).where(F.col("rank") <= k)
+    by_weight = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
+    return weights.withColumn("rank", F.row_number().over(by_weight)).where(F.col("rank") <= k)

@@ -1,4 +1,4 @@
-"""The three kinds of fitted model: see `recspark.models.base`."""
+"""The three kinds of fitted models. `recspark.models.base` says what each kind does."""
 
 from __future__ import annotations
 

@@ -1,8 +1,13 @@
-"""Every algorithm that recspark knows: one line each; and one from outside, by its class path.
+"""The registry of algorithms: one line for each algorithm of recspark.
 
-A model's name is its user's own: `conf/models/NAME.yaml` may say `algorithm:`, so that one night
-compares two settings of one algorithm, or brings a class from another package. Importing this module
-imports no algorithm, neither Spark nor torch: the plan of a night reads it.
+An algorithm from another package needs no line. It is named by the path of its class,
+`package.module:Class`.
+
+The name of a model is free. `conf/models/NAME.yaml` may name the algorithm (`algorithm: ...`), so
+that one night can compare two settings of the same algorithm, or use a class from another package.
+
+Importing this module imports no algorithm, and neither Spark nor torch, because the plan of a night
+imports it.
 """
 
 from __future__ import annotations
@@ -18,30 +23,35 @@ from recspark.models.kinds import KINDS, Kind
 if TYPE_CHECKING:
     from recspark.models.base import Algorithm, FittedModel, Settings
 
-# Keys of a model's settings in a night that are no settings of its algorithm:
-ALGORITHM = "algorithm"  # which algorithm it is, where that is not the model's own name
-KIND = (
-    "kind"  # of an algorithm from outside: retriever (also where nothing is said), ranker, encoder
-)
-NEEDS = "needs"  # the night's models that it is built on
+# Three keys of a model's settings that are no settings of its algorithm.
+ALGORITHM = "algorithm"  # names the algorithm, where that is not the name of the model
+# The kind of an algorithm from another package: retriever (the default), ranker or encoder.
+KIND = "kind"
+NEEDS = "needs"  # the night's models that this model is built on
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One registry line; classes are named by path so that listing models imports none of them.
+    """One line of the registry. Classes are named by path, so that listing models imports no class.
 
-    `kind`: what a fitted model does; a retriever answers from the whole catalogue, a ranker scores
-    given pairs, an encoder gives items vectors. `source`: the paper.
-
-    Tags: `personal` (lists differ by user), `neural` (trains through `recspark.train`),
-    `neighbours` (gives item neighbours), `cold_users` (answers users without events), `decay` (a
-    setting `half_life_days` decays events). `training`: the training tables that its settings may
-    make it read; build_features writes those that they do.
+    Parameters
+    ----------
+    name : name of the algorithm
+    algorithm_class : path `module:class` of the class that holds the settings only
+    model : path `module:class` of the class of the fitted model
+    tags : any of `personal` (lists differ by user), `neural` (trains through `recspark.train`),
+        `neighbours` (gives neighbours of items), `cold_users` (answers users without events) and
+        `decay` (a setting `half_life_days` decays events)
+    training : the training tables that the algorithm may read, depending on its settings;
+        build_features writes the tables that tonight's settings make it read
+    source : the paper
+    kind : what a fitted model does. A retriever answers from the complete catalogue, a ranker
+        scores given pairs of a user and an item, and an encoder gives each item a vector
     """
 
     name: str
-    algorithm_class: str  # module:class, of the settings-only class
-    model: str  # module:class, of the fitted class
+    algorithm_class: str
+    model: str
     tags: frozenset[str]
     training: tuple[str, ...] = ()
     source: str = ""
@@ -49,18 +59,18 @@ class ModelSpec:
 
     @property
     def modules(self) -> tuple[str, str]:
-        """The modules of both classes."""
+        """The modules of the two classes."""
         return self.algorithm_class.partition(":")[0], self.model.partition(":")[0]
 
     def load(self) -> type[Algorithm[Settings]]:
         """Import and return the settings-only class."""
-        found: type[Algorithm[Settings]] = _import(self.algorithm_class)
-        return found
+        loaded_class: type[Algorithm[Settings]] = _import(self.algorithm_class)
+        return loaded_class
 
     def load_model(self) -> type[FittedModel]:
         """Import and return the fitted class."""
-        found: type[FittedModel] = _import(self.model)
-        return found
+        loaded_class: type[FittedModel] = _import(self.model)
+        return loaded_class
 
 
 def _line(
@@ -145,10 +155,13 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def model_spec(algorithm: str) -> ModelSpec:
-    """Return the registry line of `algorithm`, or one made of the class that it is the path of.
+    """Return the registry line of an algorithm.
 
-    Raises ConfigError with a suggestion where there is none of that name, and where
-    `package.module:Class` cannot be imported or is no Algorithm with a `model_class`.
+    `algorithm` is a name of the registry, or the path `package.module:Class` of a class from
+    outside, for which a line is made.
+
+    Raises ConfigError where the registry has no such name (with a suggestion), where the class
+    cannot be imported, and where it is no subclass of Algorithm with a `model_class`.
     """
     if ":" in algorithm:
         return _from_outside(algorithm)
@@ -158,9 +171,10 @@ def model_spec(algorithm: str) -> ModelSpec:
 
 
 def spec_of(name: str, settings: Mapping[str, Any]) -> ModelSpec:
-    """Return the registry line of a night's model: of its `algorithm`, else of its own name.
+    """Return the registry line of the algorithm of the model `name`.
 
-    Raises ConfigError as `model_spec`, and where `kind` among the settings is not that of the class.
+    The setting `algorithm` names the algorithm; without it, the name of the model does. Raises
+    ConfigError as `model_spec` does, and where the kind in the settings is not that of the class.
     """
     algorithm = settings.get(ALGORITHM, name)
     if not isinstance(algorithm, str):
@@ -179,22 +193,22 @@ def spec_of(name: str, settings: Mapping[str, Any]) -> ModelSpec:
 
 
 def kind_of(name: str, settings: Mapping[str, Any]) -> Kind:
-    """Return what a night's model is, as far as its settings and the registry say: imports nothing.
+    """Return the kind of the model `name`, from its settings and the registry. Imports nothing.
 
-    A class from outside is what `kind` says, a retriever where nothing is said. Raises ConfigError
-    for a kind that there is not.
+    The kind of a class from outside is the setting `kind`, or retriever without that setting.
+    Raises ConfigError where the setting is no kind.
     """
     algorithm = settings.get(ALGORITHM, name)
-    known = MODELS.get(algorithm) if isinstance(algorithm, str) else None
-    kind = settings.get(KIND, known.kind if known else KINDS[0])
+    registry_line = MODELS.get(algorithm) if isinstance(algorithm, str) else None
+    kind = settings.get(KIND, registry_line.kind if registry_line else KINDS[0])
     if kind not in KINDS:
         raise ConfigError(f"model '{name}': {KIND} = {kind!r}: one of {', '.join(KINDS)}")
     return kind
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Algorithm[Settings]:
-    """Return a night's model `name` with `settings` over the defaults of its algorithm."""
-    values = {k: value for k, value in settings.items() if k not in (ALGORITHM, KIND, NEEDS)}
+    """Return the algorithm of the model `name`, with `settings` in the place of its defaults."""
+    values = {key: value for key, value in settings.items() if key not in (ALGORITHM, KIND, NEEDS)}
     return spec_of(name, settings).load().from_dict(values)
 
 
@@ -202,21 +216,23 @@ def _from_outside(path: str) -> ModelSpec:
     from recspark.models.base import Algorithm, FittedModel
 
     try:
-        found = _import(path)
+        algorithm_class = _import(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"algorithm '{path}' cannot be imported: {error}. Name it package.module:Class, and install "
             "the package where the driver and the executors run"
         ) from None
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+    if not (isinstance(algorithm_class, type) and issubclass(algorithm_class, Algorithm)):
         raise ConfigError(f"algorithm '{path}' is no subclass of recspark.models.base.Algorithm")
-    model = getattr(found, "model_class", None)
-    if not (isinstance(model, type) and issubclass(model, FittedModel)):
+    model_class = getattr(algorithm_class, "model_class", None)
+    if not (isinstance(model_class, type) and issubclass(model_class, FittedModel)):
         raise ConfigError(
             f"algorithm '{path}': its class needs `model_class`, the fitted model that fit gives"
         )
-    fitted = f"{model.__module__}:{model.__qualname__}"
-    return ModelSpec(path, path, fitted, found.tags, source=f"class {path}", kind=model.kind)
+    model_path = f"{model_class.__module__}:{model_class.__qualname__}"
+    return ModelSpec(
+        path, path, model_path, algorithm_class.tags, source=f"class {path}", kind=model_class.kind
+    )
 
 
 def _import(path: str) -> Any:

@@ -114,12 +114,12 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     last_lists = (
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
-        .join(F.broadcast(items.select("item_id", "item_idx")), on="item_id", how="inner")
+        .join(context.item_sized(items.select("item_id", "item_idx")), on="item_id", how="inner")
         .select("user_idx", "item_idx", "rank", "score", "model")
     )
     # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
     rows_of_gone_items = last_lists.join(
-        F.broadcast(listable.select("item_idx")), on="item_idx", how="left_anti"
+        context.item_sized(listable.select("item_idx")), on="item_idx", how="left_anti"
     )
     histories = before(context.read("histories"), context.cutoffs.tonight)
     users_to_score = (

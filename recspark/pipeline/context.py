@@ -17,6 +17,9 @@ from recspark.pipeline.runlog import RunLog
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
 
+# Up to this many items, a join sends a table of items (ids and names, about 100 MB) to every executor.
+BROADCAST_ITEMS = 1_000_000
+
 
 @dataclass
 class RunContext:
@@ -102,6 +105,20 @@ class RunContext:
 
     def _is_of_models(self, models: list[str]) -> Column:
         return (F.col("run_date") == F.lit(self.run_date)) & F.col("model").isin(models)
+
+    def item_sized(self, rows: DataFrame) -> DataFrame:
+        """Return `rows`, which has at most one row per item, hinted to be broadcast in a join.
+
+        Above `BROADCAST_ITEMS` items there is no hint: a broadcast would fill the driver and every
+        executor, and Spark joins by a shuffle. Cost: the items are counted once by each process.
+        """
+        return F.broadcast(rows) if self.has_few_items else rows
+
+    @property
+    def has_few_items(self) -> bool:
+        """Whether a table with a row per item is small enough for a broadcast."""
+        version = self.version("item_ids")
+        return version is None or self.catalog.count("item_ids", version) <= BROADCAST_ITEMS
 
     def count(self, table: str) -> int:
         """Return the number of rows of `table` at the version that this run reads."""

@@ -1,9 +1,10 @@
-"""The cutoffs of a night: the moments before which models learn and after which they are scored.
+"""The cutoffs of a night. Models learn from the events before a cutoff, and are scored on later
+events.
 
-A model that is fitted at a cutoff reads what happened before it. What users do in the horizon after
-it (`evaluate.horizon_days`) is the truth that lists of this cutoff are compared with. All cutoffs are
-midnights UTC, and all but `tonight` and `followup` lie on grids of days since 1970-01-01, so that
-nights share them.
+A model that is fitted at a cutoff reads the events before the cutoff. The truth, with which the
+lists of this cutoff are compared, is what users do in the horizon after the cutoff
+(`evaluate.horizon_days`). All cutoffs are midnights UTC. All but `tonight` and `followup` lie on
+grids of days, counted from 1970-01-01, so that several nights share a cutoff.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from recspark.pipeline.plan import models_of
 
 @dataclass(frozen=True)
 class Cutoffs:
-    """The cutoffs of the night `run_date`, by the settings `config`."""
+    """The cutoffs of the night `run_date`, as the settings `config` place them."""
 
     run_date: date
     config: Config
@@ -34,25 +35,29 @@ class Cutoffs:
 
     @property
     def backtest(self) -> datetime:
-        """The cutoff of the backtest: the newest of its grid whose horizon has ended by `tonight`."""
+        """The cutoff of the backtest: the newest on its grid whose horizon has ended by `tonight`.
+
+        The grid has a cutoff every `evaluate.every_days` days.
+        """
         return on_grid(self.followup, self.config.evaluate.every_days)
 
     @property
     def examples(self) -> tuple[datetime, ...]:
-        """The cutoffs that the night's rankers learn from, ascending; () without rankers.
+        """The cutoffs of the examples of the night's rankers, ascending; () without rankers.
 
         These are the cutoffs for the ranker of the published lists and for that of the backtest
         (see `examples_before`).
         """
         if not models_of(self.config, "ranker"):
             return ()
-        scored = (self.backtest, self.tonight)
-        return tuple(sorted({c for cutoff in scored for c in self.examples_before(cutoff)}))
+        ranker_cutoffs = (self.backtest, self.tonight)
+        return tuple(sorted({c for cutoff in ranker_cutoffs for c in self.examples_before(cutoff)}))
 
     def examples_before(self, cutoff: datetime) -> tuple[datetime, ...]:
         """Return the cutoffs of the examples that a ranker of `cutoff` learns from, ascending.
 
-        They are the newest `examples.n_cutoffs` of the grid whose horizon has ended by `cutoff`.
+        These are the newest `examples.n_cutoffs` cutoffs on the grid of examples whose horizon has
+        ended by `cutoff`. The grid has a cutoff every `examples.every_days` days.
 
         Example: with a grid of 7 days on Thursdays, a horizon of 7 days and 2 cutoffs, a ranker of
         Saturday 2024-06-01 learns from the cutoffs 2024-05-16 and 2024-05-23. The horizon of
@@ -61,7 +66,9 @@ class Cutoffs:
         settings = self.config.examples
         newest = on_grid(cutoff - self._horizon, settings.every_days)
         step = timedelta(days=settings.every_days)
-        return tuple(newest - n * step for n in reversed(range(settings.n_cutoffs)))
+        return tuple(
+            newest - n_steps_back * step for n_steps_back in reversed(range(settings.n_cutoffs))
+        )
 
     @property
     def all(self) -> tuple[datetime, ...]:

@@ -76,7 +76,7 @@ def rows_of_training_set(
         described_items = items_acted_on.join(items, on="item_idx", how="left")
         return training_texts.training_texts(described_items, cutoff, config.features, n_files)
     if table in training_impressions.TABLES:
-        dictionaries = context.read("user_ids"), context.read("item_ids")
+        dictionaries = context.read("user_ids"), context.item_sized(context.read("item_ids"))
         shown_items = training_impressions.impressions(
             context.read("sessions"), *dictionaries, cutoff
         )

@@ -19,10 +19,12 @@ from recspark import schema
 from recspark.errors import DamagedFileError, GateRefusedError, MissingLandingError, StageOrderError
 from recspark.models import artifacts
 from recspark.models.registry import model_spec
+from recspark.pipeline import context as context_module
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import artifact_folder
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.run import execute, night, open_night
+from recspark.pipeline.stages import publish
 from recspark.tables.specs import SPECS
 from tests.conftest import (
     NIGHT,
@@ -254,3 +256,23 @@ def test_a_gate_that_refuses_keeps_the_last_good_list(
     assert content(context, "recommendations") == before
     gates = context.catalog.read("gates", context.catalog.version("gates"))
     assert {r["gate"] for r in gates.where("NOT passed").collect()} == {"backtest_ndcg"}
+
+
+def test_items_are_broadcast_where_they_are_few(
+    small_night: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joins are hinted up to a stated number of items; what they give is the same without hints."""
+
+    def lists() -> tuple[list[Any], bool]:
+        items = publish.item_names(small_night)
+        neighbours = publish.neighbour_lists(small_night, items)
+        plan = neighbours._jdf.queryExecution().logical().toString()
+        return sorted(map(tuple, neighbours.collect())), "strategy=broadcast" in plan
+
+    few, is_hinted = lists()
+    monkeypatch.setattr(context_module, "BROADCAST_ITEMS", 0)
+    many, is_still_hinted = lists()
+    assert few == many
+    assert few
+    assert is_hinted
+    assert not is_still_hinted

@@ -248,7 +248,7 @@ def _write_changed_histories(
     # Steps 2 and 3.
     events_in_sessions = reopened_events(context, reopened_owners, events_version)
     new_endings = histories.suffixes(
-        events_in_sessions, user_ids, item_ids, config.features
+        events_in_sessions, user_ids, context.item_sized(item_ids), config.features
     ).persist(StorageLevel.MEMORY_AND_DISK)
     # Events without a user id were left out in step 1, so each owner is a user id.
     changed_users = (

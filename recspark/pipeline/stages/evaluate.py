@@ -247,7 +247,7 @@ def published_lists(context: RunContext) -> tuple[Mode, DataFrame] | None:
     return mode, (
         rows.join(context.read("user_ids").select("user_id", "user_idx"), on="user_id", how="inner")
         .join(
-            F.broadcast(context.read("item_ids").select("item_id", "item_idx")),
+            context.item_sized(context.read("item_ids").select("item_id", "item_idx")),
             on="item_id",
             how="inner",
         )

@@ -149,7 +149,7 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
 
 def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
     """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, and item names."""
-    names = F.broadcast(items.select("item_idx", "item_id", "item_name"))
+    names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
     list_columns = lists.select("user_idx", "item_idx", "rank", "score", "model", "source")
     return (
         list_columns.join(
@@ -174,7 +174,7 @@ def judge(
     """
     config = context.config
     users = context.read("user_ids").select("user_id", "user_idx")
-    items = F.broadcast(context.read("item_ids").select("item_id", "item_idx"))
+    items = context.item_sized(context.read("item_ids").select("item_id", "item_idx"))
     lists = staged.join(users, on="user_id", how="left").join(items, on="item_id", how="left")
     counts = audit(
         lists,
@@ -182,6 +182,7 @@ def judge(
         listable_items.select("item_idx"),
         config.publish.k,
         config.publish.mode,
+        broadcast_items=context.has_few_items,
     )
     rows = context.read("metrics").where(
         (F.col("run_date") == F.lit(context.run_date)) & (F.col("kind") == "backtest")
@@ -202,7 +203,7 @@ def named_default_lists(context: RunContext, histories: DataFrame, items: DataFr
     cutoff = context.cutoffs.tonight
     user_features = context.read("user_features").where(F.col("cutoff") == F.lit(cutoff))
     lists = default_lists(histories, user_features, cutoff, context.config.publish.k)
-    names = F.broadcast(items.select("item_idx", "item_id", "item_name"))
+    names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
     return lists.join(names, on="item_idx", how="left").select(
         F.lit(context.run_date).alias("run_date"),
         "segment",
@@ -237,9 +238,9 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
     )
     return (
         neighbours.join(
-            F.broadcast(names.select("item_idx", "item_id")), on="item_idx", how="inner"
+            context.item_sized(names.select("item_idx", "item_id")), on="item_idx", how="inner"
         )
-        .join(F.broadcast(names_of_neighbours), on="neighbour_idx", how="inner")
+        .join(context.item_sized(names_of_neighbours), on="neighbour_idx", how="inner")
         .select(
             F.lit(context.run_date).alias("run_date"),
             "item_id",
