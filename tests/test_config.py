@@ -464,8 +464,9 @@ def test_a_file_and_variables_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mo
         load_config("local")
 
 
-def test_a_source_of_ones_own_is_any_file(tmp_path: Path) -> None:
-    mine = tmp_path / "corner_shop.yaml"
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_a_source_of_ones_own_is_any_file(ending: str, tmp_path: Path) -> None:
+    mine = tmp_path / f"corner_shop.{ending}"
     shutil.copy(ROOT / "conf" / "sources" / "online_retail.yaml", mine)
     assert load_config("test", [f"source={mine}"]).source.name == "corner_shop"
     with pytest.raises(ConfigError, match="other.yaml: no such file"):

@@ -71,9 +71,11 @@ def test_signs_of_a_pattern_or_a_chain_are_part_of_a_name(tmp_path: Path) -> Non
 def test_a_folder_is_writable_or_named(root: str, tmp_path: Path) -> None:
     storage.check_writable(root)
     assert not storage.list_files(root)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SetupError, match="nothing can be written there"):
-        storage.check_writable(str(tmp_path / "file" / "root"))
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for folder in (file, file / "root"):
+        with pytest.raises(SetupError, match=f"^{folder}: nothing can be written there"):
+            storage.check_writable(str(folder))
 
 
 def test_two_that_look_at_one_folder_at_once_do_not_meet(

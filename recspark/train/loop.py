@@ -193,7 +193,9 @@ def train_network(
             gradient, rows, loss_sum, weight = _reduce_over_ranks(comm, params, options)
             if not np.isfinite(loss_sum + _gradient_sum(gradient, rows)):
                 problem = f"the loss is {loss_sum}, or its gradient is not finite"
-                raise DivergedError(_divergence_message(position, n_steps, problem, options))
+                raise DivergedError(
+                    _divergence_message(position.step + 1, n_steps, position, problem, options)
+                )
             if options.clip_norm is not None:
                 _clip_in_place(gradient, rows, options.clip_norm)
             params.move(position.step, n_steps, gradient, rows)
@@ -222,8 +224,9 @@ def train_network(
             )
         value = None if validation is None else _validate(comm, net, validation, device)
         if value is not None and not np.isfinite(value):
+            problem = f"its validation value is {value}"
             raise DivergedError(
-                _divergence_message(position, n_steps, f"its validation value is {value}", options)
+                _divergence_message(position.step, n_steps, position, problem, options)
             )
         finished = Epoch(
             position.epoch + 1,
@@ -390,11 +393,12 @@ def _weight_arrays(params: Parameters) -> dict[str, Array]:
 
 
 def _divergence_message(
-    position: Position, n_steps: int, problem: str, options: LoopOptions
+    step: int, n_steps: int, position: Position, problem: str, options: LoopOptions
 ) -> str:
+    """Return the message of DivergedError for the step at which the problem was seen, from 1."""
     last_good = checkpoint.newest(options.checkpoints) or "none"
     return (
-        f"step {min(position.step + 1, n_steps)} of {n_steps} (epoch {position.epoch + 1}): "
+        f"step {step} of {n_steps} (epoch {position.epoch + 1}): "
         f"{problem}; last good checkpoint: {last_good}. Lower learning_rate, or look for bad "
         "weights in the data"
     )

@@ -81,9 +81,11 @@ def test_columns_of_users_are_places_in_the_order_of_items() -> None:
             assert sorted(by_block[mine]) == np.flatnonzero(dense[user]).tolist()
 
 
-def test_checksum_sees_a_change() -> None:
+@pytest.mark.parametrize("name", ["ids", "start", "indices", "weight", "bounds", "columns"])
+@pytest.mark.parametrize("at", [0, -1])
+def test_checksum_sees_a_change(name: str, at: int) -> None:
     dense = np.random.default_rng(1).random((N_USERS, N_ITEMS)) < 0.1
     one, again = cut(dense, 2)[0][0], cut(dense, 2)[0][0]
     assert one.checksum == again.checksum
-    again.weight[0] += 1
+    getattr(again, name)[at] += 1
     assert one.checksum != again.checksum

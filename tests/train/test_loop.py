@@ -262,8 +262,15 @@ def test_every_damage_of_a_checkpoint_is_told_and_the_one_before_it_taken(tmp_pa
 
 @pytest.mark.parametrize(
     "like",
-    [{"w": torch.zeros(1)}, {"w": torch.zeros(2, dtype=torch.float64)}, {"v": torch.zeros(2)}],
-    ids=["shape", "type", "name"],
+    [
+        {"w": torch.zeros(1)},
+        {"w": torch.zeros(1, 2)},
+        {"w": torch.zeros(2, dtype=torch.float64)},
+        {"v": torch.zeros(2)},
+        {"w": torch.zeros(2), "v": torch.zeros(2)},
+        {},
+    ],
+    ids=["length", "shape", "type", "name", "one more", "one less"],
 )
 def test_a_checkpoint_of_another_network_is_not_taken(folder: str, like: Any) -> None:
     checkpoint.save(folder, Position(epoch=1), {"w": torch.zeros(2)}, {})
@@ -346,7 +353,8 @@ def held_out(values: list[float], **changes: Any) -> Any:
 
         def value(batch: Batch) -> torch.Tensor:
             assert not torch.is_grad_enabled()
-            return torch.full((4,), held.value) + batch.tensors["x"][:, 0]
+            rows = torch.where(batch.weight > 0, held.value, 0.0)  # inf * 0 would be nan
+            return rows + batch.tensors["x"][:, 0]
 
         validation = Validation(held, value, changes.get("better", "lower"))
         options = LoopOptions(
@@ -404,9 +412,12 @@ def test_patience_ends_a_training() -> None:
     assert found.weights["vector"].tolist() == after(2, of=6)
 
 
-def test_a_validation_value_that_is_no_number_ends_a_training() -> None:
-    with pytest.raises(DivergedError, match=r"epoch 2\): its validation value is nan"):
-        held_out([1.0, float("nan"), 2.0])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_validation_value_that_is_no_number_ends_a_training(value: str) -> None:
+    with pytest.raises(
+        DivergedError, match=rf"step 4 of 6 \(epoch 2\): its validation value is {value}"
+    ):
+        held_out([1.0, float(value), 2.0])
 
 
 def test_another_trainings_checkpoints_do_not_cost_a_training_its_own(tmp_path: Any) -> None:

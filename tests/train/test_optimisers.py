@@ -435,6 +435,9 @@ def test_a_frozen_parameter_does_not_move(
         for table in (net.table.tolist(), *(answer.value[1] for answer in answers)):
             assert table == Table().table.tolist()
         assert (net.factor != 1).all()
+    stored = checkpoint.load(trained.checkpoint_uri)
+    assert {n for n in stored if n.startswith("table")} == {"table"}  # a frozen one has no slots
+    assert len(stored["vector"]) == len(net.factor)
 
 
 def test_a_network_may_be_frozen_but_for_a_table() -> None:

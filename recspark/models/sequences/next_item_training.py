@@ -53,9 +53,10 @@ def train_rank(make_net: MakeNet, comm: Comm, job: Job) -> Trained:
 def start_bias(settings: NextItemSettings, share: torch.Tensor) -> torch.Tensor:
     """Return the first bias of each item, (n_items,): the best one while states tell nothing.
 
-    Otherwise the first epochs would only learn this bias. `share` (n_items,) is each item's share
-    of the targets, above 0. BPR-max depends on differences of scores; only its penalty on squared
-    scores singles out a bias, which is 0.
+    Otherwise the first epochs would only learn this bias. `share` (n_items,), above 0, is each
+    item's share of the items of the training rows. It stands for the item's share of the targets,
+    though the first item of a row is never a target. BPR-max depends on differences of scores; only
+    its penalty on squared scores singles out a bias, which is 0.
     """
     if settings.loss == "cross_entropy":
         return torch.log(share)

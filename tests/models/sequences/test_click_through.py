@@ -274,7 +274,9 @@ def test_planted_click_rates_are_learnt(kind: Any, settings: Any, tmp_path: Path
 def test_training_begins_at_the_rates_of_items(tmp_path: Path) -> None:
     """Steps of no length: the bias says how often an item is clicked, the scale is 1."""
     sessions = planted(200, 3)
-    made = Gru4RecSettings(**{**SHORT, "epochs": 1, "learning_rate": 1e-12})
+    made = Gru4RecSettings(
+        **{**SHORT, "loss": "cross_entropy", "epochs": 1, "learning_rate": 1e-12}
+    )
     arrays = fitted(Gru4Rec, made, sessions, tmp_path).arrays()
     n_shown, n_clicked = (
         np.bincount(sessions.shown.ravel(), weights, N_ITEMS)
@@ -283,6 +285,11 @@ def test_training_begins_at_the_rates_of_items(tmp_path: Path) -> None:
     rate = (n_clicked + 10 * sessions.clicked.mean()) / (n_shown + 10)
     np.testing.assert_allclose(arrays["click_bias"], np.log(rate / (1 - rate)), atol=0.01)
     np.testing.assert_allclose(arrays["click_scale"], 1, atol=1e-9)
+    read = (
+        np.bincount(sessions.items.ravel(), minlength=N_ITEMS)
+        + 0.01 * sessions.items.size / N_ITEMS
+    )
+    np.testing.assert_allclose(arrays["items_out_bias"], np.log(read / read.sum()), atol=1e-6)
 
 
 @pytest.mark.spark

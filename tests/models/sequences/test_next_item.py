@@ -155,6 +155,7 @@ def test_training_begins_where_a_bias_alone_is_best(loss: str) -> None:
         expected = -(share * torch.log_softmax(bias, 0)).sum()
     (gradient,) = torch.autograd.grad(expected, bias)
     np.testing.assert_allclose(gradient.numpy(), 0, atol=1e-12)
+    assert not start_bias(settings.model_copy(update={"loss": "bpr_max"}), share).any()
 
 
 def test_a_batch_that_weighs_nothing_has_a_gradient_of_zero() -> None:
