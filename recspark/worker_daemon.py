@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import zipimport
+from types import SimpleNamespace
 
 
 def keep_zip_directories() -> None:
@@ -49,9 +50,30 @@ def prepare() -> None:
     gc.freeze()
 
 
+def freeze_after_the_first_task() -> None:
+    """Let each worker freeze once more, after its first task, what that task imported (torch).
+
+    Later tasks are not frozen: what they leave behind in circles is still collected.
+    """
+    import pyspark.daemon
+
+    is_frozen = False  # a worker has its own, by the fork
+
+    def collect() -> int:
+        nonlocal is_frozen
+        n_unreachable = gc.collect()
+        if not is_frozen:
+            gc.freeze()
+            is_frozen = True
+        return n_unreachable
+
+    pyspark.daemon.gc = SimpleNamespace(collect=collect)  # type: ignore[assignment,attr-defined]
+
+
 if __name__ == "__main__":  # as Spark starts its own daemon: `python -m MODULE pyspark.worker`
     from pyspark.daemon import manager
 
     keep_zip_directories()
     prepare()
+    freeze_after_the_first_task()
     manager()

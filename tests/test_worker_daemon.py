@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -62,6 +63,29 @@ def test_a_worker_is_forked_with_its_imports_made(spark: SparkSession) -> None:
     assert all(row["there"] for row in rows)
     # Pages stay shared: no collection writes them.
     assert all(row["frozen"] > 100_000 for row in rows)
+
+
+def test_a_worker_freezes_once_more_after_its_first_task(spark: SparkSession) -> None:
+    def ask(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        list(batches)
+        # Objects that outlive the task, as those of an import do.
+        vars(sys).setdefault("kept_by_a_test", []).extend([[] for _ in range(1000)])
+        yield pa.RecordBatch.from_pydict({"pid": [os.getpid()], "frozen": [gc.get_freeze_count()]})
+
+    counts: dict[int, list[int]] = {}
+    rows = spark.range(1).repartition(1).mapInArrow(ask, "pid long, frozen long")
+    name = "spark.sql.execution.pyspark.udf.faulthandler.enabled"
+    spark.conf.set(name, "true")  # another environment of the workers: a daemon of its own
+    try:
+        for _ in range(8):
+            for row in rows.collect():
+                counts.setdefault(row["pid"], []).append(row["frozen"])
+    finally:
+        spark.conf.unset(name)
+    in_first_task, *later = max(counts.values(), key=len)
+    assert len(later) >= 2
+    assert in_first_task < later[0]
+    assert len(set(later)) == 1
 
 
 def test_a_worker_of_sparks_own_daemon_keeps_its_zip_directories_too() -> None:
