@@ -61,7 +61,7 @@ def test_rows_of_the_backtest(spark: SparkSession, monkeypatch: pytest.MonkeyPat
     another = [(5, CUT - timedelta(days=3), "rating", 1.0, 1.0, "s", "o")]
     everyone = spark.createDataFrame([(1, history, [], 0), (2, another, [], 0)], schema.HISTORIES)
     context: Any = SimpleNamespace(
-        backtest_cutoff=CUT,
+        cutoffs=SimpleNamespace(backtest=CUT),
         run_date=date(2020, 5, 7),
         config=SimpleNamespace(evaluate=Evaluate(horizon_days=7), models=("popular", "mf")),
     )
