@@ -248,7 +248,7 @@ def ours(
     engine.cells.write_epoch = timed
     ends, cpu = [time.perf_counter()], cpu_seconds()
     try:
-        vectors = engine.train(
+        vectors = engine.train_vectors(
             frame.repartition(n),
             sessions.items,
             replace(settings, n_blocks=n, seed=seed),
