@@ -123,18 +123,22 @@ class Encoding:
         return cls.of_dict(json.loads(zlib.decompress(base64.b64decode(text))))
 
     def to_arrays(self) -> dict[str, Array]:
-        """Return names and vocabularies as arrays of texts, to be saved beside a model's arrays."""
+        """Return names and vocabularies as arrays of texts, to be saved beside a model's arrays.
+
+        A dot ends each text: numpy drops the NUL characters at the end of a text.
+        """
         texts_by_name = {"numbers": self.numbers, "fields": tuple(self.fields)}
         texts_by_name.update({f"fields.{name}": values for name, values in self.fields.items()})
         return {
-            f"{_ARRAYS}.{name}": np.array(texts, np.str_) for name, texts in texts_by_name.items()
+            f"{_ARRAYS}.{name}": np.array([f"{text}." for text in texts], np.str_)
+            for name, texts in texts_by_name.items()
         }
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Array]) -> tuple[Encoding, dict[str, Array]]:
         """Return the encoding that `to_arrays` wrote into `arrays`, and the other arrays."""
         texts_by_name = {
-            name.removeprefix(f"{_ARRAYS}."): tuple(array.tolist())
+            name.removeprefix(f"{_ARRAYS}."): tuple(text[:-1] for text in array.tolist())
             for name, array in arrays.items()
             if name.startswith(f"{_ARRAYS}.")
         }

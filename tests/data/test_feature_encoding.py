@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
@@ -56,6 +56,7 @@ text = st.text(max_size=5)
     values=st.lists(st.none() | text, max_size=8),
     numbers=st.integers(0, 2),
 )
+@example(vocabulary=["\x00"], values=[], numbers=0)
 def test_what_is_encoded_is_read_back(
     vocabulary: list[str], values: list[str | None], numbers: int
 ) -> None:
