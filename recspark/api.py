@@ -53,8 +53,6 @@ _FEATURES = Features(  # type: ignore[call-arg]
     explicit=True, other_weight=1.0, event_weights={}, half_life_days=None
 )
 
-_KEY = ("user_id", "item_id", "value")  # these and the time tell two events apart
-
 
 def fit(
     algorithm: str,

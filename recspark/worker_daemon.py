@@ -11,8 +11,8 @@ the executors: the daemon does not see the files of `--py-files`.
 The daemon does not import torch, which would take another two seconds, and 200 MB. The tasks of
 neural models import torch themselves.
 
-The daemon also keeps two repeated costs of every task away: see `keep_zip_directories` and
-`prepare`.
+The daemon also keeps two repeated costs of every task away: see `keep_zip_directories`, `prepare`
+and `freeze_after_the_first_task`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -234,31 +235,12 @@ class TableCatalog:
         rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = count_checked(spec, rows, where)
-            if expected == ANY_VERSION:
-                return retried(
-                    lambda: self._replace(
-                        spec,
-                        rows,
-                        where,
-                        n_rows,
-                        note,
-                        n_files,
-                        compare,
-                        ANY_VERSION,
-                        any_commit_conflicts=False,
-                    )
-                )
-            return self._replace(
-                spec,
-                rows,
-                where,
-                n_rows,
-                note,
-                n_files,
-                compare,
-                expected,
-                any_commit_conflicts=any_commit_conflicts,
+            replace = partial(
+                self._replace, spec, rows, where, n_rows, note, n_files, compare, expected
             )
+            if expected == ANY_VERSION:
+                return retried(lambda: replace(any_commit_conflicts=False))
+            return replace(any_commit_conflicts=any_commit_conflicts)
         finally:
             rows.unpersist()
 

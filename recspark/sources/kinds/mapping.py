@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Source
+from recspark.config.source import ID_COLUMNS, NUMBER_COLUMNS
 from recspark.sources.computed import Computed
 from recspark.sources.files import SourceInput, find_input
 from recspark.sources.landing import Night
@@ -32,10 +33,6 @@ from recspark.sources.typed import (
     time_of,
     unread_numbers,
 )
-
-# Event columns that are read as ids, and those that are read as numbers; `event_at` is a time.
-IDS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
-NUMBERS = ("value", "quantity")
 
 CATALOGUE_IS_OF_EVENTS = False
 
@@ -96,12 +93,12 @@ def _events(source: Source, table: RawTable, night: Night) -> DataFrame:
         source.columns
         | {event_column: computed.name for event_column, computed in expressions.items()}
     ).items():
-        if name in IDS:
+        if name in ID_COLUMNS:
             columns[name] = id_of(table, raw_column)
             continue
         typed[name] = (
             number_of(table, raw_column)
-            if name in NUMBERS
+            if name in NUMBER_COLUMNS
             else time_of(table, raw_column, source.timezone)
         )
         columns[name] = typed[name].value
@@ -152,7 +149,7 @@ def _bound_checks(source: Source, columns: Container[str]) -> list[tuple[Column,
     if source.min_value is not None:
         bounds["value"] = (source.min_value, None)
     checks = [check for name, limits in bounds.items() for check in bounds_of(name, *limits)]
-    for name in NUMBERS:
+    for name in NUMBER_COLUMNS:
         if name in columns:
             checks += bounds_of(name, size=source.max_value)
     return checks
