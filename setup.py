@@ -33,6 +33,7 @@ EXTRAS = {
         "torch>=2.5",
         "petastorm==0.12.1",  # 0.13 loses rows (docs/architecture.md)
         "horovod>=0.28.1,<0.29",  # built by scripts/build_horovod.py
+        "xgboost-cpu>=3.2,<4",  # the trees of lambdamart; without the GPU libraries of xgboost
     ],
     "tune": ["optuna>=4"],
     "report": ["matplotlib>=3.8"],

@@ -24,8 +24,20 @@ from recspark.tables.catalog import TableCatalog
 # NDCG@10 of plain numpy and single-process models, measured outside the project with settings chosen on
 # the split before: what ours have to reach.
 PLAIN = {
-    "novel": {"popular": 0.0756, "item_knn": 0.0670, "als": 0.0874, "ease": 0.1177},
-    "repeat": {"popular": 0.1480, "item_knn": 0.1816, "als": 0.2829, "ease": 0.2985},
+    "novel": {
+        "popular": 0.0756,
+        "item_knn": 0.0670,
+        "als": 0.0874,
+        "ease": 0.1177,
+        "user_knn": 0.117,
+    },
+    "repeat": {
+        "popular": 0.1480,
+        "item_knn": 0.1816,
+        "als": 0.2829,
+        "ease": 0.2985,
+        "user_knn": 0.346,
+    },
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from recspark.config.publishing import Mode
 from recspark.config.section import Section
 
 
@@ -77,11 +78,22 @@ class Examples(Section):
         description="cutoffs that give examples: the newest of the grid whose horizon has ended by "
         "the cutoff of the lists. Guess",
     )
+    modes: tuple[Mode, ...] = Field(
+        ("novel", "repeat"),
+        min_length=1,
+        description="modes of the lists whose items become examples. A ranker makes good lists of "
+        "those modes only that it has learnt from",
+    )
+    features: tuple[Literal["orders", "catalogue"], ...] = Field(
+        ("orders", "catalogue"),
+        description="groups of features of a pair that follow from the user's history "
+        "(docs/features.md)",
+    )
     n_negatives: int = Field(
         30,
         ge=1,
         le=10_000,
-        description="candidates that a user did not act on, kept for each user and cutoff: a "
+        description="candidates that a user did not act on, kept for each user, mode and cutoff: a "
         "seeded hash sample. Guess",
     )
     max_users: int = Field(

@@ -12,16 +12,17 @@ from recspark import schema
 from recspark.config import Examples
 from recspark.data.feature_encoding import Encoding, flat, make_encoding
 from recspark.data.interactions import in_horizon
+from recspark.data.pair_features import names
 
 _SOURCE = schema.SOURCE_OF_EXAMPLE.simpleString()
 
 
 def proposed(lists: DataFrame, sources: Sequence[str]) -> DataFrame:
-    """Return `user_idx, item_idx, sources`: a row per pair that at least one of `sources` proposes.
+    """Return `mode, user_idx, item_idx, sources`: a row per pair that one of `sources` proposes.
 
     Parameters
     ----------
-    lists : model, user_idx, item_idx, rank, score; a row per pair and model
+    lists : mode, model, user_idx, item_idx, rank, score; a row per mode, pair and model
     sources : names of the models that propose pairs. The array `sources` of the result is in this
         order; its elements have `schema.SOURCE_OF_EXAMPLE`
 
@@ -31,11 +32,11 @@ def proposed(lists: DataFrame, sources: Sequence[str]) -> DataFrame:
     proposal = F.struct(
         position.alias("place"), "model", "rank", F.col("score").cast("float").alias("score")
     )
-    pairs = lists.where(F.col("model").isin(list(sources))).groupBy("user_idx", "item_idx")
+    pairs = lists.where(F.col("model").isin(list(sources))).groupBy("mode", "user_idx", "item_idx")
     in_order = F.array_sort(F.collect_list(proposal))  # by `place`, the first field
-    names = [field.name for field in schema.SOURCE_OF_EXAMPLE.fields]
+    names_of_fields = schema.SOURCE_OF_EXAMPLE.names
     without_place = F.transform(
-        in_order, lambda source: F.struct(*[source[name].alias(name) for name in names])
+        in_order, lambda source: F.struct(*[source[name].alias(name) for name in names_of_fields])
     )
     return pairs.agg(without_place.cast(f"array<{_SOURCE}>").alias("sources"))
 
@@ -45,13 +46,14 @@ def with_pair_features(
 ) -> DataFrame:
     """Return `pairs` with a column for each feature; an unknown feature is null.
 
-    The features are those of the user (`user_…`), those of the item (`item_…`), the rank and the
-    score that each source gives the pair (`als_rank`, `als_score`), and the number of sources that
-    propose the pair (`n_sources`).
+    Added are the features of the user (`user_…`), those of the item (`item_…`), the rank that each
+    source gives the pair (`als_rank`; null where it does not propose the pair), and the number of
+    sources that propose the pair (`n_sources`).
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, sources, as `proposed` returns them
+    pairs : mode, user_idx, item_idx, sources, and the columns that
+        `recspark.hybrid.pairs.describe_pairs` adds
     sources : names of the models that propose pairs
     user_features, item_features : the tables as of the cutoff of the lists
 
@@ -59,10 +61,7 @@ def with_pair_features(
     """
     with_sources = pairs.withColumn("n_sources", F.size("sources"))
     for name in sources:
-        proposal = _proposal_of(name)
-        with_sources = with_sources.withColumns(
-            {f"{name}_rank": proposal["rank"], f"{name}_score": proposal["score"]}
-        )
+        with_sources = with_sources.withColumn(f"{name}_rank", _proposal_of(name)["rank"])
     users, items = (features.drop("cutoff") for features in (user_features, item_features))
     return with_sources.join(flat(users, "user_"), on="user_idx", how="left").join(
         flat(items, "item_"), on="item_idx", how="left"
@@ -75,9 +74,12 @@ def _proposal_of(name: str) -> Column:
 
 
 def make_pair_encoding(
-    sources: Sequence[str], user_features: DataFrame, item_features: DataFrame
+    sources: Sequence[str],
+    groups: Sequence[str],
+    user_features: DataFrame,
+    item_features: DataFrame,
 ) -> Encoding:
-    """Return the encoding of all features that `with_pair_features` adds.
+    """Return the encoding of all features of pairs; `groups` : those of `data.pair_features`.
 
     The vocabularies are those of the values in `user_features` and `item_features`. One job for
     each of the two tables.
@@ -86,7 +88,8 @@ def make_pair_encoding(
     items = make_encoding(flat(item_features.drop("cutoff"), "item_"))
     source_numbers = (
         "n_sources",
-        *(f"{name}_{number}" for name in sources for number in ("rank", "score")),
+        *(f"{name}_{number}" for name in sources for number in ("rank", "score", "relative")),
+        *names(groups),
     )
     return Encoding(
         (*source_numbers, *users.numbers, *items.numbers), {**users.fields, **items.fields}
@@ -134,11 +137,12 @@ def truths_of(histories: DataFrame, cutoff: datetime, horizon_days: int) -> Data
 def sample(pairs: DataFrame, settings: Examples, seed: int) -> DataFrame:
     """Return all pairs with a label above 0, and `n_negatives` pairs with label 0 for each user.
 
-    A hash of user, item and `seed` decides which negatives stay, not the order of rows. Cost: one
-    window by user; a task holds the candidates of one user.
+    The negatives of a user are drawn for each mode. A hash of user, item and `seed` decides which
+    of them stay, not the order of rows. Cost: one window by user; a task holds the candidates of
+    one user.
     """
     hashed = F.xxhash64("user_idx", "item_idx", F.lit(seed))
     is_negative = F.col("label") == 0
-    by_hash = Window.partitionBy("user_idx", is_negative).orderBy(hashed, "item_idx")
+    by_hash = Window.partitionBy("mode", "user_idx", is_negative).orderBy(hashed, "item_idx")
     is_kept = ~is_negative | (F.row_number().over(by_hash) <= settings.n_negatives)
     return pairs.withColumn("is_kept", is_kept).where("is_kept").drop("is_kept")

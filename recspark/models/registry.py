@@ -40,8 +40,11 @@ class ModelSpec:
     algorithm_class : path `module:class` of the class that holds the settings only
     model : path `module:class` of the class of the fitted model
     tags : any of `personal` (lists differ by user), `neural` (trains through `recspark.train`),
-        `neighbours` (gives neighbours of items), `cold_users` (answers users without events) and
-        `decay` (a setting `half_life_days` decays events)
+        `ranks` (another number of `train.ranks` gives another model; so it does with `neural`),
+        `neighbours` (gives neighbours of items), `cold_users` (answers users without events),
+        `decay` (a setting `half_life_days` decays events) and `own_items` (lists only items that
+        the user acted on: nothing in mode novel; instead of `personal`, whose checks ask for unseen
+        items)
     training : the training tables that the algorithm may read, depending on its settings;
         build_features writes the tables that tonight's settings make it read
     source : the paper
@@ -113,7 +116,19 @@ MODELS: dict[str, ModelSpec] = {
             "items", "transitions", "Transitions", "personal",
             source="Shani, Heckerman & Brafman 2005",
         ),
+        _line(
+            "items", "own_items", "OwnItems", "own_items", "decay",
+            source="counts of own orders, decayed; cf. Hu et al. 2020 (TIFU-KNN), personal frequency",
+        ),
+        _line(
+            "items", "user_knn", "UserKNN", "personal",
+            source="Herlocker, Konstan, Borchers & Riedl 1999, user-based neighbourhood; decayed",
+        ),
         _line("items", "ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
+        _line(
+            "rankers", "lambdamart", "LambdaMart", "personal", "ranks", kind="ranker",
+            source="Burges 2010; Chen & Guestrin 2016",
+        ),
         _line("factors", "als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
         _line(
             "vectors", "item2vec", "Item2Vec", "personal", "neighbours", "decay",

@@ -29,6 +29,17 @@ ScoringHalfLifeDays = Annotated[
         json_schema_extra={"tune": {"low": 10, "high": 200, "log": True}},
     ),
 ]
+# For the item-item models. The formula is in the docstring of `item_item.trend_factors`.
+TrendDays = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="days; scores are multiplied by the item's trend: its decayed popularity with "
+        "this half-life over that with six times it, scaled so that an item that sells evenly has "
+        "the factor 1; null = no trend",
+        json_schema_extra={"tune": {"choices": [None, 3, 5, 10]}},
+    ),
+]
 VectorSize = Annotated[
     int,
     Field(

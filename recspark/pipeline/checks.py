@@ -89,10 +89,10 @@ def check_slots(config: Config, models: Sequence[str]) -> None:
     time.
     """
     ranks, slots = config.train.ranks, most_slots(config.spark)
-    networks = [model for model in models if "neural" in _tags(config, model)]
-    if networks and slots is not None and ranks > slots:
+    on_ranks = [m for m in models if not {"neural", "ranks"}.isdisjoint(_tags(config, m))]
+    if on_ranks and slots is not None and ranks > slots:
         raise NoSlotsError(
-            f"{', '.join(networks)}: train.ranks = {ranks} need as many task slots, spark.master = "
+            f"{', '.join(on_ranks)}: train.ranks = {ranks} need as many task slots, spark.master = "
             f"{config.spark.master} has {slots}: set train.ranks={max(slots, 1)}, or give Spark more"
         )
 

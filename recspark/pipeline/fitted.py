@@ -31,7 +31,7 @@ from recspark.train.curve import Curve
 # The code that makes the data that every model is fitted on.
 _DATA_MODULES = ("recspark.data.features", "recspark.data.interactions")
 # The code that makes the examples of a ranker.
-_EXAMPLES_MODULES = ("recspark.data.examples", "recspark.pipeline.stages.examples")
+_EXAMPLES_MODULES = ("recspark.pipeline.pairs", "recspark.pipeline.stages.examples")
 # Keys in the detail of a `runs` row of stage train. Beside them it has cutoff -> artifact's folder.
 RECIPE = "recipe"  # the recipe of the artifacts
 # The run whose artifact the backtest uses, where it is another run than this one.
@@ -163,16 +163,17 @@ def recipe(config: Config, model: str) -> str:
         learns_from = [
             config.examples.model_dump(),
             config.evaluate.horizon_days,
-            config.publish.mode,
             config.n_candidates,
             code_digest(*_EXAMPLES_MODULES),
         ]
-    is_network = "neural" in spec_of(model, settings).tags
+    depends_on_ranks = not {"neural", "ranks"}.isdisjoint(spec_of(model, settings).tags)
     return digest(
         {
             "settings": settings,
             "features": config.features.model_dump(),
-            "training": config.train.arithmetic() if is_network else {"seed": config.train.seed},
+            "training": config.train.arithmetic()
+            if depends_on_ranks
+            else {"seed": config.train.seed},
             "code": [algorithm_code(config, model), code_digest(*_DATA_MODULES)],
             "needs": [recipe(config, name) for name in config.needs_of(model)],
             "examples": learns_from,

@@ -72,7 +72,6 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
         "evaluate.horizon_days",
         "evaluate.every_days",
         "examples",
-        "publish.mode",
         "n_candidates",
         "train.seed",
     ),

@@ -228,8 +228,8 @@ def _dataset(
     histories = before(all_histories, cutoff, ratings=config.features.explicit).persist(
         StorageLevel.MEMORY_AND_DISK
     )
-    items = features.items_as_of(context.read("items"), cutoff)
-    item_features = features.item_features(histories, items, cutoff).persist(
+    items, older_items = features.catalogues_as_of(context.read("items"), cutoff)
+    item_features = features.item_features(histories, items, cutoff, older_items).persist(
         StorageLevel.MEMORY_AND_DISK
     )
     training = {}

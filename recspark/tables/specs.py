@@ -128,9 +128,9 @@ SPECS: dict[str, TableSpec] = {
         TableSpec(
             "examples",
             schema.EXAMPLES,
-            key=("cutoff", "model", "user_idx", "item_idx"),
+            key=("cutoff", "model", "mode", "user_idx", "item_idx"),
             partition=("cutoff", "model"),
-            row_bytes=150,
+            row_bytes=300,
         ),
         TableSpec(
             "training_bags",

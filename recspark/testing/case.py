@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -83,13 +84,22 @@ class BaseCase:
 class Case(BaseCase):
     """A retriever, fitted on `synth.power_law` without each user's newest event (see `truth`).
 
-    `log` holds the events of the fit, and `truth` the item of the held-out event, by user.
+    `log` holds the events of the fit, and `truth` the item of the held-out event, by user. It is an
+    item that the user never acted on before. For a model with the tag `own_items` it is one that
+    the user acted on before.
     """
 
     def first_data(self) -> Dataset:
         """See `BaseCase`."""
-        self.log, self.truth = synth.hold_out_newest(synth.power_law(150, 60))
+        events = synth.power_law(150, 60)
+        hold_out = synth.hold_out_newest if self.mode == "novel" else hold_out_repeated
+        self.log, self.truth = hold_out(events)
         return self.dataset(self.log, "shared")
+
+    @property
+    def mode(self) -> str:
+        """The mode of `queries`: `repeat` for a model that lists only the user's own items."""
+        return "repeat" if "own_items" in self.spec.tags else "novel"
 
     @property
     def model(self) -> RetrieverModel:
@@ -122,8 +132,8 @@ class Case(BaseCase):
 
     @cached_property
     def queries(self) -> DataFrame:
-        """The novel queries of all users, sorted by user: computed once, kept on the driver."""
-        queries = self.ask(self.data, self.model)
+        """The queries of all users in `mode`, sorted by user: computed once, kept on the driver."""
+        queries = self.ask(self.data, self.model, self.mode)
         return self.spark.createDataFrame(queries.toArrow().sort_by("user_idx"), queries.schema)
 
     def queries_of(self, rows: Sequence[tuple[Any, ...]]) -> DataFrame:
@@ -137,6 +147,23 @@ class Case(BaseCase):
     def lists(self) -> pa.Table:
         """The K best items of every user, sorted by user and rank."""
         return ordered(self.model.recommend(self.queries, K))
+
+
+def hold_out_repeated(events: synth.Log) -> tuple[synth.Log, dict[int, int]]:
+    """Return the log without each user's newest event, and the item of that event, by user.
+
+    Nothing is held out for a user who did not act on that item before.
+    """
+    newest_first = np.lexsort((events.age, events.user_idx))
+    _, first_positions = np.unique(events.user_idx[newest_first], return_index=True)
+    newest = newest_first[first_positions]
+    pair = np.stack([events.user_idx, events.item_idx], axis=1)
+    _, pair_index, n_events = np.unique(pair, axis=0, return_inverse=True, return_counts=True)
+    held_out = newest[n_events[pair_index[newest]] > 1]
+    is_kept = np.ones(len(events.age), bool)
+    is_kept[held_out] = False
+    users, items = events.user_idx[held_out].tolist(), events.item_idx[held_out].tolist()
+    return events.only(is_kept), dict(zip(users, items, strict=True))
 
 
 def ordered(lists: DataFrame) -> pa.Table:

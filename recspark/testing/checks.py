@@ -102,11 +102,21 @@ def lists_are_well_formed(case: Case) -> None:
 def nothing_seen_is_listed(case: Case) -> None:
     """Lists of novel queries have no item of the history; repeat queries mask nothing."""
     seen_pairs = set(zip(case.log.user_idx.tolist(), case.log.item_idx.tolist(), strict=True))
-    user, item, *_ = _columns(case.lists)
+    user, item, *_ = _columns(case.lists if case.mode == "novel" else _novel_lists(case))
     assert not seen_pairs & set(zip(user.tolist(), item.tolist(), strict=True))
     repeat_lists = ordered(case.model.recommend(case.ask(case.data, case.model, "repeat"), K))
     user, item, *_ = _columns(repeat_lists)
     assert seen_pairs & set(zip(user.tolist(), item.tolist(), strict=True))
+
+
+@check("own_items", kinds=RETRIEVER)
+def only_own_items_are_listed(case: Case) -> None:
+    """Lists of repeat queries have no item outside the user's history; novel queries get no list."""
+    assert _novel_lists(case).num_rows == 0
+    seen_pairs = set(zip(case.log.user_idx.tolist(), case.log.item_idx.tolist(), strict=True))
+    repeat_queries = case.ask(case.data, case.model, "repeat")
+    user, item, *_ = _columns(ordered(case.model.recommend(repeat_queries, len(case.model.items))))
+    assert set(zip(user.tolist(), item.tolist(), strict=True)) <= seen_pairs
 
 
 @check(kinds=RETRIEVER)
@@ -409,6 +419,11 @@ def hit_rate(lists: pa.Table, truth: dict[int, int]) -> float:
     user, item, *_ = _columns(lists)
     pairs = zip(user.tolist(), item.tolist(), strict=True)
     return float(sum(truth.get(u) == i for u, i in pairs) / len(truth))
+
+
+def _novel_lists(case: Case) -> pa.Table:
+    """Return the K best items of every user that are not in the user's history."""
+    return ordered(case.model.recommend(case.ask(case.data, case.model, "novel"), K))
 
 
 def _columns(lists: pa.Table) -> tuple[Array, Array, Array, Array]:

@@ -11,11 +11,13 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data import examples
-from recspark.data.blocks import Array
+from recspark.data.blocks import Array, micros
 from recspark.data.dataset import Dataset, Examples
+from recspark.data.pair_features import FEATURES, Catalogue
 from recspark.errors import ModelError
+from recspark.hybrid.pairs import describe_pairs
 from recspark.models import artifacts
-from recspark.models.base import RankerModel
+from recspark.models.base import RankerModel, RetrieverModel
 from recspark.models.items.item_knn import ItemKNN
 from recspark.models.items.popular import Popular
 from recspark.testing import synth
@@ -24,6 +26,7 @@ from recspark.testing.check import check, raises
 
 RANKER = ("ranker",)
 SOURCES = ("popular", "item_knn")  # the models that propose the pairs
+GROUPS = tuple(FEATURES)  # all groups of features of pairs
 _KEY = [("user_idx", "ascending"), ("item_idx", "ascending")]
 
 
@@ -37,30 +40,40 @@ class RankerCase(BaseCase):
     def first_data(self) -> Dataset:
         """See `BaseCase`."""
         data = synth.dataset(self.spark, synth.power_law(150, 60))
-        self.needed = {
+        self.retrievers: dict[str, RetrieverModel] = {
             "popular": Popular.from_dict({"half_life_days": None}).fit(data, self.options),
             "item_knn": ItemKNN.from_dict({"half_life_days": None}).fit(data, self.options),
         }
+        self.needed = self.retrievers
         self.algorithm.check_needs({name: model.kind for name, model in self.needed.items()})
         return self.with_examples(data)
 
     def with_examples(self, data: Dataset, *, mirrored: bool = False) -> Dataset:
         """Return `data` with examples; `mirrored`: in reverse order and in other partitions."""
         lists = [
-            model.recommend(synth.ask(data), 20).withColumn("model", F.lit(name))  # type: ignore[attr-defined]
-            for name, model in self.needed.items()
+            model.recommend(synth.ask(data), 20).withColumns(
+                {"model": F.lit(name), "mode": F.lit("novel")}
+            )
+            for name, model in self.retrievers.items()
         ]
-        proposed = examples.proposed(reduce(DataFrame.unionByName, lists), SOURCES)
         users, items = data.user_features, data.item_features
-        pairs_with_features = examples.with_pair_features(proposed, SOURCES, users, items)
+        described_pairs = describe_pairs(
+            examples.proposed(reduce(DataFrame.unionByName, lists), SOURCES),
+            data.histories,
+            self.retrievers,
+            Catalogue.of(items),
+            micros(data.cutoff),
+            GROUPS,
+        )
+        pairs_with_features = examples.with_pair_features(described_pairs, SOURCES, users, items)
         is_flipped = F.pmod(F.xxhash64("user_idx", "item_idx"), F.lit(10)) == 0
         is_acted_on = (F.col("item_price") > 4) != is_flipped
-        encoding = examples.make_pair_encoding(SOURCES, users, items)
+        encoding = examples.make_pair_encoding(SOURCES, GROUPS, users, items)
         encoded = encoding.encode(
             pairs_with_features.withColumns(
                 {"label": is_acted_on.cast("float"), "cutoff": F.lit(data.cutoff).cast("timestamp")}
             ),
-            ("cutoff", "user_idx", "item_idx", "label"),
+            ("cutoff", "mode", "user_idx", "item_idx", "label"),
         ).toArrow()
         order: Array = np.lexsort((encoded.column("item_idx"), encoded.column("user_idx")))
         if mirrored:

@@ -116,7 +116,7 @@ class HorovodLauncher:
         from horovod.runner.common.util.timeout import TimeoutException
 
         train = self._train
-        _await_slots(self._spark, train)
+        await_slots(self._spark, train)
         start_s, timeout_s = train.start_timeout_s, train.timeout_s
         shipped_folders, has_own_folder = [SparkFiles.getRootDirectory()], not is_local(self._spark)
         output = _Output()
@@ -456,7 +456,7 @@ class _Output:
         return "\n".join(self._lines)
 
 
-def _await_slots(spark: SparkSession, train: Train) -> None:
+def await_slots(spark: SparkSession, train: Train) -> None:
     """Wait until the cluster has a task slot per rank.
 
     Raises NoSlotsError once the number of slots has not grown for `_STABLE_S`, or in a local

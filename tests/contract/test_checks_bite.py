@@ -160,6 +160,30 @@ def repeat_masks_too(case: Case, patch: Patch) -> None:
     with_recommend(case, patch, lambda q, lists: novel)
 
 
+def with_lists_where(case: Case, patch: Patch, condition: str) -> None:
+    """Keep the listed items that meet `condition`, on the query and its `own` items."""
+    own = F.transform("history", lambda event: event["item_idx"]).alias("own")
+    with_recommend(
+        case,
+        patch,
+        lambda q, lists: (
+            lists.join(q.select("user_idx", "seen", own), on="user_idx", how="inner")
+            .where(condition)
+            .select(*schema.RECOMMENDED.names)
+        ),
+    )
+
+
+@breaks("only_own_items_are_listed")
+def unseen_items_in_mode_novel(case: Case, patch: Patch) -> None:
+    with_lists_where(case, patch, "size(seen) > 0 OR array_contains(own, item_idx)")
+
+
+@breaks("only_own_items_are_listed")
+def unseen_items_in_mode_repeat(case: Case, patch: Patch) -> None:
+    with_lists_where(case, patch, "size(seen) = 0")
+
+
 @breaks("every_user_with_events_is_answered")
 def one_user_is_forgotten(case: Case, patch: Patch) -> None:
     patch.setattr(case, "lists", case.lists.slice(0, case.lists.num_rows - K))

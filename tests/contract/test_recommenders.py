@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ import recspark.models
 from recspark.config import Train
 from recspark.models.base import Algorithm, FitOptions
 from recspark.models.registry import MODELS
-from recspark.testing.case import Case
-from recspark.testing.contract import CHECKS, Check, checks_for
+from recspark.testing.case import BaseCase
+from recspark.testing.contract import CHECKS, Check, case_class, checks_for
 
 # Only to keep fits short; everything else is the default.
 SHORT: dict[str, dict[str, Any]] = {
@@ -35,6 +34,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "item_knn": {"shrink": 1.0, "half_life_days": None},
     "rp3beta": {"half_life_days": None},
     "transitions": {"last_n": 30, "window": 5},  # the planted data have no order in time
+    "own_items": {"order_decay": 1.0},  # the check of `decay` turns the half-life off and on
+    "user_knn": {"n_neighbours": 50},  # fewer than the planted data have users
     "autorec": {
         "hidden_size": 16,
         "unobserved": 0.5,
@@ -54,6 +55,7 @@ SHORT: dict[str, dict[str, Any]] = {
         "n_blocks": 2,
         "reg_items": 1.0,
     },
+    "lambdamart": {"n_trees": 30, "learning_rate": 0.3},
     "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
     # Sessions of the planted data hold hardly more than one event.
     "session_knn": {"train_on": "history", "context": "history"},
@@ -88,23 +90,24 @@ CASES["gru4rec, clicks"] = (
 @pytest.fixture(scope="module", params=CASES)
 def case(
     request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Case]:
+) -> BaseCase:
     name, settings = CASES[request.param]
     options = FitOptions(in_process=True, train=Train(ranks=1))
     folder = str(tmp_path_factory.mktemp(name))
-    return Case(spark, MODELS[name], settings, folder, options)
+    spec = MODELS[name]
+    return case_class(spec)(spark, spec, settings, folder, options)
 
 
 @pytest.mark.spark
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_contract(case: Case, check: Check) -> None:
+def test_contract(case: BaseCase, check: Check) -> None:
     if check not in checks_for(case.spec):
         pytest.skip(f"{case.spec.name} lacks the tags {sorted(check.tags - case.spec.tags)}")
     check.run(case)
 
 
 def test_every_check_applies_to_some_model() -> None:
-    """Those of rankers and encoders run in test_documented_model.py."""
+    """Those of encoders run in test_documented_model.py."""
     kinds = {spec.kind for spec in MODELS.values()}
     used = {check.name for spec in MODELS.values() for check in checks_for(spec)}
     assert used == {check.name for check in CHECKS if kinds & {*check.kinds}}
@@ -122,5 +125,5 @@ def test_every_model_is_registered() -> None:
 
 
 def test_tags_are_known() -> None:
-    known = {"personal", "neural", "neighbours", "cold_users", "decay"}
+    known = {"personal", "neural", "ranks", "neighbours", "cold_users", "decay", "own_items"}
     assert set().union(*(spec.tags for spec in MODELS.values())) == known

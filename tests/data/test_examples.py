@@ -8,26 +8,28 @@ from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Examples
 from recspark.data import examples
 from recspark.data.feature_encoding import CATEGORY_LEVELS
+from recspark.data.pair_features import FEATURES, names
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.spark
 CUT = datetime(2024, 5, 2, tzinfo=UTC)
 LISTS = [
-    ("als", 1, 10, 1, 0.5),
-    ("ease", 1, 10, 3, 2.0),
-    ("ease", 1, 11, 1, 4.0),
-    ("other", 1, 12, 1, 4.0),  # no source
-    ("als", 2, 11, 2, 0.1),
+    ("novel", "als", 1, 10, 1, 0.5),
+    ("novel", "ease", 1, 10, 3, 2.0),
+    ("novel", "ease", 1, 11, 1, 4.0),
+    ("novel", "other", 1, 12, 1, 4.0),  # no source
+    ("novel", "als", 2, 11, 2, 0.1),
 ]
 
 
 def proposed(spark: SparkSession) -> Any:
-    kinds = "model string, user_idx bigint, item_idx int, rank int, score float"
+    kinds = "mode string, model string, user_idx bigint, item_idx int, rank int, score float"
     lists = spark.createDataFrame(LISTS, kinds)
     return examples.proposed(lists, ("ease", "als"))
 
@@ -53,17 +55,27 @@ def test_features_of_a_pair(spark: SparkSession) -> None:
         [(CUT, 10, 2.5, ["a", "b"])],
         "cutoff timestamp, item_idx int, price double, category array<string>",
     )
-    frame = examples.with_pair_features(proposed(spark), ("ease", "als"), users, items)
+    pairs = proposed(spark).withColumns(  # as `describe_pairs` adds them
+        {
+            f"{name}_{number}": F.lit(0.5).cast("float")
+            for name in ("ease", "als")
+            for number in ("score", "relative")
+        }
+    )
+    frame = examples.with_pair_features(pairs, ("ease", "als"), users, items)
     rows = {(r["user_idx"], r["item_idx"]): r.asDict() for r in frame.collect()}
     first, second = rows[1, 10], rows[2, 11]
-    assert (first["n_sources"], first["ease_rank"], first["als_score"]) == (2, 3, 0.5)
+    assert (first["n_sources"], first["ease_rank"], first["als_rank"]) == (2, 3, 1)
     assert (first["user_n_events"], first["item_price"], first["item_category_2"]) == (5, 2.5, "b")
     assert (second["n_sources"], second["ease_rank"], second["als_rank"]) == (1, None, 2)
     assert (second["user_activity"], second["item_price"]) == (None, None)
-    encoding = examples.make_pair_encoding(("ease", "als"), users, items)
+    encoding = examples.make_pair_encoding(("ease", "als"), (), users, items)
     assert encoding.numbers == (
-        "n_sources", "ease_rank", "ease_score", "als_rank", "als_score", "user_n_events", "item_price",
+        "n_sources", "ease_rank", "ease_score", "ease_relative", "als_rank", "als_score",
+        "als_relative", "user_n_events", "item_price",
     )  # fmt: skip
+    with_orders = examples.make_pair_encoding(("ease",), ("orders",), users, items)
+    assert "pair_due" in with_orders.numbers
     assert encoding.fields["item_category_1"] == ("a",)
     assert encoding.encode(frame, ("user_idx", "item_idx")).count() == 3
 
@@ -90,21 +102,29 @@ def test_labels_are_what_came_in_the_horizon(spark: SparkSession) -> None:
 
 def test_the_sample_keeps_what_was_acted_on_and_some_of_the_rest(spark: SparkSession) -> None:
     pairs = spark.createDataFrame(
-        [(u, i, float(i % 10 == 0)) for u in range(20) for i in range(50)],
-        "user_idx bigint, item_idx int, label float",
+        [
+            (m, u, i, float(i % 10 == 0))
+            for m in ("novel", "repeat")
+            for u in range(20)
+            for i in range(50)
+        ],
+        "mode string, user_idx bigint, item_idx int, label float",
     )
     settings = Examples(n_negatives=7)  # type: ignore[call-arg]
 
-    def kept(seed: int, partitions: int) -> set[tuple[int, int]]:
+    def kept(seed: int, partitions: int) -> set[tuple[str, int, int]]:
         rows = examples.sample(pairs.repartition(partitions), settings, seed).collect()
-        assert all(set(r.asDict()) == {"user_idx", "item_idx", "label"} for r in rows)
-        return {(r["user_idx"], r["item_idx"]) for r in rows}
+        assert all(set(r.asDict()) == {"mode", "user_idx", "item_idx", "label"} for r in rows)
+        return {(r["mode"], r["user_idx"], r["item_idx"]) for r in rows}
 
     first = kept(1, 2)
     assert first == kept(1, 7)  # whatever the order
     assert first != kept(2, 2)
-    assert {(u, i) for u in range(20) for i in range(0, 50, 10)} <= first
-    assert len(first) == 20 * (5 + 7)
+    positives = {
+        (m, u, i) for m in ("novel", "repeat") for u in range(20) for i in range(0, 50, 10)
+    }
+    assert positives <= first
+    assert len(first) == 2 * 20 * (5 + 7)
 
 
 def test_the_page_lists_every_feature() -> None:
@@ -115,5 +135,6 @@ def test_the_page_lists_every_feature() -> None:
     tables = [*schema.USER_FEATURES.names, *schema.ITEM_FEATURES.names]
     columns = {f"`{n}`" for n in tables if n not in ("cutoff", "user_idx", "item_idx", "category")}
     levels = {f"`category_{level}`" for level in range(1, CATEGORY_LEVELS + 1)}
-    pairs = {"`n_sources`", "`NAME_rank`", "`NAME_score`"}
+    pairs = {"`n_sources`", "`NAME_rank`", "`NAME_score`", "`NAME_relative`"}
+    pairs |= {f"`{name}`" for name in names(tuple(FEATURES))}
     assert named == columns | levels | pairs

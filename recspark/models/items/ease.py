@@ -17,6 +17,7 @@ from recspark.models.items.item_item import (
     ItemItemModel,
     ItemItemSettings,
     gram,
+    multiply_by_trend,
     vocabulary_within_limit,
 )
 from recspark.models.weights import HistoryWeights
@@ -46,17 +47,23 @@ class Ease(Algorithm[EaseSettings]):
 
     X has a row per user and a column per item; it holds the decayed weights of the users' items.
     The solution is B = I - P diag(1 / diag(P)) with P = (X^T X + reg I)^-1.
+    With `trend_days`, scores are multiplied by the item's trend, negative ones too: see
+    `multiply_by_trend`.
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", equations 4 to 8.
     """
 
     settings_class = EaseSettings
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> EaseModel:
-        """See `Algorithm.fit`. The driver needs 12 n_items^2 bytes and n_items^3 operations."""
+        """See `Algorithm.fit`. The driver needs 12 n_items^2 bytes and n_items^3 operations.
+
+        With `trend_days` the fit runs two more jobs.
+        """
         settings = self.settings
         items = vocabulary_within_limit(data, settings, "ease")
         weights = HistoryWeights(micros(data.cutoff), settings.half_life_days, settings.weighting)
         matrix = _weights(gram(data.histories, items, weights), settings.reg)
+        multiply_by_trend(matrix, items, data, settings.trend_days)
         return EaseModel(settings, data.cutoff, items, matrix)
 
 

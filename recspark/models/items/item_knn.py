@@ -16,6 +16,7 @@ from recspark.models.items.item_item import (
     ItemItemSettings,
     gram,
     keep_nearest,
+    multiply_by_trend,
     vocabulary_within_limit,
 )
 from recspark.models.weights import HistoryWeights
@@ -55,19 +56,25 @@ class ItemKNN(Algorithm[ItemKNNSettings]):
     similarity(j, i) = x_i . x_j / (|x_i| |x_j| + shrink), where x_i is the column of item i in the
     matrix of all users' weights.
 
+    With `trend_days`, scores are multiplied by the item's trend: see `multiply_by_trend`.
+
     Source: Sarwar et al. 2001, "Item-based collaborative filtering"; shrink: Bell and Koren 2007.
     """
 
     settings_class = ItemKNNSettings
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> ItemKNNModel:
-        """See `Algorithm.fit`. The driver needs 12 n_items^2 bytes."""
+        """See `Algorithm.fit`. The driver needs 12 n_items^2 bytes.
+
+        With `trend_days` the fit runs two more jobs.
+        """
         settings = self.settings
         items = vocabulary_within_limit(data, settings, "item_knn")
         weights = HistoryWeights(micros(data.cutoff), settings.half_life_days, settings.weighting)
         matrix = similarities(gram(data.histories, items, weights), settings.shrink)
         if settings.n_neighbours is not None:
             keep_nearest(matrix, settings.n_neighbours)
+        multiply_by_trend(matrix, items, data, settings.trend_days)
         return ItemKNNModel(settings, data.cutoff, items, matrix)
 
 

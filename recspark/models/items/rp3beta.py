@@ -24,6 +24,7 @@ from recspark.models.items.item_item import (
     ItemItemSettings,
     gram,
     keep_nearest,
+    multiply_by_trend,
     vocabulary_within_limit,
 )
 from recspark.models.weights import HistoryWeights
@@ -80,6 +81,8 @@ class Rp3Beta(Algorithm[Rp3BetaSettings]):
     user's events on the item; d_i is the sum of x over the users of item i. Without decay x is 1,
     as in the paper.
 
+    With `trend_days`, scores are multiplied by the item's trend: see `multiply_by_trend`.
+
     Source: Paudel, Christoffel, Newell & Bernstein 2016, "Updatable, Accurate, Diverse, and
     Scalable Recommendations for Interactive Applications".
     """
@@ -87,7 +90,9 @@ class Rp3Beta(Algorithm[Rp3BetaSettings]):
     settings_class = Rp3BetaSettings
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> Rp3BetaModel:
-        """See `Algorithm.fit`. The driver needs 12 n_items^2 bytes. Two jobs."""
+        """See `Algorithm.fit`. The driver needs 12 n_items^2 bytes. Two jobs, and two more with
+        `trend_days`.
+        """
         settings = self.settings
         items = vocabulary_within_limit(data, settings, "rp3beta")
         weights = HistoryWeights(micros(data.cutoff), settings.half_life_days, settings.weighting)
@@ -96,6 +101,7 @@ class Rp3Beta(Algorithm[Rp3BetaSettings]):
         matrix = walk_weights(walks, degrees, settings.alpha, settings.beta)
         if settings.n_neighbours is not None:
             keep_nearest(matrix, settings.n_neighbours)
+        multiply_by_trend(matrix, items, data, settings.trend_days)
         return Rp3BetaModel(settings, data.cutoff, items, matrix)
 
 

@@ -95,8 +95,8 @@ def _user_features(context: RunContext, histories: DataFrame, cutoff: datetime) 
 
 
 def _item_features(context: RunContext, histories: DataFrame, cutoff: datetime) -> DataFrame:
-    items = features.items_as_of(context.read("items"), cutoff)
-    return features.item_features(histories, items, cutoff)
+    items, older_items = features.catalogues_as_of(context.read("items"), cutoff)
+    return features.item_features(histories, items, cutoff, older_items)
 
 
 # table -> the function that returns its rows as of a cutoff, from the histories before that

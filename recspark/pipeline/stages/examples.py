@@ -21,6 +21,7 @@ from recspark.pipeline.fitted import (
     sources_of,
     with_user_features,
 )
+from recspark.pipeline.pairs import pairs_with_features
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import features_as_of, with_truth
 
@@ -29,8 +30,8 @@ def examples(context: RunContext, model: str) -> StageResult:
     """Write one ranker's slices of `examples`, one for each cutoff of the grid.
 
     The examples of a cutoff are pairs of a user and an item. The ranker's retrievers, fitted on the
-    events before the cutoff, propose items to the users who acted again in the horizon after it.
-    The label of a pair says what the user then did with the item.
+    events before the cutoff, propose items to the users who acted again in the horizon after it, in
+    each mode of `examples.modes`. The label of a pair says what the user then did with the item.
 
     A cutoff has no examples where it lies before the shop's first events, or where one of the
     retrievers had too little data. Raises EmptyDataError where no cutoff has any.
@@ -42,13 +43,18 @@ def examples(context: RunContext, model: str) -> StageResult:
     encoding: Encoding | None = None
     for cutoff in context.cutoffs.examples:
         try:
-            pairs_of_cutoff = _proposed_pairs(context, model, cutoff)
+            users = _users_of(context, cutoff)
+            lists = _lists_of(context, model, cutoff, users)
         except EmptyDataError as error:
             context.progress(f"  no examples as of {cutoff:%Y-%m-%d}: {error}")
             continue
-        users, items = features_as_of(context, cutoff)
         if encoding is None:
-            encoding = pairs.make_pair_encoding(sources_of(context, model), users, items)
+            encoding = pairs.make_pair_encoding(
+                sources_of(context, model),
+                context.config.examples.features,
+                *features_as_of(context, cutoff),
+            )
+        pairs_of_cutoff = pairs_with_features(context, model, cutoff, lists, users)
         rows_by_cutoff[cutoff] = _examples_of(context, model, cutoff, pairs_of_cutoff, encoding)
     if encoding is None:
         raise EmptyDataError(
@@ -84,47 +90,50 @@ def examples(context: RunContext, model: str) -> StageResult:
     )
 
 
-def _proposed_pairs(context: RunContext, model: str, cutoff: datetime) -> DataFrame:
-    """Return the pairs that the ranker's retrievers propose to users who act in the horizon after
-    `cutoff`.
+def _users_of(context: RunContext, cutoff: datetime) -> DataFrame:
+    """Return `user_idx, history, seen` of the users who act in the horizon after `cutoff`.
 
-    At most `examples.max_users` users, drawn by a hash. Columns as in
-    `recspark.data.examples.proposed`.
+    At most `examples.max_users` users, drawn by a hash; the histories end before `cutoff`.
     """
     config = context.config
     histories_with_truth = with_truth(context, context.read("histories"), cutoff)
     users = before(histories_with_truth, cutoff, ratings=config.features.explicit)
-    is_sampled = hash_sample(users, config.examples.max_users, config.train.seed)
-    user_queries = queries(users.where(is_sampled), config.publish.mode)
-    sources = sources_of(context, model)
+    return users.where(hash_sample(users, config.examples.max_users, config.train.seed))
+
+
+def _lists_of(context: RunContext, model: str, cutoff: datetime, users: DataFrame) -> DataFrame:
+    """Return `mode, model, user_idx, item_idx, rank, score`: what the ranker's retrievers, fitted
+    at `cutoff`, list for `users` in each mode of the examples.
+    """
+    config = context.config
     lists = []
-    for source in sources:
+    for source in sources_of(context, model):
         fitted = load_retriever(context, source, cutoff)
-        lists_of_source = fitted.recommend(
-            with_user_features(context, fitted, user_queries), config.n_candidates
-        )
-        lists.append(lists_of_source.withColumn("model", F.lit(source)))
-    return pairs.proposed(reduce(DataFrame.unionByName, lists), sources)
+        for mode in config.examples.modes:
+            user_queries = with_user_features(context, fitted, queries(users, mode))
+            lists.append(
+                fitted.recommend(user_queries, config.n_candidates).withColumns(
+                    {"mode": F.lit(mode), "model": F.lit(source)}
+                )
+            )
+    return reduce(DataFrame.unionByName, lists)
 
 
 def _examples_of(
-    context: RunContext, model: str, cutoff: datetime, proposed_pairs: DataFrame, encoding: Encoding
+    context: RunContext,
+    model: str,
+    cutoff: datetime,
+    pairs_of_cutoff: DataFrame,
+    encoding: Encoding,
 ) -> DataFrame:
     """Return the examples of one cutoff, as `schema.EXAMPLES`."""
     config = context.config
-    histories = context.read("histories")
-    truths = pairs.truths_of(histories, cutoff, config.evaluate.horizon_days)
+    truths = pairs.truths_of(context.read("histories"), cutoff, config.evaluate.horizon_days)
     sampled_pairs = pairs.sample(
-        pairs.labelled(proposed_pairs, truths), config.examples, config.train.seed
+        pairs.labelled(pairs_of_cutoff, truths), config.examples, config.train.seed
     )
-    users, items = features_as_of(context, cutoff)
-    pairs_with_features = pairs.with_pair_features(
-        sampled_pairs, sources_of(context, model), users, items
-    )
-    encoded_pairs = encoding.encode(
-        pairs_with_features, ("user_idx", "item_idx", "label", "sources")
-    )
-    return encoded_pairs.select(
+    keys = ("mode", "user_idx", "item_idx", "label", "sources")
+    return encoding.encode(sampled_pairs, keys).select(
         F.lit(cutoff).alias("cutoff"),
         F.lit(model).alias("model"),
         *[name for name in schema.EXAMPLES.names if name not in ("cutoff", "model")],

@@ -10,16 +10,16 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Mode
-from recspark.data.examples import proposed, with_pair_features
 from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import backtest_model, load_model, sources_of, with_user_features
+from recspark.pipeline.fitted import backtest_model, load_model, with_user_features
+from recspark.pipeline.pairs import pairs_with_features
 from recspark.pipeline.plan import listed_tonight
 from recspark.pipeline.runlog import StageResult
-from recspark.pipeline.training_sets import USERS_WITH_TRUTH, features_as_of, with_truth
+from recspark.pipeline.training_sets import USERS_WITH_TRUTH, with_truth
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
@@ -48,7 +48,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
     lists_made = []
     for cutoff, mode, fitted, users in lists_to_make:
         if isinstance(fitted, RankerModel):
-            lists = ranked(context, model, fitted, cutoff, mode, k)
+            lists = ranked(context, model, fitted, cutoff, mode, users, k)
         else:
             assert isinstance(fitted, RetrieverModel), model
             user_queries = queries(users, mode)
@@ -74,26 +74,27 @@ def recommend(context: RunContext, model: str) -> StageResult:
 
 
 def ranked(
-    context: RunContext, model: str, fitted: RankerModel, cutoff: datetime, mode: Mode, k: int
+    context: RunContext,
+    model: str,
+    fitted: RankerModel,
+    cutoff: datetime,
+    mode: Mode,
+    users: DataFrame,
+    k: int,
 ) -> DataFrame:
     """Return a ranker's lists: the k best of the items that its retrievers list, by the ranker's
     scores.
 
     `schema.RECOMMENDED`. Among equal scores the smaller item_idx comes first. The lists of the
-    retrievers are read from `candidates`, those of the same night, cutoff and mode. Cost: a shuffle
-    by pair, joins with the features, and a window by user.
+    retrievers are read from `candidates`, those of the same night, cutoff and mode; `users` has the
+    histories of their users. Cost: that of `pairs_with_features`, and a window by user.
     """
-    sources = sources_of(context, model)
     is_of_lists = (F.col("cutoff") == F.lit(cutoff)) & (F.col("mode") == F.lit(mode))
     lists_of_night = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date)) & is_of_lists
     )
-    pairs_with_features = with_pair_features(
-        proposed(lists_of_night, sources), sources, *features_as_of(context, cutoff)
-    )
-    scored_pairs = fitted.score(
-        fitted.encoding.encode(pairs_with_features, ("user_idx", "item_idx"))
-    )
+    pairs = pairs_with_features(context, model, cutoff, lists_of_night, users)
+    scored_pairs = fitted.score(fitted.encoding.encode(pairs, ("user_idx", "item_idx")))
     best_first = Window.partitionBy("user_idx").orderBy(F.desc("score"), "item_idx")
     return (
         scored_pairs.withColumn("rank", F.row_number().over(best_first))

@@ -1,0 +1,159 @@
+"""Gradient-boosted trees, grown by xgboost on several Spark tasks that work together."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark import BarrierTaskContext
+from pyspark.sql import DataFrame
+from pyspark.sql.types import BinaryType
+
+from recspark import schema
+from recspark.data.blocks import Array
+from recspark.data.feature_encoding import Encoding, parse_encoded
+
+_TREES = schema.columns(trees=BinaryType())
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """How trees are grown.
+
+    Parameters
+    ----------
+    params : parameters of xgboost
+    n_trees : rounds of boosting, one tree each
+    n_workers : Spark tasks that grow the trees together, each on its share of the groups
+    n_threads : threads of each of them
+    """
+
+    params: Mapping[str, Any]
+    n_trees: int
+    n_workers: int
+    n_threads: int
+
+
+def grow_trees(
+    rows: DataFrame, group: Sequence[str], order: Sequence[str], encoding: Encoding, how: Boosting
+) -> bytes:
+    """Return the trees that rank the rows of each group by `label`, as the JSON text of xgboost.
+
+    Parameters
+    ----------
+    rows : the columns `group` and `order`, label float, and the features as `encoding` encodes them
+    group : the columns whose values name a group; only rows of one group are compared
+    order : columns that give the rows of a group a unique order
+
+    A group goes whole to one worker. Which worker that is, and the order of its rows, follow from
+    the values alone. So the trees have the same bits in whatever order and partitions the rows
+    come; another number of workers or threads may give other trees. One shuffle by group; one
+    barrier stage, whose tasks all run at once and exchange histograms of gradients. Memory of a
+    worker: 5 bytes per feature of each of its rows.
+    """
+    sorted_rows = rows.repartition(how.n_workers, *group).sortWithinPartitions(*group, *order)
+
+    def grow(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from _grow(batches, group, encoding, how)
+
+    [row] = sorted_rows.mapInArrow(grow, _TREES, barrier=True).collect()
+    return bytes(row["trees"])
+
+
+def feature_matrix(numbers: Array, fields: Array) -> Array:
+    """Return what trees read of n pairs: float32 (n, n_numbers + n_fields).
+
+    The codes of fields come after the numbers; infinite numbers become the largest finite ones.
+    """
+    return np.concatenate([np.clip(numbers, -_LARGEST, _LARGEST), fields], axis=1, dtype=np.float32)
+
+
+def feature_types(encoding: Encoding) -> list[str]:
+    """Return xgboost's type of each column of `feature_matrix`: q = number, c = category."""
+    return ["q"] * len(encoding.numbers) + ["c"] * len(encoding.fields)
+
+
+def _grow(
+    batches: Iterable[pa.RecordBatch], group: Sequence[str], encoding: Encoding, how: Boosting
+) -> Iterator[pa.RecordBatch]:
+    """Grow the trees together with the other workers; the first worker yields them."""
+    import xgboost
+
+    features, labels, groups = [], [], []
+    n_groups = -1
+    last_group: dict[str, Any] | None = None
+    for batch in batches:
+        features.append(feature_matrix(*parse_encoded(batch, encoding)))
+        labels.append(batch.column("label").to_numpy())
+        is_first, last_group = _group_starts(batch, group, last_group)
+        groups.append(n_groups + np.cumsum(is_first))
+        n_groups += int(is_first.sum())
+    n_columns = len(encoding.numbers) + len(encoding.fields)
+    matrix = np.concatenate([np.empty((0, n_columns), np.float32), *features])
+    features.clear()
+
+    context = BarrierTaskContext.get()
+    with _meeting(context, how.n_workers):
+        data = xgboost.QuantileDMatrix(
+            matrix,
+            label=np.concatenate([np.empty(0, np.float32), *labels]),
+            qid=np.concatenate([np.empty(0, np.int64), *groups]),
+            feature_types=feature_types(encoding),
+            enable_categorical=True,
+            max_bin=how.params["max_bin"],
+            nthread=how.n_threads,
+        )
+        params = {**how.params, "nthread": how.n_threads}
+        booster = xgboost.train(params, data, how.n_trees)
+        trees = bytes(booster.save_raw("json"))
+    context.barrier()
+    if context.partitionId() == 0:
+        yield pa.RecordBatch.from_arrays([pa.array([trees], pa.binary())], names=_TREES.names)
+
+
+def _group_starts(
+    batch: pa.RecordBatch, group: Sequence[str], last_group: dict[str, Any] | None
+) -> tuple[Array, dict[str, Any] | None]:
+    """Return which rows are the first of their group, bool (n,), and the group of the last row.
+
+    `last_group` : the group of the row before the batch; None = there is none.
+    """
+    if batch.num_rows == 0:
+        return np.zeros(0, bool), last_group
+    is_first = np.zeros(batch.num_rows, bool)
+    for name in group:
+        codes = batch.column(name).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        is_first[1:] |= codes[1:] != codes[:-1]
+    first, last = (
+        {name: batch.column(name)[row].as_py() for name in group} for row in (0, batch.num_rows - 1)
+    )
+    is_first[0] = first != last_group
+    return is_first, last
+
+
+def _meeting(context: BarrierTaskContext, n_workers: int) -> AbstractContextManager[Any]:
+    """Return the context in which this task exchanges sums with the other workers.
+
+    The first worker runs the tracker, through which the others find each other.
+    """
+    if n_workers == 1:
+        return nullcontext()
+    from xgboost.collective import CommunicatorContext
+    from xgboost.tracker import RabitTracker
+
+    arguments: dict[str, Any] = {}
+    if context.partitionId() == 0:
+        host = context.getTaskInfos()[0].address.rpartition(":")[0]
+        tracker = RabitTracker(n_workers=n_workers, host_ip=host, sortby="task")
+        tracker.start()
+        threading.Thread(target=tracker.wait_for, daemon=True).start()
+        arguments = tracker.worker_args()
+    [text, *_] = context.allGather(json.dumps(arguments))
+    return CommunicatorContext(**json.loads(text), dmlc_task_id=str(context.partitionId()))

@@ -1,0 +1,132 @@
+"""Scores of pairs by several retrievers at once, with the features that follow from histories.
+
+One pass over the users: a row holds a user's history and all candidates, so every retriever scores
+every candidate, also those that only another retriever lists. No row of all items is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from recspark import schema
+from recspark.data.blocks import Array, parse_queries
+from recspark.data.pair_features import Catalogue, Pairs, names, pair_features
+from recspark.models.base import RetrieverModel
+from recspark.models.scoring import topk
+
+# A score is also given relative to the score that is the fifth best among the user's candidates.
+REFERENCE_RANK = 5
+_KEYS = ("mode", "user_idx", "item_idx", "sources")
+
+
+def score_names(retriever: str) -> tuple[str, str]:
+    """Return the names of the two features that a retriever's score of a pair gives."""
+    return f"{retriever}_score", f"{retriever}_relative"
+
+
+def describe_pairs(
+    pairs: DataFrame,
+    queries: DataFrame,
+    retrievers: Mapping[str, RetrieverModel],
+    catalogue: Catalogue,
+    as_of: int,
+    groups: Sequence[str],
+) -> DataFrame:
+    """Return `pairs` with the scores of all retrievers and with the features of `groups`.
+
+    Parameters
+    ----------
+    pairs : mode, user_idx, item_idx, sources, as `recspark.data.examples.proposed` returns them
+    queries : user_idx, history, a row per user; for a retriever that reads user features also a
+        column `features_NAME`
+    retrievers : name -> fitted model, all of one cutoff
+    catalogue : the items as of the cutoff
+    as_of : the cutoff, in microseconds since 1970 UTC
+    groups : groups of `recspark.data.pair_features.FEATURES`
+
+    A score is null if the retriever does not know the user or the item, or would never recommend
+    the item to the user. `NAME_relative` is the score divided by the fifth best score among the
+    candidates of the user and the mode; it is null where that is not above 0.
+
+    One shuffle by user, of the pairs and of the queries; no action. A task holds the candidates of
+    a batch of users.
+    """
+    of_user = pairs.groupBy("user_idx", "mode").agg(
+        F.array_sort(F.collect_list(F.struct("item_idx", "sources"))).alias("candidates")
+    )
+    rows = of_user.join(queries, on="user_idx", how="inner").withColumn(
+        "seen", F.array().cast(schema.ITEM_IDXS)
+    )
+    new_names = [name for retriever in retrievers for name in score_names(retriever)]
+    new_names += names(groups)
+    result = StructType(
+        [*(pairs.schema[key] for key in _KEYS), *(StructField(n, schema.FLOAT) for n in new_names)]
+    )
+    scorers = {name: (model.items, model.scorer()) for name, model in retrievers.items()}
+    reads_features = frozenset(
+        name for name, model in retrievers.items() if model.user_encoding is not None
+    )
+    shared = pairs.sparkSession.sparkContext.broadcast((scorers, catalogue))
+
+    def describe(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        scorers, catalogue = shared.value
+        for batch in batches:
+            candidates = batch.column("candidates")
+            lengths = candidates.value_lengths().to_numpy(zero_copy_only=False)
+            row = np.repeat(np.arange(batch.num_rows), lengths)
+            proposals = candidates.flatten()
+            item_idx = proposals.field("item_idx").to_numpy()
+            block = parse_queries(batch)
+            columns: list[Array] = []
+            for name, (items, scorer) in scorers.items():
+                if name in reads_features:
+                    block = replace(block, features=batch.column(f"features_{name}"))
+                score, has_score = topk.pair_scores(block, items, scorer, row, item_idx)
+                score = np.where(has_score, score, np.nan)
+                columns += [score, relative(score, row, batch.num_rows)]
+            of_pairs = Pairs(row, item_idx, block.history, as_of, catalogue)
+            columns += pair_features(of_pairs, groups).values()
+            yield pa.RecordBatch.from_arrays(
+                [
+                    batch.column("mode").take(pa.array(row)),
+                    batch.column("user_idx").take(pa.array(row)),
+                    proposals.field("item_idx"),
+                    proposals.field("sources"),
+                    *(
+                        pa.array(c.astype(np.float32), pa.float32(), mask=np.isnan(c))
+                        for c in columns
+                    ),
+                ],
+                names=result.names,
+            )
+
+    return rows.mapInArrow(describe, result)
+
+
+def relative(score: Array, row: Array, n_rows: int) -> Array:
+    """Return each score divided by the fifth best score of its row, float64 (p,).
+
+    NaN where the score is NaN, and where the fifth best (or, with fewer scores, the last) is not
+    above 0. `row` int64 (p,) ascends.
+
+    >>> relative(np.array([3.0, 2.0, np.nan, 5.0]), np.array([0, 0, 0, 1]), 2)
+    array([1.5, 1. , nan, 1. ])
+    """
+    has_score = ~np.isnan(score)
+    scored_row, scored = row[has_score], score[has_score]
+    order = np.lexsort((-scored, scored_row))
+    start = np.searchsorted(scored_row, np.arange(n_rows + 1))
+    lengths = np.diff(start)
+    reference = np.full(n_rows, np.nan)
+    has_any = lengths > 0
+    place = start[:-1] + np.minimum(lengths, REFERENCE_RANK) - 1
+    reference[has_any] = scored[order[place[has_any]]]
+    divisor = np.where(reference > 0, reference, np.nan)[row]
+    return np.asarray(score / divisor)

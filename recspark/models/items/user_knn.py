@@ -1,0 +1,368 @@
+"""User kNN: recommend the items that the most similar users acted on lately.
+
+Two users are similar if they acted on the same items; the similarity is a cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType
+from scipy import sparse
+
+from recspark import schema
+from recspark.data.blocks import (
+    Array,
+    Histories,
+    QueryBlock,
+    Ragged,
+    local_index,
+    micros,
+    parse_histories,
+)
+from recspark.data.dataset import Dataset
+from recspark.data.interactions import hash_sample
+from recspark.errors import CatalogueTooLargeError
+from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
+from recspark.models.scoring import topk
+from recspark.models.scoring.listed import ListedScores
+from recspark.models.setting_types import HalfLifeDays
+from recspark.models.weights import HistoryWeights
+
+# Memory of the driver, while the index is built, for each entry (an item of a user): measured
+_ENTRY_BYTES = 100
+# Memory of a block of similarities for each pair of a query and a user: a float64 and an int32
+_PAIR_BYTES = 12
+# Memory of `ListedScores.best` for each listed item: measured
+_LISTED_BYTES = 50
+_FLOATS = ArrayType(schema.FLOAT)
+_USERS = schema.columns(
+    user_idx=schema.LONG, items=schema.ITEM_IDXS, weights=_FLOATS, votes=_FLOATS
+)
+
+
+class UserKNNSettings(Settings):
+    """Settings of `UserKNN`."""
+
+    half_life_days: HalfLifeDays = Field(
+        60.0,
+        description="days, in the similarity of users: an event this old counts half; null = no "
+        "decay. Source: bundled data",
+    )
+    vote_half_life_days: HalfLifeDays = Field(
+        10.0,
+        description="days, in the votes of the neighbours: an event this old counts half; null = "
+        "no decay. Source: bundled data",
+    )
+    n_neighbours: int = Field(
+        200,
+        ge=1,
+        description="k: this many of the most similar users vote. Source: bundled data",
+        json_schema_extra={"tune": {"choices": [50, 100, 200, 400, 800]}},
+    )
+    max_users: int = Field(
+        50_000,
+        ge=1,
+        description="largest neighbourhood, in users: of more users, a sample of about this many "
+        "are compared with a query, which costs time in proportion to their number. Guess",
+    )
+    max_entries: int = Field(
+        100_000_000,
+        ge=1,
+        description="largest index, in entries: the distinct items of all its users together. An "
+        "entry takes about 100 bytes on the driver while the index is built (10 GB), and 24 in the "
+        "artifact and on the workers. Guess",
+    )
+
+
+class UserKNNModel(ArraysModel):
+    """A fitted `UserKNN`: the index of users.
+
+    User u of the index (a position, not a user_idx) has the votes `votes[user_start[u]:
+    user_start[u + 1]]` (float64) for the local items at the same places of `user_items` (int32,
+    ascending). Item i is in the unit vectors of the users at the places `item_start[i]:
+    item_start[i + 1]` of `item_users` (int32, ascending), and `units` (float64) holds its
+    coordinate in each of these vectors. `user_idx` (int64, ascending) is the user_idx of each user.
+    Both starts are int64.
+
+    An entry of the index takes 24 bytes: 12 in each of the two halves.
+    """
+
+    settings: UserKNNSettings
+
+    def scorer(self) -> topk.ListScorer:
+        """See `RetrieverModel`."""
+        return UserKNNScorer(self.settings, micros(self.cutoff), self.items, self.shared_arrays())
+
+
+@dataclass(frozen=True)
+class UserKNNScorer:
+    """Compares each query with the users of the index, and adds up the votes of the nearest ones.
+
+    `as_of` : the time at which an event has age 0, in microseconds since 1970 UTC. `items` int32
+    (n_items,), ascending: the vocabulary. `arrays` : see `UserKNNModel`.
+    """
+
+    settings: UserKNNSettings
+    as_of: int
+    items: Array
+    arrays: dict[str, topk.Shared]
+
+    def score(self, block: QueryBlock) -> LongLists:
+        """See `topk.ListScorer`.
+
+        The queries are taken in slices. The similarities of a slice take at most
+        `topk.block_bytes()`, or those of one query if they take more.
+        """
+        arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
+        user_idx, n_items = arrays["user_idx"], len(self.items)
+        users_of_items = sparse.csr_matrix(
+            (arrays["units"], arrays["item_users"], arrays["item_start"]),
+            shape=(n_items, len(user_idx)),
+        )
+        votes_of_users = sparse.csr_matrix(
+            (arrays["votes"], arrays["user_items"], arrays["user_start"]),
+            shape=(len(user_idx), n_items),
+        )
+        similarity_weights, _ = weights_of(self.settings, self.as_of)
+        start, local, weights = similarity_weights.local(block.history, self.items)
+        queries = unit_rows(sparse.csr_matrix((weights, local, start), shape=(len(block), n_items)))
+        # The position of each query's own user in the index; -1 where the index lacks the user.
+        own_position = (
+            local_index(user_idx, block.user_idx) if len(user_idx) else np.full(len(block), -1)
+        )
+        n_rows = max(1, topk.block_bytes() // (_PAIR_BYTES * max(len(user_idx), 1)))
+        lengths, listed_items, scores = [], [], []
+        for begin in range(0, len(block), n_rows):
+            rows = slice(begin, begin + n_rows)
+            neighbours = nearest_users(
+                queries[rows] @ users_of_items, own_position[rows], self.settings.n_neighbours
+            )
+            votes = neighbours @ votes_of_users
+            votes.sort_indices()
+            lengths.append(np.diff(votes.indptr))
+            listed_items.append(votes.indices.astype(np.int32))
+            scores.append(votes.data.astype(np.float32))
+        return LongLists(
+            np.concatenate([[0], np.cumsum(_joined(lengths, np.int64))]),
+            _joined(listed_items, np.int32),
+            _joined(scores, np.float32),
+            n_items,
+        )
+
+
+@dataclass(frozen=True)
+class LongLists(ListedScores):
+    """Listed scores of rows that list thousands of items: those of all neighbours together.
+
+    `best` takes the rows in slices, so that sorting them takes about `topk.block_bytes()`. The
+    lists are the same as without slices.
+    """
+
+    def best(
+        self, seen: Ragged, k: int, allowed: Array | None = None
+    ) -> tuple[Array, Array, Array, Array]:
+        """See `ListedScores`."""
+        longest = int(np.diff(self.start).max(initial=1))
+        n_rows = max(1, topk.block_bytes() // (_LISTED_BYTES * longest))
+        best_of_slices = []
+        for begin in range(0, max(len(self.start) - 1, 1), n_rows):
+            start, seen_start = (s[begin : begin + n_rows + 1] for s in (self.start, seen.start))
+            entries, seen_entries = slice(start[0], start[-1]), slice(seen_start[0], seen_start[-1])
+            lists = ListedScores(
+                start - start[0], self.items[entries], self.scores[entries], self.n_items
+            )
+            seen_of_rows = Ragged(seen_start - seen_start[0], seen.values[seen_entries])
+            row, item, rank, score = lists.best(seen_of_rows, k, allowed)
+            best_of_slices.append((row + begin, item, rank, score))
+        row, item, rank, score = (
+            np.concatenate(arrays) for arrays in zip(*best_of_slices, strict=True)
+        )
+        return row, item, rank, score
+
+
+def nearest_users(
+    similarities: sparse.csr_matrix, own_position: Array, k: int
+) -> sparse.csr_matrix:
+    """Return the k largest similarities of each row, users ascending.
+
+    `similarities` (n, n_users), all stored values above 0. `own_position` int64 (n,): the user that
+    is left out of each row; -1 = none. Of equal similarities, the smaller user comes first.
+
+    >>> rows = sparse.csr_matrix([[0.5, 0.25, 0.0, 0.5, 0.75]])
+    >>> nearest_users(rows, np.array([4]), 1).toarray()
+    array([[0.5, 0. , 0. , 0. , 0. ]])
+    """
+    users_of_rows, similarities_of_rows = [], []
+    for row, own_user in enumerate(own_position):
+        entries = slice(similarities.indptr[row], similarities.indptr[row + 1])
+        users, similarity = similarities.indices[entries], similarities.data[entries]
+        is_candidate = users != own_user
+        if is_candidate.sum() > k:
+            n_smaller = is_candidate.sum() - k
+            kth_largest = np.partition(similarity[is_candidate], n_smaller)[n_smaller]
+            is_candidate &= similarity >= kth_largest  # more than k where similarities are equal
+        users, similarity = users[is_candidate], similarity[is_candidate]
+        nearest = np.lexsort((users, -similarity))[:k]
+        nearest = nearest[np.argsort(users[nearest])]
+        users_of_rows.append(users[nearest])
+        similarities_of_rows.append(similarity[nearest])
+    start = np.concatenate([[0], np.cumsum([len(users) for users in users_of_rows])])
+    return sparse.csr_matrix(
+        (
+            _joined(similarities_of_rows, np.float64),
+            _joined(users_of_rows, np.int32),
+            start.astype(np.int64),
+        ),
+        shape=similarities.shape,
+    )
+
+
+class UserKNN(Algorithm[UserKNNSettings]):
+    """Score of item i for user u = sum over the neighbours v of u of similarity(u, v) * vote(v, i).
+
+    The neighbours are the `n_neighbours` users most similar to u, without u. similarity(u, v) is
+    the cosine of the users' item weights, where an item weighs 0.5^(age / half_life_days), times
+    the weight of its event. vote(v, i) is the same weight by `vote_half_life_days`. Of several
+    events of an item, the heaviest decayed one counts.
+
+    Source: Herlocker, Konstan, Borchers & Riedl 1999, "An Algorithmic Framework for Performing
+    Collaborative Filtering" (user-based neighbourhood); decayed.
+    """
+
+    settings_class = UserKNNSettings
+
+    def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> UserKNNModel:
+        """See `Algorithm.fit`. Runs four Spark jobs, no shuffle of users.
+
+        The driver holds the index, which has at most about `max_users` users, and while it is built
+        their rows: about 100 bytes per entry. Of more users, a hash of user_idx and the seed draws
+        the sample. Raises CatalogueTooLargeError before the rows are collected.
+        """
+        settings, items = self.settings, data.vocabulary()
+        is_sampled = hash_sample(data.histories, settings.max_users, options.seed)
+        histories = data.histories.where(is_sampled)
+        n_entries = histories.agg(F.sum(F.size("seen"))).first()[0] or 0  # type: ignore[index]
+        if n_entries > settings.max_entries:
+            raise CatalogueTooLargeError(
+                f"user_knn: the neighbourhood's users have {n_entries:,} items, max_entries is "
+                f"{settings.max_entries:,}; lower models.user_knn.max_users, or raise max_entries "
+                f"if the driver has {_ENTRY_BYTES * n_entries / 1e9:,.0f} GB to spare"
+            )
+        rows = users_with_weights(histories, items, settings, micros(data.cutoff)).toArrow()
+        return UserKNNModel(settings, data.cutoff, items, build_index(rows, len(items)))
+
+
+def weights_of(settings: UserKNNSettings, as_of: int) -> tuple[HistoryWeights, HistoryWeights]:
+    """Return the rules that give the weights of the similarity, and those of the votes."""
+    return (
+        HistoryWeights(as_of, settings.half_life_days, "last"),
+        HistoryWeights(as_of, settings.vote_half_life_days, "last"),
+    )
+
+
+def users_with_weights(
+    histories: DataFrame, items: Array, settings: UserKNNSettings, as_of: int
+) -> DataFrame:
+    """Return `_USERS`: see `weighted_items`. `items` is the vocabulary. Lazy and narrow."""
+    shared = histories.sparkSession.sparkContext.broadcast((items, weights_of(settings, as_of)))
+
+    def weigh_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        vocabulary, rules = shared.value
+        for batch in batches:
+            history = parse_histories(batch.column("history"))
+            yield weighted_items(batch.column("user_idx"), history, vocabulary, rules)
+
+    return histories.select("user_idx", "history").mapInArrow(weigh_batches, _USERS)
+
+
+def weighted_items(
+    user_idx: pa.Array,
+    history: Histories,
+    items: Array,
+    rules: tuple[HistoryWeights, HistoryWeights],
+) -> pa.RecordBatch:
+    """Return `_USERS`: of each row the local items, ascending, and both weights of each item.
+
+    Items and users without a weight above 0 are left out. `items` int32 (n_items,) ascending is the
+    vocabulary, and `rules` are those of `weights_of`.
+    """
+    similarity_weights, vote_weights = rules
+    # Both rules give the same items of each row; only the weights differ.
+    items_of_rows, weights = similarity_weights(history)
+    _, votes = vote_weights(history)
+    local = local_index(items, items_of_rows.values)
+    is_kept = (local >= 0) & ((weights > 0) | (votes > 0))
+    n_kept_before = np.concatenate([[0], np.cumsum(is_kept)])
+    start = n_kept_before[items_of_rows.start].astype(np.int32)
+    lists = [
+        pa.ListArray.from_arrays(pa.array(start), pa.array(values[is_kept]))
+        for values in (local.astype(np.int32), weights, votes)
+    ]
+    rows = pa.RecordBatch.from_arrays([user_idx, *lists], names=_USERS.names)
+    return rows.filter(pa.array(np.diff(start) > 0))
+
+
+def build_index(rows: pa.Table, n_items: int) -> dict[str, Array]:
+    """Return the arrays of `UserKNNModel`, from `rows` of `_USERS` in any order."""
+    rows = rows.sort_by("user_idx").combine_chunks()
+    items, weights, votes = (
+        rows.column(name).combine_chunks() for name in ("items", "weights", "votes")
+    )
+    lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+    start = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    # (n_users, n_items) each
+    items_of_users, votes_of_users = (
+        _without_zeros(start, items.flatten().to_numpy(), column.flatten().to_numpy(), n_items)
+        for column in (weights, votes)
+    )
+    users_of_items = unit_rows(items_of_users).tocsc()
+    return {
+        "user_idx": rows.column("user_idx").to_numpy().astype(np.int64),
+        "user_start": votes_of_users.indptr.astype(np.int64),
+        "user_items": votes_of_users.indices.astype(np.int32),
+        "votes": votes_of_users.data,
+        "item_start": users_of_items.indptr.astype(np.int64),
+        "item_users": users_of_items.indices.astype(np.int32),
+        "units": users_of_items.data,
+    }
+
+
+def _without_zeros(start: Array, items: Array, weights: Array, n_items: int) -> sparse.csr_matrix:
+    """Return the rows as a float64 matrix, without the entries that weigh 0 or less.
+
+    Row r has the items and weights at `start[r]:start[r + 1]`. A weight is 0 where the event is so
+    old that its decayed weight is 0 in float32.
+    """
+    is_kept = weights > 0
+    n_kept_before = np.concatenate([[0], np.cumsum(is_kept)])
+    return sparse.csr_matrix(
+        (weights[is_kept].astype(np.float64), items[is_kept], n_kept_before[start]),
+        shape=(len(start) - 1, n_items),
+    )
+
+
+def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the rows of `matrix` scaled to length 1, in float64; an empty row stays empty.
+
+    No stored value is 0. The squares of a row are added up in the order of its entries, whatever the other rows hold.
+
+    >>> unit_rows(sparse.csr_matrix([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]])).toarray()
+    array([[0.6, 0. , 0.8],
+           [0. , 0. , 0. ]])
+    """
+    n_rows = matrix.shape[0]
+    row = np.repeat(np.arange(n_rows), np.diff(matrix.indptr))
+    weights = matrix.data.astype(np.float64)
+    length = np.sqrt(np.bincount(row, weights * weights, n_rows))
+    return sparse.csr_matrix((weights / length[row], matrix.indices, matrix.indptr), matrix.shape)
+
+
+def _joined(parts: list[Array], dtype: type) -> Array:
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)

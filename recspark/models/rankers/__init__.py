@@ -1,0 +1,1 @@
+"""Models that score given pairs of a user and an item."""
