@@ -128,6 +128,12 @@ class ModelsFailedError(RecsparkError):
     exit_code = 25
 
 
+class LeakError(RecsparkError):
+    """A feature of the examples tells what the user did after the cutoff."""
+
+    exit_code = 26
+
+
 class FeedError(RecsparkError):
     """The training rows that were read are not those planned, or a rank has no rows to read."""
 

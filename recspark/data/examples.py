@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+import numpy as np
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Examples
-from recspark.data.feature_encoding import Encoding, flat, make_encoding
-from recspark.data.interactions import in_horizon
+from recspark.data.blocks import Array
+from recspark.data.feature_encoding import Encoding, flat, make_encoding, parse_encoded
+from recspark.data.interactions import hash_sample, in_horizon
 from recspark.data.pair_features import names
+from recspark.errors import LeakError
 
+_LEAK_ROWS = 20_000  # examples that `check_no_leak` looks at
 _SOURCE = schema.SOURCE_OF_EXAMPLE.simpleString()
 
 
@@ -146,3 +150,57 @@ def sample(pairs: DataFrame, settings: Examples, seed: int) -> DataFrame:
     by_hash = Window.partitionBy("mode", "user_idx", is_negative).orderBy(hashed, "item_idx")
     is_kept = ~is_negative | (F.row_number().over(by_hash) <= settings.n_negatives)
     return pairs.withColumn("is_kept", is_kept).where("is_kept").drop("is_kept")
+
+
+def check_no_leak(rows: DataFrame, encoding: Encoding, seed: int) -> None:
+    """Raise LeakError, which names them, where features tell the label almost alone.
+
+    A feature is named if, of 100 pairs of an example with a label above 0 and one with label 0, it
+    puts 99 in the same order (its AUC is at least .99 or at most .01). A missing number counts as
+    the smallest. A field gives each of its codes the share of labels above 0 that the code has in
+    one half of the examples, and is judged on the other half. No honest feature comes near: one
+    that does has seen what the user did after the cutoff.
+
+    About 20,000 examples are looked at, a seeded hash sample; with fewer than 100 examples of
+    either kind nothing is said. One or two jobs; the driver holds the sample.
+
+    `rows` : user_idx, label, numbers, fields, encoded by `encoding`
+    """
+    is_sampled = hash_sample(rows, _LEAK_ROWS, seed)
+    sample = rows.where(is_sampled).select("label", "numbers", "fields").toArrow().combine_chunks()
+    if sample.num_rows == 0:
+        return
+    [batch] = sample.to_batches()
+    numbers, fields = parse_encoded(batch, encoding)
+    is_acted_on = batch.column("label").to_numpy() > 0
+    if min(is_acted_on.sum(), (~is_acted_on).sum()) < 100:
+        return
+    is_judged = np.arange(len(is_acted_on)) % 2 == 0
+    leaks = [
+        name
+        for name, values in zip(encoding.numbers, numbers.T, strict=True)
+        if _tells(np.nan_to_num(values, nan=-np.inf), is_acted_on)
+    ]
+    for name, codes in zip(encoding.fields, fields.T, strict=True):
+        n_by_code = np.bincount(codes[~is_judged], minlength=codes.max() + 1)
+        n_acted_on = np.bincount(codes[~is_judged], is_acted_on[~is_judged], codes.max() + 1)
+        shares = n_acted_on / np.maximum(n_by_code, 1)
+        if _tells(shares[codes[is_judged]], is_acted_on[is_judged]):
+            leaks.append(name)
+    if leaks:
+        raise LeakError(
+            f"examples: {', '.join(leaks)} alone tells what the user did after the cutoff. A "
+            "feature may only read what is known before the cutoff: correct it, or leave it out"
+        )
+
+
+def _tells(values: Array, is_acted_on: Array) -> bool:
+    """Return whether `values` order almost all pairs of an acted-on and another example."""
+    _, rank, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[rank]  # of equal values: their mean
+    n_acted_on = is_acted_on.sum()
+    n_others = len(values) - n_acted_on
+    if min(n_acted_on, n_others) == 0:
+        return False
+    n_in_order = mean_rank[is_acted_on].sum() - n_acted_on * (n_acted_on + 1) / 2
+    return bool(abs(n_in_order / (n_acted_on * n_others) - 0.5) >= 0.49)

@@ -14,7 +14,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.blocks import MICROS_PER_DAY, micros, parse_histories, weigh
+from recspark.data.blocks import (
+    MICROS_PER_DAY,
+    Array,
+    local_index,
+    micros,
+    parse_histories,
+    weigh,
+)
 
 # The columns of `interactions_of_users`.
 _OF_USERS = schema.columns(
@@ -210,3 +217,19 @@ def decayed_item_weights(
         .groupBy(*by, "item_idx")
         .agg((F.sum("steps").cast("double") / F.lit(float(2**32))).alias("weight"))
     )
+
+
+def decayed_weights_of_vocabulary(
+    histories: DataFrame, cutoff: datetime, half_life_days: float | None, items: Array
+) -> Array:
+    """Return the `decayed_item_weights` of the vocabulary `items`, float64 (n_items,).
+
+    `items` int32 (n_items,), ascending. An item without events has the weight 0. One job, with the
+    shuffle of `decayed_item_weights`; the driver holds a row per item.
+    """
+    sums = decayed_item_weights(histories, cutoff, half_life_days).toArrow()
+    local = local_index(items, sums.column("item_idx").to_numpy())
+    is_in_vocabulary = local >= 0
+    weights = np.zeros(len(items))
+    weights[local[is_in_vocabulary]] = sums.column("weight").to_numpy()[is_in_vocabulary]
+    return weights

@@ -100,7 +100,7 @@ def _grow(
     features.clear()
 
     context = BarrierTaskContext.get()
-    with _meeting(context, how.n_workers):
+    with xgboost.config_context(verbosity=1), _meeting(context, how.n_workers):
         data = xgboost.QuantileDMatrix(
             matrix,
             label=np.concatenate([np.empty(0, np.float32), *labels]),

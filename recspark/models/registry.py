@@ -221,6 +221,15 @@ def kind_of(name: str, settings: Mapping[str, Any]) -> Kind:
     return kind
 
 
+def lists_only_own_items(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether the model `name` lists only items that the user acted on (tag `own_items`).
+
+    In mode novel, where these items are masked, such a model lists nothing. Raises ConfigError as
+    `spec_of` does.
+    """
+    return "own_items" in spec_of(name, settings).tags
+
+
 def make(name: str, settings: Mapping[str, Any]) -> Algorithm[Settings]:
     """Return the algorithm of the model `name`, with `settings` in the place of its defaults."""
     values = {key: value for key, value in settings.items() if key not in (ALGORITHM, KIND, NEEDS)}

@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema, storage
+from recspark.config import Config
 from recspark.data import features
 from recspark.data.dataset import Dataset
 from recspark.data.feature_encoding import with_features
@@ -24,7 +25,7 @@ from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError
 from recspark.eval import evaluate as scoring
 from recspark.models.base import FitOptions, RetrieverModel
-from recspark.models.registry import make, spec_of
+from recspark.models.registry import lists_only_own_items, make, spec_of
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.plan import kind_of_model
 from recspark.pipeline.training_sets import training_set, write_training
@@ -63,15 +64,11 @@ def tune(
     come from the fields of the model's config class. `on_trial` is called after each trial with its
     settings and its value. The tables of the night must exist (`build_features` has ended).
 
-    Raises ConfigError for a model that needs other models, or that gives no lists.
+    Raises ConfigError as `check_tunable` and `search_space` do, before anything is read.
     """
     config = context.config
+    check_tunable(config, model)
     configured = config.settings_of(model)
-    if kind_of_model(config, model) != "retriever" or config.needs_of(model):
-        raise ConfigError(
-            f"'{model}' is built on other models or gives no lists; only retrievers that need no other "
-            "model can be tuned"
-        )
     search_ranges = search_space(model, configured)
     cutoff = context.cutoffs.backtest - timedelta(days=config.evaluate.horizon_days)
     data, persisted_frames = _dataset(context, cutoff, make(model, configured).training_tables)
@@ -156,6 +153,25 @@ def tune(
     )
     metric = f"{evaluate_settings.metric}@{evaluate_settings.ks[0]}"
     return Chosen(json.loads(best_settings), metric, value, cutoff)
+
+
+def check_tunable(config: Config, model: str) -> None:
+    """Raise ConfigError for a model whose trials would tell nothing.
+
+    These are models that need other models, models that give no lists, and, in mode novel, models
+    that list only items that the user acted on: their lists are empty with any settings.
+    """
+    if kind_of_model(config, model) != "retriever" or config.needs_of(model):
+        raise ConfigError(
+            f"'{model}' is built on other models or gives no lists; only retrievers that need no other "
+            "model can be tuned"
+        )
+    if config.publish.mode == "novel" and lists_only_own_items(model, config.settings_of(model)):
+        raise ConfigError(
+            f"'{model}' lists only items that the user acted on before, and publish.mode is novel, where "
+            "these items are left out: every trial would list nothing and reach 0. Tune it in mode "
+            "repeat: --set publish.mode=repeat"
+        )
 
 
 @contextmanager

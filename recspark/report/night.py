@@ -4,7 +4,7 @@ beside what they bought.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -12,6 +12,8 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
+from recspark.config import Config
+from recspark.models.registry import lists_only_own_items
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import not_compared
 from recspark.pipeline.plan import STAGES
@@ -91,15 +93,32 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
             for m in _SHOWN_METRICS
         ]
         table.add_row(cell(model), *cells, interval)
-    table.caption = "\n".join([str(table.caption), *below_baseline(by_model, settings.baseline)])
+    silent_models = models_that_list_nothing(context.config, mode)
+    lines = below_baseline(by_model, settings.baseline, silent_models)
+    table.caption = "\n".join([str(table.caption), *lines])
     return table
 
 
-def below_baseline(by_model: Mapping[str, Mapping[str, Any]], baseline: str) -> list[str]:
+def models_that_list_nothing(config: Config, mode: str) -> set[str]:
+    """Return the night's models that list nothing in this mode by design.
+
+    In mode novel, these are the models that list only items that the user acted on.
+    """
+    if mode != "novel":
+        return set()
+    return {
+        model for model in config.models if lists_only_own_items(model, config.settings_of(model))
+    }
+
+
+def below_baseline(
+    by_model: Mapping[str, Mapping[str, Any]], baseline: str, silent_models: Collection[str] = ()
+) -> list[str]:
     """Return one line for each model whose NDCG in this backtest is below the baseline, or not
     above it.
 
-    `by_model` : model -> metric -> row of `metrics`. Models without an interval are left out.
+    `by_model` : model -> metric -> row of `metrics`. Models without an interval are left out, and
+    so are `silent_models`, which list nothing in this mode by design: no setting would help.
     Example: an interval [-0.02, -0.01] is below the baseline, [-0.01, 0.02] is no better than the
     baseline.
     """
@@ -107,7 +126,7 @@ def below_baseline(by_model: Mapping[str, Mapping[str, Any]], baseline: str) -> 
     for model, metrics_of_model in by_model.items():
         ndcg = metrics_of_model.get("ndcg")
         if (
-            model in (baseline, "published")
+            model in (baseline, "published", *silent_models)
             or ndcg is None
             or ndcg["ci_low"] is None
             or ndcg["ci_low"] > 0

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -13,8 +14,9 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.config import Examples
 from recspark.data import examples
-from recspark.data.feature_encoding import CATEGORY_LEVELS
+from recspark.data.feature_encoding import CATEGORY_LEVELS, Encoding
 from recspark.data.pair_features import FEATURES, names
+from recspark.errors import LeakError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.spark
@@ -125,6 +127,44 @@ def test_the_sample_keeps_what_was_acted_on_and_some_of_the_rest(spark: SparkSes
     }
     assert positives <= first
     assert len(first) == 2 * 20 * (5 + 7)
+
+
+def test_a_feature_of_tomorrow_is_refused_by_its_name(spark: SparkSession) -> None:
+    """Two canaries, a number and a text, made of the label; honest features pass."""
+    generator = np.random.default_rng(4)
+    label = generator.random(2000) < 0.2
+    honest = label + generator.normal(size=2000)  # tells something, as good features do: AUC .76
+    canary = np.where(label, 5.0, np.where(generator.random(2000) < 0.5, np.nan, 1.0))
+    colour = np.where(generator.random(2000) < 0.5, 2, 3)
+    code = np.where(label, 4, generator.integers(0, 4, 2000))
+
+    def frame(numbers: list[Any], fields: list[Any]) -> Any:
+        rows = [
+            (
+                int(user),
+                float(act),
+                [float(n[user]) for n in numbers],
+                [int(f[user]) for f in fields],
+            )
+            for user, act in enumerate(label)
+        ]
+        kinds = "user_idx bigint, label float, numbers array<float>, fields array<int>"
+        return spark.createDataFrame(rows, kinds)
+
+    texts = ("a", "b", "c")
+    examples.check_no_leak(frame([honest], [colour]), Encoding(("x",), {"colour": texts}), 1)
+    for canary_values in (canary, -np.nan_to_num(canary)):
+        encoding = Encoding(("x", "bought_tomorrow"), {"colour": texts})
+        with pytest.raises(LeakError, match=r"examples: bought_tomorrow alone tells") as error:
+            examples.check_no_leak(frame([honest, canary_values], [colour]), encoding, 1)
+        assert error.value.exit_code == 26
+    encoding = Encoding(("x",), {"colour": texts, "next_order": texts})
+    with pytest.raises(LeakError, match=r"examples: next_order alone"):
+        examples.check_no_leak(frame([honest], [colour, code]), encoding, 1)
+    few = frame([honest, canary], [colour]).where("user_idx < 60")
+    examples.check_no_leak(few, Encoding(("x", "bought_tomorrow"), {"colour": texts}), 1)
+    nothing = frame([honest], [colour]).where("user_idx < 0")
+    examples.check_no_leak(nothing, Encoding(("x",), {"colour": texts}), 1)
 
 
 def test_the_page_lists_every_feature() -> None:

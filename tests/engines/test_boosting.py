@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xgboost
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark.data.blocks import Array
@@ -84,32 +84,36 @@ def test_two_workers_learn_what_one_learns(spark: SparkSession) -> None:
     assert np.corrcoef(together, alone)[0, 1] > 0.99
 
 
-def test_a_group_is_one_list(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels that fall with the price among users, and rise with it in each list: the list counts."""
-    generator = np.random.default_rng(3)
-    rows = []
-    for user in range(60):
-        price = generator.permutation(12) / 12
-        for item in range(12):
-            relevant = price[item] > (
-                0.4 if user < 30 else 0.6
-            )  # a user of the first half buys more
-            numbers = [float(price[item]), float(user >= 30)]
-            rows.append(("novel", user, item, float(relevant), numbers, [0]))
-    frame = spark.createDataFrame(rows, TYPES)
-    trees = json.loads(grown(frame, 2, colsample_bytree=1, subsample=1))
-    splits = [
-        feature
-        for tree in trees["learner"]["gradient_booster"]["model"]["trees"]
-        for feature, left in zip(tree["split_indices"], tree["left_children"], strict=True)
-        if left != -1
-    ]
-    # What is the same for all items of a list cannot tell them apart, as it would without groups.
-    assert splits.count(0) > 10 * splits.count(1)
+def test_one_worker_gives_the_trees_of_xgboost_itself(spark: SparkSession) -> None:
+    """The same lists as groups, in the same order, by xgboost in this process: the same bytes."""
+    rows = examples(spark, 25)
+    table = rows.toArrow().sort_by([(n, "ascending") for n in ("mode", "user_idx", "item_idx")])
+    numbers, fields = (
+        np.array(table.column(name).to_pylist(), kind)
+        for name, kind in (("numbers", np.float32), ("fields", np.int32))
+    )
+    lists = list(
+        zip(table.column("mode").to_pylist(), table.column("user_idx").to_pylist(), strict=True)
+    )
+    data = xgboost.QuantileDMatrix(
+        np.concatenate([numbers, fields], axis=1),
+        label=table.column("label").to_numpy(),
+        qid=[sorted(set(lists)).index(of_row) for of_row in lists],
+        feature_types=["q", "q", "c"],
+        enable_categorical=True,
+        max_bin=PARAMS["max_bin"],
+        nthread=1,
+    )
+    expected = bytes(xgboost.train({**PARAMS, "nthread": 1}, data, 20).save_raw("json"))
+    assert grown(rows.repartition(3), 1) == expected
+    whole = grow_trees(
+        rows, ("mode",), ("user_idx", "item_idx"), ENCODING, Boosting(PARAMS, 20, 1, 1)
+    )
+    assert whole != expected  # with other groups the trees are others
 
 
 def test_a_worker_without_rows(spark: SparkSession) -> None:
-    """One list and three workers: two of them have nothing, and the trees are grown all the same."""
+    """One list and two workers: one of them has nothing, and the trees are grown all the same."""
     rows = examples(spark, 1).where("mode = 'novel'")
     score, label = scores(grown(rows, 2, min_child_weight=0, subsample=1), rows)
     assert score[label > 0].mean() > score[label == 0].mean()

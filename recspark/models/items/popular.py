@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
-from recspark.data.blocks import Array, QueryBlock, local_index
+from recspark.data.blocks import Array, QueryBlock
 from recspark.data.dataset import Dataset
-from recspark.data.interactions import decayed_item_weights
+from recspark.data.interactions import decayed_weights_of_vocabulary
 from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, RetrieverModel, Settings
 from recspark.models.scoring import topk
 from recspark.models.setting_types import HalfLifeDays
@@ -77,9 +77,7 @@ class Popular(Algorithm[PopularSettings]):
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> PopularModel:
         """See `Algorithm.fit`. One shuffle, of a sum per item; the driver holds a row per item."""
         items = data.vocabulary()
-        half_life = self.settings.half_life_days
-        sums = decayed_item_weights(data.histories, data.cutoff, half_life).toArrow()
-        weight = np.zeros(len(items), np.float32)
-        item_row = local_index(items, sums.column("item_idx").to_numpy())
-        weight[item_row[item_row >= 0]] = sums.column("weight").to_numpy()[item_row >= 0]
-        return PopularModel(self.settings, data.cutoff, items, weight)
+        weight = decayed_weights_of_vocabulary(
+            data.histories, data.cutoff, self.settings.half_life_days, items
+        )
+        return PopularModel(self.settings, data.cutoff, items, weight.astype(np.float32))

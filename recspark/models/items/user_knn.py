@@ -21,7 +21,6 @@ from recspark.data.blocks import (
     Array,
     Histories,
     QueryBlock,
-    Ragged,
     local_index,
     micros,
     parse_histories,
@@ -30,7 +29,7 @@ from recspark.data.dataset import Dataset
 from recspark.data.interactions import hash_sample
 from recspark.errors import CatalogueTooLargeError
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
-from recspark.models.scoring import topk
+from recspark.models.scoring import memory, topk
 from recspark.models.scoring.listed import ListedScores
 from recspark.models.setting_types import HalfLifeDays
 from recspark.models.weights import HistoryWeights
@@ -39,8 +38,6 @@ from recspark.models.weights import HistoryWeights
 _ENTRY_BYTES = 100
 # Memory of a block of similarities for each pair of a query and a user: a float64 and an int32
 _PAIR_BYTES = 12
-# Memory of `ListedScores.best` for each listed item: measured
-_LISTED_BYTES = 50
 _FLOATS = ArrayType(schema.FLOAT)
 _USERS = schema.columns(
     user_idx=schema.LONG, items=schema.ITEM_IDXS, weights=_FLOATS, votes=_FLOATS
@@ -114,11 +111,11 @@ class UserKNNScorer:
     items: Array
     arrays: dict[str, topk.Shared]
 
-    def score(self, block: QueryBlock) -> LongLists:
+    def score(self, block: QueryBlock) -> ListedScores:
         """See `topk.ListScorer`.
 
         The queries are taken in slices. The similarities of a slice take at most
-        `topk.block_bytes()`, or those of one query if they take more.
+        `memory.block_bytes()`, or those of one query if they take more.
         """
         arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
         user_idx, n_items = arrays["user_idx"], len(self.items)
@@ -137,7 +134,7 @@ class UserKNNScorer:
         own_position = (
             local_index(user_idx, block.user_idx) if len(user_idx) else np.full(len(block), -1)
         )
-        n_rows = max(1, topk.block_bytes() // (_PAIR_BYTES * max(len(user_idx), 1)))
+        n_rows = max(1, memory.block_bytes() // (_PAIR_BYTES * max(len(user_idx), 1)))
         lengths, listed_items, scores = [], [], []
         for begin in range(0, len(block), n_rows):
             rows = slice(begin, begin + n_rows)
@@ -149,42 +146,12 @@ class UserKNNScorer:
             lengths.append(np.diff(votes.indptr))
             listed_items.append(votes.indices.astype(np.int32))
             scores.append(votes.data.astype(np.float32))
-        return LongLists(
+        return ListedScores(
             np.concatenate([[0], np.cumsum(_joined(lengths, np.int64))]),
             _joined(listed_items, np.int32),
             _joined(scores, np.float32),
             n_items,
         )
-
-
-@dataclass(frozen=True)
-class LongLists(ListedScores):
-    """Listed scores of rows that list thousands of items: those of all neighbours together.
-
-    `best` takes the rows in slices, so that sorting them takes about `topk.block_bytes()`. The
-    lists are the same as without slices.
-    """
-
-    def best(
-        self, seen: Ragged, k: int, allowed: Array | None = None
-    ) -> tuple[Array, Array, Array, Array]:
-        """See `ListedScores`."""
-        longest = int(np.diff(self.start).max(initial=1))
-        n_rows = max(1, topk.block_bytes() // (_LISTED_BYTES * longest))
-        best_of_slices = []
-        for begin in range(0, max(len(self.start) - 1, 1), n_rows):
-            start, seen_start = (s[begin : begin + n_rows + 1] for s in (self.start, seen.start))
-            entries, seen_entries = slice(start[0], start[-1]), slice(seen_start[0], seen_start[-1])
-            lists = ListedScores(
-                start - start[0], self.items[entries], self.scores[entries], self.n_items
-            )
-            seen_of_rows = Ragged(seen_start - seen_start[0], seen.values[seen_entries])
-            row, item, rank, score = lists.best(seen_of_rows, k, allowed)
-            best_of_slices.append((row + begin, item, rank, score))
-        row, item, rank, score = (
-            np.concatenate(arrays) for arrays in zip(*best_of_slices, strict=True)
-        )
-        return row, item, rank, score
 
 
 def nearest_users(
@@ -351,7 +318,8 @@ def _without_zeros(start: Array, items: Array, weights: Array, n_items: int) -> 
 def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return the rows of `matrix` scaled to length 1, in float64; an empty row stays empty.
 
-    No stored value is 0. The squares of a row are added up in the order of its entries, whatever the other rows hold.
+    No stored value is 0. The squares of a row are added up in the order of its entries, whatever the
+    other rows hold.
 
     >>> unit_rows(sparse.csr_matrix([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]])).toarray()
     array([[0.6, 0. , 0.8],

@@ -9,6 +9,10 @@ import numpy as np
 
 from recspark.data.blocks import Array, Ragged
 from recspark.errors import ModelError
+from recspark.models.scoring import memory
+
+# Memory of `ListedScores.best`, beside the result, for each listed item of a slice of rows: measured
+_LISTED_BYTES = 65
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class ListedScores:
         The order is by row, then by rank. Of items with equal scores, the smaller item comes first.
         Raises ModelError if a score is NaN or +inf.
 
+        The rows are taken in slices. Beside the result, a slice takes about `memory.block_bytes()`,
+        or what one row takes if that is more.
+
         Parameters
         ----------
         seen : local items that are not recommended to each row
@@ -65,12 +72,30 @@ class ListedScores:
         """
         if np.isnan(self.scores).any() or np.isposinf(self.scores).any():
             raise ModelError("a score is NaN or infinite")
-        seen_keys = seen.rows * self.n_items + seen.values
-        is_kept = ~np.isin(self._keys, seen_keys) & (self.scores > -np.inf)
+        n_entries = memory.block_bytes() // _LISTED_BYTES
+        best_of_slices, begin = [], 0
+        while begin < len(self.start) - 1 or not best_of_slices:
+            last_entry = self.start[begin] + n_entries
+            end = max(begin + 1, int(np.searchsorted(self.start, last_entry, side="right")) - 1)
+            best_of_slices.append(self._best_of_rows(slice(begin, end), seen, k, allowed))
+            begin = end
+        row, item, rank, score = (
+            np.concatenate(arrays) for arrays in zip(*best_of_slices, strict=True)
+        )
+        return row, item, rank, score
+
+    def _best_of_rows(
+        self, rows: slice, seen: Ragged, k: int, allowed: Array | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return the result of `best` for a slice of the rows."""
+        row, entries = _rows_and_entries(self.start, rows)
+        seen_row, seen_entries = _rows_and_entries(seen.start, rows)
+        item, score = self.items[entries], self.scores[entries]
+        seen_keys = seen_row * self.n_items + seen.values[seen_entries]
+        is_kept = ~np.isin(row * self.n_items + item, seen_keys) & (score > -np.inf)
         if allowed is not None:
-            is_kept &= allowed[self.items]
-        row, item = self._rows[is_kept], self.items[is_kept]
-        score = self.scores[is_kept] + np.float32(0)  # no -0
+            is_kept &= allowed[item]
+        row, item, score = row[is_kept], item[is_kept], score[is_kept] + np.float32(0)  # no -0
         order = np.lexsort((item, -score, row))
         row, item, score = row[order], item[order], score[order]
         first_of_row = np.searchsorted(row, row)  # position of the first entry of the same row
@@ -79,11 +104,20 @@ class ListedScores:
         return row[is_best], item[is_best], rank[is_best].astype(np.int32), score[is_best]
 
     @cached_property
-    def _rows(self) -> Array:
-        """The row of each entry, int64 (p,)."""
-        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
-
-    @cached_property
     def _keys(self) -> Array:
         """The key of each entry, row * n_items + item, int64 (p,), ascending."""
-        return self._rows * self.n_items + self.items
+        rows = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+        return rows * self.n_items + self.items
+
+
+def _rows_and_entries(start: Array, rows: slice) -> tuple[Array, slice]:
+    """Return the row of each entry of `rows`, int64, and the slice of these entries.
+
+    Row r has the entries `start[r]:start[r + 1]`.
+
+    >>> _rows_and_entries(np.array([0, 2, 2, 5]), slice(1, 3))
+    (array([2, 2, 2]), slice(2, 5, None))
+    """
+    starts = start[rows.start : rows.stop + 1]
+    row = np.repeat(np.arange(rows.start, rows.start + len(starts) - 1), np.diff(starts))
+    return row, slice(int(starts[0]), int(starts[-1]))

@@ -10,7 +10,6 @@ tile, so memory does not grow with the catalogue.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,12 +30,10 @@ from recspark.data.blocks import (
     parse_queries,
 )
 from recspark.errors import ModelError
+from recspark.models.scoring import memory
 from recspark.models.scoring.candidates import Candidates, dot_pairs
 from recspark.models.scoring.listed import ListedScores
 
-# Bytes of approximate scores held at once. Measured: with smaller blocks the GEMM packs the item
-# matrix too often, larger ones do not fit in the cache.
-BLOCK_BYTES = 32 << 20
 # Up to ONE_TILE items are scored in one tile. More items are scored in blocks of at most TILE_ROWS
 # rows by TILE_ITEMS items (16 k items, if that is more). Measured with 1 million items of 64
 # dimensions, on one core of an EPYC with 16 MB of L3 per core: 1.4 ms per user, against 1.75 ms
@@ -261,7 +258,7 @@ def recommend(
 
     Lazy: the scorer is broadcast (no job), and nothing runs until the result is written. Narrow: no
     shuffle. Memory of each Python worker on an executor: the scorer (but see `Shared`) and twice
-    `BLOCK_BYTES`.
+    `memory.block_bytes()`.
     """
     is_allowed = None if allowed is None else np.isin(items, allowed)
     shared = queries.sparkSession.sparkContext.broadcast((items, scorer, is_allowed))
@@ -406,27 +403,16 @@ def _recommended_batch(
 
 
 def block_shape(n_items: int, k: int, in_tiles: bool) -> tuple[int, int]:
-    """Return the shape (rows, items) of a block of scores: it takes at most `block_bytes()`.
+    """Return the shape (rows, items) of a block of scores: it takes at most `memory.block_bytes()`.
 
     A block has at least one row. `in_tiles` : True if the items may be taken tile by tile; False if
     a row must hold the scores of all items.
     """
-    n_scores = block_bytes() // 4
+    n_scores = memory.block_bytes() // 4
     if not in_tiles or n_items <= min(ONE_TILE, n_scores):
         return max(1, n_scores // n_items), n_items
     width = min(n_items, max(TILE_ITEMS, 16 * k), n_scores)
     return max(1, min(TILE_ROWS, n_scores // width)), width
-
-
-def block_bytes() -> int:
-    """Return the most bytes that a block of scores may take.
-
-    It is `BLOCK_BYTES`, or a 32nd of the memory that Spark grants a Python worker, if that is less.
-    The grant is Spark's setting `spark.executor.pyspark.memory`, shared among the task slots of an
-    executor; Spark tells its workers by an environment variable.
-    """
-    granted_bytes = int(os.environ.get("PYSPARK_EXECUTOR_MEMORY_MB") or 0) << 20
-    return min(BLOCK_BYTES, granted_bytes // 32) if granted_bytes else BLOCK_BYTES
 
 
 def _tiles(scores: Scores, n_items: int, width: int) -> list[tuple[int, Scores]]:

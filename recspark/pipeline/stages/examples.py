@@ -34,7 +34,8 @@ def examples(context: RunContext, model: str) -> StageResult:
     each mode of `examples.modes`. The label of a pair says what the user then did with the item.
 
     A cutoff has no examples where it lies before the shop's first events, or where one of the
-    retrievers had too little data. Raises EmptyDataError where no cutoff has any.
+    retrievers had too little data. Raises EmptyDataError where no cutoff has any, and LeakError where a
+    feature tells the label.
 
     The vocabularies of the encoding are those of the oldest cutoff with examples, so that they hold
     nothing that happened after any of the cutoffs.
@@ -81,6 +82,7 @@ def examples(context: RunContext, model: str) -> StageResult:
             f"{', '.join(f'{c:%Y-%m-%d}' for c in rows_by_cutoff)} was proposed anything: there is "
             "nothing to learn from"
         )
+    pairs.check_no_leak(rows, encoding, context.config.train.seed)
     detail = {
         EXAMPLE_CUTOFFS: [c.isoformat() for c in cutoffs_with_rows],
         ENCODING: encoding.to_text(),

@@ -24,7 +24,7 @@ from recspark.models.items.user_knn import (
     weighted_items,
     weights_of,
 )
-from recspark.models.scoring import topk
+from recspark.models.scoring import memory, topk
 from recspark.models.scoring.listed import ListedScores
 from recspark.testing import synth
 from recspark.testing.case import ordered
@@ -197,7 +197,7 @@ def test_neither_batches_nor_slices_change_a_bit(monkeypatch: pytest.MonkeyPatch
     lists = topk.answer(block, model.items, model.scorer(), 5)
     assert lists.num_rows > 5 * 50
     for n_bytes in (0, 12 * 60 * 7):  # slices of 1 and of 7 queries
-        monkeypatch.setattr(topk, "block_bytes", lambda n_bytes=n_bytes: n_bytes)
+        monkeypatch.setattr(memory, "block_bytes", lambda n_bytes=n_bytes: n_bytes)
         assert bits(vars(answers(model, users))) == whole
         assert topk.answer(block, model.items, model.scorer(), 5) == lists
 

@@ -17,7 +17,7 @@ from recspark import schema, storage
 from recspark.data.blocks import Array, Histories, QueryBlock, Ragged
 from recspark.errors import ModelError
 from recspark.models.scoring import candidates as topn
-from recspark.models.scoring import topk
+from recspark.models.scoring import memory, topk
 
 Rows = dict[int, list[tuple[int, float]]]  # user -> (item_idx, score) by rank
 
@@ -282,8 +282,8 @@ def test_blocks_are_bounded_by_what_the_worker_may_hold(monkeypatch: pytest.Monk
     for granted in (None, "64", "512"):
         if granted is not None:
             monkeypatch.setenv("PYSPARK_EXECUTOR_MEMORY_MB", granted)
-        room = topk.block_bytes()
-        assert room <= topk.BLOCK_BYTES
+        room = memory.block_bytes()
+        assert room <= memory.BLOCK_BYTES
         assert granted is None or room <= int(granted) << 15
         for n_items in (1, 5_000, 20_000_000):
             for k in (1, 100, 5_000):
