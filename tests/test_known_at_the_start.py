@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -12,9 +14,11 @@ from typer.testing import CliRunner
 
 from recspark import session
 from recspark.cli import app
+from recspark.config.load import load_config
 from recspark.errors import ConfigError, MissingLandingError, RecsparkError, SetupError
 from recspark.pipeline import run
 from recspark.pipeline.job import run_job
+from recspark.pipeline.tune import tune
 from tests.conftest import NIGHT, ROOT
 
 MAPPING = (
@@ -86,6 +90,21 @@ def test_a_name_that_is_wrong(words: list[str], says: str, root: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         raise error or AssertionError
     assert not root.exists()
+
+
+@pytest.mark.parametrize("model", ["own_items", "mine"])
+def test_own_items_are_not_tuned_in_mode_novel(model: str) -> None:
+    """Every trial would be 0. In mode repeat the search begins: it reads the night's cutoffs."""
+
+    def search(mode: str) -> None:
+        overrides = ["models.mine.algorithm=own_items", f"publish.mode={mode}"]
+        context: Any = SimpleNamespace(config=load_config("test", overrides))
+        tune(context, model, 1, lambda _settings, _value: None)
+
+    with pytest.raises(ConfigError, match=r"only items that .* --set publish.mode=repeat"):
+        search("novel")
+    with pytest.raises(AttributeError, match="cutoffs"):
+        search("repeat")
 
 
 def test_a_job_says_it_by_its_exit_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def tune(
     The night's tables must be there: run `recspark nightly` first. The backtest's own horizon is
     never looked at. What is written holds for nights of the same source.
     """
-    from recspark.pipeline.tune import search_space
+    from recspark.pipeline.tune import check_tunable, search_space
     from recspark.pipeline.tune import tune as search
 
     report = (lambda _text: None) if as_json else reporter()
@@ -48,7 +48,10 @@ def tune(
         report=report,
         app=f"recspark tune {model}",
         trains=True,
-        check=lambda config: search_space(model, config.settings_of(model)),
+        check=lambda config: (
+            check_tunable(config, model),
+            search_space(model, config.settings_of(model)),
+        ),
         models=(model,),
         begins=False,
     ) as (context, _):

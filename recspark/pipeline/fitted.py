@@ -158,14 +158,7 @@ def recipe(config: Config, model: str) -> str:
     of other code does not cause the model to be trained again.
     """
     settings = config.settings_of(model)
-    learns_from: Any = None
-    if kind_of_model(config, model) == "ranker":
-        learns_from = [
-            config.examples.model_dump(),
-            config.evaluate.horizon_days,
-            config.n_candidates,
-            code_digest(*_EXAMPLES_MODULES),
-        ]
+    learns_from = examples_recipe(config) if kind_of_model(config, model) == "ranker" else None
     depends_on_ranks = not {"neural", "ranks"}.isdisjoint(spec_of(model, settings).tags)
     return digest(
         {
@@ -179,6 +172,20 @@ def recipe(config: Config, model: str) -> str:
             "examples": learns_from,
         }
     )
+
+
+def examples_recipe(config: Config) -> list[Any]:
+    """Return everything that decides the examples of a cutoff except the fitted retrievers and the
+    data.
+    """
+    return [
+        config.examples.model_dump(mode="json"),
+        config.features.model_dump(mode="json"),
+        config.evaluate.horizon_days,
+        config.n_candidates,
+        config.train.seed,
+        code_digest(*_EXAMPLES_MODULES),
+    ]
 
 
 def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
@@ -337,7 +344,7 @@ def kept_artifact(context: RunContext, model: str, cutoff: datetime) -> KeptArti
     if cutoff != context.cutoffs.backtest:
         oldest = min(context.cutoffs.all).date()
         nights = (oldest - timedelta(days=1), context.run_date - timedelta(days=1))
-    for row in context.runlog.trained(*nights, model):
+    for row in context.runlog.ended("train", *nights, model):
         name = row.detail.get(day)
         if row.detail.get(RECIPE) != recipe_now or name is None:
             continue

@@ -66,7 +66,7 @@ class RunLog:
         self.run_id = run_id
         self._rows: dict[tuple[str, str], RunRow] | None = None
         # (first night, last night) -> the rows that `trained` has read
-        self._trained: dict[tuple[date, date], list[RunRow]] = {}
+        self._ended: dict[tuple[str, date, date], list[RunRow]] = {}
         self._others: list[RunRow] = []  # the rows of the night's other runs
 
     def rows(self) -> dict[tuple[str, str], RunRow]:
@@ -86,21 +86,21 @@ class RunLog:
         self.rows()
         return [row for row in reversed(self._others) if (row.stage, row.model) == (stage, model)]
 
-    def trained(self, first: date, last: date, model: str) -> list[RunRow]:
-        """Return the rows of stage train for one model, of all runs of the nights `first` to
-        `last`.
+    def ended(self, stage: str, first: date, last: date, model: str) -> list[RunRow]:
+        """Return the rows of one stage and model that ended well, of all runs of the nights `first`
+        to `last`.
 
         The newest row comes first. Each process reads the rows of a span of nights once.
         """
-        if (first, last) not in self._trained:
+        if (stage, first, last) not in self._ended:
             all_rows = self.catalog.read("runs", self.catalog.version("runs"))
             is_in_nights = F.col("run_date").between(F.lit(first), F.lit(last))
             rows = all_rows.where(
-                is_in_nights & (F.col("stage") == "train") & (F.col("status") == OK)
+                is_in_nights & (F.col("stage") == stage) & (F.col("status") == OK)
             )
             newest_first = rows.orderBy(F.desc("ended_at")).collect()
-            self._trained[first, last] = [_run_row(row) for row in newest_first]
-        return [row for row in self._trained[first, last] if row.model == model]
+            self._ended[stage, first, last] = [_run_row(row) for row in newest_first]
+        return [row for row in self._ended[stage, first, last] if row.model == model]
 
     def find(self, stage: str, model: str = "") -> RunRow | None:
         """Return the row of one stage; None where the stage has not ended yet."""

@@ -4,6 +4,7 @@ docs/add_a_model.md, as classes of another package.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import ENCODING, EXAMPLE_CUTOFFS, load_model
 from recspark.pipeline.plan import plan
 from recspark.pipeline.run import open_night
+from recspark.pipeline.stages import examples
 from tests.conftest import NIGHT, run_night, small_settings
 from tests.contract.documented import documented
 
@@ -104,11 +106,12 @@ def test_examples_are_labelled_by_what_came_after_and_described_by_what_came_bef
     assert cutoffs == [datetime(2010, 11, day, tzinfo=UTC) for day in (4,)] or len(cutoffs) > 1
     assert all(cutoff.weekday() == 3 for cutoff in cutoffs)  # Thursdays
     encoding = Encoding.of_text(row.detail[ENCODING])
-    events, examples = events_of(night), table(night, "examples")
-    assert set(examples["model"]) == {"linear"}
+    events, rows = events_of(night), table(night, "examples")
+    assert set(rows["model"]) == {"linear"}
+    assert set(rows["mode"]) == {"novel", "repeat"}
     horizon = timedelta(days=night.config.evaluate.horizon_days)
     for cutoff in cutoffs:
-        mine = examples[examples["cutoff"] == pd.Timestamp(cutoff).tz_localize(None)]
+        mine = rows[rows["cutoff"] == pd.Timestamp(cutoff).tz_localize(None)]
         begin = pd.Timestamp(cutoff).tz_localize(None)
         earlier = events[events["event_at"] < begin]
         later = events[(events["event_at"] >= begin) & (events["event_at"] < begin + horizon)]
@@ -164,6 +167,7 @@ def test_again_and_the_night_after(
         real(model, folder, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fitting.artifacts, "save", save)
+    files_before = {cutoff: files_of_slice(night, cutoff) for cutoff in night.cutoffs.examples}
     following = run_night(root, retail_slice, "2010-12-10", *SETTINGS)
     assert isinstance(following, RunContext)
     row = following.runlog.find("encode", "words")
@@ -176,6 +180,35 @@ def test_again_and_the_night_after(
     assert {model for model, c in fitted if c == following.cutoffs.tonight} == set(
         night.config.models
     )
+    check_kept_examples(following, {c: files_before[c] for c in kept})
+
+
+def files_of_slice(night: RunContext, cutoff: datetime) -> list[str]:
+    examples = night.catalog.read("examples", night.catalog.version("examples"))
+    return sorted(examples.where(F.col("cutoff") == F.lit(cutoff)).inputFiles())
+
+
+def check_kept_examples(night: RunContext, files_before: dict[datetime, list[str]]) -> None:
+    """Slices of an earlier night stay; not under another key, after a run that left no row, forced."""
+    row = night.runlog.find("examples", "linear")
+    assert row is not None
+    slices = row.detail["slices"]
+    assert sum(made["rows"] for made in slices.values()) == row.rows_out
+    assert files_before
+    for cutoff, files in files_before.items():
+        assert files == files_of_slice(night, cutoff)
+        made = slices[cutoff.isoformat()]
+        assert examples._kept_slice(night, "linear", cutoff, made["key"]) == made["rows"] > 0
+        assert examples._kept_slice(night, "linear", cutoff, "other") is None
+        assert examples._kept_slice(night, "other", cutoff, made["key"]) is None
+        forced = replace(night, force=True)
+        assert examples._kept_slice(forced, "linear", cutoff, made["key"]) is None
+    first, *_ = files_before
+    where = (F.col("cutoff") == F.lit(first)) & (F.col("label") > 0)
+    some = night.catalog.read("examples", row.outputs["examples"]).where(where)
+    night.catalog.replace_slice("examples", some, {"cutoff": first, "model": "linear"})
+    key = slices[first.isoformat()]["key"]
+    assert examples._kept_slice(night, "linear", first, key) is None
 
 
 def test_needs_that_do_not_suit_are_told_at_the_start(shop: None, retail_slice: Path) -> None:

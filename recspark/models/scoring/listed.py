@@ -73,7 +73,8 @@ class ListedScores:
         if np.isnan(self.scores).any() or np.isposinf(self.scores).any():
             raise ModelError("a score is NaN or infinite")
         n_entries = memory.block_bytes() // _LISTED_BYTES
-        best_of_slices, begin = [], 0
+        best_of_slices: list[tuple[Array, Array, Array, Array]] = []
+        begin = 0
         while begin < len(self.start) - 1 or not best_of_slices:
             last_entry = self.start[begin] + n_entries
             end = max(begin + 1, int(np.searchsorted(self.start, last_entry, side="right")) - 1)

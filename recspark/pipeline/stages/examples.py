@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from functools import reduce
+from typing import Any
 
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
+from recspark.config import digest
 from recspark.data import examples as pairs
 from recspark.data.feature_encoding import Encoding
 from recspark.data.interactions import before, hash_sample, queries
-from recspark.errors import EmptyDataError
+from recspark.errors import EmptyDataError, VersionNotFoundError
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     ENCODING,
     EXAMPLE_CUTOFFS,
+    artifact_key,
+    examples_recipe,
     load_retriever,
     sources_of,
     with_user_features,
@@ -24,6 +29,13 @@ from recspark.pipeline.fitted import (
 from recspark.pipeline.pairs import pairs_with_features
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import features_as_of, with_truth
+from recspark.tables.row_checks import Slice, slice_condition
+from recspark.tables.snapshot import active_files
+
+_DICTIONARIES = ("user_ids", "item_ids")
+# Keys in the detail of the stage's row in `runs`: cutoff -> key and rows of its slice, and table ->
+# identity of the two dictionaries.
+_SLICES, _IDS = "slices", "ids"
 
 
 def examples(context: RunContext, model: str) -> StageResult:
@@ -33,63 +45,127 @@ def examples(context: RunContext, model: str) -> StageResult:
     events before the cutoff, propose items to the users who acted again in the horizon after it, in
     each mode of `examples.modes`. The label of a pair says what the user then did with the item.
 
+    A slice that an earlier night has made stays, if it would be made in the same way by the same
+    fitted retrievers (see `_kept_slice`). So most nights make one slice or none.
+
     A cutoff has no examples where it lies before the shop's first events, or where one of the
-    retrievers had too little data. Raises EmptyDataError where no cutoff has any, and LeakError where a
-    feature tells the label.
+    retrievers had too little data. Raises EmptyDataError where no cutoff has any, and LeakError
+    where a feature tells the label.
 
     The vocabularies of the encoding are those of the oldest cutoff with examples, so that they hold
     nothing that happened after any of the cutoffs.
     """
-    rows_by_cutoff: dict[datetime, DataFrame] = {}
     encoding: Encoding | None = None
+    slices: dict[str, dict[str, Any]] = {}  # cutoff -> its key and number of rows
     for cutoff in context.cutoffs.examples:
         try:
-            users = _users_of(context, cutoff)
-            lists = _lists_of(context, model, cutoff, users)
+            artifacts = [artifact_key(context, s, cutoff) for s in sources_of(context, model)]
+            if encoding is None:
+                encoding = pairs.make_pair_encoding(
+                    sources_of(context, model),
+                    context.config.examples.features,
+                    *features_as_of(context, cutoff),
+                )
         except EmptyDataError as error:
             context.progress(f"  no examples as of {cutoff:%Y-%m-%d}: {error}")
             continue
-        if encoding is None:
-            encoding = pairs.make_pair_encoding(
-                sources_of(context, model),
-                context.config.examples.features,
-                *features_as_of(context, cutoff),
-            )
-        pairs_of_cutoff = pairs_with_features(context, model, cutoff, lists, users)
-        rows_by_cutoff[cutoff] = _examples_of(context, model, cutoff, pairs_of_cutoff, encoding)
+        key = digest([examples_recipe(context.config), artifacts, encoding.to_text()])
+        n_rows = _kept_slice(context, model, cutoff, key)
+        if n_rows is None:
+            n_rows = _write_slice(context, model, cutoff, encoding)
+        else:
+            context.progress(f"  examples as of {cutoff:%Y-%m-%d}: those of an earlier night")
+        slices[cutoff.isoformat()] = {"key": key, "rows": n_rows}
     if encoding is None:
         raise EmptyDataError(
             f"{model}: no cutoff of the grid has examples: "
             f"{', '.join(f'{c:%Y-%m-%d}' for c in context.cutoffs.examples)}; the shop is too young for a "
             "ranker, or its retrievers find too little"
         )
-    written = context.catalog.replace_slice(
-        "examples",
-        reduce(DataFrame.unionByName, rows_by_cutoff.values()),
-        {"cutoff": tuple(rows_by_cutoff), "model": model},
-        note={model: encoding.to_dict()},
-    )
     # A cutoff may have no row: its retrievers proposed nothing to the users who came back.
-    is_of_this_ranker = F.col("cutoff").isin(list(rows_by_cutoff)) & (
-        F.col("model") == F.lit(model)
-    )
-    rows = context.catalog.read("examples", written.version).where(is_of_this_ranker)
-    cutoff_seconds = {row[0] for row in rows.select(F.unix_seconds("cutoff")).distinct().collect()}
-    cutoffs_with_rows = [c for c in rows_by_cutoff if int(c.timestamp()) in cutoff_seconds]
+    cutoffs_with_rows = [cutoff for cutoff, made in slices.items() if made["rows"]]
     if not cutoffs_with_rows:
         raise EmptyDataError(
-            f"{model}: nobody who came back after "
-            f"{', '.join(f'{c:%Y-%m-%d}' for c in rows_by_cutoff)} was proposed anything: there is "
-            "nothing to learn from"
+            f"{model}: nobody who came back after {', '.join(c[:10] for c in slices)} was proposed "
+            "anything: there is nothing to learn from"
         )
-    pairs.check_no_leak(rows, encoding, context.config.train.seed)
     detail = {
-        EXAMPLE_CUTOFFS: [c.isoformat() for c in cutoffs_with_rows],
+        EXAMPLE_CUTOFFS: cutoffs_with_rows,
         ENCODING: encoding.to_text(),
+        _SLICES: slices,
+        _IDS: {t: context.catalog.identity(t, context.version(t)) for t in _DICTIONARIES},
     }
-    return StageResult(
-        {"examples": written.version}, context.count("histories"), written.rows, detail
-    )
+    version = context.catalog.version("examples")
+    assert version is not None  # a slice was written, tonight or before
+    n_examples = sum(made["rows"] for made in slices.values())
+    return StageResult({"examples": version}, context.count("histories"), n_examples, detail)
+
+
+def _kept_slice(context: RunContext, model: str, cutoff: datetime, key: str) -> int | None:
+    """Return the number of rows of a slice of `examples` that is there already; None if tonight has
+    to make it.
+
+    The slice stays if the run that recorded it last made it under the same `key`, if the integers of
+    users and items still stand for the same ids, and if its files are the same and in place. The key follows
+    from the settings, the code, the encoding and the fitted retrievers. Like a model of an earlier
+    cutoff, a slice does not change with events that arrived late. With `--force` nothing stays.
+    """
+    if context.force:
+        return None
+    first_night = min(context.cutoffs.examples).date()
+    for row in context.runlog.ended("examples", first_night, date.max, model):
+        made = row.detail.get(_SLICES, {}).get(cutoff.isoformat())
+        if made is None:
+            continue  # a run with other cutoffs
+        has_same_ids = all(
+            context.catalog.extends(table, context.version(table), row.detail[_IDS][table])
+            for table in _DICTIONARIES
+        )
+        version = context.catalog.version("examples")
+        if made["key"] != key or not has_same_ids or version is None:
+            return None
+        n_rows = int(made["rows"])
+        where = _slice(cutoff, model)
+        is_lost = context.catalog.lost("examples", version, where, must_have_rows=n_rows > 0)
+        recorded = row.outputs["examples"]
+        return None if is_lost or _is_rewritten(context, where, recorded, version) else n_rows
+    return None
+
+
+def _is_rewritten(context: RunContext, where: Slice, recorded: int, version: int) -> bool:
+    """Return whether a slice has other files at `version` than at the version that a run recorded.
+
+    A run that failed may have written the slice without leaving a row in `runs`.
+    """
+    condition = slice_condition(where)
+    try:
+        files_then, files_now = (
+            active_files(context.catalog, "examples", v, condition) for v in (recorded, version)
+        )
+    except VersionNotFoundError:  # the recorded version is too old to be read
+        return True
+    return files_then != files_now
+
+
+def _slice(cutoff: datetime, model: str) -> Slice:
+    return {"cutoff": cutoff, "model": model}
+
+
+def _write_slice(context: RunContext, model: str, cutoff: datetime, encoding: Encoding) -> int:
+    """Write the examples of one cutoff and return their number. Raises LeakError, see `examples`."""
+    users = _users_of(context, cutoff).persist(StorageLevel.MEMORY_AND_DISK)
+    try:  # each retriever reads the users once for each mode
+        lists = _lists_of(context, model, cutoff, users)
+        described_pairs = pairs_with_features(context, model, cutoff, lists, users)
+        rows = _examples_of(context, model, cutoff, described_pairs, encoding)
+        note = {model: encoding.to_dict()}
+        written = context.catalog.replace_slice("examples", rows, _slice(cutoff, model), note=note)
+    finally:
+        users.unpersist()
+    is_of_slice = (F.col("cutoff") == F.lit(cutoff)) & (F.col("model") == F.lit(model))
+    stored = context.catalog.read("examples", written.version).where(is_of_slice)
+    pairs.check_no_leak(stored, encoding, context.config.train.seed)
+    return written.rows
 
 
 def _users_of(context: RunContext, cutoff: datetime) -> DataFrame:

@@ -87,23 +87,24 @@ def test_scores_by_hand() -> None:
     assert found(order_decay=1.0, half_life_days=1.0, popularity_weight=0) == wanted
 
 
-def test_equal_counts_go_to_the_popular_item() -> None:
-    """Also where the score is near 20, and the popularity differs by 1 in 400. A larger count comes
-    first however popular the other item is.
+@pytest.mark.parametrize("n_orders", [1, 20])
+def test_equal_counts_go_to_the_popular_item(n_orders: int) -> None:
+    """Also where the count is 20 and the popularities differ by 1/400 of the largest one. Item 0 is
+    the most popular one by far, but its count is smaller or larger.
     """
-    orders: list[tuple[float, Order]] = [(30 - n, [(1, 1), (2, 1), (3, 1)]) for n in range(20)]
-    orders = [*orders, (1, [(0, 1)]), (1, [(0, 1)])]
-    for rows in ([orders], [orders[-3:]]):
-        [scores] = scores_of(
-            rows, [0, 1, 2, 3], OwnItemsSettings(order_decay=1), [1.0, 0.1, 0.105, 0.1025]
-        )
-        by_score = sorted(scores, key=lambda item: -scores[item])
-        assert by_score == ([2, 3, 1, 0] if len(rows[0]) > 3 else [0, 2, 3, 1])
-        assert len(set(scores.values())) == 4
-        [scores] = scores_of(
-            rows, [0, 1, 2, 3], OwnItemsSettings(order_decay=1, popularity_weight=0), [1, 0, 1, 0]
-        )
-        assert scores[1] == scores[2] == scores[3] == len(rows[0]) - 2
+    orders: list[tuple[float, Order]] = [
+        (30 - n, [(1, 1), (2, 1), (3, 1)]) for n in range(n_orders)
+    ]
+    rows = [[*orders, (1, [(0, 1)]), (1, [(0, 1)])]]
+    items, popularity = [0, 1, 2, 3], [1.0, 0.1, 0.105, 0.1025]
+    [scores] = scores_of(rows, items, OwnItemsSettings(order_decay=1), popularity)
+    assert len(set(scores.values())) == 4
+    by_score = sorted(items, key=lambda item: -scores[item])
+    assert by_score == ([0, 2, 3, 1] if n_orders == 1 else [2, 3, 1, 0])
+    without = OwnItemsSettings(order_decay=1, popularity_weight=0)
+    assert scores_of(rows, items, without, popularity) == [
+        {0: 2, 1: n_orders, 2: n_orders, 3: n_orders}
+    ]
 
 
 order = st.lists(
