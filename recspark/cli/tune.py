@@ -10,6 +10,7 @@ import yaml
 
 from recspark.cli.common import Env, Json, RunDate, Set, console, reporter
 from recspark.cli.nightly import night_context
+from recspark.config import Config
 from recspark.config.load import tuned_file
 
 
@@ -40,6 +41,10 @@ def tune(
         )
         report(f"{value:.4f}  {settings_text}")
 
+    def check_model(config: Config) -> None:
+        check_tunable(config, model)
+        search_space(model, config.settings_of(model))
+
     with night_context(
         env,
         run_date,
@@ -48,10 +53,7 @@ def tune(
         report=report,
         app=f"recspark tune {model}",
         trains=True,
-        check=lambda config: (
-            check_tunable(config, model),
-            search_space(model, config.settings_of(model)),
-        ),
+        check=check_model,
         models=(model,),
         begins=False,
     ) as (context, _):
