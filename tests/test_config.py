@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
@@ -369,7 +370,7 @@ def test_merge_keys_of_yaml_still_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "champion", "ladder", "neighbours", "baseline"),
     [
-        ([], "ease", ("item_knn", "popular"), "item_knn", "popular"),
+        ([], "lambdamart", ("ease", "popular"), "item_knn", "popular"),
         (["models=[popular]"], "popular", (), None, "popular"),
         (["models=[popular, als]"], "als", ("popular",), None, "popular"),
         (["models=[als, ease]"], "ease", (), "ease", "als"),
@@ -378,7 +379,8 @@ def test_merge_keys_of_yaml_still_work(tmp_path: Path) -> None:
         (["models=[popular, als]", "publish.model=popular"], "popular", (), None, "popular"),
         (["models=[popular, ease]", "publish={ladder: [popular], neighbours_model: ease}"],
          "ease", ("popular",), "ease", "popular"),
-        (["publish.neighbours_model=null"], "ease", ("item_knn", "popular"), None, "popular"),
+        (["publish.neighbours_model=null"], "lambdamart", ("ease", "popular"), None, "popular"),
+        (["models=[popular, item_knn, ease, als]"], "ease", ("popular",), "item_knn", "popular"),
     ],
 )  # fmt: skip
 def test_what_nobody_chose_follows_from_the_models(
@@ -401,6 +403,14 @@ def test_what_nobody_chose_follows_from_the_models(
 
 @given(st.lists(st.sampled_from(sorted(MODELS)), min_size=1, unique=True))
 def test_any_choice_of_models_is_enough(models: list[str]) -> None:
+    """With the models that a ranker needs, which its error names."""
+    if "lambdamart" in models:
+        others = [name for name in models if name != "lambdamart"]
+        settings = yaml.safe_load((ROOT / "conf" / "models" / "lambdamart.yaml").read_text())
+        if lacking := [name for name in settings["needs"] if name not in models]:
+            with pytest.raises(ConfigError, match=rf"lambdamart\.needs names '{lacking[0]}'"):
+                load_config("test", [f"models=[{', '.join(models)}]"])
+        models = [*others, *lacking, "lambdamart"]
     config = load_config("test", [f"models=[{', '.join(models)}]"])
     check_settings(config)
     assert {config.publish.model, *config.publish.ladder, config.evaluate.baseline} <= set(models)

@@ -42,7 +42,7 @@ class InMemory(RunLog):
         self._rows: dict[tuple[str, str], RunRow] = {}
         self._others: list[RunRow] = []
 
-    def trained(self, first: date, last: date, model: str) -> list[RunRow]:
+    def ended(self, stage: str, first: date, last: date, model: str) -> list[RunRow]:
         return []
 
     def record(self, **row: Any) -> None:

@@ -161,7 +161,8 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     explicit : dotted names of the settings that a layer above `base.yaml` gives; they stay
 
     - `evaluate.baseline` becomes the first of `models`.
-    - `publish.model` becomes the first of `models` that is not the baseline.
+    - `publish.model` becomes the first of `publish.ladder`, or else of `models`, that is among
+      `models` and is not the baseline.
     - `publish.ladder` loses the names that are not among `models`, and the name of `publish.model`.
     - `publish.neighbours_model` becomes the first of `models` whose algorithm gives neighbours of
       items, or None.
@@ -188,11 +189,14 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
         baseline = models[0]
         evaluate = {**evaluate, "baseline": baseline}
     model = value_or_default(publish, "model", _default(Publish, "model"))
+    ladder = value_or_default(publish, "ladder", _default(Publish, "ladder"))
+    if not isinstance(ladder, list | tuple):
+        return  # the checks of `Config` report this
     if "publish.model" not in explicit and model not in models:
-        model = next((name for name in models if name != baseline), models[0])
+        successors = [*(step for step in ladder if step in models), *models]
+        model = next((name for name in successors if name != baseline), models[0])
         publish = {**publish, "model": model}
     if "publish.ladder" not in explicit:
-        ladder = value_or_default(publish, "ladder", _default(Publish, "ladder"))
         ladder_within_models = [step for step in ladder if step in models and step != model]
         if ladder_within_models != list(ladder):
             publish = {**publish, "ladder": ladder_within_models}

@@ -20,8 +20,8 @@ class Publish(Section):
     model: str = Field(
         "ease",
         description="the champion: the model whose lists are published. Where it is not set, and "
-        "its default is not among `models`, the first of `models` that is not evaluate.baseline "
-        "takes its place. Best on the bundled data",
+        "its default is not among `models`, the first of `ladder`, or else of `models`, that is "
+        "among `models` and is not evaluate.baseline takes its place",
     )
     ladder: tuple[str, ...] = Field(
         ("item_knn", "popular"),
