@@ -380,6 +380,8 @@ def test_merge_keys_of_yaml_still_work(tmp_path: Path) -> None:
         (["models=[popular, ease]", "publish={ladder: [popular], neighbours_model: ease}"],
          "ease", ("popular",), "ease", "popular"),
         (["publish.neighbours_model=null"], "lambdamart", ("ease", "popular"), None, "popular"),
+        (["models=[popular, ease, als]", "publish.ladder=[als, popular]"], "ease", ("als", "popular"),
+         "ease", "popular"),
         (["models=[popular, item_knn, ease, als]"], "ease", ("popular",), "item_knn", "popular"),
     ],
 )  # fmt: skip

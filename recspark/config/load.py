@@ -161,8 +161,8 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     explicit : dotted names of the settings that a layer above `base.yaml` gives; they stay
 
     - `evaluate.baseline` becomes the first of `models`.
-    - `publish.model` becomes the first of `publish.ladder`, or else of `models`, that is among
-      `models` and is not the baseline.
+    - `publish.model` becomes the first of the ladder of `base.yaml`, or else of `models`, that is
+      among `models` and is not the baseline.
     - `publish.ladder` loses the names that are not among `models`, and the name of `publish.model`.
     - `publish.neighbours_model` becomes the first of `models` whose algorithm gives neighbours of
       items, or None.
@@ -193,7 +193,9 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     if not isinstance(ladder, list | tuple):
         return  # the checks of `Config` report this
     if "publish.model" not in explicit and model not in models:
-        successors = [*(step for step in ladder if step in models), *models]
+        # Whoever chose the ladder did not choose its first step as the champion.
+        steps = [] if "publish.ladder" in explicit else [name for name in ladder if name in models]
+        successors = [*steps, *models]
         model = next((name for name in successors if name != baseline), models[0])
         publish = {**publish, "model": model}
     if "publish.ladder" not in explicit:

@@ -141,8 +141,8 @@ def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
     cutoffs = [c for c in context.cutoffs.examples_before(cutoff) if c in cutoffs_made]
     if not cutoffs:
         raise EmptyDataError(
-            f"{ranker}: no examples end before {cutoff:%Y-%m-%d}; the shop, or the grid "
-            "examples.every_days, is too young for it"
+            f"{ranker}: no examples end before {cutoff:%Y-%m-%d}: the shop is too young for a ranker, or "
+            "its retrievers propose nothing to the users who came back"
         )
     rows = context.catalog.read("examples", row.outputs["examples"]).where(
         (F.col("model") == F.lit(ranker)) & F.col("cutoff").isin(cutoffs)
@@ -181,6 +181,7 @@ def examples_recipe(config: Config) -> list[Any]:
     return [
         config.examples.model_dump(mode="json"),
         config.features.model_dump(mode="json"),
+        config.sessions.model_dump(mode="json"),  # an order is a session
         config.evaluate.horizon_days,
         config.n_candidates,
         config.train.seed,
@@ -291,7 +292,7 @@ def _input_commits(context: RunContext, model: str) -> dict[str, Any]:
         for table in ("histories", "item_features", "items", *training_tables, "item_ids")
     }
     if kind_of_model(config, model) == "ranker" and (row := context.runlog.find("examples", model)):
-        versions["examples"] = row.outputs["examples"]
+        versions["examples"] = row.outputs.get("examples")  # None: the shop has no examples yet
     return {table: context.catalog.identity(table, version) for table, version in versions.items()}
 
 

@@ -69,6 +69,7 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
     "encode": ("evaluate.horizon_days", "evaluate.every_days"),
     "examples": (
         "features",
+        "sessions",
         "evaluate.horizon_days",
         "evaluate.every_days",
         "examples",

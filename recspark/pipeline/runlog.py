@@ -65,7 +65,7 @@ class RunLog:
         self.run_date = run_date
         self.run_id = run_id
         self._rows: dict[tuple[str, str], RunRow] | None = None
-        # (first night, last night) -> the rows that `trained` has read
+        # (stage, first night, last night) -> the rows that `ended` has read
         self._ended: dict[tuple[str, date, date], list[RunRow]] = {}
         self._others: list[RunRow] = []  # the rows of the night's other runs
 

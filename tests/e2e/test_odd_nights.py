@@ -317,6 +317,30 @@ def test_a_young_shop_gets_lists_without_a_model_that_fails(opened: Open) -> Non
     assert "nothing to compare yet" in str(evaluation_table(context, "novel").title)
 
 
+def test_a_shop_too_young_for_its_ranker_gets_lists_by_the_ladder(
+    opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No retriever was fitted before a cutoff of the examples, so there are none. Again: nothing new."""
+    settings = [
+        "models=[popular, item_knn, lambdamart]",
+        "models.lambdamart.needs=[popular, item_knn]",
+        "publish={model: lambdamart, ladder: [item_knn, popular]}",
+        "evaluate.horizon_days=14",
+    ]
+    context = opened(LAST, *settings)
+    night(context)
+    lists = context.catalog.read("recommendations", context.catalog.version("recommendations"))
+    shown = lists.select("user_id", "model").distinct().collect()
+    assert {row["model"] for row in shown} <= {"item_knn", "popular"}
+    assert len({row["user_id"] for row in shown}) == 40
+    assert "lambdamart has no lists tonight: lambdamart: no examples end before" in caplog.text
+    assert {row.status for row in context.runlog.rows().values()} == {"ok"}
+    assert context.catalog.version("examples") is None
+    before = context.catalog.version("recommendations")
+    night(opened(LAST, *settings))
+    assert context.catalog.version("recommendations") == before
+
+
 def test_a_model_with_too_little_before_the_backtest_has_none(grown: Open) -> None:
     """Item2vec wants 28 uses of an item: there are more by tonight, but not two days before."""
     settings = [

@@ -49,8 +49,8 @@ def examples(context: RunContext, model: str) -> StageResult:
     fitted retrievers (see `_kept_slice`). So most nights make one slice or none.
 
     A cutoff has no examples where it lies before the shop's first events, or where one of the
-    retrievers had too little data. Raises EmptyDataError where no cutoff has any, and LeakError
-    where a feature tells the label.
+    retrievers had too little data. In a young shop no cutoff may have any; then stage train does not
+    fit the ranker. Raises LeakError where a feature tells the label.
 
     The vocabularies of the encoding are those of the oldest cutoff with examples, so that they hold
     nothing that happened after any of the cutoffs.
@@ -76,29 +76,17 @@ def examples(context: RunContext, model: str) -> StageResult:
         else:
             context.progress(f"  examples as of {cutoff:%Y-%m-%d}: those of an earlier night")
         slices[cutoff.isoformat()] = {"key": key, "rows": n_rows}
-    if encoding is None:
-        raise EmptyDataError(
-            f"{model}: no cutoff of the grid has examples: "
-            f"{', '.join(f'{c:%Y-%m-%d}' for c in context.cutoffs.examples)}; the shop is too young for a "
-            "ranker, or its retrievers find too little"
-        )
     # A cutoff may have no row: its retrievers proposed nothing to the users who came back.
-    cutoffs_with_rows = [cutoff for cutoff, made in slices.items() if made["rows"]]
-    if not cutoffs_with_rows:
-        raise EmptyDataError(
-            f"{model}: nobody who came back after {', '.join(c[:10] for c in slices)} was proposed "
-            "anything: there is nothing to learn from"
-        )
     detail = {
-        EXAMPLE_CUTOFFS: cutoffs_with_rows,
-        ENCODING: encoding.to_text(),
+        EXAMPLE_CUTOFFS: [cutoff for cutoff, made in slices.items() if made["rows"]],
+        ENCODING: None if encoding is None else encoding.to_text(),
         _SLICES: slices,
         _IDS: {t: context.catalog.identity(t, context.version(t)) for t in _DICTIONARIES},
     }
     version = context.catalog.version("examples")
-    assert version is not None  # a slice was written, tonight or before
+    outputs = {} if version is None else {"examples": version}  # None: no slice was ever written
     n_examples = sum(made["rows"] for made in slices.values())
-    return StageResult({"examples": version}, context.count("histories"), n_examples, detail)
+    return StageResult(outputs, context.count("histories"), n_examples, detail)
 
 
 def _kept_slice(context: RunContext, model: str, cutoff: datetime, key: str) -> int | None:

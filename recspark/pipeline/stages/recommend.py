@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from functools import reduce
 
@@ -15,11 +16,18 @@ from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import backtest_model, load_model, with_user_features
+from recspark.pipeline.fitted import (
+    backtest_model,
+    load_model,
+    why_not_fitted,
+    with_user_features,
+)
 from recspark.pipeline.pairs import pairs_with_features
 from recspark.pipeline.plan import listed_tonight
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import USERS_WITH_TRUTH, with_truth
+
+log = logging.getLogger(__name__)
 
 
 def recommend(context: RunContext, model: str) -> StageResult:
@@ -27,7 +35,7 @@ def recommend(context: RunContext, model: str) -> StageResult:
 
     - Lists as of tonight, in the mode that is published, where somebody reads them
       (`listed_tonight`). They are for the active users that are scored tonight
-      (`activity.to_score`).
+      (`activity.to_score`). A ranker that had too few examples has none, and a warning says so.
     - Lists of the backtest, in both modes, where there is a model of the backtest. They are for the
       users of `backtest_users`.
     """
@@ -36,7 +44,9 @@ def recommend(context: RunContext, model: str) -> StageResult:
     k = config.n_candidates
     tonight_cutoff, past_cutoff = context.cutoffs.tonight, context.cutoffs.backtest
     lists_to_make: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
-    if model in listed_tonight(config):
+    if reason := why_not_fitted(context, model, tonight_cutoff):
+        log.warning("%s has no lists tonight: %s", model, reason)
+    elif model in listed_tonight(config):
         fitted = load_model(context, model, tonight_cutoff)
         lists_to_make.append((tonight_cutoff, config.publish.mode, fitted, to_score(context)))
     if (past_model := backtest_model(context, model)) is not None:

@@ -19,6 +19,7 @@ from recspark.pipeline.fitted import (
     kept_artifact,
     recipe,
 )
+from recspark.pipeline.plan import kind_of_model
 from recspark.pipeline.runlog import StageResult
 from recspark.train.curve import Curve
 from recspark.train.curve_picture import draw
@@ -39,8 +40,10 @@ def train(context: RunContext, model: str) -> StageResult:
 
     A shop may have nothing before an earlier cutoff, or too little for this model. Then the model
     has no backtest, `detail` says so under `not_fitted`, and the published lists are made all the
-    same. Too little data before the published lists' cutoff is an error, which is raised.
+    same. Too little data before the published lists' cutoff is an error, which is raised; but a
+    ranker then has no lists tonight, and the ladder fills the lists in its place.
     """
+    is_ranker = kind_of_model(context.config, model) == "ranker"
     detail: dict[str, Any] = {RECIPE: recipe(context.config, model)}
     curves: dict[str, Curve] = {}
     n_models = 0
@@ -49,7 +52,8 @@ def train(context: RunContext, model: str) -> StageResult:
         try:
             folder = _kept_or_fitted(context, model, cutoff, detail)
         except _TOO_LITTLE as error:
-            if cutoff == context.cutoffs.tonight:
+            is_young = is_ranker and isinstance(error, EmptyDataError)
+            if cutoff == context.cutoffs.tonight and not is_young:
                 raise
             detail.setdefault(NOT_FITTED, {})[day] = str(error)
             context.progress(f"  {model} as of {day}: not fitted, {error}")
