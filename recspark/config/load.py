@@ -177,19 +177,16 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     if not isinstance(publish, dict) or not isinstance(evaluate, dict):
         return
 
-    def value_or_default(section: Mapping[str, Any], name: str, default: Any) -> Any:
-        return section.get(name, default)
-
     def algorithm_of(name: str) -> Any:
         settings = layers["model_settings"].get(name)
         return settings.get("algorithm", name) if isinstance(settings, Mapping) else name
 
-    baseline = value_or_default(evaluate, "baseline", _default(Evaluate, "baseline"))
+    baseline = evaluate.get("baseline", _default(Evaluate, "baseline"))
     if "evaluate.baseline" not in explicit and baseline not in models:
         baseline = models[0]
         evaluate = {**evaluate, "baseline": baseline}
-    model = value_or_default(publish, "model", _default(Publish, "model"))
-    ladder = value_or_default(publish, "ladder", _default(Publish, "ladder"))
+    model = publish.get("model", _default(Publish, "model"))
+    ladder = publish.get("ladder", _default(Publish, "ladder"))
     if not isinstance(ladder, list | tuple):
         return  # the checks of `Config` report this
     if "publish.model" not in explicit and model not in models:
@@ -202,9 +199,7 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
         ladder_within_models = [step for step in ladder if step in models and step != model]
         if ladder_within_models != list(ladder):
             publish = {**publish, "ladder": ladder_within_models}
-    neighbours_model = value_or_default(
-        publish, "neighbours_model", _default(Publish, "neighbours_model")
-    )
+    neighbours_model = publish.get("neighbours_model", _default(Publish, "neighbours_model"))
     if "publish.neighbours_model" not in explicit and neighbours_model not in models:
         models_with_neighbours = [name for name in models if algorithm_of(name) in NEIGHBOUR_MODELS]
         publish = {

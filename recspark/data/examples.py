@@ -77,6 +77,11 @@ def _proposal_of(name: str) -> Column:
     return F.get(F.filter("sources", lambda source: source["model"] == name), F.lit(0))
 
 
+def score_names(source: str) -> tuple[str, str]:
+    """Return the names of the two features that a source's score of a pair gives."""
+    return f"{source}_score", f"{source}_relative"
+
+
 def make_pair_encoding(
     sources: Sequence[str],
     groups: Sequence[str],
@@ -92,7 +97,7 @@ def make_pair_encoding(
     items = make_encoding(flat(item_features.drop("cutoff"), "item_"))
     source_numbers = (
         "n_sources",
-        *(f"{name}_{number}" for name in sources for number in ("rank", "score", "relative")),
+        *(feature for name in sources for feature in (f"{name}_rank", *score_names(name))),
         *names(groups),
     )
     return Encoding(

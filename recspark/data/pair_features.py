@@ -186,6 +186,11 @@ def _key(row: Array, item_idx: Array) -> Array:
     return (row.astype(np.int64) << 32) | item_idx.astype(np.int64)
 
 
+def _of_items(values: Array, local: Array, otherwise: float) -> Array:
+    """Return `values[local]`, and `otherwise` where `local` is -1 (not in the catalogue)."""
+    return np.where(local >= 0, values[local], otherwise)
+
+
 def _ratio(value: Array, divisor: Array) -> Array:
     """Return value / divisor, float64; NaN where the divisor is 0, negative or NaN."""
     is_defined = divisor > 0
@@ -260,24 +265,20 @@ def decayed_orders(pairs: Pairs) -> Array:
 
 def price_ratio(pairs: Pairs) -> Array:
     """Price of the item / mean price of the user's items, an item counted once per event."""
-    price_of_events = np.where(
-        pairs.local_of_events >= 0, pairs.catalogue.price[pairs.local_of_events], np.nan
-    )
+    price_of_events = _of_items(pairs.catalogue.price, pairs.local_of_events, np.nan)
     has_price = ~np.isnan(price_of_events)
     n_rows = len(pairs.history.start) - 1
     rows = pairs.history.rows[has_price]
     total = np.bincount(rows, price_of_events[has_price], n_rows)
     mean_price = _ratio(total, np.bincount(rows, minlength=n_rows))
-    price = np.where(pairs.local >= 0, pairs.catalogue.price[pairs.local], np.nan)
+    price = _of_items(pairs.catalogue.price, pairs.local, np.nan)
     return _ratio(price, mean_price[pairs.row])
 
 
 def category_share(pairs: Pairs) -> Array:
     """Share of the user's events whose items are of the item's category (first level)."""
-    category_of_events = np.where(
-        pairs.local_of_events >= 0, pairs.catalogue.category[pairs.local_of_events], -1
-    )
-    category = np.where(pairs.local >= 0, pairs.catalogue.category[pairs.local], -1)
+    category_of_events = _of_items(pairs.catalogue.category, pairs.local_of_events, -1)
+    category = _of_items(pairs.catalogue.category, pairs.local, -1)
     keys, counts = np.unique(_key(pairs.history.rows, category_of_events), return_counts=True)
     n_events = np.diff(pairs.history.start)[pairs.row]
     n_of_category = np.zeros(len(category))

@@ -17,6 +17,7 @@ from pyspark.sql.types import StructField, StructType
 
 from recspark import schema
 from recspark.data.blocks import Array, parse_queries
+from recspark.data.examples import score_names
 from recspark.data.pair_features import Catalogue, Pairs, names, pair_features
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
@@ -24,11 +25,6 @@ from recspark.models.scoring import topk
 # A score is also given relative to the score that is the fifth best among the user's candidates.
 REFERENCE_RANK = 5
 _KEYS = ("mode", "user_idx", "item_idx", "sources")
-
-
-def score_names(retriever: str) -> tuple[str, str]:
-    """Return the names of the two features that a retriever's score of a pair gives."""
-    return f"{retriever}_score", f"{retriever}_relative"
 
 
 def describe_pairs(

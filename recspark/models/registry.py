@@ -61,6 +61,11 @@ class ModelSpec:
     kind: Kind = "retriever"
 
     @property
+    def depends_on_ranks(self) -> bool:
+        """Whether another number of `train.ranks` gives another model, trained on as many slots."""
+        return not self.tags.isdisjoint({"neural", "ranks"})
+
+    @property
     def modules(self) -> tuple[str, str]:
         """The modules of the two classes."""
         return self.algorithm_class.partition(":")[0], self.model.partition(":")[0]

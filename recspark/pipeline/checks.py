@@ -89,7 +89,7 @@ def check_slots(config: Config, models: Sequence[str]) -> None:
     time.
     """
     ranks, slots = config.train.ranks, most_slots(config.spark)
-    on_ranks = [m for m in models if not {"neural", "ranks"}.isdisjoint(_tags(config, m))]
+    on_ranks = [m for m in models if spec_of(m, config.settings_of(m)).depends_on_ranks]
     if on_ranks and slots is not None and ranks > slots:
         raise NoSlotsError(
             f"{', '.join(on_ranks)}: train.ranks = {ranks} need as many task slots, spark.master = "

@@ -159,7 +159,7 @@ def recipe(config: Config, model: str) -> str:
     """
     settings = config.settings_of(model)
     learns_from = examples_recipe(config) if kind_of_model(config, model) == "ranker" else None
-    depends_on_ranks = not {"neural", "ranks"}.isdisjoint(spec_of(model, settings).tags)
+    depends_on_ranks = spec_of(model, settings).depends_on_ranks
     return digest(
         {
             "settings": settings,

@@ -23,12 +23,11 @@ from recspark import schema
 from recspark.data.blocks import (
     Array,
     QueryBlock,
-    local_index,
     micros,
     parse_histories,
 )
 from recspark.data.dataset import Dataset
-from recspark.data.interactions import decayed_item_weights
+from recspark.data.interactions import decayed_weights_of_vocabulary
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
@@ -261,15 +260,10 @@ def trend_factors(data: Dataset, items: Array, trend_days: float) -> Array:
     positive_events = F.filter("history", lambda event: event["weight"] > 0)
     histories = data.histories.select(positive_events.alias("history"))
 
-    def popularity(half_life_days: float) -> Array:
-        sums = decayed_item_weights(histories, data.cutoff, half_life_days).toArrow()
-        item_row = local_index(items, sums.column("item_idx").to_numpy())
-        is_in_vocabulary = item_row >= 0
-        weight = np.zeros(len(items))
-        weight[item_row[is_in_vocabulary]] = sums.column("weight").to_numpy()[is_in_vocabulary]
-        return weight
-
-    recent, long = popularity(trend_days), popularity(_LONG_HALF_LIVES * trend_days)
+    recent, long = (
+        decayed_weights_of_vocabulary(histories, data.cutoff, half_life_days, items)
+        for half_life_days in (trend_days, _LONG_HALF_LIVES * trend_days)
+    )
     return np.asarray((_LONG_HALF_LIVES * recent + _EVEN_WEIGHT) / (long + _EVEN_WEIGHT))
 
 

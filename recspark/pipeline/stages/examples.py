@@ -141,17 +141,17 @@ def _slice(cutoff: datetime, model: str) -> Slice:
 
 def _write_slice(context: RunContext, model: str, cutoff: datetime, encoding: Encoding) -> int:
     """Write the examples of one cutoff and return their number. Raises LeakError, see `examples`."""
+    where = _slice(cutoff, model)
     users = _users_of(context, cutoff).persist(StorageLevel.MEMORY_AND_DISK)
     try:  # each retriever reads the users once for each mode
         lists = _lists_of(context, model, cutoff, users)
         described_pairs = pairs_with_features(context, model, cutoff, lists, users)
         rows = _examples_of(context, model, cutoff, described_pairs, encoding)
         note = {model: encoding.to_dict()}
-        written = context.catalog.replace_slice("examples", rows, _slice(cutoff, model), note=note)
+        written = context.catalog.replace_slice("examples", rows, where, note=note)
     finally:
         users.unpersist()
-    is_of_slice = (F.col("cutoff") == F.lit(cutoff)) & (F.col("model") == F.lit(model))
-    stored = context.catalog.read("examples", written.version).where(is_of_slice)
+    stored = context.catalog.read("examples", written.version).where(slice_condition(where))
     pairs.check_no_leak(stored, encoding, context.config.train.seed)
     return written.rows
 
