@@ -288,6 +288,7 @@ METRICS = columns(
 
 RECOMMENDATIONS = columns(
     run_date=DATE,
+    list=STRING,  # which of the published lists
     user_id=STRING,
     rank=INT,
     item_id=STRING,
@@ -314,6 +315,7 @@ ITEM_NEIGHBOURS = columns(
 GATES = columns(
     run_id=STRING,
     run_date=DATE,
+    list=STRING,  # the published list that was judged
     gate=STRING,
     value=DOUBLE,
     threshold=DOUBLE,

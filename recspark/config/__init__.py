@@ -18,18 +18,27 @@ from recspark import masking
 from recspark.config.data import Features, Ingest, Sessions
 from recspark.config.evaluation import Evaluate, Examples, Tune
 from recspark.config.machine import Paths, Spark, Train
-from recspark.config.publishing import NEIGHBOUR_MODELS, Mode, Publish
+from recspark.config.publishing import (
+    MAIN,
+    NEIGHBOUR_MODELS,
+    PUBLISHED,
+    ListSettings,
+    Mode,
+    Publish,
+    PublishedList,
+    lists_of,
+)
 from recspark.config.section import Section
 from recspark.config.source import NULL_IDS, MadeUpTimes, Source
 from recspark.errors import suggest
 
 __all__ = [
-    "NEIGHBOUR_MODELS", "NULL_IDS", "Config", "Evaluate", "Examples", "Features", "Ingest", "MadeUpTimes",
-    "Mode", "Paths", "Publish", "Section", "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of",
-    "digest", "on_grid",
+    "MAIN", "NEIGHBOUR_MODELS", "NULL_IDS", "PUBLISHED", "Config", "Evaluate", "Examples", "Features",
+    "Ingest", "ListSettings", "MadeUpTimes", "Mode", "Paths", "Publish", "PublishedList", "Section",
+    "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of", "digest", "lists_of", "on_grid",
 ]  # fmt: skip
 
-_MODEL_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$")
+_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 
 
 class Config(Section):
@@ -82,10 +91,9 @@ class Config(Section):
         problems = [
             f"{field} = '{name}' is not among models {list(self.models)}.{suggest(name, choices)}"
             for field, name in [
-                ("publish.model", self.publish.model),
                 ("evaluate.baseline", self.evaluate.baseline),
                 ("publish.neighbours_model", self.publish.neighbours_model),
-                *[("publish.ladder", step) for step in self.publish.ladder],
+                *self.publish.named_models(),
             ]
             if name is not None and name not in self.models
         ]
@@ -98,18 +106,24 @@ class Config(Section):
                 "impressions: they enter no history, so they have no weight"
             )
         # Model names become names of files, folders, table slices and Airflow tasks.
-        unfit_names = [name for name in self.models if not _MODEL_NAME.match(name)]
-        if unfit_names or "published" in self.models:
+        unfit_names = [name for name in self.models if not _NAME.match(name) or _is_list(name)]
+        if unfit_names:
             problems.append(
-                f"models: {unfit_names or ['published']}: a name is of letters, digits, _ and -, up to 100, and "
-                "not 'published', which is the list itself"
+                f"models: {unfit_names}: a name is of letters, digits, _ and -, up to 100, and neither "
+                f"'{PUBLISHED}' nor begins with '{PUBLISHED}_': these are the published lists"
+            )
+        if unfit_lists := [name for name in self.publish.lists if not _NAME.match(name)]:
+            problems.append(
+                f"publish.lists: {unfit_lists}: a name is of letters, digits, _ and -, up to 100"
             )
         repeated_names = sorted({name for name in self.models if self.models.count(name) > 1})
         if repeated_names:
             problems.append(f"models names {repeated_names} twice")
         problems += self._wrong_needs()
-        if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
-            problems.append("n_candidates must be at least publish.k and every evaluate.ks")
+        lengths = {**self.publish.lengths(), "evaluate.ks": max(self.evaluate.ks)}
+        longer = [f"{name} = {k}" for name, k in lengths.items() if self.n_candidates < k]
+        if longer:
+            problems.append(f"n_candidates must be at least {' and '.join(longer)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -222,6 +236,11 @@ class Config(Section):
             for name, value in self.source.options.items()
         }
         return data
+
+
+def _is_list(model: str) -> bool:
+    """Return whether a model's name is one under which the backtest has a published list."""
+    return model == PUBLISHED or model.startswith(f"{PUBLISHED}_")
 
 
 def digest(data: object, length: int = 16) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -34,6 +34,8 @@ from recspark.errors import ConfigError, suggest
 OWN_FILE, OWN_SOURCE, OWN_ROOT = "RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"
 _MAX_DEPTH, _MAX_VALUES = 20, 100_000  # limits of a YAML text; settings have five levels
 _FREE_SECTIONS = ("spark.conf.", "source.options.")  # names below them are free
+# A file that gives one of these settings replaces what the layers below it say of it.
+_REPLACED_AS_A_WHOLE = ("publish.lists",)
 
 
 def load_config(
@@ -50,10 +52,10 @@ def load_config(
     overrides : texts `a.b=c`, as `--set` takes them; they win over all other layers
     folder : the folder `conf`; None = that of `conf_dir`
 
-    The settings `publish.model`, `publish.ladder`, `publish.neighbours_model` and
-    `evaluate.baseline` name models. A name that comes from `base.yaml` or from a default is
-    replaced where it is not among `models` (`_follow_models` says by what). A name that comes from
-    a later layer is never replaced.
+    The settings `publish.model`, `publish.ladder`, those of `publish.lists`,
+    `publish.neighbours_model` and `evaluate.baseline` name models. A name that comes from
+    `base.yaml` or from a default is replaced where it is not among `models` (`_follow_models` says
+    by what). A name that comes from a later layer is never replaced.
 
     Raises ConfigError, which names the key (with a suggestion), the value, and the file or option
     that it came from. After this call, no error or log of this process shows the secrets among the
@@ -164,6 +166,8 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     - `publish.model` becomes the first of the ladder of `base.yaml`, or else of `models`, that is
       among `models` and is not the baseline.
     - `publish.ladder` loses the names that are not among `models`, and the name of `publish.model`.
+    - `model` and `ladder` of a list in `publish.lists`: the model is then that of `publish`, and the
+      ladder loses names like `publish.ladder`.
     - `publish.neighbours_model` becomes the first of `models` whose algorithm gives neighbours of
       items, or None.
 
@@ -199,6 +203,14 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
         ladder_within_models = [step for step in ladder if step in models and step != model]
         if ladder_within_models != list(ladder):
             publish = {**publish, "ladder": ladder_within_models}
+    if isinstance(lists := publish.get("lists"), Mapping):
+        publish = {
+            **publish,
+            "lists": {
+                name: _list_within_models(own, f"publish.lists.{name}", explicit, models, model)
+                for name, own in lists.items()
+            },
+        }
     neighbours_model = publish.get("neighbours_model", _default(Publish, "neighbours_model"))
     if "publish.neighbours_model" not in explicit and neighbours_model not in models:
         models_with_neighbours = [name for name in models if algorithm_of(name) in NEIGHBOUR_MODELS]
@@ -207,6 +219,29 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
             "neighbours_model": models_with_neighbours[0] if models_with_neighbours else None,
         }
     layers["publish"], layers["evaluate"] = publish, evaluate
+
+
+def _list_within_models(
+    own: Any, setting: str, explicit: set[str], models: Sequence[str], published_model: str
+) -> Any:
+    """Return the settings of one list in `publish.lists`, without models that are not among
+    `models`; see `_follow_models`.
+
+    Parameters
+    ----------
+    own : settings of the list
+    setting : its dotted name
+    published_model : `publish.model`, which is the champion of a list that names none
+    """
+    if not isinstance(own, Mapping):
+        return own
+    own = dict(own)
+    if f"{setting}.model" not in explicit and own.get("model") not in models:
+        own.pop("model", None)
+    champion, ladder = own.get("model", published_model), own.get("ladder")
+    if f"{setting}.ladder" not in explicit and isinstance(ladder, list | tuple):
+        own["ladder"] = [step for step in ladder if step in models and step != champion]
+    return own
 
 
 def _default(section: type[BaseModel], name: str) -> Any:
@@ -332,11 +367,20 @@ def _reason(error: OSError) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
 
 
-def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of two layers together; those of `high` win.
+
+    `prefix` : dotted name of the section that the two are, with a dot at its end; "" for all settings
+    """
     merged = dict(low)
     for key, value in high.items():
+        setting = f"{prefix}{key}"
         is_section_in_both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if is_section_in_both else value
+        merged[key] = (
+            _merge(merged[key], value, f"{setting}.")
+            if is_section_in_both and setting not in _REPLACED_AS_A_WHOLE
+            else value
+        )
     return merged
 
 
@@ -402,10 +446,17 @@ def _shown(setting: str, value: Any) -> str:
 
 
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """Return the names of the settings in the section `path`; [] where it has no fixed names."""
+    annotation: Any = model
     for part in path:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if get_origin(annotation) is dict:  # name -> section, such as `publish.lists`
+            annotation = get_args(annotation)[1]
+        elif _is_section(annotation) and str(part) in annotation.model_fields:
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
             return []
-        model = annotation
-    return list(model.model_fields)
+    return list(annotation.model_fields) if _is_section(annotation) else []
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -2,21 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from recspark.config.section import Section
 
 Mode = Literal["novel", "repeat"]
+MAIN = "main"  # the name of the list where the settings name none
+# The model name under which the backtest has the list that would have been published.
+PUBLISHED = "published"
 # Algorithms that give neighbours of items: those with the tag `neighbours` in the registry. A test
 # compares the two.
 NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "rp3beta")
 
 
+@dataclass(frozen=True)
+class PublishedList:
+    """One of the lists that a night publishes for every active user.
+
+    Parameters
+    ----------
+    name : value of the column `list` in `recommendations`
+    model : the champion
+    ladder : models that fill the places that the champion leaves empty, in this order
+    mode : `novel` or `repeat`
+    k : items in the list
+    min_coverage, min_full_lists : thresholds of its gates
+    rules : names of the rules that its rows obey
+    backtest_model : the model name under which the backtest has this list
+    """
+
+    name: str
+    model: str
+    ladder: tuple[str, ...]
+    mode: Mode
+    k: int
+    min_coverage: float
+    min_full_lists: float
+    rules: tuple[str, ...] = ()
+    backtest_model: str = PUBLISHED
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The champion, then the models of the ladder in its order. Each model is named once."""
+        return tuple(dict.fromkeys((self.model, *self.ladder)))
+
+
+class ListSettings(Section):
+    """What one of several published lists has of its own; null = as in section `publish`."""
+
+    model: str | None = Field(None, description="the champion of this list")
+    ladder: tuple[str, ...] | None = Field(None, description="the ladder of this list")
+    mode: Mode | None = Field(None, description="the mode of this list")
+    k: int | None = Field(None, ge=1, le=10_000, description="items in this list")
+    min_coverage: float | None = Field(
+        None, ge=0, le=1, description="gate: share of active users who have this list, at least"
+    )
+    min_full_lists: float | None = Field(
+        None, ge=0, le=1, description="gate: share of these lists that have k items, at least"
+    )
+    rules: tuple[str, ...] | None = Field(
+        None, description="names of the rules that the rows of this list obey"
+    )
+
+
 class Publish(Section):
     """Which lists are published, and which gates they must pass."""
 
+    lists: dict[str, ListSettings] = Field(
+        default_factory=dict,
+        description="name -> settings of a list. Every active user gets each of these lists. What a "
+        "list leaves out of model, ladder, mode, k, min_coverage, min_full_lists and rules is as in "
+        "this section. A file that sets `lists` replaces all lists of the layers below it. "
+        f"null = one list, called {MAIN}, as this section says",
+    )
     model: str = Field(
         "ease",
         description="the champion: the model whose lists are published. Where it is not set, and "
@@ -32,7 +94,7 @@ class Publish(Section):
     mode: Mode = Field(
         "novel",
         description="novel leaves out the items that the user acted on before; repeat leaves out "
-        "none",
+        "none. `recspark tune` judges lists of this mode",
     )
     k: int = Field(10, ge=1, le=10_000, description="items in a list. Habit")
     active_days: int = Field(
@@ -67,8 +129,82 @@ class Publish(Section):
     min_full_lists: float = Field(
         0.99, ge=0, le=1, description="gate: share of lists that have k items, at least. Guess"
     )
+    rules: tuple[str, ...] = Field(
+        (), description="names of the rules that the rows of a list obey, in this order"
+    )
+
+    @field_validator("lists", mode="before")
+    @classmethod
+    def _null_is_nothing_of_its_own(cls, lists: Any) -> Any:
+        """Return `lists` with {} in the place of null: as a whole, and for a list."""
+        if isinstance(lists, Mapping):
+            return {name: {} if own is None else own for name, own in lists.items()}
+        return {} if lists is None else lists
+
+    @property
+    def published_lists(self) -> tuple[PublishedList, ...]:
+        """The lists that the night publishes, in the order of the setting `lists`."""
+        return lists_of(self.model_dump())
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The champion, then the models of the ladder in its order. Each model is named once."""
-        return tuple(dict.fromkeys((self.model, *self.ladder)))
+        """The champions and the models of the ladders of all lists. Each model is named once."""
+        return tuple(dict.fromkeys(step for list_ in self.published_lists for step in list_.steps))
+
+    def named_models(self) -> list[tuple[str, str]]:
+        """Return (setting, model) for each name of a model in `model` and `ladder`, of this section
+        and of its lists.
+        """
+        settings: list[tuple[str, Publish | ListSettings]] = [("publish", self)]
+        settings += [(f"publish.lists.{name}", own) for name, own in self.lists.items()]
+        return [
+            (f"{prefix}.{field}", model)
+            for prefix, section in settings
+            for field, models in (("model", (section.model,)), ("ladder", section.ladder or ()))
+            for model in models
+            if model is not None
+        ]
+
+    def lengths(self) -> dict[str, int]:
+        """Return setting -> k, of this section and of the lists that have a k of their own."""
+        own = {f"publish.lists.{name}.k": own.k for name, own in self.lists.items()}
+        return {"publish.k": self.k, **{name: k for name, k in own.items() if k is not None}}
+
+
+def lists_of(publish: Mapping[str, Any]) -> tuple[PublishedList, ...]:
+    """Return the lists of a night from its section `publish` as plain values.
+
+    The section may be that of an earlier night, as `runs.config` has it: settings that it lacks have
+    their defaults.
+
+    >>> night = {"model": "ease", "ladder": ["popular"], "mode": "novel", "k": 10,
+    ...          "min_coverage": 0.9, "min_full_lists": 0.9}
+    >>> [(one.name, one.backtest_model) for one in lists_of(night)]
+    [('main', 'published')]
+    >>> both = lists_of({**night, "lists": {"again": {"mode": "repeat"}, "main": None}})
+    >>> [(one.name, one.mode, one.backtest_model) for one in both]
+    [('again', 'repeat', 'published_again'), ('main', 'novel', 'published')]
+    """
+    settings_of_lists = publish.get("lists") or {MAIN: {}}
+    # By name: `runs.config` does not keep the order of the lists.
+    first = MAIN if MAIN in settings_of_lists else min(settings_of_lists)
+
+    def value(own: Mapping[str, Any] | None, name: str) -> Any:
+        own_value = (own or {}).get(name)
+        default = Publish.model_fields[name].default
+        return publish.get(name, default) if own_value is None else own_value
+
+    return tuple(
+        PublishedList(
+            name=name,
+            model=value(own, "model"),
+            ladder=tuple(value(own, "ladder")),
+            mode=value(own, "mode"),
+            k=value(own, "k"),
+            min_coverage=value(own, "min_coverage"),
+            min_full_lists=value(own, "min_full_lists"),
+            rules=tuple(value(own, "rules")),
+            backtest_model=PUBLISHED if name == first else f"{PUBLISHED}_{name}",
+        )
+        for name, own in settings_of_lists.items()
+    )

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.config import Mode, Publish
+from recspark.config import Mode, PublishedList
 from recspark.eval.evaluate import MetricRow
 
 
@@ -133,28 +133,36 @@ def audit(
 
 
 def publish_gates(
-    counts: AuditCounts, settings: Publish, rows: Sequence[MetricRow], metric: str, k: int
+    counts: AuditCounts,
+    published_list: PublishedList,
+    rows: Sequence[MetricRow],
+    metric: str,
+    k: int,
 ) -> list[Gate]:
-    """Return every gate that tonight's lists must pass, the most interesting for a reader first.
+    """Return every gate that one of tonight's lists must pass, the most interesting for a reader
+    first.
 
     Parameters
     ----------
-    counts : of the lists about to be published
-    settings : thresholds and mode
-    rows : metrics of the backtest (`evaluate`), of which the gate reads those of model `published`
+    counts : of the list of each user
+    published_list : its thresholds, mode and name in the backtest
+    rows : metrics of the backtest (`evaluate`), of which the gate reads those of this list
     metric, k : what the backtest gate compares: `evaluate.metric` at `evaluate.ks[0]`
     """
     gates = [
-        coverage_gate(counts, settings.min_coverage),
-        full_lists_gate(counts, settings.min_full_lists),
+        coverage_gate(counts, published_list.min_coverage),
+        full_lists_gate(counts, published_list.min_full_lists),
         none_gate("unknown_items", counts.n_unknown_items, "listed items are in no catalogue"),
         none_gate(
             "broken_lists", counts.n_broken_lists, "lists have an item or a rank twice or gaps"
         ),
     ]
-    if settings.mode == "novel":
+    if published_list.mode == "novel":
         gates.append(none_gate("seen_items", counts.n_seen_items, "listed items were seen before"))
-    return [*gates, backtest_gate(rows, "published", settings.mode, metric, k)]
+    return [
+        *gates,
+        backtest_gate(rows, published_list.backtest_model, published_list.mode, metric, k),
+    ]
 
 
 def coverage_gate(counts: AuditCounts, minimum: float) -> Gate:

@@ -11,7 +11,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark.config import digest
+from recspark.config import digest, lists_of
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
 from recspark.pipeline.code_digest import algorithm_code, code_digest
@@ -57,13 +57,14 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     """Return the lists of the newest earlier night that still hold, or None where everyone is
     scored.
 
-    Columns: `user_idx, item_idx, rank, score, model`.
+    Columns: `list, user_idx, item_idx, rank, score, model`.
 
-    A user's list still holds where
+    A user's lists still hold, all or none of them, where
 
     - the user's events are the same as then,
-    - the user has no event in the last `publish.rescore_days`, and
-    - all items of the list may still be listed.
+    - the user has no event in the last `publish.rescore_days`,
+    - the user had each of the lists, and
+    - all their items may still be listed.
 
     An impression counts as a changed event: it may join two of the user's sessions.
 
@@ -115,7 +116,7 @@ def kept_lists(context: RunContext) -> DataFrame | None:
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(context.item_sized(items.select("item_id", "item_idx")), on="item_id", how="inner")
-        .select("user_idx", "item_idx", "rank", "score", "model")
+        .select("list", "user_idx", "item_idx", "rank", "score", "model")
     )
     # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
     rows_of_gone_items = last_lists.join(
@@ -132,12 +133,17 @@ def kept_lists(context: RunContext) -> DataFrame | None:
             ).select("user_idx")
         )
     )
+    if (n_lists := len(config.publish.published_lists)) > 1:
+        lists_of_users = last_lists.groupBy("user_idx").agg(F.count_distinct("list").alias("n"))
+        users_to_score = users_to_score.unionByName(
+            lists_of_users.where(F.col("n") < n_lists).select("user_idx")
+        )
     return last_lists.join(users_to_score.distinct(), on="user_idx", how="left_anti")
 
 
 def lists_code(context: RunContext) -> str:
     """Return the digest of the code that makes tonight's lists: of the stages, and of the models of
-    the ladder.
+    their ladders.
     """
     config = context.config
     algorithms = algorithm_code(config, *config.with_needs(config.publish.steps))
@@ -145,14 +151,16 @@ def lists_code(context: RunContext) -> str:
 
 
 def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a list, from the settings of a run (`config.resolved()`)."""
-    publish, settings = config["publish"], config["model_settings"]
-    models = [publish["model"], *publish["ladder"]]
+    """Return the settings that decide the lists, from the settings of a run (`config.resolved()`)."""
+    settings, published_lists = config["model_settings"], lists_of(config["publish"])
+    models = list(dict.fromkeys(step for one in published_lists for step in one.steps))
     for name in models:  # the list grows while it is read: also by the models that these need
         needs = (settings.get(name) or {}).get("needs", ())
         models += [need for need in needs if need not in models]
     return {
-        "publish": {name: publish[name] for name in ("model", "ladder", "mode", "k")},
+        "publish": {
+            one.name: [one.model, one.ladder, one.mode, one.k, one.rules] for one in published_lists
+        },
         "models": {name: settings.get(name) for name in models},
         "examples": [config.get("examples"), config["evaluate"]["horizon_days"]],
         "features": config["features"],

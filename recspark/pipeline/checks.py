@@ -49,14 +49,10 @@ def check_settings(config: Config) -> None:
 
 def _encoders_instead_of_lists(config: Config) -> list[str]:
     """Return a message for each setting that names an encoder where lists are needed."""
-    models_by_setting = {
-        "publish.model": config.publish.model,
-        "evaluate.baseline": config.evaluate.baseline,
-        **{f"publish.ladder ({step})": step for step in config.publish.ladder},
-    }
+    settings = [*config.publish.named_models(), ("evaluate.baseline", config.evaluate.baseline)]
     return [
         f"{setting} = '{model}' is an encoder, which gives vectors and no lists"
-        for setting, model in models_by_setting.items()
+        for setting, model in settings
         if kind_of_model(config, model) == "encoder"
     ]
 

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from recspark.config import Config
 from recspark.pipeline.cutoffs import Cutoffs
-from recspark.pipeline.plan import PUBLISHED, stages_before
+from recspark.pipeline.plan import stages_before
 from recspark.pipeline.runlog import RunLog
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
@@ -55,6 +55,11 @@ class RunContext:
         return Cutoffs(self.run_date, self.config)
 
     @functools.cached_property
+    def backtest_models(self) -> tuple[str, ...]:
+        """The model names under which the backtest has the published lists."""
+        return tuple(one.backtest_model for one in self.config.publish.published_lists)
+
+    @functools.cached_property
     def stages_read(self) -> frozenset[str]:
         """The stages whose results the running task reads."""
         return stages_before(self.config, self.stage, self.model)
@@ -89,7 +94,11 @@ class RunContext:
             return self.catalog.read(table, self.version(table))
         recorded_versions = self.runlog.slices(table, self.stages_read)
         version_by_model = {
-            **{model or PUBLISHED: v for model, v in recorded_versions.items()},
+            **{
+                name: version
+                for model, version in recorded_versions.items()
+                for name in ([model] if model else self.backtest_models)
+            },
             **(just_written or {}),
         }
         versions = sorted(set(version_by_model.values()))

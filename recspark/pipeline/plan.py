@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 
-from recspark.config import Config
+from recspark.config import Config, Mode
 from recspark.errors import ConfigError, suggest
 from recspark.models.kinds import KINDS, Kind
 from recspark.models.registry import kind_of
-
-PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 
 
 @dataclass(frozen=True)
@@ -261,13 +259,20 @@ def needed_models(config: Config) -> frozenset[str]:
     return frozenset(config.with_needs(name for name in names if name is not None))
 
 
-def listed_tonight(config: Config) -> frozenset[str]:
-    """Return the models whose lists of tonight are read by somebody.
+def listed_tonight(config: Config) -> dict[str, tuple[Mode, ...]]:
+    """Return model -> the modes of its lists of tonight that are read by somebody.
 
-    These are the champion, the models of the ladder, and the models that a ranker among them needs.
-    Of all other models only the backtest is looked at.
+    A published list reads, in its own mode, the lists of its champion, of the models of its ladder,
+    and of the models that a ranker among them needs. Of all other models only the backtest is
+    looked at.
     """
-    return frozenset(config.with_needs(config.publish.steps))
+    modes: dict[str, list[Mode]] = {}
+    for published_list in config.publish.published_lists:
+        for model in config.with_needs(published_list.steps):
+            modes_of_model = modes.setdefault(model, [])
+            if published_list.mode not in modes_of_model:
+                modes_of_model.append(published_list.mode)
+    return {model: tuple(sorted(modes_of_model)) for model, modes_of_model in modes.items()}
 
 
 def stages_before(config: Config, stage: str | None, model: str = "") -> frozenset[str]:

@@ -25,7 +25,7 @@ from recspark.pipeline.fitted import (
     kept_artifact,
     sources_of,
 )
-from recspark.pipeline.plan import PUBLISHED, STAGES, Stage, kind_of_model, models_of
+from recspark.pipeline.plan import STAGES, Stage, kind_of_model, models_of
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.training_sets import TRAINING, training_tables
 from recspark.sources import landing_digest
@@ -312,7 +312,7 @@ def missing_output(context: RunContext, execution: Execution, recorded_row: RunR
     partition_values: dict[str, Any] = {
         "run_date": context.run_date,
         "ingest_date": context.run_date,
-        "model": execution.model or PUBLISHED,
+        "model": execution.model or context.backtest_models,
         "encoder": execution.model,
         "cutoff": context.cutoffs.all,
     }

@@ -72,10 +72,12 @@ def _subsections(
     section: type[BaseModel], prefix: str
 ) -> Iterator[tuple[str, str, type[BaseModel]]]:
     for name, field in section.model_fields.items():
-        kind = field.annotation
+        kind, path = field.annotation, f"{prefix}{name}"
+        if get_origin(kind) is dict:  # name -> section, such as `publish.lists`
+            kind, path = get_args(kind)[1], f"{path}.NAME"
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield f"`{prefix}{name}`", f"{prefix}{name}.", kind
-            yield from _subsections(kind, f"{prefix}{name}.")
+            yield f"`{path}`", f"{path}.", kind
+            yield from _subsections(kind, f"{path}.")
 
 
 def _is_section(kind: Any) -> bool:
@@ -124,6 +126,8 @@ def _in_words(annotation: Any) -> str:
         return f"map of {_in_words(arguments[0])} to {_in_words(arguments[1])}"
     if hasattr(annotation, "__metadata__"):
         return ", ".join([_in_words(arguments[0]), *_bounds(annotation.__metadata__)])
+    if _is_section(annotation):
+        return "section"
     words_of_types = {
         int: "whole number",
         float: "number",

@@ -17,6 +17,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
 from pyspark.errors.exceptions.captured import CapturedException
 from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import storage
 from recspark.errors import (
@@ -27,6 +28,7 @@ from recspark.errors import (
     VersionNotFoundError,
 )
 from recspark.tables import commits, damage
+from recspark.tables.added_columns import added_columns
 from recspark.tables.layout import laid_out
 from recspark.tables.row_checks import (
     Slice,
@@ -115,6 +117,9 @@ class TableCatalog:
     def read(self, table: str, version: int | None) -> DataFrame:
         """Return `table` at `version`, with the columns that its spec declares. Lazy.
 
+        A column that was added to the table since (`recspark.tables.added_columns`) has its value
+        for earlier rows there.
+
         Pass version None if `version()` returned None, that is, if there was no table: the result
         has no rows. Raises ConcurrentWriteError if the table has been created since. Raises
         TableNotFoundError, VersionNotFoundError, and SchemaError if an earlier version of recspark
@@ -149,6 +154,7 @@ class TableCatalog:
                 f"table '{table}' cannot be read at version {version} (latest {latest}): "
                 f"{str(error).splitlines()[0]}; start a new run with --repin"
             ) from None
+        rows = _with_added_columns(spec, rows)
         if missing := [name for name in spec.schema.names if name not in rows.columns]:
             raise SchemaError(
                 f"table '{table}' has no column {', '.join(missing)}: an earlier version of recspark wrote "
@@ -328,6 +334,7 @@ class TableCatalog:
                     commit_name=commit_name,
                     metadata=metadata,
                     partition=spec.partition if read_version is None else (),
+                    addable_columns=[column.name for column in added_columns(spec.name)],
                     properties=properties,
                 ),
             )
@@ -683,6 +690,18 @@ def retried(write: Callable[[], T]) -> T:
         with suppress(ConcurrentWriteError):
             return write()
     return write()
+
+
+def _with_added_columns(spec: TableSpec, rows: DataFrame) -> DataFrame:
+    """Return `rows` of a table with the columns that were added to it since they were written."""
+    values = {}
+    for column in added_columns(spec.name):
+        value = F.lit(column.value).cast(spec.schema[column.name].dataType)
+        if column.name not in rows.columns:
+            values[column.name] = value
+        elif column.value is not None:
+            values[column.name] = F.coalesce(column.name, value)
+    return rows.withColumns(values) if values else rows
 
 
 def _spec(table: str) -> TableSpec:

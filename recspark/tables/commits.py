@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,6 +85,7 @@ def write(
     metadata: str | None = None,
     partition: Iterable[str] = (),
     properties: Mapping[str, str] | None = None,
+    addable_columns: Collection[str] = (),
 ) -> int | None:
     """Write `rows` in one commit and return its version.
 
@@ -99,6 +100,8 @@ def write(
         a conflict
     metadata : text that is stored with the commit
     partition, properties : partition columns and table properties of a table that is created
+    addable_columns : columns that this commit adds to the table where it lacks them; earlier rows
+        then have null there. Any other column that the table lacks is an error of Delta
 
     A conflict raises a Java exception named `Concurrent…` or `…Changed…`; `TableCatalog` turns it
     into ConcurrentWriteError. Cost: the same as Delta's own writer.
@@ -118,6 +121,10 @@ def write(
     )
     java_save_mode = getattr(_java(spark, "org.apache.spark.sql.SaveMode"), save_mode)
     options = {} if condition is None else {"replaceWhere": condition}
+    if read_version is not None and addable_columns:
+        new_columns = {*rows.columns} - {*snapshot.schema().fieldNames()}
+        if new_columns and new_columns.issubset(addable_columns):
+            options["mergeSchema"] = "true"
     python_utils = _java(spark, "org.apache.spark.api.python.PythonUtils")
     session = spark._jsparkSession
     partition_columns = python_utils.toSeq(list(partition))

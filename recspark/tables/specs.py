@@ -209,7 +209,7 @@ SPECS: dict[str, TableSpec] = {
         TableSpec(
             "recommendations",
             schema.RECOMMENDATIONS,
-            key=("run_date", "user_id", "rank"),
+            key=("run_date", "list", "user_id", "rank"),
             partition=("run_date",),
             row_bytes=20,
             published=True,
@@ -217,7 +217,7 @@ SPECS: dict[str, TableSpec] = {
         TableSpec(
             "staged_recommendations",
             schema.RECOMMENDATIONS,
-            key=("run_date", "user_id", "rank"),
+            key=("run_date", "list", "user_id", "rank"),
             partition=("run_date",),
             row_bytes=20,
         ),
@@ -237,7 +237,11 @@ SPECS: dict[str, TableSpec] = {
             published=True,
         ),
         TableSpec(
-            "gates", schema.GATES, key=("run_id", "gate"), partition=("run_date",), published=True
+            "gates",
+            schema.GATES,
+            key=("run_id", "list", "gate"),
+            partition=("run_date",),
+            published=True,
         ),
         TableSpec(
             "runs",

@@ -165,13 +165,17 @@ def test_backtest_gate_looks_at_its_own_row() -> None:
 )
 def test_each_fault_is_refused_by_its_gate_alone(fault: dict[str, int], gate: str) -> None:
     rows = [row(0.02, 0.01, 0.03)]
-    gates = publish_gates(replace(GOOD, **fault), Publish(mode="novel"), rows, "ndcg", 10)
+    gates = publish_gates(
+        replace(GOOD, **fault), Publish(mode="novel").published_lists[0], rows, "ndcg", 10
+    )
     assert [g.name for g in gates if not g.passed] == [gate]
     assert len({g.name for g in gates}) == len(gates) == 6
 
 
 def test_seen_items_are_fine_in_repeat_mode() -> None:
     rows = [row(0.02, 0.01, 0.03, mode="repeat")]
-    gates = publish_gates(replace(GOOD, n_seen_items=5), Publish(mode="repeat"), rows, "ndcg", 10)
+    gates = publish_gates(
+        replace(GOOD, n_seen_items=5), Publish(mode="repeat").published_lists[0], rows, "ndcg", 10
+    )
     assert all(g.passed for g in gates)
     assert "seen_items" not in {g.name for g in gates}

@@ -271,8 +271,8 @@ def test_a_follow_up_has_the_mode_that_the_list_was_published_in(opened: Open) -
     tonight.stage = "evaluate"
     found = published_lists(tonight)
     assert found is not None
-    mode, lists = found
-    assert mode == "repeat"
+    models_of_modes, lists = found
+    assert models_of_modes == {"repeat": ["published"]}
     assert {r["mode"] for r in lists.select("mode").distinct().collect()} == {"repeat"}
 
 

@@ -1,16 +1,17 @@
-"""Stage evaluate: the backtest of tonight's models, and the list published a horizon ago."""
+"""Stage evaluate: the backtest of tonight's models, and the lists published a horizon ago."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import reduce
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.config import Mode
+from recspark.config import Mode, lists_of
 from recspark.data import features
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import EmptyDataError
@@ -22,7 +23,7 @@ from recspark.hybrid.ladder import fill, ladder_steps
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared, with_user_features
-from recspark.pipeline.plan import PUBLISHED, models_of
+from recspark.pipeline.plan import models_of
 from recspark.pipeline.promote import last_published_at, promote
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.pipeline.training_sets import features_as_of
@@ -67,31 +68,36 @@ def evaluate(context: RunContext) -> StageResult:
 
 
 def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> TableVersion:
-    """Write the lists that the ladder makes of the models' backtest lists, in both modes.
+    """Write the lists that each ladder makes of the models' backtest lists, in both modes.
 
-    They are rows of `candidates` under the model name `published`, for the users in `truths`.
+    They are rows of `candidates` under the names `PublishedList.backtest_model`, for the users in
+    `truths`: what each of the published lists would have been. One commit.
     """
     config = context.config
     candidates = _lists_at(context, context.read("candidates"), cutoff)
-    length = max(config.publish.k, *config.evaluate.ks)
     users = truths.select("user_idx")
-    ladder = [
-        fill(ladder_steps(config.publish.steps, candidates, mode), users, length).select(
+    filled_lists = [
+        fill(
+            ladder_steps(published_list.steps, candidates, mode),
+            users,
+            max(published_list.k, *config.evaluate.ks),
+        ).select(
             F.lit(context.run_date).alias("run_date"),
             F.lit(cutoff).alias("cutoff"),
-            F.lit(PUBLISHED).alias("model"),
+            F.lit(published_list.backtest_model).alias("model"),
             F.lit(mode).alias("mode"),
             "user_idx",
             "item_idx",
             "rank",
             "score",
         )
+        for published_list in config.publish.published_lists
         for mode in schema.MODES
     ]
     return context.catalog.replace_slice(
         "candidates",
-        ladder[0].unionByName(ladder[1]),
-        {"run_date": context.run_date, "model": PUBLISHED},
+        reduce(DataFrame.unionByName, filled_lists),
+        {"run_date": context.run_date, "model": context.backtest_models},
     )
 
 
@@ -102,13 +108,13 @@ def backtest_rows(
     items: Catalogue | None,
     compared: Sequence[str],
 ) -> list[MetricRow]:
-    """Return the rows of the backtest for the models in `compared` and for the ladder.
+    """Return the rows of the backtest for the models in `compared` and for the published lists.
 
     Parameters
     ----------
-    written : the version of `candidates` that has the ladder's lists
+    written : the version of `candidates` that has the lists of the ladders
     users, items : as `users_and_catalogue` gives them
-    compared : models; the ladder is compared where one of its steps is among them
+    compared : models; a published list is compared where one of its steps is among them
     """
     cutoff, settings = context.cutoffs.backtest, context.config.evaluate
     if items is None:
@@ -116,16 +122,21 @@ def backtest_rows(
         return scoring.nobody_known(
             users, settings, run_date=context.run_date, kind="backtest", cutoff=cutoff
         )
-    steps = set(context.config.publish.steps)
+    compared_lists = [
+        published_list.backtest_model
+        for published_list in context.config.publish.published_lists
+        if set(published_list.steps) & set(compared)
+    ]
+    just_written = dict.fromkeys(context.backtest_models, written.version)
     return scoring.evaluate(
-        _lists_at(context, context.read("candidates", {PUBLISHED: written.version}), cutoff),
+        _lists_at(context, context.read("candidates", just_written), cutoff),
         users,
         items,
         settings,
         run_date=context.run_date,
         kind="backtest",
         cutoff=cutoff,
-        models=(*compared, PUBLISHED) if steps & set(compared) else compared,
+        models=(*compared, *compared_lists),
     )
 
 
@@ -161,10 +172,12 @@ def users_and_catalogue(
 def followup_rows(
     context: RunContext, histories: DataFrame, users: DataFrame, items: Catalogue | None
 ) -> list[MetricRow]:
-    """Return the metrics of the list that was published a horizon ago; [] where there is none.
+    """Return the metrics of the lists that were published a horizon ago; [] where there are none.
 
-    `users` and `items` are those of the backtest. They are used again where the list was made at the
-    backtest's cutoff, as it is unless `evaluate.every_days` puts backtests on a grid of days.
+    Each list has the rows of its own mode. `users` and `items` are those of the backtest. They are
+    used again where the lists were made at the backtest's cutoff, as they are unless
+    `evaluate.every_days` puts backtests on a grid of days. Cost: for each mode that of
+    `scoring.evaluate`.
     """
     past = published_lists(context)
     cutoff = context.cutoffs.followup
@@ -173,18 +186,22 @@ def followup_rows(
         items = catalogue_of()
     if past is None or items is None:
         return []
-    mode, lists = past
-    return scoring.evaluate(
-        lists,
-        users,
-        items,
-        context.config.evaluate,
-        run_date=context.run_date,
-        kind="followup",
-        cutoff=cutoff,
-        models=(PUBLISHED,),
-        modes=(mode,),
-    )
+    models_of_modes, lists = past
+    return [
+        row
+        for mode, models in models_of_modes.items()
+        for row in scoring.evaluate(
+            lists,
+            users,
+            items,
+            context.config.evaluate,
+            run_date=context.run_date,
+            kind="followup",
+            cutoff=cutoff,
+            models=models,
+            modes=(mode,),
+        )
+    ]
 
 
 def catalogue_or_none(items: DataFrame, users: DataFrame) -> Catalogue | None:
@@ -229,11 +246,13 @@ def rating_rows(
     ]
 
 
-def published_lists(context: RunContext) -> tuple[Mode, DataFrame] | None:
-    """Return the lists published a horizon ago, and the mode in which they were published.
+def published_lists(context: RunContext) -> tuple[dict[Mode, list[str]], DataFrame] | None:
+    """Return the lists published a horizon ago, and mode -> the model names of the lists of that
+    mode.
 
-    The lists are rows `model, mode, user_idx, item_idx, rank`. The mode is that of the settings of
-    that night. None where nothing was published that night.
+    The lists are rows `model, mode, user_idx, item_idx, rank`; `model` is the list's name in the
+    backtest of that night. Names and modes are those of the settings of that night. None where
+    nothing was published that night.
     """
     night = context.run_date - timedelta(days=context.config.evaluate.horizon_days)
     if context.version("recommendations") is None:
@@ -242,20 +261,26 @@ def published_lists(context: RunContext) -> tuple[Mode, DataFrame] | None:
     if rows.isEmpty():
         return None
     done = published_row(context.catalog, night)
-    settings = context.config.publish.model_dump() if done is None else json.loads(done["config"])
-    mode: Mode = settings.get("publish", settings)["mode"]
-    return mode, (
-        rows.join(context.read("user_ids").select("user_id", "user_idx"), on="user_id", how="inner")
+    lists_of_night = (
+        context.config.publish.published_lists
+        if done is None
+        else lists_of(json.loads(done["config"])["publish"])
+    )
+    models_of_modes: dict[Mode, list[str]] = {}
+    for one in lists_of_night:
+        models_of_modes.setdefault(one.mode, []).append(one.backtest_model)
+    list_columns = context.spark.createDataFrame(
+        [(one.name, one.backtest_model, one.mode) for one in lists_of_night],
+        "list string, model string, mode string",
+    )
+    return models_of_modes, (
+        rows.drop("model")
+        .join(F.broadcast(list_columns), on="list", how="inner")
+        .join(context.read("user_ids").select("user_id", "user_idx"), on="user_id", how="inner")
         .join(
             context.item_sized(context.read("item_ids").select("item_id", "item_idx")),
             on="item_id",
             how="inner",
         )
-        .select(
-            F.lit(PUBLISHED).alias("model"),
-            F.lit(mode).alias("mode"),
-            "user_idx",
-            "item_idx",
-            "rank",
-        )
+        .select("model", "mode", "user_idx", "item_idx", "rank")
     )

@@ -1,12 +1,13 @@
 """Stage publish: write tonight's lists aside, judge them by the gates, then promote them.
 
-Two things refuse a publish: a gate (`recspark.eval.gates`), and a newer run of the same night
+A night may publish several lists for each user. They are promoted together, in one commit, or none
+of them is. Two things refuse a publish: a gate (`recspark.eval.gates`), and a newer run of the same night
 (`recspark.pipeline.promote`).
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -18,7 +19,7 @@ from recspark.errors import GateRefusedError, ModelError
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.default_lists import default_lists
-from recspark.hybrid.ladder import fill, ladder_steps
+from recspark.hybrid.ladder import FILLED, fill, ladder_steps
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
 from recspark.pipeline.context import RunContext
@@ -33,8 +34,8 @@ from recspark.tables.catalog import TableVersion, retried
 def publish(context: RunContext) -> StageResult:
     """Write tonight's lists to `staged_recommendations`, judge them, and promote them if they pass.
 
-    Raises GateRefusedError where a gate refuses the lists. The published lists then stay as they
-    are.
+    Raises GateRefusedError where a gate refuses one of the lists. All published lists then stay as
+    they are.
     """
     config = context.config
     published_at_before = last_published_at(context)
@@ -47,29 +48,37 @@ def publish(context: RunContext) -> StageResult:
         F.col("cutoff") == F.lit(context.cutoffs.tonight)
     )
     staged = stage_lists(context, users_to_answer, items)
-    gates = judge(context, staged, users_to_answer, listable_items)
+    gates_of_lists = judge(context, staged, users_to_answer, listable_items)
     gate_rows = context.spark.createDataFrame(
         [
             (
                 context.run_id,
                 context.run_date,
+                name,
                 gate.name,
                 gate.value,
                 gate.threshold,
                 gate.passed,
                 gate.detail,
             )
+            for name, gates in gates_of_lists.items()
             for gate in gates
         ],
         schema.GATES,
     )
     outputs = {"gates": retried(lambda: write_gates(context, gate_rows)).version}
-    refused = [gate for gate in gates if not gate.passed]
-    if refused:
-        reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in refused)
+    refused = {
+        name: [gate for gate in gates if not gate.passed] for name, gates in gates_of_lists.items()
+    }
+    if reasons := [
+        f"list {name}, {gate.name}: {gate.detail}"
+        for name, gates in refused.items()
+        for gate in gates
+    ]:
         raise GateRefusedError(
-            f"night {context.run_date}, run {context.run_id}: {reasons}. Nothing was promoted, the "
-            "last good lists stay; the refused list is in table staged_recommendations"
+            f"night {context.run_date}, run {context.run_id}: {'; '.join(reasons)}. Nothing was "
+            "promoted, the last good lists stay, all of them; tonight's are in table "
+            "staged_recommendations"
         )
     rows_by_table = {
         "default_recommendations": named_default_lists(context, histories, items),
@@ -86,7 +95,10 @@ def publish(context: RunContext) -> StageResult:
     promoted = promote(context, "recommendations", staged, published_at_before)
     outputs["recommendations"] = promoted.version
     forget(context)
-    detail = {"gates": {gate.name: gate.passed for gate in gates}, LISTS_CODE: lists_code(context)}
+    passed = {
+        name: {gate.name: gate.passed for gate in gates} for name, gates in gates_of_lists.items()
+    }
+    detail = {"gates": passed, LISTS_CODE: lists_code(context)}
     return StageResult(outputs, users_to_answer.count(), promoted.rows, detail)
 
 
@@ -122,23 +134,27 @@ def item_names(context: RunContext) -> DataFrame:
 
 
 def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFrame) -> DataFrame:
-    """Fill one list for each user of `users_to_answer`, and write the lists to
+    """Fill each published list for each user of `users_to_answer`, and write the lists to
     `staged_recommendations`.
 
     Returns the rows written. `items` : as `item_names` returns them.
     """
-    config, catalog = context.config, context.catalog
+    catalog = context.catalog
     candidates = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date))
         & (F.col("cutoff") == F.lit(context.cutoffs.tonight))
     )
-    mode = config.publish.mode
-    lists = fill(
-        ladder_steps(config.publish.steps, candidates, mode),
-        users_to_answer.select("user_idx"),
-        config.publish.k,
-        kept_lists(context),
-    )
+    kept = kept_lists(context)
+    filled_lists = [
+        fill(
+            ladder_steps(published_list.steps, candidates, published_list.mode),
+            users_to_answer.select("user_idx"),
+            published_list.k,
+            None if kept is None else kept.where(F.col("list") == F.lit(published_list.name)),
+        ).select(F.lit(published_list.name).alias("list"), *FILLED.names)
+        for published_list in context.config.publish.published_lists
+    ]
+    lists = reduce(DataFrame.unionByName, filled_lists)
     written = catalog.replace_slice(
         "staged_recommendations", with_names(context, lists, items), {"run_date": context.run_date}
     )
@@ -150,7 +166,7 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
 def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
     """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, and item names."""
     names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
-    list_columns = lists.select("user_idx", "item_idx", "rank", "score", "model", "source")
+    list_columns = lists.select("list", *FILLED.names)
     return (
         list_columns.join(
             context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
@@ -163,40 +179,56 @@ def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataF
 
 def judge(
     context: RunContext, staged: DataFrame, users_to_answer: DataFrame, listable_items: DataFrame
-) -> list[Gate]:
-    """Return the verdicts of the gates on the staged lists.
+) -> dict[str, list[Gate]]:
+    """Return, by the name of each published list, the verdicts of the gates on its staged rows.
 
     Parameters
     ----------
     staged : the lists, as `stage_lists` returns them
-    users_to_answer : user_idx, seen: the users who must get a list
+    users_to_answer : user_idx, seen: the users who must get each of the lists
     listable_items : item_idx: the items that may be listed
+
+    Cost: one job for each list, side by side, and one for the metrics.
     """
     config = context.config
+    published_lists = config.publish.published_lists
     users = context.read("user_ids").select("user_id", "user_idx")
     items = context.item_sized(context.read("item_ids").select("item_id", "item_idx"))
-    lists = staged.join(users, on="user_id", how="left").join(items, on="item_id", how="left")
-    counts = audit(
-        lists,
-        users_to_answer,
-        listable_items.select("item_idx"),
-        config.publish.k,
-        config.publish.mode,
-        broadcast_items=context.has_few_items,
+    rows = staged.join(users, on="user_id", how="left").join(items, on="item_id", how="left")
+    counts_of_lists = together(
+        context.spark,
+        *[
+            partial(
+                audit,
+                rows.where(F.col("list") == F.lit(published_list.name)),
+                users_to_answer,
+                listable_items.select("item_idx"),
+                published_list.k,
+                published_list.mode,
+                broadcast_items=context.has_few_items,
+            )
+            for published_list in published_lists
+        ],
     )
-    rows = context.read("metrics").where(
-        (F.col("run_date") == F.lit(context.run_date)) & (F.col("kind") == "backtest")
+    metrics = context.read("metrics").where(
+        (F.col("run_date") == F.lit(context.run_date))
+        & (F.col("kind") == "backtest")
+        & F.col("model").isin(*context.backtest_models)
     )
-    metrics_of_published = [
-        MetricRow(**row.asDict()) for row in rows.where("model = 'published'").collect()
-    ]
-    return publish_gates(
-        counts, config.publish, metrics_of_published, config.evaluate.metric, config.evaluate.ks[0]
-    )
+    metric_rows = [MetricRow(**row.asDict()) for row in metrics.collect()]
+    return {
+        published_list.name: publish_gates(
+            counts, published_list, metric_rows, config.evaluate.metric, config.evaluate.ks[0]
+        )
+        for published_list, counts in zip(published_lists, counts_of_lists, strict=True)
+    }
 
 
 def named_default_lists(context: RunContext, histories: DataFrame, items: DataFrame) -> DataFrame:
     """Return `schema.DEFAULT_RECOMMENDATIONS`: the lists of `hybrid.default_lists`, with names.
+
+    There is one default list for each segment, of `publish.k` items, however many lists a night
+    publishes: whoever it is for has bought nothing that could be bought again.
 
     `histories` are cut at tonight's cutoff. `items` : as `item_names` returns them.
     """

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 def recommend(context: RunContext, model: str) -> StageResult:
     """Write one model's lists to `candidates`.
 
-    - Lists as of tonight, in the mode that is published, where somebody reads them
-      (`listed_tonight`). They are for the active users that are scored tonight
+    - Lists as of tonight, in each mode in which somebody reads them (`listed_tonight`). They are
+      for the active users that are scored tonight
       (`activity.to_score`). A ranker that had too few examples has none, and a warning says so.
     - Lists of the backtest, in both modes, where there is a model of the backtest. They are for the
       users of `backtest_users`.
@@ -46,9 +46,9 @@ def recommend(context: RunContext, model: str) -> StageResult:
     lists_to_make: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
     if reason := why_not_fitted(context, model, tonight_cutoff):
         log.warning("%s has no lists tonight: %s", model, reason)
-    elif model in listed_tonight(config):
-        fitted = load_model(context, model, tonight_cutoff)
-        lists_to_make.append((tonight_cutoff, config.publish.mode, fitted, to_score(context)))
+    elif modes := listed_tonight(config).get(model):
+        fitted, users_of_tonight = load_model(context, model, tonight_cutoff), to_score(context)
+        lists_to_make += [(tonight_cutoff, mode, fitted, users_of_tonight) for mode in modes]
     if (past_model := backtest_model(context, model)) is not None:
         users_tested = backtest_users(context, histories)
         lists_to_make += [
