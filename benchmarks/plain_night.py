@@ -64,7 +64,7 @@ def run(*, smoke: bool) -> None:
                 [
                     str(Path(sys.executable).with_name("recspark")), "nightly", "--run-date", NIGHT,
                     "--set", f"paths.root={folder}/night", "--set", f"source.path={path}",
-                    "--set", f"models=[{', '.join(MODELS)}]",
+                    "--set", f"models=[{', '.join(MODELS)}]", "--set", "publish.lists=null",
                 ]
             )  # fmt: skip
         row = {"times": times, "plain": plain, "night": night}

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from recspark.cli.nightly import DEMO_SETTINGS
-from recspark.config import NEIGHBOUR_MODELS, Config, Paths
+from recspark.config import NEIGHBOUR_MODELS, Config, Paths, PublishedList, lists_of
 from recspark.config.load import load_config, tuned_file
 from recspark.config.section import _types_in
 from recspark.errors import ConfigError, NoSlotsError, RecsparkError
@@ -301,7 +301,7 @@ ODD_KEYS = (
 READ_BEFORE_THE_CHECKS = (
     "models", "model_settings", "model_settings.ease", "model_settings.ease.algorithm", "publish", "evaluate",
     "publish.ladder", "publish.model", "publish.neighbours_model", "evaluate.baseline", "source", "source.name",
-    "source.path",
+    "source.path", "publish.lists", "publish.lists.x", "publish.lists.x.model", "publish.lists.x.ladder",
 )  # fmt: skip
 
 
@@ -416,6 +416,9 @@ def test_any_choice_of_models_is_enough(models: list[str]) -> None:
     config = load_config("test", [f"models=[{', '.join(models)}]"])
     check_settings(config)
     assert {config.publish.model, *config.publish.ladder, config.evaluate.baseline} <= set(models)
+    two_lists = load_config("local", [f"models=[{', '.join(models)}]"])
+    check_settings(two_lists)
+    assert len(two_lists.publish.published_lists) == 2
 
 
 def test_what_is_chosen_and_not_there_is_told_at_once() -> None:
@@ -443,6 +446,116 @@ def test_a_misspelt_model_is_not_offered_as_known() -> None:
 def test_models_with_neighbours_are_those_of_the_registry() -> None:
     tagged = {name for name, spec in MODELS.items() if "neighbours" in spec.tags}
     assert set(NEIGHBOUR_MODELS) == tagged
+
+
+# ------------------------------------------------------------------------------------ several lists
+def lists(*overrides: str, env: str = "test") -> dict[str, PublishedList]:
+    return {one.name: one for one in load_config(env, overrides).publish.published_lists}
+
+
+def test_without_lists_there_is_one_as_the_section_says() -> None:
+    for value in ("null", "{}"):
+        (one,) = lists(
+            f"publish.lists={value}", "publish.mode=repeat", "publish.rules=[a]"
+        ).values()
+        assert (one.name, one.model, one.ladder, one.mode, one.k, one.rules, one.backtest_model) == (
+            "main", "lambdamart", ("ease", "popular"), "repeat", 10, ("a",), "published",
+        )  # fmt: skip
+
+
+def test_a_list_is_the_section_but_for_what_it_says() -> None:
+    found = lists(
+        "publish.k=7",
+        "publish.min_coverage=0.5",
+        "publish.rules=[a]",
+        "publish.lists={again: {mode: repeat, ladder: [], rules: []}, b: {model: als, k: 3, rules: [c]}}",
+    )
+    again, b = found["again"], found["b"]
+    assert (again.model, again.mode, again.k, again.rules) == ("lambdamart", "repeat", 7, ())
+    assert again.steps == ("lambdamart",)
+    assert (b.model, b.mode, b.k, b.rules, b.min_coverage) == ("als", "novel", 3, ("c",), 0.5)
+    assert b.steps == ("als", "ease", "popular")
+    # Without `main`, the first by name is the one that the backtest calls `published`.
+    assert [one.backtest_model for one in (again, b)] == ["published", "published_b"]
+    with_main = lists("publish.lists={a: {}, main: {}}")
+    assert {n: one.backtest_model for n, one in with_main.items()} == {
+        "a": "published_a",
+        "main": "published",
+    }
+    # The settings of a night in `runs`, also of one that knew no lists.
+    config = load_config("test", ["publish.lists={b: {k: 3}, a: {mode: repeat}}"])
+    stored = json.loads(config.resolved())["publish"]
+    assert {*lists_of(stored)} == {*config.publish.published_lists}
+    for unknown_then in ("lists", "rules"):
+        stored.pop(unknown_then)
+    assert [(one.name, one.k) for one in lists_of(stored)] == [("main", 10)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "main", "again"),
+    [
+        ([], ("lambdamart", "ease", "popular"), ("lambdamart", "own_items", "popular")),
+        (["models=[popular, ease, own_items]"], ("ease", "popular"), ("ease", "own_items", "popular")),
+        (["models=[popular, als]"], ("als", "popular"), ("als", "popular")),
+        (["models=[own_items, popular]"], ("own_items", "popular"), ("own_items", "popular")),
+        (["models=[popular]"], ("popular",), ("popular",)),
+        (["publish.model=als"], ("als", "ease", "popular"), ("als", "own_items", "popular")),
+        (["models=[popular, als, ease]", "publish.lists.buy_again.model=als"],
+         ("ease", "popular"), ("als", "popular")),
+    ],
+)  # fmt: skip
+def test_lists_that_nobody_chose_follow_the_models(
+    overrides: list[str], main: tuple[str, ...], again: tuple[str, ...]
+) -> None:
+    found = lists(*overrides, env="local")
+    check_settings(load_config("local", overrides))
+    assert {name: one.steps for name, one in found.items()} == {"main": main, "buy_again": again}
+    assert [one.mode for one in found.values()] == ["novel", "repeat"]
+
+
+def test_a_later_file_replaces_all_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("publish:\n  k: 5\n  lists:\n    mine:\n    other: {model: als}\n")
+    monkeypatch.setenv("RECSPARK_SETTINGS", str(own))
+    assert {n: (o.k, o.model) for n, o in lists(env="local").items()} == {
+        "mine": (5, "lambdamart"),
+        "other": (5, "als"),
+    }
+    assert lists("publish.lists.mine.k=4", env="local")["mine"].k == 4
+    # A model that the file chose is not replaced.
+    with pytest.raises(ConfigError, match=r"publish\.lists\.other\.model = 'als' is not among"):
+        lists("models=[popular]", env="local")
+    own.write_text("publish: {lists: null}\n")
+    assert [*lists(env="local")] == ["main"]
+
+
+def test_what_is_wrong_with_lists_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        lists(
+            "models=[popular, ease]",
+            "publish.lists={a: {model: eas, ladder: [popular, als], k: 101}, b/c: {}}",
+        )
+    for text in (
+        "publish.lists.a.model = 'eas' is not among models ['popular', 'ease']. Did you mean 'ease'?",
+        "publish.lists.a.ladder = 'als' is not among",
+        "publish.lists: ['b/c']: a name is of letters",
+        "n_candidates must be at least publish.lists.a.k = 101",
+    ):
+        assert text in str(caught.value)
+    for override, text in (
+        ("publish.lists.a.mod=novel", "'publish.lists.a.mod'. Did you mean 'mode'"),
+        ("publish.lists.a.k=0", "'publish.lists.a.k' = 0"),
+        ("publish.lists.a.k=true", "'publish.lists.a.k' = True"),
+        ("publish.lists=[a]", "'publish.lists' = ['a']"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            lists(override)
+        assert text in str(caught.value)
+
+
+def test_names_of_lists_in_the_backtest_are_no_names_of_models() -> None:
+    with pytest.raises(ConfigError, match=r"models: \['published_again'\]: .* published lists"):
+        lists("models=[popular, published_again]", "models.published_again.algorithm=ease")
 
 
 # ---------------------------------------------------------------------------------------- one's own

@@ -1,15 +1,15 @@
-"""`recspark show USER`: the list of a user, beside what the user bought."""
+"""`recspark show USER`: the lists of a user, beside what the user bought."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from recspark.cli.common import Env, Json, Set, console, parse_date, print_json, reading
 from recspark.errors import UnknownUserError
-from recspark.report.answers import bought, cell, check_night, latest_night, scores, user_list
+from recspark.report.answers import bought, cell, check_night, latest_night, scores, user_lists
 from recspark.terminal import printable
 
 
@@ -22,25 +22,42 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one user's published list of a night."""
+    """Show one user's published lists of a night."""
     requested_night = parse_date(run_date) if run_date else None
     with reading(env, set_) as (config, tables):
         if requested_night:
             check_night(tables, requested_night)
         night = requested_night or latest_night(tables, "recommendations")
-        rows = user_list(tables, user, night)
+        lists = user_lists(tables, user, night)
         recent_events = bought(tables, user, night, 10, config.sessions)
-    if not rows and not recent_events:
+    if not lists and not recent_events:
         raise UnknownUserError(
             f"user '{user}' has neither events nor a list on the night of {night}; "
             "everyone else gets default_recommendations"
         )
     if as_json:
+        rows = [row for rows_of_list in lists.values() for row in rows_of_list]
         print_json(
             {"user_id": user, "run_date": night, "recommendations": rows, "bought": recent_events}
         )
         return
-    table = Table(title=f"user {printable(user)}, night of {night}")
+    if not lists:
+        console.print(
+            f"user {printable(user)} has no list of the night of {night}: default_recommendations "
+            "is for everyone without one",
+            markup=False,
+        )
+    for name, rows in lists.items():
+        console.print(list_table(f"user {printable(user)}, night of {night}, list {name}", rows))
+    console.print("newest events", style="bold")
+    for event in recent_events:
+        item, name = cell(event["item_id"]), cell(event["item_name"])
+        console.print(f"  {event['event_at'][:10]}  {item:<8} {name}", highlight=False)
+
+
+def list_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Return one list of a user, as `answers.user_lists` gives it, as a table."""
+    table = Table(title=title)
     for column in ("rank", "item", "name", "score", "source"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")
     for row, score in zip(rows, scores([row["score"] for row in rows])):
@@ -51,8 +68,4 @@ def show(
             score,
             cell(row["source"]),
         )
-    console.print(table)
-    console.print("newest events", style="bold")
-    for event in recent_events:
-        item, name = cell(event["item_id"]), cell(event["item_name"])
-        console.print(f"  {event['event_at'][:10]}  {item:<8} {name}", highlight=False)
+    return table

@@ -26,6 +26,7 @@ from recspark.config.publishing import (
     Mode,
     Publish,
     PublishedList,
+    is_backtest_model,
     lists_of,
 )
 from recspark.config.section import Section
@@ -35,7 +36,8 @@ from recspark.errors import suggest
 __all__ = [
     "MAIN", "NEIGHBOUR_MODELS", "NULL_IDS", "PUBLISHED", "Config", "Evaluate", "Examples", "Features",
     "Ingest", "ListSettings", "MadeUpTimes", "Mode", "Paths", "Publish", "PublishedList", "Section",
-    "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of", "digest", "lists_of", "on_grid",
+    "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of", "digest",
+    "is_backtest_model", "lists_of", "on_grid",
 ]  # fmt: skip
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
@@ -106,7 +108,9 @@ class Config(Section):
                 "impressions: they enter no history, so they have no weight"
             )
         # Model names become names of files, folders, table slices and Airflow tasks.
-        unfit_names = [name for name in self.models if not _NAME.match(name) or _is_list(name)]
+        unfit_names = [
+            name for name in self.models if not _NAME.match(name) or is_backtest_model(name)
+        ]
         if unfit_names:
             problems.append(
                 f"models: {unfit_names}: a name is of letters, digits, _ and -, up to 100, and neither "
@@ -236,11 +240,6 @@ class Config(Section):
             for name, value in self.source.options.items()
         }
         return data
-
-
-def _is_list(model: str) -> bool:
-    """Return whether a model's name is one under which the backtest has a published list."""
-    return model == PUBLISHED or model.startswith(f"{PUBLISHED}_")
 
 
 def digest(data: object, length: int = 16) -> str:

@@ -151,6 +151,11 @@ class Publish(Section):
         """The champions and the models of the ladders of all lists. Each model is named once."""
         return tuple(dict.fromkeys(step for list_ in self.published_lists for step in list_.steps))
 
+    @property
+    def backtest_models(self) -> tuple[str, ...]:
+        """The model names under which the backtest has the lists."""
+        return tuple(list_.backtest_model for list_ in self.published_lists)
+
     def named_models(self) -> list[tuple[str, str]]:
         """Return (setting, model) for each name of a model in `model` and `ladder`, of this section
         and of its lists.
@@ -169,6 +174,15 @@ class Publish(Section):
         """Return setting -> k, of this section and of the lists that have a k of their own."""
         own = {f"publish.lists.{name}.k": own.k for name, own in self.lists.items()}
         return {"publish.k": self.k, **{name: k for name, k in own.items() if k is not None}}
+
+
+def is_backtest_model(name: str) -> bool:
+    """Return whether a model's name stands for a published list.
+
+    >>> [is_backtest_model(name) for name in ("published", "published_again", "publisher")]
+    [True, True, False]
+    """
+    return name == PUBLISHED or name.startswith(f"{PUBLISHED}_")
 
 
 def lists_of(publish: Mapping[str, Any]) -> tuple[PublishedList, ...]:

@@ -55,11 +55,6 @@ class RunContext:
         return Cutoffs(self.run_date, self.config)
 
     @functools.cached_property
-    def backtest_models(self) -> tuple[str, ...]:
-        """The model names under which the backtest has the published lists."""
-        return tuple(one.backtest_model for one in self.config.publish.published_lists)
-
-    @functools.cached_property
     def stages_read(self) -> frozenset[str]:
         """The stages whose results the running task reads."""
         return stages_before(self.config, self.stage, self.model)
@@ -97,7 +92,7 @@ class RunContext:
             **{
                 name: version
                 for model, version in recorded_versions.items()
-                for name in ([model] if model else self.backtest_models)
+                for name in ([model] if model else self.config.publish.backtest_models)
             },
             **(just_written or {}),
         }

@@ -312,7 +312,7 @@ def missing_output(context: RunContext, execution: Execution, recorded_row: RunR
     partition_values: dict[str, Any] = {
         "run_date": context.run_date,
         "ingest_date": context.run_date,
-        "model": execution.model or context.backtest_models,
+        "model": execution.model or context.config.publish.backtest_models,
         "encoder": execution.model,
         "cutoff": context.cutoffs.all,
     }

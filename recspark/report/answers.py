@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import date
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 
-from recspark.config import Sessions, cutoff_of
+from recspark.config import MAIN, Sessions, cutoff_of
 from recspark.errors import ConfigError, TableNotFoundError
 from recspark.tables.reader import Reader
 from recspark.terminal import printable
@@ -54,11 +55,20 @@ def nights_in_words(nights: Sequence[date]) -> str:
     return f"{len(nights)} nights, from {nights[0]} to {nights[-1]}"
 
 
-def user_list(tables: Reader, user: str, night: date) -> list[dict[str, Any]]:
-    """Return one user's published rows of a night, sorted by rank."""
+def user_lists(tables: Reader, user: str, night: date) -> dict[str, list[dict[str, Any]]]:
+    """Return list -> one user's published rows of a night, sorted by rank.
+
+    The list `main` comes first, then the others by name. {} for a user without a list.
+    """
     rows = tables.rows("recommendations", [("run_date", "=", night), ("user_id", "=", user)])
-    ranked = sorted(rows, key=lambda row: row["rank"])
-    return [{k: v for k, v in row.items() if k not in ("run_date", "user_id")} for row in ranked]
+    rows.sort(key=lambda row: (row["list"] != MAIN, row["list"], row["rank"]))
+    return {
+        name: [
+            {k: v for k, v in row.items() if k not in ("run_date", "user_id")}
+            for row in rows_of_list
+        ]
+        for name, rows_of_list in groupby(rows, key=lambda row: str(row["list"]))
+    }
 
 
 def bought(

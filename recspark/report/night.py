@@ -12,13 +12,13 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from recspark.config import Config
+from recspark.config import Config, is_backtest_model
 from recspark.models.registry import lists_only_own_items
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import not_compared
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.runlog import OK
-from recspark.report.answers import bought, cell, sizes, table_of_tables, user_list
+from recspark.report.answers import bought, cell, sizes, table_of_tables, user_lists
 from recspark.tables.reader import Reader
 from recspark.tables.spark_reader import reader_of
 from recspark.terminal import printable
@@ -81,7 +81,7 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     for name in _SHOWN_METRICS:
         table.add_column(name, justify="right")
     table.add_column(f"NDCG - {settings.baseline} [95 % interval]", justify="right", no_wrap=True)
-    model_order = [*context.config.models, "published"]
+    model_order = [*context.config.models, *context.config.publish.backtest_models]
     for model in sorted(by_model, key=lambda m: model_order.index(m) if m in model_order else 99):
         metrics_of_model = by_model[model]
         ndcg = metrics_of_model.get("ndcg")
@@ -117,8 +117,9 @@ def below_baseline(
     """Return one line for each model whose NDCG in this backtest is below the baseline, or not
     above it.
 
-    `by_model` : model -> metric -> row of `metrics`. Models without an interval are left out, and
-    so are `silent_models`, which list nothing in this mode by design: no setting would help.
+    `by_model` : model -> metric -> row of `metrics`. Models without an interval and the published
+    lists are left out, and so are `silent_models`, which list nothing in this mode by design: no
+    setting would help.
     Example: an interval [-0.02, -0.01] is below the baseline, [-0.01, 0.02] is no better than the
     baseline.
     """
@@ -126,7 +127,8 @@ def below_baseline(
     for model, metrics_of_model in by_model.items():
         ndcg = metrics_of_model.get("ndcg")
         if (
-            model in (baseline, "published", *silent_models)
+            model in (baseline, *silent_models)
+            or is_backtest_model(model)
             or ndcg is None
             or ndcg["ci_low"] is None
             or ndcg["ci_low"] > 0
@@ -193,12 +195,14 @@ def example_users(context: RunContext, n_users: int = 3) -> list[str]:
 
 
 def user_panel(context: RunContext, tables: Reader, user: str) -> Columns:
-    """Return one user's list beside the newest items that they bought."""
-    recommended_table = Table(title=f"user {printable(user)}: recommended")
-    for column in ("", "item", "name"):
-        recommended_table.add_column(column)
-    for row in user_list(tables, user, context.run_date):
-        recommended_table.add_row(str(row["rank"]), cell(row["item_id"]), cell(row["item_name"]))
+    """Return one user's lists beside the newest items that they bought."""
+    list_tables = []
+    for name, rows in user_lists(tables, user, context.run_date).items():
+        list_tables.append(Table(title=f"user {printable(user)}: {name}"))
+        for column in ("", "item", "name"):
+            list_tables[-1].add_column(column)
+        for row in rows:
+            list_tables[-1].add_row(str(row["rank"]), cell(row["item_id"]), cell(row["item_name"]))
     bought_table = Table(title="bought before, newest first")
     for column in ("date", "item", "name"):
         bought_table.add_column(column)
@@ -206,4 +210,4 @@ def user_panel(context: RunContext, tables: Reader, user: str) -> Columns:
         bought_table.add_row(
             event["event_at"][:10], cell(event["item_id"]), cell(event["item_name"])
         )
-    return Columns([recommended_table, bought_table])
+    return Columns([*list_tables, bought_table])

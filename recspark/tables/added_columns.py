@@ -7,6 +7,7 @@ gets the value of this module in the earlier rows. For other readers the column 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,3 +43,22 @@ ADDED_COLUMNS: dict[str, tuple[AddedColumn, ...]] = {
 def added_columns(table: str) -> tuple[AddedColumn, ...]:
     """Return the columns that were added to `table`; () where there are none."""
     return ADDED_COLUMNS.get(table, ())
+
+
+def with_added_names(names: Iterable[str], table: str) -> list[str]:
+    """Return the column names of `table` with those that were added to it, each at its place.
+
+    A table that lacked a column at first has it at its end. Here it stands where it stands in a
+    table that had it from the beginning.
+
+    >>> with_added_names(["run_date", "user_id", "rank"], "recommendations")
+    ['run_date', 'list', 'user_id', 'rank']
+    >>> with_added_names(["run_date", "user_id", "rank", "list"], "recommendations")
+    ['run_date', 'list', 'user_id', 'rank']
+    """
+    added = added_columns(table)
+    ordered = [name for name in names if name not in {column.name for column in added}]
+    for column in added:
+        place = ordered.index(column.after) + 1 if column.after in ordered else len(ordered)
+        ordered.insert(place, column.name)
+    return ordered

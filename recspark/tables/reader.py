@@ -7,6 +7,7 @@ For a person's questions, such as one user's list or one item's neighbours. The 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import unquote
 from recspark import storage
 from recspark.errors import DamagedFileError, TableNotFoundError, suggest
 from recspark.masking import mask
+from recspark.tables.added_columns import AddedColumn, added_columns, with_added_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,10 +95,10 @@ class TableReader:
 
         selected_columns = ", ".join(map(_quoted_name, columns)) or "*"
         sql_condition = " AND ".join(f"{_quoted_name(c)} {op} {_literal(v)}" for c, op, v in where)
-        query = f"SELECT {selected_columns} FROM t" + (
+        delta_table = self._opened(table)
+        query = f"SELECT {selected_columns} FROM {_rows_in_sql(table, delta_table)}" + (
             f" WHERE {sql_condition}" if sql_condition else ""
         )
-        delta_table = self._opened(table)
         map_columns = [
             field.name for field in delta_table.schema().fields if field.type.type == "map"
         ]
@@ -141,7 +143,7 @@ class TableReader:
         if night is not None:
             # If run_date is no partition column, all files are kept here and filtered by row below.
             files = [file for file in files if file.get("partition.run_date", night) == night]
-        schema = _arrow_schema(delta_table)
+        schema = _arrow_schema(table, delta_table)
 
         def read_files() -> Iterator[pa.RecordBatch]:
             for file in files:
@@ -151,7 +153,9 @@ class TableReader:
                 try:
                     parquet_file = pq.ParquetFile(self._file_path(table, file["path"]))
                     for batch in parquet_file.iter_batches():
-                        rows = in_columns(batch, schema, partition_values)
+                        rows = in_columns(
+                            _with_added_columns(batch, schema, table), schema, partition_values
+                        )
                         yield rows if night is None else _rows_of_night(rows, night)
                 except (OSError, ValueError) as error:  # all errors of pyarrow are one of these
                     raise _damaged_table_error(table, error, file["path"]) from None
@@ -239,10 +243,53 @@ def _as_spark_value(value: Any, is_map: bool) -> Any:
     return dict(sorted(value)) if is_map and value is not None else value
 
 
-def _arrow_schema(table: DeltaTable) -> pa.Schema:
+def _rows_in_sql(table: str, delta_table: DeltaTable) -> str:
+    """Return what stands behind FROM: the rows `t`, with the columns that were added to the table."""
+    added = {column.name: column.value for column in added_columns(table)}
+    if not added:
+        return "t"
+    names = [field.name for field in delta_table.schema().fields]
+    columns = []
+    for name in with_added_names(names, table):
+        quoted_name, value = _quoted_name(name), added.get(name)
+        if name not in names:
+            quoted_name = f"{'NULL' if value is None else _literal(value)} AS {quoted_name}"
+        elif value is not None:
+            quoted_name = f"COALESCE({quoted_name}, {_literal(value)}) AS {quoted_name}"
+        columns.append(quoted_name)
+    return f"(SELECT {', '.join(columns)} FROM t)"
+
+
+def _with_added_columns(batch: pa.RecordBatch, schema: pa.Schema, table: str) -> pa.RecordBatch:
+    """Return rows of a file of `table` with the columns that were added to the table.
+
+    `schema` : has the types of these columns
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    arrays = dict(zip(batch.schema.names, batch.columns))
+    for column in added_columns(table):
+        array = arrays.get(column.name)
+        if array is None:
+            array = pa.nulls(batch.num_rows, schema.field(column.name).type)
+        arrays[column.name] = array if column.value is None else pc.fill_null(array, column.value)
+    return pa.RecordBatch.from_arrays([*arrays.values()], names=[*arrays])
+
+
+def _arrow_schema(table: str, delta_table: DeltaTable) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema([_arrow_field(field) for field in table.schema().fields])
+    fields = {column.name: _delta_field(column) for column in added_columns(table)}
+    fields |= {field.name: field for field in delta_table.schema().fields}
+    return pa.schema([_arrow_field(fields[name]) for name in with_added_names(fields, table)])
+
+
+def _delta_field(column: AddedColumn) -> Any:
+    from deltalake import Field
+
+    named_type = {"name": column.name, "type": column.type, "nullable": True, "metadata": {}}
+    return Field.from_json(json.dumps(named_type))
 
 
 def _arrow_field(field: Any) -> pa.Field:

@@ -1,4 +1,4 @@
-"""With `publish.rescore_days`, who did not act keeps the list of the night before."""
+"""With `publish.rescore_days`, who did not act keeps the lists of the night before."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from tests.e2e.test_nights_in_turn import settings_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 DAYS = (date(2010, 12, 5), date(2010, 12, 6))
-SETTINGS = ("source.archive=false", "publish.rescore_days=1", "ingest.max_late_days=7")
+SETTINGS = (
+    "source.archive=false",
+    "publish.rescore_days=1",
+    "ingest.max_late_days=7",
+    "publish.lists={main: {}, again: {mode: repeat}}",
+)
 
 
 def published(context: RunContext) -> pd.DataFrame:
     lists = context.catalog.read("recommendations", context.catalog.version("recommendations"))
     rows = lists.where(F.col("run_date") == F.lit(context.run_date)).drop("run_date")
-    return rows.toPandas().sort_values(["user_id", "rank"]).set_index("user_id")
+    return rows.toPandas().sort_values(["user_id", "list", "rank"]).set_index("user_id")
 
 
 def test_only_who_acted_or_changed_is_scored(
@@ -61,16 +66,18 @@ def test_only_who_acted_or_changed_is_scored(
     )
     assert kept.index.nunique() > 100
     assert set(after.index) >= set(before.index)
-    assert (after.groupby("user_id").size() == 10).all()
+    assert (after.groupby(["user_id", "list"]).size() == 10).all()
+    assert (after.groupby("user_id").size() == 20).all()
     tonight = context.catalog.read("candidates", context.catalog.version("candidates")).where(
         (F.col("cutoff") == F.lit(context.cutoffs.tonight)) & (F.col("model") == "popular")
     )
     assert tonight.select("user_idx").distinct().count() == len(scored)
 
-    # Another model: nobody's list holds, though the inputs are the same.
+    # Another model or mode of one list: nobody's lists hold, though the inputs are the same.
     for changed, holds in (
         ("model_settings.ease.reg=77", False),
         ("publish.min_coverage=0.5", True),
+        ("publish.lists.again.mode=novel", False),
     ):
         again = open_night("test", DAYS[1], [*settings, changed], repin=True)
         again.stage = "publish"

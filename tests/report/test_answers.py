@@ -10,7 +10,15 @@ import pytest
 
 @pytest.mark.parametrize(
     "name",
-    ["report.answers", "tables.reader", "tables.spark_reader", "terminal", "pipeline.interrupt"],
+    [
+        "config.publishing",
+        "report.answers",
+        "tables.added_columns",
+        "tables.reader",
+        "tables.spark_reader",
+        "terminal",
+        "pipeline.interrupt",
+    ],
 )
 def test_examples_hold(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"recspark.{name}"))

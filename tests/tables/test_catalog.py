@@ -28,7 +28,9 @@ from recspark.errors import (
     VersionNotFoundError,
 )
 from recspark.tables import commits
+from recspark.tables.added_columns import ADDED_COLUMNS, with_added_names
 from recspark.tables.catalog import TableCatalog
+from recspark.tables.reader import TableReader
 from recspark.tables.row_checks import slice_condition
 from recspark.tables.snapshot import active_files, changed_rows
 from recspark.tables.specs import SPECS
@@ -144,6 +146,57 @@ def test_a_table_of_an_earlier_version_is_named(spark: SparkSession, catalog: Ta
         SchemaError, match=r"'quarantine' has no column .*row_id.*Delete the folder"
     ):
         catalog.read("quarantine", 0)
+
+
+def test_a_table_from_before_a_column_is_read_and_written(
+    spark: SparkSession, catalog: TableCatalog
+) -> None:
+    """Earlier rows have the value that the column stands for; no earlier file is written again."""
+
+    def lists(night: date, name: str, *users: str) -> DataFrame:
+        row = {
+            **dict.fromkeys(schema.RECOMMENDATIONS.names),
+            "run_date": night,
+            "list": name,
+            "rank": 1,
+        }
+        rows = [{**row, "user_id": user, "item_id": "i", "score": 0.5} for user in users]
+        return spark.createDataFrame(rows, schema.RECOMMENDATIONS)
+
+    added = [column.name for column in ADDED_COLUMNS["recommendations"]]
+    old = lists(D1, "dropped", "a", "b").drop(*added)
+    writer = old.write.format("delta").partitionBy("run_date")
+    writer.save(catalog.path("recommendations"))
+    assert {r["list"] for r in catalog.read("recommendations", 0).collect()} == {"main"}
+    files = {path.name for path in Path(catalog.path("recommendations")).rglob("*.parquet")}
+
+    night = {"run_date": D2}
+    both = lists(D2, "main", "a").unionByName(lists(D2, "again", "a", "c"))
+    written = catalog.replace_slice("recommendations", both, night)
+    assert written.version == 1
+    assert not catalog.replace_slice("recommendations", both, night).changed
+    rows = catalog.read("recommendations", 1)
+    assert rows.columns == schema.RECOMMENDATIONS.names
+    found = sorted((r["run_date"], r["list"], r["user_id"]) for r in rows.collect())
+    assert found == [
+        (D1, "main", "a"), (D1, "main", "b"), (D2, "again", "a"), (D2, "again", "c"), (D2, "main", "a"),
+    ]  # fmt: skip
+    assert files < {path.name for path in Path(catalog.path("recommendations")).rglob("*.parquet")}
+    # The same rows without Spark, by a condition on the column too.
+    reader = TableReader(catalog.root)
+    assert sorted(map(str, reader.rows("recommendations", []))) == sorted(
+        str(row.asDict()) for row in rows.collect()
+    )
+    of_main = reader.rows("recommendations", [("list", "=", "main")], ["user_id"])
+    assert sorted(row["user_id"] for row in of_main) == ["a", "a", "b"]
+
+
+def test_added_columns_are_those_of_the_specs() -> None:
+    for table, columns in ADDED_COLUMNS.items():
+        names = SPECS[table].schema.names
+        assert with_added_names(names, table) == names
+        for column in columns:
+            assert SPECS[table].schema[column.name].dataType.jsonValue() == column.type
 
 
 def test_a_write_with_empty_partitions_is_no_damage(

@@ -77,6 +77,7 @@ def test_values_are_those_of_sparks_rows(root: Path) -> None:
     (row,) = reader.rows("recommendations", where)
     assert row == {
         "run_date": NIGHTS[0],
+        "list": "main",
         "user_id": "13085",
         "at": noon.replace(tzinfo=None),
         "about": {"k": "13085"},
@@ -92,11 +93,32 @@ def test_batches_hold_every_row_and_column(root: Path) -> None:
     reader = TableReader(str(root))
     schema, batches = reader.batches("recommendations")
     rows = pa.Table.from_batches(batches, schema)
-    assert rows.column_names == ["run_date", "user_id", "at", "about"]
+    assert rows.column_names == ["run_date", "list", "user_id", "at", "about"]
     assert sorted(rows["user_id"].to_pylist()) == sorted([*IDS, *IDS])
     _, batches = reader.batches("recommendations", NIGHTS[1])
     tonight = pa.Table.from_batches(batches, schema)
     assert tonight["run_date"].to_pylist() == [NIGHTS[1]] * len(IDS)
+
+
+def test_a_column_that_was_added_since_has_its_value_in_earlier_rows(tmp_path: Path) -> None:
+    """Night 0 is of before the column, in a file without it; night 1 brings it, at the end."""
+    write(tmp_path, NIGHTS[:1], ["a"])
+    later = pa.table(
+        {"run_date": pa.array(NIGHTS[1:], pa.date32()), "user_id": ["a"], "list": ["again"]}
+    )
+    write_deltalake(
+        tmp_path / "recommendations", Table.from_arrow(later), mode="append", schema_mode="merge"
+    )
+    reader = TableReader(str(tmp_path))
+    rows = reader.rows("recommendations", [("user_id", "=", "a")], ["run_date", "list"])
+    assert {row["run_date"]: row["list"] for row in rows} == dict(zip(NIGHTS, ["main", "again"]))
+    (row,) = reader.rows("recommendations", [("list", "=", "main")])
+    names = [*row]
+    assert names.index("list") == names.index("run_date") + 1
+    schema, batches = reader.batches("recommendations")
+    table = pa.Table.from_batches(batches, schema)
+    assert table.column_names == names
+    assert sorted(table["list"].to_pylist()) == ["again", "main"]
 
 
 def test_a_night_of_a_table_that_is_not_kept_by_night(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> Ta
     return context.catalog.replace_slice(
         "candidates",
         reduce(DataFrame.unionByName, filled_lists),
-        {"run_date": context.run_date, "model": context.backtest_models},
+        {"run_date": context.run_date, "model": context.config.publish.backtest_models},
     )
 
 
@@ -127,7 +127,7 @@ def backtest_rows(
         for published_list in context.config.publish.published_lists
         if set(published_list.steps) & set(compared)
     ]
-    just_written = dict.fromkeys(context.backtest_models, written.version)
+    just_written = dict.fromkeys(context.config.publish.backtest_models, written.version)
     return scoring.evaluate(
         _lists_at(context, context.read("candidates", just_written), cutoff),
         users,

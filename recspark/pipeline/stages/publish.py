@@ -213,7 +213,7 @@ def judge(
     metrics = context.read("metrics").where(
         (F.col("run_date") == F.lit(context.run_date))
         & (F.col("kind") == "backtest")
-        & F.col("model").isin(*context.backtest_models)
+        & F.col("model").isin(*context.config.publish.backtest_models)
     )
     metric_rows = [MetricRow(**row.asDict()) for row in metrics.collect()]
     return {
