@@ -46,7 +46,10 @@ def proposed(lists: DataFrame, sources: Sequence[str]) -> DataFrame:
 
 
 def with_pair_features(
-    pairs: DataFrame, sources: Sequence[str], user_features: DataFrame, item_features: DataFrame
+    pairs: DataFrame,
+    sources: Sequence[str],
+    user_features: DataFrame | None,
+    item_features: DataFrame | None,
 ) -> DataFrame:
     """Return `pairs` with a column for each feature; an unknown feature is null.
 
@@ -59,17 +62,22 @@ def with_pair_features(
     pairs : mode, user_idx, item_idx, sources, and the columns that
         `recspark.hybrid.pairs.describe_pairs` adds
     sources : names of the models that propose pairs
-    user_features, item_features : the tables as of the cutoff of the lists
+    user_features, item_features : the tables as of the cutoff of the lists; None = leave out their
+        features
 
-    Two joins, by user and by item, no action.
+    A join by user and one by item, no action.
     """
     with_sources = pairs.withColumn("n_sources", F.size("sources"))
     for name in sources:
-        with_sources = with_sources.withColumn(f"{name}_rank", _proposal_of(name)["rank"])
-    users, items = (features.drop("cutoff") for features in (user_features, item_features))
-    return with_sources.join(flat(users, "user_"), on="user_idx", how="left").join(
-        flat(items, "item_"), on="item_idx", how="left"
-    )
+        with_sources = with_sources.withColumn(rank_name(name), _proposal_of(name)["rank"])
+    described = with_sources
+    if user_features is not None:
+        users = flat(user_features.drop("cutoff"), "user_")
+        described = described.join(users, on="user_idx", how="left")
+    if item_features is not None:
+        items = flat(item_features.drop("cutoff"), "item_")
+        described = described.join(items, on="item_idx", how="left")
+    return described
 
 
 def _proposal_of(name: str) -> Column:
@@ -77,9 +85,19 @@ def _proposal_of(name: str) -> Column:
     return F.get(F.filter("sources", lambda source: source["model"] == name), F.lit(0))
 
 
+def rank_name(source: str) -> str:
+    """Return the name of the feature that holds the rank which a source gives a pair."""
+    return f"{source}_rank"
+
+
 def score_names(source: str) -> tuple[str, str]:
     """Return the names of the two features that a source's score of a pair gives."""
     return f"{source}_score", f"{source}_relative"
+
+
+def source_features(source: str) -> tuple[str, ...]:
+    """Return the names of all features that one source gives: its rank and its scores of a pair."""
+    return rank_name(source), *score_names(source)
 
 
 def make_pair_encoding(
@@ -97,7 +115,7 @@ def make_pair_encoding(
     items = make_encoding(flat(item_features.drop("cutoff"), "item_"))
     source_numbers = (
         "n_sources",
-        *(feature for name in sources for feature in (f"{name}_rank", *score_names(name))),
+        *(feature for name in sources for feature in source_features(name)),
         *names(groups),
     )
     return Encoding(

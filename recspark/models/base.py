@@ -121,7 +121,8 @@ class Algorithm(ABC, Generic[S]):
     # registry line (`ModelSpec`) that names the fitted class.
     model_class: ClassVar[type[FittedModel]]
     tags: ClassVar[frozenset[str]] = frozenset({"personal"})
-    # False if `fit` reads no data. The vectors of such an encoder are kept from night to night.
+    # False if `fit` reads no data. The vectors of such an encoder are kept from night to night, and
+    # such a ranker has no examples.
     learns: ClassVar[bool] = True
 
     def __init__(self, settings: S) -> None:
@@ -142,6 +143,15 @@ class Algorithm(ABC, Generic[S]):
     def training_tables(self) -> tuple[str, ...]:
         """The tables whose training sets `fit` reads from `data.training` with these settings."""
         return ()
+
+    @property
+    def needs_examples(self) -> bool:
+        """Whether `fit` reads `data.examples` with these settings; only asked of rankers.
+
+        Where it does not, the night makes no examples for the ranker. The plan follows from the
+        settings alone, so a ranker whose registry line does not say it must say `learns: false`.
+        """
+        return self.learns
 
     def check_needs(self, kinds: Mapping[str, Kind]) -> None:
         """Raise ConfigError if this model cannot be built on the models of its `needs`.
@@ -308,8 +318,9 @@ class RankerModel(FittedModel):
     Parameters
     ----------
     settings, cutoff : the settings and the cutoff that the model was fitted with
-    encoding : the encoding of the examples that the model was fitted on; the pairs to be scored are
-        encoded by it too
+    encoding : the features that the model reads; the pairs to be scored are encoded by it. Usually
+        the encoding of the examples that the model was fitted on. A model that reads only some
+        features has an encoding with only these, which is cheaper (`pipeline.pairs`)
     """
 
     kind = "ranker"

@@ -23,11 +23,13 @@ from recspark.models.kinds import KINDS, Kind
 if TYPE_CHECKING:
     from recspark.models.base import Algorithm, FittedModel, Settings
 
-# Three keys of a model's settings that are no settings of its algorithm.
+# Four keys of a model's settings that are no settings of its algorithm.
 ALGORITHM = "algorithm"  # names the algorithm, where that is not the name of the model
 # The kind of an algorithm from another package: retriever (the default), ranker or encoder.
 KIND = "kind"
 NEEDS = "needs"  # the night's models that this model is built on
+# false for a ranker that needs no examples (`Algorithm.needs_examples`)
+LEARNS = "learns"
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class ModelSpec:
         `neighbours` (gives neighbours of items), `cold_users` (answers users without events),
         `decay` (a setting `half_life_days` decays events) and `own_items` (lists only items that
         the user acted on: nothing in mode novel; instead of `personal`, whose checks ask for unseen
-        items)
+        items); for a ranker `sources` (it reads only ranks and scores by its retrievers)
     training : the training tables that the algorithm may read, depending on its settings;
         build_features writes the tables that tonight's settings make it read
     source : the paper
     kind : what a fitted model does. A retriever answers from the complete catalogue, a ranker
         scores given pairs of a user and an item, and an encoder gives each item a vector
+    learns : `Algorithm.learns` of the class: False if a fit reads no data, whatever the settings
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModelSpec:
     training: tuple[str, ...] = ()
     source: str = ""
     kind: Kind = "retriever"
+    learns: bool = True
 
     @property
     def depends_on_ranks(self) -> bool:
@@ -89,10 +93,11 @@ def _line(
     training: tuple[str, ...] = (),
     source: str = "",
     kind: Kind = "retriever",
+    learns: bool = True,
 ) -> ModelSpec:
     module = f"recspark.models.{family}.{name}"
     algorithm, model = f"{module}:{classes}", f"{module}:{classes}Model"
-    return ModelSpec(name, algorithm, model, frozenset(tags), training, source, kind)
+    return ModelSpec(name, algorithm, model, frozenset(tags), training, source, kind, learns)
 
 
 _BAGS = ("training_bags",)
@@ -133,6 +138,18 @@ MODELS: dict[str, ModelSpec] = {
         _line(
             "rankers", "lambdamart", "LambdaMart", "personal", "ranks", kind="ranker",
             source="Burges 2010; Chen & Guestrin 2016",
+        ),
+        _line(
+            "rankers", "rrf", "Rrf", "sources", kind="ranker", learns=False,
+            source="Cormack, Clarke & Büttcher 2009",
+        ),
+        _line(
+            "rankers", "blend", "Blend", "sources", kind="ranker",
+            source="Zadrozny & Elkan 2002; Cao, Qin, Liu, Tsai & Li 2007",
+        ),
+        _line(
+            "rankers", "switch", "Switch", "sources", kind="ranker",
+            source="Burke 2002, switching hybrid",
         ),
         _line("factors", "als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
         _line(
@@ -226,6 +243,21 @@ def kind_of(name: str, settings: Mapping[str, Any]) -> Kind:
     return kind
 
 
+def learns_from_examples(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether the model `name` is a ranker that learns from examples. Imports nothing.
+
+    Its setting `learns` says so; without it, the registry line does, and a ranker from outside
+    learns. Raises ConfigError as `kind_of`
+    does, and where the setting is neither true nor false.
+    """
+    algorithm = settings.get(ALGORITHM, name)
+    registry_line = MODELS.get(algorithm) if isinstance(algorithm, str) else None
+    learns = settings.get(LEARNS, registry_line.learns if registry_line else True)
+    if not isinstance(learns, bool):
+        raise ConfigError(f"model '{name}': {LEARNS} = {learns!r}: true or false")
+    return kind_of(name, settings) == "ranker" and learns
+
+
 def lists_only_own_items(name: str, settings: Mapping[str, Any]) -> bool:
     """Return whether the model `name` lists only items that the user acted on (tag `own_items`).
 
@@ -237,7 +269,8 @@ def lists_only_own_items(name: str, settings: Mapping[str, Any]) -> bool:
 
 def make(name: str, settings: Mapping[str, Any]) -> Algorithm[Settings]:
     """Return the algorithm of the model `name`, with `settings` in the place of its defaults."""
-    values = {key: value for key, value in settings.items() if key not in (ALGORITHM, KIND, NEEDS)}
+    no_settings = (ALGORITHM, KIND, NEEDS, LEARNS)
+    values = {key: value for key, value in settings.items() if key not in no_settings}
     return spec_of(name, settings).load().from_dict(values)
 
 
@@ -260,7 +293,13 @@ def _from_outside(path: str) -> ModelSpec:
         )
     model_path = f"{model_class.__module__}:{model_class.__qualname__}"
     return ModelSpec(
-        path, path, model_path, algorithm_class.tags, source=f"class {path}", kind=model_class.kind
+        path,
+        path,
+        model_path,
+        algorithm_class.tags,
+        source=f"class {path}",
+        kind=model_class.kind,
+        learns=algorithm_class.learns,
     )
 
 

@@ -9,7 +9,8 @@ from recspark import storage
 from recspark.config import Config
 from recspark.errors import ConfigError, NoSlotsError, suggest
 from recspark.eval.kernel import METRICS
-from recspark.models.registry import make, spec_of
+from recspark.models.base import Algorithm, Settings
+from recspark.models.registry import learns_from_examples, make, spec_of
 from recspark.pipeline.plan import STAGES, Stage, kind_of_model
 from recspark.session import most_slots
 from recspark.sources import check_inputs
@@ -28,6 +29,7 @@ def check_settings(config: Config) -> None:
                     name: kind_of_model(config, name) for name in config.needs_of(model)
                 }
                 algorithm.check_needs(kinds_of_needs)
+                _check_learning(config, model, algorithm)
         except ConfigError as error:
             faults.append(str(error))
     if not faults:
@@ -55,6 +57,20 @@ def _encoders_instead_of_lists(config: Config) -> list[str]:
         for setting, model in settings
         if kind_of_model(config, model) == "encoder"
     ]
+
+
+def _check_learning(config: Config, model: str, algorithm: Algorithm[Settings]) -> None:
+    """Raise ConfigError where a ranker and its setting `learns` disagree on whether it needs
+    examples.
+    """
+    settings = config.settings_of(model)
+    if kind_of_model(config, model) != "ranker":
+        return
+    if learns_from_examples(model, settings) != algorithm.needs_examples:
+        does, value = ("needs", "true") if algorithm.needs_examples else ("needs no", "false")
+        raise ConfigError(
+            f"model '{model}' {does} examples with these settings: say so, models.{model}.learns={value}"
+        )
 
 
 def check_landing(config: Config, run_date: date) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from recspark.config import Config, cutoff_of, on_grid
-from recspark.pipeline.plan import models_of
+from recspark.pipeline.plan import learning_rankers
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Cutoffs:
 
     @property
     def examples(self) -> tuple[datetime, ...]:
-        """The cutoffs of the examples of the night's rankers, ascending; () without rankers.
+        """The cutoffs of the examples of the night's rankers, ascending.
+
+        () where no ranker learns from examples.
 
         These are the cutoffs for the ranker of the published lists and for that of the backtest
         (see `examples_before`).
         """
-        if not models_of(self.config, "ranker"):
+        if not learning_rankers(self.config):
             return ()
         ranker_cutoffs = (self.backtest, self.tonight)
         return tuple(sorted({c for cutoff in ranker_cutoffs for c in self.examples_before(cutoff)}))

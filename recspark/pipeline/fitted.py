@@ -23,7 +23,7 @@ from recspark.models.base import FitOptions, FittedModel, RetrieverModel
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.plan import kind_of_model, models_of
+from recspark.pipeline.plan import learning_rankers, models_of
 from recspark.pipeline.runlog import OK, RunRow
 from recspark.pipeline.training_sets import features_as_of, training_set
 from recspark.train.curve import Curve
@@ -97,9 +97,7 @@ def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
         item_features=item_features,
         training=training,
         vectors={name: item_vectors(context, name, cutoff) for name in encoders},
-        examples=examples_of(context, model, cutoff)
-        if kind_of_model(config, model) == "ranker"
-        else None,
+        examples=examples_of(context, model, cutoff) if model in learning_rankers(config) else None,
     )
 
 
@@ -154,11 +152,11 @@ def recipe(config: Config, model: str) -> str:
     """Return the digest of everything that decides a model except its data.
 
     This is its settings, the seed, the code of the algorithm, the code that prepares its data, and
-    the recipes of the models that it needs; for a ranker also what decides its examples. A change
-    of other code does not cause the model to be trained again.
+    the recipes of the models that it needs; for a ranker that learns also what decides its
+    examples. A change of other code does not cause the model to be trained again.
     """
     settings = config.settings_of(model)
-    learns_from = examples_recipe(config) if kind_of_model(config, model) == "ranker" else None
+    learns_from = examples_recipe(config) if model in learning_rankers(config) else None
     depends_on_ranks = spec_of(model, settings).depends_on_ranks
     return digest(
         {
@@ -218,7 +216,7 @@ def vectors_key(context: RunContext, encoder: str, cutoff: datetime) -> str:
     """
     key = artifact_key(context, encoder, cutoff)
     spec = spec_of(encoder, context.config.settings_of(encoder))
-    return key if spec.load().learns else recipe(context.config, encoder)
+    return key if spec.learns else recipe(context.config, encoder)
 
 
 def why_not_fitted(context: RunContext, model: str, cutoff: datetime) -> str | None:
@@ -261,10 +259,11 @@ def cutoffs_of(context: RunContext, model: str) -> tuple[datetime, ...]:
     """Return the cutoffs at which a model is fitted tonight; that of the published lists comes
     last.
 
-    A model that a ranker needs is also fitted at the cutoffs of the ranker's examples.
+    A model that a ranker needs is also fitted at the cutoffs of the ranker's examples, if the
+    ranker learns from examples.
     """
     config = context.config
-    rankers = models_of(config, "ranker")
+    rankers = learning_rankers(config)
     if model in config.with_needs(rankers) and model not in rankers:
         return context.cutoffs.all
     return context.cutoffs.backtest, context.cutoffs.tonight
@@ -291,7 +290,7 @@ def _input_commits(context: RunContext, model: str) -> dict[str, Any]:
         table: context.version(table)
         for table in ("histories", "item_features", "items", *training_tables, "item_ids")
     }
-    if kind_of_model(config, model) == "ranker" and (row := context.runlog.find("examples", model)):
+    if model in learning_rankers(config) and (row := context.runlog.find("examples", model)):
         versions["examples"] = row.outputs.get("examples")  # None: the shop has no examples yet
     return {table: context.catalog.identity(table, version) for table, version in versions.items()}
 

@@ -14,7 +14,7 @@ from itertools import pairwise, takewhile
 from recspark.config import Config, Mode
 from recspark.errors import ConfigError, suggest
 from recspark.models.kinds import KINDS, Kind
-from recspark.models.registry import kind_of
+from recspark.models.registry import kind_of, learns_from_examples
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Stage:
     kinds : the stage runs once for each of the night's models of these kinds; () = it runs once a
         night
     trains : the stage needs the training profile (one slot per executor, speculation off)
+    for_learners : the stage runs only for the rankers that learn from examples
     """
 
     name: str
     kinds: tuple[Kind, ...] = ()
     trains: bool = False
+    for_learners: bool = False
 
     @property
     def per_model(self) -> bool:
@@ -51,6 +53,8 @@ class Stage:
         # Each model comes after the models that it needs.
         ordered_models = [model for wave in _waves(config) for model in wave]
         models_of_kinds = models_of(config, *self.kinds, among=ordered_models)
+        if self.for_learners:
+            models_of_kinds = learning_rankers(config, among=ordered_models)
         for model in requested:
             if model not in config.models:
                 raise ConfigError(
@@ -63,14 +67,14 @@ class Stage:
 
 
 # Each kind of model has `train`, and a stage for what its fitted models give: vectors of items, or
-# lists. A ranker also has a stage for the examples that it learns from.
+# lists. A ranker that learns also has a stage for the examples that it learns from.
 STAGES = (
     Stage("ingest"),
     Stage("sessionize"),
     Stage("build_features"),
     Stage("train", kinds=KINDS, trains=True),
     Stage("encode", kinds=("encoder",)),
-    Stage("examples", kinds=("ranker",)),
+    Stage("examples", kinds=("ranker",), for_learners=True),
     Stage("recommend", kinds=("retriever", "ranker")),
     Stage("evaluate"),
     Stage("publish"),
@@ -111,10 +115,10 @@ def task_name(stage: str, model: str = "") -> str:
 def plan(config: Config) -> tuple[Task, ...]:
     """Return tonight's tasks, each after the tasks that it needs.
 
-    A model is trained after the models that it is built on. For a ranker, stage examples comes
-    after its retrievers are trained, and its own lists come after their lists: a ranker learns from
-    what its retrievers propose, and ranks what they list. Raises ConfigError where a model is built
-    on a ranker.
+    A model is trained after the models that it is built on. For a ranker that learns, stage
+    examples comes after its retrievers are trained; a ranker that learns nothing has no such stage.
+    The lists of a ranker come after those of its retrievers: it learns from what its retrievers
+    propose, and ranks what they list. Raises ConfigError where a model is built on a ranker.
 
     Example: for the retriever `ease` and the ranker `boost` that needs it, the tasks are ingest,
     sessionize, build_features, train.ease, recommend.ease, examples.boost, train.boost,
@@ -193,10 +197,13 @@ def _tasks_of(config: Config, model: str, data_task: str) -> list[Task]:
             f"model '{model}' is a ranker and needs a retriever, whose lists it ranks: name it in "
             f"models.{model}.needs, which are {list(needs)}"
         )
+    lists = Task(_BY_NAME["recommend"], model, (train_task, *list_tasks))
+    if model not in learning_rankers(config):
+        return [Task(_BY_NAME["train"], model, tasks_of_needs), lists]
     return [
         Task(_BY_NAME["examples"], model, tasks_of_needs),
         Task(_BY_NAME["train"], model, (task_name("examples", model),)),
-        Task(_BY_NAME["recommend"], model, (train_task, *list_tasks)),
+        lists,
     ]
 
 
@@ -235,6 +242,14 @@ def models_of(config: Config, *kinds: Kind, among: Sequence[str] | None = None) 
     """Return the models of these kinds, in order: of the night's models, or of those in `among`."""
     models = config.models if among is None else among
     return tuple(model for model in models if kind_of_model(config, model) in kinds)
+
+
+def learning_rankers(config: Config, among: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the rankers that learn from examples, in order: of the night's models, or of those in
+    `among`.
+    """
+    rankers = models_of(config, "ranker", among=among)
+    return tuple(name for name in rankers if learns_from_examples(name, config.settings_of(name)))
 
 
 def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[Task, ...]:

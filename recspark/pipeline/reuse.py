@@ -25,7 +25,13 @@ from recspark.pipeline.fitted import (
     kept_artifact,
     sources_of,
 )
-from recspark.pipeline.plan import STAGES, Stage, kind_of_model, models_of
+from recspark.pipeline.plan import (
+    STAGES,
+    Stage,
+    kind_of_model,
+    learning_rankers,
+    models_of,
+)
 from recspark.pipeline.runlog import RunRow
 from recspark.pipeline.training_sets import TRAINING, training_tables
 from recspark.sources import landing_digest
@@ -207,7 +213,7 @@ def _versions_written_for(context: RunContext, stage: Stage, model: str) -> dict
         return {}
     newest_versions: dict[str, int] = {}
     tables_and_rows = []
-    if kind_of_model(config, model) == "ranker" and stage.name == "train":
+    if model in learning_rankers(config) and stage.name == "train":
         tables_and_rows.append(("examples", find("examples", model)))
     if kind_of_model(config, model) == "ranker" and stage.name == "recommend":
         tables_and_rows += [

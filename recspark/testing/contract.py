@@ -30,5 +30,9 @@ def case_class(spec: ModelSpec) -> type[BaseCase]:
 
 
 def checks_for(spec: ModelSpec) -> list[Check]:
-    """Return the checks that apply to the model of `spec`."""
-    return [c for c in CHECKS if spec.kind in c.kinds and c.tags <= spec.tags]
+    """Return the checks that apply to the model of `spec`.
+
+    A model that learns has the tag `learns` too.
+    """
+    tags = spec.tags | ({"learns"} if spec.learns else set())
+    return [c for c in CHECKS if spec.kind in c.kinds and c.tags <= tags]

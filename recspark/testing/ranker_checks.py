@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data import examples
-from recspark.data.blocks import Array, micros
+from recspark.data.blocks import micros
 from recspark.data.dataset import Dataset, Examples
 from recspark.data.pair_features import FEATURES, Catalogue
 from recspark.errors import ModelError
@@ -34,7 +34,10 @@ class RankerCase(BaseCase):
     """A ranker of the pairs that `popular` and `item_knn` propose.
 
     The planted rule: a user acts on a proposed item with a price above 4, and does not act on
-    cheaper ones. One pair in ten breaks the rule.
+    cheaper ones. For a ranker with the tag `sources`, which reads no price, a user acts on the items
+    that `item_knn` ranks above 8, and on no others. One pair in ten breaks the rule.
+
+    A ranker that learns nothing gets no examples to fit on; its pairs are the same.
     """
 
     def first_data(self) -> Dataset:
@@ -46,40 +49,55 @@ class RankerCase(BaseCase):
         }
         self.needed = self.retrievers
         self.algorithm.check_needs({name: model.kind for name, model in self.needed.items()})
+        self.described = self.with_label(self.describe(data), data).toArrow().sort_by(_KEY)
         return self.with_examples(data)
 
-    def with_examples(self, data: Dataset, *, mirrored: bool = False) -> Dataset:
-        """Return `data` with examples; `mirrored`: in reverse order and in other partitions."""
+    def describe(self, data: Dataset) -> DataFrame:
+        """Return the pairs with a column for each of their features."""
         lists = [
             model.recommend(synth.ask(data), 20).withColumns(
                 {"model": F.lit(name), "mode": F.lit("novel")}
             )
             for name, model in self.retrievers.items()
         ]
-        users, items = data.user_features, data.item_features
         described_pairs = describe_pairs(
             examples.proposed(reduce(DataFrame.unionByName, lists), SOURCES),
             data.histories,
             self.retrievers,
-            Catalogue.of(items),
+            Catalogue.of(data.item_features),
             micros(data.cutoff),
             GROUPS,
         )
-        pairs_with_features = examples.with_pair_features(described_pairs, SOURCES, users, items)
+        return examples.with_pair_features(
+            described_pairs, SOURCES, data.user_features, data.item_features
+        )
+
+    def with_label(self, pairs: DataFrame, data: Dataset) -> DataFrame:
+        """Return `pairs` with the cutoff, and with a label by the planted rule."""
         is_flipped = F.pmod(F.xxhash64("user_idx", "item_idx"), F.lit(10)) == 0
-        is_acted_on = (F.col("item_price") > 4) != is_flipped
-        encoding = examples.make_pair_encoding(SOURCES, GROUPS, users, items)
-        encoded = encoding.encode(
-            pairs_with_features.withColumns(
-                {"label": is_acted_on.cast("float"), "cutoff": F.lit(data.cutoff).cast("timestamp")}
-            ),
-            ("cutoff", "mode", "user_idx", "item_idx", "label"),
-        ).toArrow()
-        order: Array = np.lexsort((encoded.column("item_idx"), encoded.column("user_idx")))
+        is_right = F.col("item_price") > 4
+        if "sources" in self.spec.tags:
+            is_right = F.coalesce(F.col("item_knn_rank") < 8, F.lit(False))
+        return pairs.withColumns(
+            {
+                "label": (is_right != is_flipped).cast("float"),
+                "cutoff": F.lit(data.cutoff).cast("timestamp"),
+            }
+        )
+
+    def with_examples(self, data: Dataset, *, mirrored: bool = False) -> Dataset:
+        """Return `data` with examples; `mirrored`: in reverse order and in other partitions."""
+        if not self.spec.learns:
+            return data
+        pairs = self.described
         if mirrored:
-            order = order[::-1]
-        rows = self.spark.createDataFrame(encoded.take(pa.array(order)))
-        rows = rows.repartition(5 if mirrored else 2, "user_idx")
+            pairs = pairs.take(pa.array(np.arange(pairs.num_rows)[::-1]))
+        encoding = examples.make_pair_encoding(
+            SOURCES, GROUPS, data.user_features, data.item_features
+        )
+        keys = ("cutoff", "mode", "user_idx", "item_idx", "label")
+        encoded = encoding.encode(self.spark.createDataFrame(pairs), keys).toArrow()
+        rows = self.spark.createDataFrame(encoded).repartition(5 if mirrored else 2, "user_idx")
         return Dataset(**{**vars(data), "examples": Examples(rows, encoding)})
 
     @property
@@ -90,9 +108,9 @@ class RankerCase(BaseCase):
 
     @cached_property
     def pairs(self) -> DataFrame:
-        """The pairs of the examples, sorted by user and item, as a frame kept on the driver."""
-        assert self.data.examples is not None
-        rows = self.data.examples.rows.select(*schema.PAIRS.names).toArrow().sort_by(_KEY)
+        """The pairs, encoded as the model reads them, sorted by user and item; on the driver."""
+        pairs = self.spark.createDataFrame(self.described)
+        rows = self.model.encoding.encode(pairs, ("user_idx", "item_idx")).toArrow().sort_by(_KEY)
         return self.spark.createDataFrame(rows, schema.PAIRS)
 
     @cached_property
@@ -126,23 +144,21 @@ def a_pair_has_its_score_whoever_is_asked_beside(case: RankerCase) -> None:
     assert scored(case.model, case.pairs.where("user_idx % 2 = 0").coalesce(1)) == even_scores
 
 
-@check(kinds=RANKER)
+@check("learns", kinds=RANKER)
 def what_is_planted_is_learned(case: RankerCase) -> None:
     """A pair that is acted on has a higher score than one that is not, in over 80% of cases.
 
     Each pair that is acted on is compared with each that is not. An equal score counts half.
     """
-    assert case.data.examples is not None
-    labels = case.data.examples.rows.select("user_idx", "item_idx", "label").toArrow().sort_by(_KEY)
     is_acted_on, score = (
-        labels.column("label").to_numpy() > 0,
+        case.described.column("label").to_numpy() > 0,
         case.scores.column("score").to_numpy(),
     )
     score_differences = score[is_acted_on][:, None] - score[~is_acted_on][None, :]
     assert ((score_differences > 0) + 0.5 * (score_differences == 0)).mean() > 0.8
 
 
-@check(kinds=RANKER)
+@check("learns", kinds=RANKER)
 def a_fit_does_not_depend_on_the_order_of_examples(case: RankerCase) -> None:
     """Examples in reverse order and in other partitions give the same bits."""
     refitted = case.fit(case.with_examples(case.data, mirrored=True))

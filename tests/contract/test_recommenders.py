@@ -124,6 +124,12 @@ def test_every_model_is_registered() -> None:
     assert found == {spec.algorithm_class for spec in MODELS.values()}
 
 
+def test_the_registry_says_who_learns() -> None:
+    for spec in MODELS.values():
+        assert spec.learns == spec.load().learns, spec.name
+
+
 def test_tags_are_known() -> None:
     known = {"personal", "neural", "ranks", "neighbours", "cold_users", "decay", "own_items"}
+    known |= {"sources"}
     assert set().union(*(spec.tags for spec in MODELS.values())) == known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from recspark.config.load import load_config
 from recspark.errors import ConfigError
+from recspark.pipeline.cutoffs import Cutoffs
 from recspark.pipeline.plan import STAGES, find_stage, needed_tasks, plan, stages_before
 
 MODELS = ["popular", "item_knn", "ease", "als", "multvae"]
@@ -144,6 +146,30 @@ def test_a_stage_runs_for_the_models_of_its_kinds() -> None:
         find_stage("encode").models(config, ["best"])
     with pytest.raises(ConfigError, match=r"'bst' is not among this night's\. Did you mean 'best'"):
         find_stage("train").models(config, ["bst"])
+
+
+def test_a_ranker_that_learns_nothing_has_no_examples() -> None:
+    """Its retrievers are not fitted for examples either, where no other ranker learns from them."""
+    blends = [
+        "models=[popular, ease, rrf, fixed, mine, switch]",
+        "models.rrf.needs=[ease, popular]",
+        "models.fixed={algorithm: switch, learns: false, needs: [ease, popular]}",
+        "models.mine={algorithm: 'shop:Best', kind: ranker, learns: false, needs: [popular]}",
+        "models.switch.needs=[popular]",
+    ]
+    config = load_config("test", blends)
+    edges = {task.name: task.needs for task in plan(config)}
+    assert edges["train.rrf"] == edges["train.fixed"] == ("train.ease", "train.popular")
+    assert edges["recommend.rrf"] == ("train.rrf", "recommend.ease", "recommend.popular")
+    assert edges["train.mine"] == ("train.popular",)
+    assert find_stage("examples").models(config) == ("switch",)
+    assert [name for name in edges if name.startswith("examples.")] == ["examples.switch"]
+    with pytest.raises(ConfigError, match="stage 'examples' has nothing to do for ranker 'rrf'"):
+        find_stage("examples").models(config, ["rrf"])
+    night = Cutoffs(date(2024, 5, 31), config)
+    assert len(night.examples) > 0
+    without = load_config("test", [*blends, "models=[popular, ease, rrf, fixed, mine]"])
+    assert Cutoffs(date(2024, 5, 31), without).examples == ()
 
 
 def test_a_stage_is_found_by_its_name() -> None:

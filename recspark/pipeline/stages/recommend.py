@@ -97,13 +97,15 @@ def ranked(
 
     `schema.RECOMMENDED`. Among equal scores the smaller item_idx comes first. The lists of the
     retrievers are read from `candidates`, those of the same night, cutoff and mode; `users` has the
-    histories of their users. Cost: that of `pairs_with_features`, and a window by user.
+    histories of their users. Cost: that of `pairs_with_features` for the features that the ranker
+    reads, and a window by user.
     """
     is_of_lists = (F.col("cutoff") == F.lit(cutoff)) & (F.col("mode") == F.lit(mode))
     lists_of_night = context.read("candidates").where(
         (F.col("run_date") == F.lit(context.run_date)) & is_of_lists
     )
-    pairs = pairs_with_features(context, model, cutoff, lists_of_night, users)
+    read = (*fitted.encoding.numbers, *fitted.encoding.fields)
+    pairs = pairs_with_features(context, model, cutoff, lists_of_night, users, read)
     scored_pairs = fitted.score(fitted.encoding.encode(pairs, ("user_idx", "item_idx")))
     best_first = Window.partitionBy("user_idx").orderBy(F.desc("score"), "item_idx")
     return (
