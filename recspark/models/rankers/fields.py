@@ -25,7 +25,7 @@ from torch.nn import functional
 from recspark import storage
 from recspark.config import digest
 from recspark.data.blocks import Array
-from recspark.data.dataset import Dataset, Examples
+from recspark.data.dataset import Dataset, Examples, TrainingSet
 from recspark.data.feature_encoding import Encoding
 from recspark.data.training_fields import (
     Quantiles,
@@ -274,13 +274,14 @@ class FieldsAlgorithm(Algorithm[S]):
         n_files = n_training_files(options.train.ranks)
         with _scratch(options) as folder:
 
-            def written(rows: Examples, part: str, checksum: int) -> Any:
+            def written(rows: Examples, part: str, checksum: int) -> TrainingSet:
                 key = digest([encoding.to_dict(), checksum, quantiles.values.tolist(), n_files])
                 uri = storage.join(folder, f"{part}-{key}")
                 return write_training_rows(rows, quantiles, uri, n_files)
 
             training = written(examples, "training_rows", counts.checksum)
             if held_out is None:
+                self._check_can_be_split(training)
                 training, validation = split_files(
                     training, settings.validation, options.train.ranks
                 )
@@ -297,6 +298,15 @@ class FieldsAlgorithm(Algorithm[S]):
         if line := self.report(model):
             options.progress(line)
         return model
+
+    def _check_can_be_split(self, training: TrainingSet) -> None:
+        """Raise EmptyDataError where all rows are in one file, so that none can be held out."""
+        n_files = sum(n_rows > 0 for _, n_rows in training.files)
+        if self.settings.validation > 0 and n_files < 2:
+            raise EmptyDataError(
+                f"{self.name}: the examples are of too few users to hold some out for validation; "
+                f"set models.{self.name}.validation to 0"
+            )
 
 
 @contextmanager
