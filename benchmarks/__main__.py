@@ -28,6 +28,7 @@ NAMES = (
     "quality.movielens_next",
     "quality.sessions",
     "quality.cdl",
+    "quality.clicks",
     "topn_memory",  # the last: in smoke mode it ends the session that the others share
 )
 # Nights of minutes; tests/e2e/test_nights_in_turn.py does the same.

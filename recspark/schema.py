@@ -212,6 +212,15 @@ TRAINING_BAGS = columns(
     length=INT,
 )
 
+# The files of one training by fields, not a table: `recspark.data.training_fields`.
+TRAINING_ROWS = columns(
+    label=FLOAT,
+    weight=FLOAT,  # what the row counts in the loss
+    numbers=ArrayType(FLOAT),  # positions in the distribution of each number, [0, 1]; NaN = missing
+    # Codes of the fields. The name is not `fields`, which Petastorm's schemas have for themselves.
+    codes=ArrayType(INT),
+)
+
 TRAINING_CURVES = columns(
     run_date=DATE,
     model=STRING,

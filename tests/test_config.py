@@ -406,13 +406,16 @@ def test_what_nobody_chose_follows_from_the_models(
 @given(st.lists(st.sampled_from(sorted(MODELS)), min_size=1, unique=True))
 def test_any_choice_of_models_is_enough(models: list[str]) -> None:
     """With the models that a ranker needs, which its error names."""
-    if "lambdamart" in models:
-        others = [name for name in models if name != "lambdamart"]
-        settings = yaml.safe_load((ROOT / "conf" / "models" / "lambdamart.yaml").read_text())
-        if lacking := [name for name in settings["needs"] if name not in models]:
-            with pytest.raises(ConfigError, match=rf"lambdamart\.needs names '{lacking[0]}'"):
-                load_config("test", [f"models=[{', '.join(models)}]"])
-        models = [*others, *lacking, "lambdamart"]
+    rankers = [name for name in models if MODELS[name].kind == "ranker"]
+    others = [name for name in models if name not in rankers]
+    needs: set[str] = set()
+    for ranker in rankers:
+        settings = yaml.safe_load((ROOT / "conf" / "models" / f"{ranker}.yaml").read_text())
+        needs |= {*settings["needs"]}
+    if lacking := sorted(needs - {*models}):
+        with pytest.raises(ConfigError, match=r"\.needs names '\w+', which is not among"):
+            load_config("test", [f"models=[{', '.join(models)}]"])
+    models = [*others, *lacking, *rankers]
     config = load_config("test", [f"models=[{', '.join(models)}]"])
     check_settings(config)
     assert {config.publish.model, *config.publish.ladder, config.evaluate.baseline} <= set(models)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
+from pyspark.sql import SparkSession
 from torch import nn
 
 from recspark import storage
 from recspark.config import digest
 from recspark.data.blocks import Array
-from recspark.data.dataset import Dataset
+from recspark.data.dataset import Dataset, TrainingSet
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions, Settings
 from recspark.train.buffers import persistent_buffers
@@ -187,9 +188,29 @@ def fit_network(
                 "build_features with this model among `models`"
             )
         [table] = data.training
-    full_training_set = data.training_set(table)
+    training, held_out = split_files(
+        data.training_set(table), settings.validation, options.train.ranks
+    )
+    spark = data.histories.sparkSession
+    return train_on_ranks(name, spark, options, settings, items, train_rank, training, held_out)
+
+
+def train_on_ranks(
+    name: str,
+    spark: SparkSession,
+    options: FitOptions,
+    settings: NeuralSettings,
+    items: Array,
+    train_rank: Callable[[Comm, Job], Trained],
+    training: TrainingSet,
+    held_out: TrainingSet | None,
+) -> Trained:
+    """Run `train_rank` on every rank, and return what rank 0 returned; see `fit_network`.
+
+    `training` are the files to train on, `held_out` those to validate on; None = no validation.
+    """
     train_options = options.train
-    training, held_out = split_files(full_training_set, settings.validation, train_options.ranks)
+    all_files = training.files + (held_out.files if held_out else ())
     loop = LoopOptions(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -205,9 +226,9 @@ def fit_network(
         identity={
             "model": name,
             "settings": settings.model_dump(),
-            "table": full_training_set.table,
-            "version": full_training_set.version,
-            "files": digest(full_training_set.files),
+            "table": training.table,
+            "version": training.version,
+            "files": digest(all_files),
             "items": digest(items.tolist()),
             "train": train_options.arithmetic(),
         },
@@ -220,7 +241,7 @@ def fit_network(
         loop,
     )
     rank_launcher = launcher(
-        data.histories.sparkSession,
+        spark,
         train_options,
         in_process=options.in_process,
         tell=options.progress,

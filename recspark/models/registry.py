@@ -151,6 +151,18 @@ MODELS: dict[str, ModelSpec] = {
             "rankers", "switch", "Switch", "sources", kind="ranker",
             source="Burke 2002, switching hybrid",
         ),
+        _line(
+            "rankers", "wide_deep", "WideDeep", "personal", "neural", kind="ranker",
+            source="Cheng et al. 2016",
+        ),
+        _line(
+            "rankers", "pnn", "Pnn", "personal", "neural", kind="ranker",
+            source="Qu et al. 2016, 2018",
+        ),
+        _line(
+            "rankers", "youtube_rank", "YoutubeRank", "personal", "neural", kind="ranker",
+            source="Covington, Adams & Sargin 2016, section 4",
+        ),
         _line("factors", "als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
         _line(
             "vectors", "item2vec", "Item2Vec", "personal", "neighbours", "decay",

@@ -56,6 +56,15 @@ SHORT: dict[str, dict[str, Any]] = {
         "reg_items": 1.0,
     },
     "lambdamart": {"n_trees": 30, "learning_rate": 0.3},
+    "wide_deep": {
+        "hidden_sizes": [32],
+        "cross_rows": 1024,
+        "epochs": 8,
+        "batch_size": 64,
+        "learning_rate": 0.01,
+    },
+    "pnn": {"hidden_sizes": [32], "epochs": 8, "batch_size": 64, "learning_rate": 0.01},
+    "youtube_rank": {"hidden_sizes": [32], "epochs": 8, "batch_size": 64, "learning_rate": 0.01},
     "multvae": {"hidden_size": 32, "latent_size": 8, "epochs": 20, "batch_size": 32},
     # Sessions of the planted data hold hardly more than one event.
     "session_knn": {"train_on": "history", "context": "history"},
