@@ -1,4 +1,4 @@
-"""Evaluate the lists of the backtest, and the list that was published one horizon ago.
+"""Evaluate the lists of the backtest, and the lists that were published one horizon ago.
 
 Usage: spark-submit jobs/evaluate.py --run-date 2010-12-09 --env cluster
 """

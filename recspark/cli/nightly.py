@@ -161,7 +161,7 @@ def _print_next_steps(
     user_arguments = ["--", user] if user.startswith("-") else [user]
     console.print("what next", style="bold")
     for arguments, meaning in (
-        (["show", *options, *user_arguments], "one user's list"),
+        (["show", *options, *user_arguments], "one user's lists"),
         (["runs", *options], "what each stage did"),
         (["tables", *options], "all tables"),
     ):
