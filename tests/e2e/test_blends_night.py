@@ -9,7 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import cutoffs_of
+from recspark.pipeline.fitted import cutoffs_of, load_model
+from recspark.pipeline.pairs import pairs_with_features
 from recspark.pipeline.plan import plan
 from tests.conftest import NIGHT, run_night
 
@@ -87,6 +88,25 @@ def test_a_switch_gives_each_segment_the_list_that_is_chosen_for_it(
         assert of_list[: len(source)] == source, (segment, mode, user)
         seen.add(segment)
     assert {"light", "regular"} <= seen
+
+
+def test_only_what_a_ranker_reads_is_computed(night: RunContext, lists: pd.DataFrame) -> None:
+    """Nothing runs: the frames alone say what would be computed."""
+    cutoff = night.cutoffs.backtest
+    stored = night.catalog.read("candidates", night.catalog.version("candidates"))
+    users = night.read("histories")
+
+    def columns(ranker: str) -> set[str]:
+        encoding = load_model(night, ranker, cutoff).encoding  # type: ignore[attr-defined]
+        read = (*encoding.numbers, *encoding.fields)
+        return {*pairs_with_features(night, ranker, cutoff, stored, users, read).columns}
+
+    pair = {"mode", "user_idx", "item_idx", "sources", "n_sources"}
+    assert columns("rrf") == {*pair, "popular_rank", "ease_rank"}
+    assert columns("blend") == {*pair, "ease_rank", "ease_score", "ease_relative"}
+    of_switch = columns("fixed")
+    assert {*pair, "popular_rank", "ease_rank", "user_activity"} <= of_switch
+    assert not {name for name in of_switch if name.startswith(("ease_score", "item_p", "pair_"))}
 
 
 def test_only_the_ranker_that_learns_has_examples(night: RunContext) -> None:
