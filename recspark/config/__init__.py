@@ -61,10 +61,11 @@ class Config(Section):
     model_settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="model -> its settings. They override those in conf/models and conf/tuned; "
-        "--set writes them as `models.<name>.<setting>`. Three of them are not settings of the "
+        "--set writes them as `models.<name>.<setting>`. Four of them are not settings of the "
         "algorithm: `algorithm` names the algorithm, where it is not the name of the model; "
         "`needs` lists the night's models that this model is built on; `kind` is the kind of an "
-        "algorithm from outside (retriever, ranker or encoder)",
+        "algorithm from outside (retriever, ranker or encoder); `learns: false` is for a ranker that "
+        "needs no examples with its settings",
     )
     train: Train = Train()  # type: ignore[call-arg]
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]

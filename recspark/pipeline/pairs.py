@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from pyspark.sql import DataFrame
@@ -41,26 +42,62 @@ def pairs_with_features(
     """
     sources = sources_of(context, ranker)
     user_features, item_features = features_as_of(context, cutoff)
-    scored, groups = list(sources), list(context.config.examples.features)
-    if read is not None:
-        scored = [name for name in sources if not set(score_names(name)).isdisjoint(read)]
-        groups = [group for group in groups if not set(names([group])).isdisjoint(read)]
+    to_compute = parts_read(read, sources, context.config.examples.features)
     pairs = proposed(lists, sources)
-    if scored or groups:
-        retrievers = {name: load_retriever(context, name, cutoff) for name in scored}
+    if to_compute.scores or to_compute.groups:
+        retrievers = {name: load_retriever(context, name, cutoff) for name in to_compute.scores}
         queries = users.select("user_idx", "history")
         for name, model in retrievers.items():
             if model.user_encoding is not None:
                 queries = with_features(
                     queries, user_features, model.user_encoding
                 ).withColumnRenamed("features", f"features_{name}")
-        catalogue = Catalogue.of(item_features if groups else item_features.limit(0))
-        pairs = describe_pairs(pairs, queries, retrievers, catalogue, micros(cutoff), groups)
-    of_sources = {name for source in sources for name in source_features(source)}
-    others = None if read is None else tuple(set(read) - of_sources)
+        catalogue = Catalogue.of(item_features if to_compute.groups else item_features.limit(0))
+        pairs = describe_pairs(
+            pairs, queries, retrievers, catalogue, micros(cutoff), to_compute.groups
+        )
     return with_pair_features(
         pairs,
         sources,
-        user_features if others is None or any(n.startswith("user_") for n in others) else None,
-        item_features if others is None or any(n.startswith("item_") for n in others) else None,
+        user_features if to_compute.users else None,
+        item_features if to_compute.items else None,
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is computed of the features of pairs.
+
+    Parameters
+    ----------
+    scores : the retrievers whose scores of pairs are computed
+    groups : the groups of `recspark.data.pair_features.FEATURES`
+    users, items : whether the features of users and of items are joined
+    """
+
+    scores: tuple[str, ...]
+    groups: tuple[str, ...]
+    users: bool
+    items: bool
+
+
+def parts_read(
+    read: Collection[str] | None, sources: Sequence[str], groups: Sequence[str]
+) -> Parts:
+    """Return what has to be computed for the features `read` of pairs; None = all.
+
+    `sources` and `groups` : the retrievers and the groups of features that there are.
+
+    >>> parts_read(["user_knn_rank", "ease_score", "mode"], ["user_knn", "ease"], ["orders"])
+    Parts(scores=('ease',), groups=(), users=False, items=False)
+    """
+    if read is None:
+        return Parts(tuple(sources), tuple(groups), users=True, items=True)
+    of_sources = {name for source in sources for name in source_features(source)}
+    others = set(read) - of_sources
+    return Parts(
+        tuple(name for name in sources if not set(score_names(name)).isdisjoint(read)),
+        tuple(group for group in groups if not set(names([group])).isdisjoint(read)),
+        users=any(name.startswith("user_") for name in others),
+        items=any(name.startswith("item_") for name in others),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,12 @@ _LIST = ("cutoff", "mode", "user_idx")  # the examples of one list
 class BlendSettings(Settings):
     """Settings of `Blend`."""
 
+    scores: Literal["relative", "score"] = Field(
+        "relative",
+        description="what is calibrated: the score itself, or the score relative to the user's fifth "
+        "best by the same retriever. Source: bundled data",
+        json_schema_extra={"tune": {"choices": ["relative", "score"]}},
+    )
     prior: float = Field(
         20.0,
         gt=0,
@@ -87,13 +93,14 @@ class Blend(Algorithm[BlendSettings]):
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> BlendModel:
         """See `Algorithm.fit`. One job that counts, and one that reads the examples; no shuffle.
 
-        The driver holds `max_examples` examples: 30 bytes each, and 12 for each retriever. It sorts
-        them by their keys, so neither their order nor their partitions matter. Raises EmptyDataError
+        The driver holds about `max_examples` examples, with five retrievers at most 200 bytes each. It
+        sorts them by their keys, so neither their order nor their partitions matter. Raises EmptyDataError
         where no example is relevant or all are.
         """
         assert data.examples is not None
         settings, sources = self.settings, sources_in(needed)
-        names = tuple(score_names(source)[0] for source in sources)
+        place = 0 if settings.scores == "score" else 1
+        names = tuple(score_names(source)[place] for source in sources)
         table = _examples(data.examples, names, settings.max_examples, options.seed)
         is_acted_on = table.column("label").to_numpy() > 0
         if is_acted_on.sum() in (0, len(is_acted_on)):

@@ -72,7 +72,7 @@ def test_rrf_has_the_same_bits_when_scores_are_rescaled_and_a_blend_has_not(
     """From lists with other scores in the same order, through the frames of a night."""
     pairs = activities(n_users=10)
     data = data_of(spark, pairs, AB)
-    rrf, blend = fitted("rrf", data, AB), fitted("blend", data, AB)
+    rrf, blend = fitted("rrf", data, AB), fitted("blend", data, AB, scores="score")
 
     def scored(rescale: Any) -> tuple[pa.Table, Array]:
         lists = pa.concat_tables(
@@ -217,7 +217,7 @@ def test_a_blend_of_a_sample_of_the_users(spark: SparkSession) -> None:
 # --- switch -------------------------------------------------------------------------------------
 
 
-def test_the_next_source_follows_where_the_first_one_ends(spark: SparkSession) -> None:
+def test_the_next_source_follows_where_the_first_one_ends() -> None:
     """`a` lists items 0 and 1, `b` lists 1, 2 and 3, and nobody lists item 4."""
     ranks = {
         "a": np.array([[2.0, 1, NAN, NAN, NAN]]),
@@ -347,7 +347,7 @@ def test_the_settings_say_who_needs_examples(settings: list[str], message: str) 
 def test_saved_blends_are_the_same(spark: SparkSession) -> None:
     """Curves with different numbers of knots, by mode and source."""
     pairs = activities()
-    pairs["a_score"] = np.where(pairs["a_score"] > 0.3, pairs["a_score"], NAN)
+    pairs["a_relative"] = np.where(pairs["a_relative"] > 2, pairs["a_relative"], NAN)
     blend = fitted("blend", data_of(spark, pairs, AB), AB)
     again = BlendModel.restored(blend.settings, blend.cutoff, blend.saved_arrays())
     assert len({len(c.score) for b in again.blends for c in b.curves}) > 1
