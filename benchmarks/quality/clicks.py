@@ -10,7 +10,7 @@ The data may not be redistributed: it is looked for below RECSPARK_DATA (default
   occupation, film, its first three genres and its year; a random 8:1:1 of the rows.
 
 The rows are trained on through the same files, feed and launcher as a night's examples. Training ends
-by the loss on the validation part. Settings are chosen by `validation_auc`. `wide_deep, no crosses` is its row
+by the loss on the validation part. Settings are chosen by `validation_auc`. `wide_deep without crosses` is its row
 without crosses; `minus` is the difference of AUC to it and its paired bootstrap interval over rows (95 %).
 
     python -m benchmarks quality.clicks
@@ -60,19 +60,23 @@ TARGET = {
     "ml1m wide_deep": 0.8987,
     "adult wide_deep": 0.925,
 }
-# Those of BARS on Frappe_x1, but for the learning rate, which falls linearly here, and the wide part.
+# Those of BARS on Frappe_x1, but for the wide part and for shorter trainings at a higher rate, which
+# falls linearly: validation AUC .9841 after 15 epochs, where BARS has .9849 after 33.
 _BARS = {
-    "embedding_size": 10, "hidden_sizes": [400, 400, 400], "batch_size": 4096, "epochs": 40,
-    "learning_rate": 1e-3, "patience": 3,
+    "embedding_size": 10, "hidden_sizes": [400, 400, 400], "batch_size": 4096, "epochs": 15,
+    "learning_rate": 3e-3, "embedding_reg": 0.03, "patience": 3,
 }  # fmt: skip
-_FRAPPE_WIDE = {**_BARS, "dropout": 0.6, "batch_norm": True, "embedding_reg": 0.1}
+_FRAPPE_WIDE = {**_BARS, "dropout": 0.4, "batch_norm": True}
 _FRAPPE_CROSSES = [
     ["user", "item"], ["item", "daytime"], ["item", "weekday"], ["item", "homework"],
     ["item", "weather"], ["item", "city"],
 ]  # fmt: skip
+# With a bucket for each of the 1,000 most even steps of a number: validation AUC of pnn .9155 with
+# 100 buckets, .9189 with 1,000 (most people have no capital gain; what the others have tells much).
 _ADULT = {
     "embedding_size": 8, "hidden_sizes": [64, 32], "batch_size": 256, "epochs": 15, "dropout": 0.2,
-    "learning_rate": 2e-3, "embedding_reg": 1e-4, "patience": 3,
+    "learning_rate": 1e-3, "embedding_reg": 1e-3, "patience": 3, "n_buckets": 1000,
+    "n_quantiles": 10_000,
 }  # fmt: skip
 _ADULT_CROSSES = [
     ["education", "occupation"], ["marital_status", "occupation"], ["age", "occupation"],
@@ -83,16 +87,19 @@ _ML1M = {
     "dropout": 0.2, "learning_rate": 2e-3, "embedding_reg": 1e-5, "patience": 2,
 }  # fmt: skip
 _ML1M_CROSSES = [["user", "genres_1"], ["user", "year"], ["age", "item"], ["occupation", "item"]]
-NO_CROSSES = ", no crosses"
+NO_CROSSES = " without crosses"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "frappe wide_deep, no crosses": {**_FRAPPE_WIDE, "crosses": []},
+    "frappe wide_deep without crosses": {**_FRAPPE_WIDE, "crosses": []},
     "frappe wide_deep": {**_FRAPPE_WIDE, "crosses": _FRAPPE_CROSSES},
-    "frappe pnn": {**_BARS, "layer": "concat", "dropout": 0.3, "embedding_reg": 0.05},
-    "adult wide_deep, no crosses": {**_ADULT, "crosses": []},
+    "frappe pnn": {**_BARS, "layer": "concat", "dropout": 0.3},
+    "adult wide_deep without crosses": {**_ADULT, "crosses": []},
     "adult wide_deep": {**_ADULT, "crosses": _ADULT_CROSSES},
     "adult pnn": {**_ADULT, "layer": "concat"},
-    "adult youtube_rank": {**_ADULT, "weigh_by": "one"},
-    "ml1m wide_deep, no crosses": {**_ML1M, "crosses": []},
+    "adult youtube_rank": {
+        **{name: value for name, value in _ADULT.items() if name != "n_buckets"},
+        "weigh_by": "one",
+    },
+    "ml1m wide_deep without crosses": {**_ML1M, "crosses": []},
     "ml1m wide_deep": {**_ML1M, "crosses": _ML1M_CROSSES},
     "ml1m pnn": {**_ML1M, "layer": "concat"},
 }
@@ -104,7 +111,7 @@ def run(*, smoke: bool) -> None:
     if not root.exists():
         print(f"no data at {root}: set RECSPARK_DATA to the folder that holds frappe_x1")
         return
-    rows = ("adult wide_deep, no crosses", "adult pnn") if smoke else tuple(SETTINGS)
+    rows = ("adult wide_deep without crosses", "adult pnn") if smoke else tuple(SETTINGS)
     asked = Asked.of(rows, smoke=smoke)
     about = {"protocol": __doc__, "published": PUBLISHED, "target": TARGET}
     results = Table("clicks", about, asked)

@@ -38,11 +38,12 @@ class PnnSettings(FieldsSettings):
         "with the number of features. Outer products are the same in both forms",
     )
     n_buckets: int = Field(
-        10,
+        50,
         ge=2,
         le=1000,
         description="buckets of equal probability into which a number is divided; a bucket has an "
-        "embedding, as a value of a field has. Guess",
+        "embedding, as a value of a field has. Adult census, AUC on the validation part: .916 with "
+        "100, .919 with 1,000",
     )
 
 

