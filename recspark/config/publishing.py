@@ -11,7 +11,7 @@ from recspark.config.section import Section
 Mode = Literal["novel", "repeat"]
 # Algorithms that give neighbours of items: those with the tag `neighbours` in the registry. A test
 # compares the two.
-NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "rp3beta")
+NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "prod2vec", "meta_prod2vec", "rp3beta")
 
 
 class Publish(Section):
