@@ -141,10 +141,13 @@ def plan(counts: Array, settings: Word2Vec, folder: str, metadata: Metadata | No
     if metadata is not None and metadata.weight > 0:
         n_tokens_of_item = np.diff(metadata.start)
         uses_of_entry = np.repeat(counts / np.maximum(n_tokens_of_item, 1), n_tokens_of_item)
-        token_uses = np.bincount(metadata.tokens, uses_of_entry, metadata.n_tokens)
+        token_uses = np.bincount(metadata.tokens, uses_of_entry, metadata.n_tokens).astype(
+            np.float64
+        )
     else:
         metadata = None
-    outputs = np.concatenate([uses, token_uses]) if tree is None else tree.weights.astype(float)
+    members = np.concatenate([uses, token_uses])
+    outputs = members if tree is None else tree.weights.astype(np.float64)
     noise = np.zeros(len(outputs))
     noise[outputs > 0] = outputs[outputs > 0] ** settings.ns_exponent
     if metadata is not None:
@@ -152,7 +155,7 @@ def plan(counts: Array, settings: Word2Vec, folder: str, metadata: Metadata | No
     return Plan(
         settings,
         folder,
-        deal(np.concatenate([uses, token_uses]), settings.n_blocks),
+        deal(members, settings.n_blocks),
         deal(outputs, settings.n_blocks),
         noise,
         keep_chances(counts, settings.subsample),

@@ -207,10 +207,10 @@ def test_within_bag_needs_bags() -> None:
 
 @pytest.mark.spark
 def test_metadata_place_an_item_beside_those_of_its_category(spark: SparkSession) -> None:
-    """Users stay in one category. A rare item of each category was bought once, by nobody's taste.
+    """Users stay in one category. Rare items were bought once, by a user of all categories.
 
-    With metadata its neighbours are of its category all the same; with the weight 0, the vectors
-    are those of prod2vec, bit for bit.
+    With metadata they are likely after items of their own category all the same. With the weight 0,
+    the vectors are those of prod2vec, bit for bit.
     """
     rng = np.random.default_rng(5)
     events = []
@@ -221,19 +221,22 @@ def test_metadata_place_an_item_beside_those_of_its_category(spark: SparkSession
             (user, 4 * int(item) + user % 4, float(day))
             for day, item in enumerate(drawn_items, start=1)
         ]
-    # Each is bought once, by a user of another category.
-    events += [(item + 1, item, 0.5) for item in range(32, 40)]
+    for item in range(32, 40):
+        events += [(1000 + item, 4 * int(rng.integers(8)) + c, 1.0 + c) for c in range(4)]
+        events.append((1000 + item, item, 2.5))
     data = synth.dataset(spark, synth.log(events))
-    values = {**SHORT, "window": 2, "similarity": "cosine", "n_neighbours": 10}
+    values = {**SHORT, "window": 4, "similarity": "probability"}
 
     def of_category(model: Prod2VecModel) -> float:
+        """Return the share of the frequent items whose likeliest rare item is of their category."""
         arrays = model.arrays()
-        shares = []
-        for j in range(32, 40):
+        hits = []
+        for j in range(32):
             entries = slice(arrays["start"][j], arrays["start"][j + 1])
-            neighbours = arrays["neighbours"][entries]
-            shares.append((neighbours[neighbours < 32] % 4 == j % 4).mean())
-        return float(np.mean(shares))
+            item, similarity = arrays["neighbours"][entries], arrays["similarities"][entries]
+            is_rare = item >= 32
+            hits.append(item[is_rare][np.argmax(similarity[is_rare])] % 4 == j % 4)
+        return float(np.mean(hits))
 
     with_metadata = MetaProd2Vec.from_dict({**values, "metadata_weight": 1.0})
     assert of_category(with_metadata.fit(data, FitOptions())) >= 0.95
