@@ -16,7 +16,7 @@ MAIN = "main"  # the name of the list where the settings name none
 PUBLISHED = "published"
 # Algorithms that give neighbours of items: those with the tag `neighbours` in the registry. A test
 # compares the two.
-NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "rp3beta")
+NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "prod2vec", "meta_prod2vec", "rp3beta")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,14 @@ from recspark.data.blocks import Array
 from recspark.engines import word2vec_cells as cells
 from recspark.engines.huffman import huffman
 from recspark.engines.word2vec_cells import Layout, deal
-from recspark.engines.word2vec_examples import PACKED, count, pack, unpack_batches
+from recspark.engines.word2vec_examples import (
+    BAGGED_SENTENCES,
+    PACKED,
+    Metadata,
+    count,
+    pack,
+    unpack_batches,
+)
 from recspark.engines.word2vec_step import Moment, Plan, StepResult, Word2Vec, run_step
 from recspark.errors import DivergedError, EmptyDataError, ModelError
 
@@ -57,8 +64,9 @@ class Vectors:
     """The result of a run.
 
     `counts` int64 (n_items,): how often each item is used in sentences of two items or more; 0 =
-    the item has no vector. `inputs` and `outputs` float32 (n_items, size); `outputs` is None for
-    hierarchical softmax.
+    the item has no vector. `inputs` and `outputs` float32 (n, size) have a row per item, and then a
+    row per token where there are metadata of a weight above 0; a token of no used item has the
+    output 0. `outputs` is None for hierarchical softmax.
     """
 
     counts: Array
@@ -71,17 +79,23 @@ def train_vectors(
     vocabulary: Array,
     settings: Word2Vec,
     *,
+    metadata: Metadata | None = None,
     scratch: str = "",
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Vectors:
-    """Return the vectors of the items of `vocabulary`.
+    """Return the vectors of the items of `vocabulary`, and of the tokens of their metadata.
 
     Parameters
     ----------
     sentences : `sentence_id bigint` (unique; seeds the sentence's random numbers), `items
-        array<int>`
+        array<int>`; in sentences of bags also `bags array<int>`, the number of the bag of each
+        item, which does not decrease. Windows then count bags, and the order of the items within
+        a bag means nothing
     vocabulary : item_idx int32 (n_items,), ascending; other items are ignored
     settings : see `Word2Vec`
+    metadata : tokens of each item of `vocabulary`, which get vectors in the same space (see
+        `word2vec_examples.examples`). Only for skip-gram with negative sampling. With the weight 0,
+        the vectors of the items are those without metadata
     scratch : URI of a folder that all workers reach; "" = a temporary folder, for a local master
     progress : called with the mean loss of each epoch
 
@@ -101,31 +115,52 @@ def train_vectors(
         as_sets=settings.window is None,
         max_length=settings.max_length,
     )
-    packed = sentences.select("sentence_id", "items").mapInArrow(pack_sentences, PACKED).persist()
+    columns = [name for name in BAGGED_SENTENCES.names if name in sentences.columns]
+    packed = sentences.select(*columns).mapInArrow(pack_sentences, PACKED).persist()
     try:
         counts = _counts(packed, len(vocabulary), settings)
         with _folder(str(spark.sparkContext.master), scratch) as folder:
-            inputs, outputs = _run(packed, plan(counts, settings, folder), progress)
+            plan_of_run = plan(counts, settings, folder, metadata)
+            inputs, outputs = _run(packed, plan_of_run, progress)
     finally:
         packed.unpersist(blocking=True)
     return Vectors(counts, inputs, outputs if settings.loss == "negative" else None)
 
 
-def plan(counts: Array, settings: Word2Vec, folder: str) -> Plan:
-    """Return the plan of a run over items that are used `counts` times."""
+def plan(counts: Array, settings: Word2Vec, folder: str, metadata: Metadata | None = None) -> Plan:
+    """Return the plan of a run over items that are used `counts` times.
+
+    A token is drawn as a negative with the weight of its uses^ns_exponent, times the weight of the
+    metadata: an item counts as much beside other items as it does without metadata. Raises
+    ModelError where there are metadata, but no skip-gram with negative sampling.
+    """
     tree = huffman(counts) if settings.loss == "hierarchical" else None
-    output_counts = counts if tree is None else tree.weights
-    noise = np.zeros(len(output_counts))
-    is_used = output_counts > 0
-    noise[is_used] = output_counts[is_used].astype(np.float64) ** settings.ns_exponent
+    uses, token_uses = counts.astype(np.float64), np.zeros(0)
+    if metadata is not None and (tree is not None or settings.architecture == "cbow"):
+        raise ModelError("word2vec: metadata need architecture skipgram and loss negative")
+    if metadata is not None and metadata.weight > 0:
+        n_tokens_of_item = np.diff(metadata.start)
+        uses_of_entry = np.repeat(counts / np.maximum(n_tokens_of_item, 1), n_tokens_of_item)
+        token_uses = np.bincount(metadata.tokens, uses_of_entry, metadata.n_tokens).astype(
+            np.float64
+        )
+    else:
+        metadata = None
+    members = np.concatenate([uses, token_uses])
+    outputs = members if tree is None else tree.weights.astype(np.float64)
+    noise = np.zeros(len(outputs))
+    noise[outputs > 0] = outputs[outputs > 0] ** settings.ns_exponent
+    if metadata is not None:
+        noise[len(counts) :] *= metadata.weight
     return Plan(
         settings,
         folder,
-        deal(counts, settings.n_blocks),
-        deal(output_counts, settings.n_blocks),
+        deal(members, settings.n_blocks),
+        deal(outputs, settings.n_blocks),
         noise,
         keep_chances(counts, settings.subsample),
         tree,
+        metadata,
     )
 
 
@@ -148,10 +183,10 @@ def _counts(packed: DataFrame, n_items: int, settings: Word2Vec) -> Array:
 
     One job; two if `min_count` is above 1.
     """
-    counts = _count_uses(packed, np.ones(n_items, bool))
+    counts = _count_uses(packed, np.ones(n_items, bool), settings.within_bag)
     if settings.min_count > 1:
         # Without the rare items, some sentences have fewer than two items left.
-        counts = _count_uses(packed, counts >= settings.min_count)
+        counts = _count_uses(packed, counts >= settings.min_count, settings.within_bag)
     if not counts.any():
         raise EmptyDataError(
             "word2vec: no sentence has two items with enough uses; are baskets or sessions recorded, "
@@ -160,11 +195,11 @@ def _counts(packed: DataFrame, n_items: int, settings: Word2Vec) -> Array:
     return counts
 
 
-def _count_uses(packed: DataFrame, is_kept: Array) -> Array:
+def _count_uses(packed: DataFrame, is_kept: Array, within_bag: bool) -> Array:
     def count_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         total = np.zeros(len(is_kept), np.int64)
         for sentences in unpack_batches(batches):
-            total += count(sentences, is_kept)
+            total += count(sentences, is_kept, within_bag=within_bag)
         used_items = np.flatnonzero(total)
         yield pa.RecordBatch.from_arrays(
             [pa.array(used_items, pa.int32()), pa.array(total[used_items], pa.int64())],

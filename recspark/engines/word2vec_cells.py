@@ -144,6 +144,8 @@ def split(plan: Any, sentences: Sentences, epoch: int) -> Iterator[tuple[int, by
         cbow=settings.architecture == "cbow",
         seed=settings.seed,
         epoch=epoch,
+        within_bag=settings.within_bag,
+        metadata=plan.metadata,
     )
     for chunk in chunks:
         rows, input_blocks = _input_blocks(plan, chunk)

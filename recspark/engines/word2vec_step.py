@@ -14,6 +14,7 @@ from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_kernels as kernels
 from recspark.engines.huffman import Tree
 from recspark.engines.word2vec_cells import Layout
+from recspark.engines.word2vec_examples import Metadata
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Word2Vec:
     loss: Literal["negative", "hierarchical"] = "negative"
     window: int | None = None  # None = the whole sentence, as a set
     shrink_window: bool = False
+    within_bag: bool = False  # in sentences of bags: items of one bag predict each other too
     n_negatives: int = 10
     ns_exponent: float = 0.5
     subsample: float | None = None
@@ -44,11 +46,12 @@ class Plan:
 
     settings: Word2Vec
     folder: str
-    inputs: Layout  # of items
-    outputs: Layout  # of items, or of inner nodes of `tree`
+    inputs: Layout  # of items and the tokens of `metadata`
+    outputs: Layout  # the same, or of inner nodes of `tree`
     noise: Array  # float64, by output: weight with which it is drawn as a negative
     keep: Array  # float32, by item: chance that a use stays in an epoch (subsampling)
     tree: Tree | None  # for hierarchical softmax
+    metadata: Metadata | None = None  # for skip-gram with negative sampling
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,14 @@ MODELS: dict[str, ModelSpec] = {
             source="Barkan & Koenigstein 2016",
         ),
         _line(
+            "vectors", "prod2vec", "Prod2Vec", "personal", "neighbours", "decay",
+            source="Grbovic et al. 2015; with bag: order, bagged-prod2vec",
+        ),
+        _line(
+            "vectors", "meta_prod2vec", "MetaProd2Vec", "personal", "neighbours", "decay",
+            source="Vasile, Smirnova & Conneau 2016",
+        ),
+        _line(
             "factors", "mf", "Mf", "personal", "neural", training=_BAGS,
             source="Koren, Bell & Volinsky 2009; BPR: Rendle et al. 2009",
         ),

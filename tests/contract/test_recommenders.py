@@ -17,6 +17,15 @@ from recspark.models.registry import MODELS
 from recspark.testing.case import BaseCase
 from recspark.testing.contract import CHECKS, Check, case_class, checks_for
 
+_PROD2VEC = {
+    "window": 5,
+    "embedding_size": 16,
+    "epochs": 4,
+    "n_rotations": 1,
+    "learning_rate": 0.3,
+    "subsample": None,
+    "half_life_days": None,
+}
 # Only to keep fits short; everything else is the default.
 SHORT: dict[str, dict[str, Any]] = {
     "als": {"embedding_size": 8, "iterations": 4, "n_blocks": 2, "half_life_days": None},
@@ -31,6 +40,8 @@ SHORT: dict[str, dict[str, Any]] = {
         "subsample": None,
         "half_life_days": None,
     },
+    "prod2vec": _PROD2VEC,
+    "meta_prod2vec": _PROD2VEC,
     "item_knn": {"shrink": 1.0, "half_life_days": None},
     "rp3beta": {"half_life_days": None},
     "transitions": {"last_n": 30, "window": 5},  # the planted data have no order in time

@@ -7,16 +7,21 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recspark.data.blocks import Array
 from recspark.engines import word2vec_cells as cells
 from recspark.engines import word2vec_examples as module
 from recspark.engines.word2vec import keep_chances, plan
 from recspark.engines.word2vec_examples import (
+    BAGGED_SENTENCES,
     SENTENCES,
     WHOLE,
     Examples,
+    Metadata,
     Sentences,
+    count,
     examples,
     pack,
     take_ragged,
@@ -228,3 +233,106 @@ def test_rotations_and_order_are_random() -> None:
     assert len(np.unique(e.keys)) == len(e.keys) == 6000
     rotation = (e.keys >> np.uint64(48)) % np.uint64(4)
     assert np.abs(np.bincount(rotation.astype(int)) - 1500).max() < 5 * np.sqrt(1500)
+
+
+def bagged(*sentence_bags: list[list[int]]) -> Sentences:
+    """Return sentences made of bags of items."""
+    flat = sentences(*([i for bag in bags for i in bag] for bags in sentence_bags))
+    numbers = [n for bags in sentence_bags for n, bag in enumerate(bags) for _ in bag]
+    return Sentences(flat.ids, flat.start, flat.items, np.array(numbers, np.int32))
+
+
+def all_pairs(s: Sentences, window: int, within_bag: bool, keep: Array | None = None) -> Counter:
+    keep = np.ones(100, np.float32) if keep is None else keep
+    parts = examples(
+        s, keep, window=window, shrink=False, cbow=False, seed=1, epoch=0, within_bag=within_bag
+    )
+    return Counter(pair for part in parts for pair in pairs(part))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 4), st.booleans())
+def test_items_of_neighbouring_bags_predict_each_other(
+    data: st.DataObject, window: int, within_bag: bool
+) -> None:
+    """Against a plain loop over all pairs of items of a sentence."""
+    bag = st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True)
+    lists = data.draw(st.lists(st.lists(bag, min_size=1, max_size=5), min_size=1, max_size=3))
+    expected = Counter(
+        (i, j)
+        for bags in lists
+        for m, first in enumerate(bags)
+        for n, second in enumerate(bags)
+        for a, i in enumerate(first)
+        for b, j in enumerate(second)
+        if abs(m - n) <= window and (m != n or (within_bag and a != b))
+    )
+    assert all_pairs(bagged(*lists), window, within_bag) == expected
+
+
+def test_a_bag_that_lost_all_items_does_not_count_in_the_window() -> None:
+    keep = np.ones(100, np.float32)
+    keep[2] = 0
+    assert all_pairs(bagged([[1], [2], [3]]), 1, within_bag=False, keep=keep) == {
+        (1, 3): 1, (3, 1): 1,
+    }  # fmt: skip
+
+
+def test_only_sentences_of_two_bags_count_unless_a_bag_pairs_its_items() -> None:
+    s = bagged([[1, 2]], [[1], [2, 3]], [[4]])
+    kept = np.ones(5, bool)
+    assert count(s, kept).tolist() == [0, 1, 1, 1, 0]
+    assert count(s, kept, within_bag=True).tolist() == [0, 2, 2, 1, 0]
+    kept[1] = False  # the second sentence keeps one bag
+    assert count(s, kept).tolist() == [0, 0, 0, 0, 0]
+    assert count(s, kept, within_bag=True).tolist() == [0, 0, 1, 1, 0]
+
+
+def test_the_order_within_a_bag_means_nothing() -> None:
+    def packed(lists: list[list[int]], bags: list[list[int]]) -> Sentences:
+        column = pa.list_(pa.int32())
+        rows = pa.RecordBatch.from_arrays(
+            [pa.array([5, 6], pa.int64()), pa.array(lists, column), pa.array(bags, column)],
+            names=BAGGED_SENTENCES.names,
+        )
+        vocabulary = np.arange(10, dtype=np.int32)
+        (s,) = unpack_batches(pack([rows], vocabulary, as_sets=False, max_length=9))
+        return s
+
+    numbers = [[0, 0, 0, 4, 4], [1, 2]]
+    first = packed([[7, 3, 7, 2, 1], [9, 8]], numbers)
+    second = packed([[3, 7, 3, 1, 2], [9, 8]], numbers)
+    for name in ("ids", "start", "items", "bags"):
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+    assert first.items.tolist() == [3, 7, 1, 2, 9, 8]  # each bag has each item once
+    assert first.bags.tolist() == [0, 0, 4, 4, 1, 2]
+
+
+def test_metadata_add_four_kinds_of_pairs_and_change_no_other() -> None:
+    """Items 0 and 1 have the tokens 0 and 1, item 2 has both, item 3 none. Token t is member 4 + t."""
+    start, tokens = np.array([0, 1, 2, 4, 4]), np.array([0, 1, 0, 1], np.int32)
+    s = sentences(*([0, 1, 3] for _ in range(2000)), *([2, 0] for _ in range(2000)))
+    keep = np.ones(4, np.float32)
+
+    def counted(weight: float) -> Counter:
+        metadata = Metadata(start, tokens, 2, weight)
+        parts = examples(
+            s, keep, window=1, shrink=False, cbow=False, seed=1, epoch=0, metadata=metadata
+        )
+        return Counter(pair for part in parts for pair in pairs(part))
+
+    plain, full, half = all_pairs(s, 1, within_bag=False, keep=keep), counted(1.0), counted(0.5)
+    assert {pair: n for pair, n in full.items() if max(pair) < 4} == plain
+    assert counted(0.0) == plain
+    assert full[1, 4] == full[3, 5] == 2000  # item -> token of the other item
+    assert full[4, 1] == full[5, 3] == 2000  # token -> the other item
+    assert full[5, 1] == 4000  # token -> its own item, once per pair with the item as input
+    assert full[5, 6] == full[6, 5] == 0
+    # Item 2 draws one of its two tokens for each pair; token 0 is that of its neighbour too.
+    assert full[4, 2] + full[5, 2] == 2000 + 2000
+    assert abs(full[5, 2] - 1000) < 4 * np.sqrt(500)
+    # Token -> token: 2000 of item 1 before item 0, and every other pair of items 2 and 0.
+    assert abs(full[5, 4] - 3000) < 4 * np.sqrt(500)
+    for pair in [(1, 4), (4, 1)]:
+        assert abs(half[pair] - 1000) < 4 * np.sqrt(500)
+    assert abs(half[5, 1] - 2000) < 4 * np.sqrt(1000)

@@ -27,7 +27,7 @@ from recspark.data.blocks import (
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
 from recspark.models.scoring import topk
-from recspark.models.scoring.listed import ListedScores
+from recspark.models.scoring.listed import ListedScores, sums_of_lists
 from recspark.models.setting_types import HalfLifeDays
 
 # Weights of transitions are whole multiples ("steps") of 2^-20, so that their sums are exact and do
@@ -100,30 +100,10 @@ class TransitionsScorer:
         """See `topk.ListScorer`."""
         # (q,) each, q = the number of newest items of all rows.
         row, item, recency_rank = newest_items(block.history, self.items, self.last_n)
-        start, followers, shares = (
+        lists = tuple(
             np.asarray(self.arrays[name].array) for name in ("start", "followers", "shares")
         )
-        # `follower_index`, (e,): the positions in `followers` of the followers of each newest item,
-        # one item after the other. For items that have the followers 5:8 and 0:2, it is [5, 6, 7,
-        # 0, 1].
-        lengths = start[item + 1] - start[item]
-        follower_index = np.repeat(start[item] - np.cumsum(lengths) + lengths, lengths)
-        follower_index += np.arange(len(follower_index))
-        row = np.repeat(row, lengths)
-        value = shares[follower_index].astype(np.float64) / np.repeat(recency_rank, lengths)
-        key = row * len(self.items) + followers[follower_index]
-        # Sum the entries of equal row and follower. The sort is stable, so the newest item's entry
-        # comes first.
-        order = np.argsort(key, kind="stable")
-        key, value = key[order], value[order]
-        begin = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else key
-        sums = np.add.reduceat(value, begin) if len(begin) else value
-        rows, follower = np.divmod(key[begin], len(self.items))
-        counts = np.bincount(rows, minlength=len(block))
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return ListedScores(
-            starts, follower.astype(np.int32), sums.astype(np.float32), len(self.items)
-        )
+        return sums_of_lists(lists, row, item, 1 / recency_rank, len(block), len(self.items))
 
 
 def newest_items(history: Histories, items: Array, n: int) -> tuple[Array, Array, Array]:

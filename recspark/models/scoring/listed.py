@@ -111,6 +111,49 @@ class ListedScores:
         return rows * self.n_items + self.items
 
 
+def sums_of_lists(
+    lists: tuple[Array, ...],
+    row: Array,
+    item: Array,
+    weight: Array,
+    n_rows: int,
+    n_items: int,
+) -> ListedScores:
+    """Return for each row the sum of the lists of its items, each times the item's weight.
+
+    Parameters
+    ----------
+    lists : (start, items, values): item j has the list `items[start[j]:start[j + 1]]`, local
+        indices, with `values` float32
+    row, item, weight : (q,) each: row `row[j]` has item `item[j]` with `weight[j]`; rows ascend
+    n_rows, n_items : number of rows, and size of the vocabulary
+
+    Sums run in float64, in the order of a row's items, so they depend on no other row.
+
+    >>> lists = np.array([0, 2, 3]), np.array([0, 1, 1]), np.array([0.5, 1, 2], np.float32)
+    >>> row, item = np.array([1, 1]), np.array([0, 1])
+    >>> scores = sums_of_lists(lists, row, item, np.array([1.0, 2.0]), 2, 2)
+    >>> scores.start.tolist(), scores.items.tolist(), scores.scores.tolist()
+    ([0, 0, 2], [0, 1], [0.5, 5.0])
+    """
+    start, items, values = lists
+    # `entry`, (e,): the positions in `items` of the lists of each item, one item after the other.
+    # For items that have the entries 5:8 and 0:2, it is [5, 6, 7, 0, 1].
+    lengths = start[item + 1] - start[item]
+    entry = np.repeat(start[item] - np.cumsum(lengths) + lengths, lengths)
+    entry += np.arange(len(entry))
+    value = values[entry].astype(np.float64) * np.repeat(weight, lengths)
+    key = np.repeat(row, lengths) * n_items + items[entry]
+    # Sum the entries of equal row and listed item. The sort is stable, so they stay in order.
+    order = np.argsort(key, kind="stable")
+    key, value = key[order], value[order]
+    begin = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else key
+    sums = np.add.reduceat(value, begin) if len(begin) else value
+    rows, listed = np.divmod(key[begin], n_items)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+    return ListedScores(starts, listed.astype(np.int32), sums.astype(np.float32), n_items)
+
+
 def _rows_and_entries(start: Array, rows: slice) -> tuple[Array, slice]:
     """Return the row of each entry of `rows`, int64, and the slice of these entries.
 

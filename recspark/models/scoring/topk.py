@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -321,12 +321,19 @@ def _list_lengths(column: pa.ListArray) -> Array:
 
 
 def neighbours(
-    spark: SparkSession, items: Array, scorer: Scorer | ListScorer, as_of: int, k: int
+    spark: SparkSession,
+    items: Array,
+    scorer: Scorer | ListScorer,
+    as_of: int,
+    k: int,
+    *,
+    with_itself: bool = False,
 ) -> DataFrame:
     """Return `schema.NEIGHBOURS`, up to k rows for each item that has neighbours.
 
     The neighbours of an item are what a user would get whose history is one event on that item, at
-    `as_of` (microseconds since 1970 UTC). Lazy and narrow, like `recommend`.
+    `as_of` (microseconds since 1970 UTC). An item is among its own neighbours only `with_itself`.
+    Lazy and narrow, like `recommend`.
     """
     shared = spark.sparkContext.broadcast((items, scorer))
     names = schema.NEIGHBOURS.names
@@ -335,7 +342,11 @@ def neighbours(
         vocabulary, scorer = shared.value
         for batch in batches:
             item_idx = vocabulary[batch.column("id").to_numpy()]
-            lists = answer(_single_event_queries(item_idx, as_of), vocabulary, scorer, k)
+            queries = _single_event_queries(item_idx, as_of)
+            if with_itself:
+                no_items = Ragged(np.zeros(len(item_idx) + 1, np.int64), item_idx[:0])
+                queries = replace(queries, seen=no_items)
+            lists = answer(queries, vocabulary, scorer, k)
             query_item = lists.column("user_idx").cast(pa.int32())
             yield pa.RecordBatch.from_arrays(
                 [query_item, lists.column("rank"), lists.column("item_idx"), lists.column("score")],

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from typing import Literal, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 from pyspark.sql import DataFrame, SparkSession
 from scipy import sparse
 
-from recspark.data.blocks import Array, Histories, QueryBlock, micros, parse_histories
+from recspark.data.blocks import Array, Histories, QueryBlock, micros
 from recspark.data.dataset import Dataset
 from recspark.engines.word2vec import keep_chances, train_vectors
-from recspark.engines.word2vec_examples import SENTENCES
 from recspark.engines.word2vec_step import Word2Vec
 from recspark.models.base import (
     NOTHING,
@@ -30,17 +25,14 @@ from recspark.models.base import (
     check_k,
 )
 from recspark.models.scoring import topk
-from recspark.models.setting_types import HalfLifeDays, VectorSize
+from recspark.models.setting_types import HalfLifeDays
+from recspark.models.vectors.sentences import sentences
+from recspark.models.vectors.word2vec_settings import Word2VecSettings
 from recspark.models.weights import HistoryWeights
 
 
-class Item2VecSettings(Settings):
-    """Settings of `Item2Vec`.
-
-    "Tuned" gives the best values that Caselles-Dupré et al. 2018 found for next-event prediction on
-    four data sets: music (two sets), e-commerce and click streams. Their repository
-    `w2v_reco_hyperparameters_matter` lists them.
-    """
+class Item2VecSettings(Word2VecSettings):
+    """Settings of `Item2Vec`. For "tuned" see `Word2VecSettings`."""
 
     sentence: Literal["order", "session", "history"] = Field(
         "order",
@@ -68,57 +60,6 @@ class Item2VecSettings(Settings):
     shrink_window: bool = Field(
         False, description="draw each window uniformly from 1 to `window`, as word2vec does"
     )
-    embedding_size: VectorSize = Field(
-        64,
-        description="length of a vector. Guess",
-    )
-    n_negatives: int = Field(
-        10,
-        ge=1,
-        description="negative sampling: noise items per example. Mikolov et al.: 5 to 20",
-    )
-    ns_exponent: float = Field(
-        1.0,
-        ge=-2,
-        le=2,
-        description="noise items are drawn in proportion to uses^ns_exponent; below 0, rare items "
-        "are drawn more often. Tuned: -0.5, -0.5, 1, -1; word2vec: 0.75",
-        json_schema_extra={"tune": {"low": -1.0, "high": 1.0}},
-    )
-    subsample: float | None = Field(
-        1e-3,
-        gt=0,
-        description="subsampling: items with more than this share of all uses lose some of their "
-        "uses at random; null = no subsampling. Tuned: 1e-5, 1e-5, 1e-3, 1e-5",
-        json_schema_extra={"tune": {"choices": [None, 1e-3, 1e-4, 1e-5]}},
-    )
-    epochs: int = Field(
-        30,
-        ge=1,
-        description="passes over the sentences. Tuned: 110, 130, 140, 150; 30 is a guess at what a "
-        "night allows (word2vec: 5)",
-        json_schema_extra={"tune": {"choices": [10, 30, 100]}},
-    )
-    learning_rate: float = Field(
-        0.025,
-        gt=0,
-        description="learning rate at the first example; it falls linearly to min_learning_rate. "
-        "Source: word2vec",
-        json_schema_extra={"tune": {"low": 0.005, "high": 0.1, "log": True}},
-    )
-    min_learning_rate: float = Field(
-        0.0001, ge=0, description="learning rate after the last example. Source: word2vec"
-    )
-    min_count: int = Field(
-        1, ge=1, description="an item with fewer uses gets no vector and is not recommended"
-    )
-    max_length: int = Field(
-        100,
-        ge=2,
-        le=10_000,
-        description="most items of a sentence; longer ones are cut. With window null a sentence "
-        "of n items gives n^2 pairs. Guess",
-    )
     score: Literal["cosine", "likelihood"] = Field(
         "likelihood",
         description="score of an item for the user's mean vector. cosine = its cosine with the "
@@ -134,20 +75,6 @@ class Item2VecSettings(Settings):
     )
     n_recent: int | None = Field(
         None, ge=1, description="only this many of the user's newest events count; null = all"
-    )
-    n_blocks: int = Field(
-        2,
-        ge=1,
-        le=4096,
-        description="blocks of items, which is the number of tasks that run at once. The quality "
-        "does not depend on it (benchmarks/item2vec.py), the exact vectors do",
-    )
-    n_rotations: int = Field(
-        8,
-        ge=1,
-        le=16,
-        description="times per epoch that each pair of blocks meets. With 1 and "
-        "n_blocks 4, a fifth of the hit rate was lost on Diginetica",
     )
 
     @model_validator(mode="after")
@@ -298,27 +225,16 @@ class Item2Vec(Algorithm[Item2VecSettings]):
 
 def engine_settings(settings: Item2VecSettings, seed: int) -> Word2Vec:
     """Return the settings of the engine."""
-    return Word2Vec(
-        size=settings.embedding_size,
+    return replace(
+        settings.of_engine(seed),
         architecture=settings.architecture,
         loss=settings.loss,
         window=settings.window,
         shrink_window=settings.shrink_window,
-        n_negatives=settings.n_negatives,
-        ns_exponent=settings.ns_exponent,
-        subsample=settings.subsample,
-        min_count=settings.min_count,
-        max_length=settings.max_length,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        min_learning_rate=settings.min_learning_rate,
-        n_blocks=settings.n_blocks,
-        n_rotations=settings.n_rotations,
-        seed=seed,
     )
 
 
-def priors(counts: Array, settings: Item2VecSettings) -> Array:
+def priors(counts: Array, settings: Word2VecSettings) -> Array:
     """Return the number that `score: likelihood` adds to each item's dot product, float32 (n,).
 
     Training fits in . out = log P(item | recent item) - log noise(item), up to a constant, where P
@@ -338,77 +254,6 @@ def priors(counts: Array, settings: Item2VecSettings) -> Array:
         keep_chances(counts, settings.subsample)[is_used]
     )
     return log_prior
-
-
-def sentences(histories: DataFrame, sentence: str) -> DataFrame:
-    """Return the sentences of `histories`: `sentence_id, items`, with items in time order.
-
-    The id is computed from user_idx and the number of the sentence among the user's sentences. So
-    it does not depend on partitions, and it stays the same when newer events are added. Narrow,
-    lazy.
-    """
-    return histories.select("user_idx", "history").mapInArrow(
-        partial(cut_histories, sentence=sentence), SENTENCES
-    )
-
-
-def cut_histories(batches: Iterable[pa.RecordBatch], sentence: str) -> Iterator[pa.RecordBatch]:
-    """Return `SENTENCES` of batches of `user_idx, history`.
-
-    Example with sentence `session`: a user's items 10, 11, 12, 13 in the sessions s1, s2, s1, s2
-    give the sentences 0 = [10, 12] and 1 = [11, 13].
-    """
-    for batch in batches:
-        history = parse_histories(batch.column("history"))
-        user, rows = batch.column("user_idx").to_numpy(), history.rows
-        group = _groups(batch.column("history").flatten(), sentence)
-        # A sentence is all events of one (row, group). The sort brings them together; it is stable,
-        # so they stay in time order.
-        order = np.lexsort((group, rows))
-        is_first = np.ones(len(order), bool)
-        is_first[1:] = (np.diff(rows[order]) != 0) | (np.diff(group[order]) != 0)
-        sentence_of_sorted = np.cumsum(is_first) - 1  # the sentence of each sorted event
-        # Number the sentences by row, then by first appearance: by the index of their first event.
-        first_event = order[is_first]
-        by_first_event = np.argsort(first_event, kind="stable")
-        sentence_rank = np.empty(len(first_event), np.int64)
-        sentence_rank[by_first_event] = np.arange(len(first_event))
-        sentence_of_event = np.empty(len(order), np.int64)
-        sentence_of_event[order] = sentence_rank[sentence_of_sorted]
-        row_of_sentence = rows[first_event[by_first_event]]
-        # The number of each sentence among its user's sentences, from 0.
-        sentence_number = np.arange(len(row_of_sentence)) - np.searchsorted(
-            row_of_sentence, row_of_sentence
-        )
-        by_sentence = np.argsort(sentence_of_event, kind="stable")
-        start = np.concatenate(
-            [[0], np.cumsum(np.bincount(sentence_of_event, minlength=len(first_event)))]
-        )
-        yield pa.RecordBatch.from_arrays(
-            [
-                pa.array(user[row_of_sentence] * _USER + sentence_number * _NUMBER, pa.int64()),
-                pa.ListArray.from_arrays(
-                    pa.array(start, pa.int32()), pa.array(history.item_idx[by_sentence], pa.int32())
-                ),
-            ],
-            names=SENTENCES.names,
-        )
-
-
-# Both multipliers are odd. So the ids of one user's sentences differ, and so do the ids of all
-# users' first sentences. Random draws hash the ids once more.
-_USER, _NUMBER = np.int64(0x1E3779B97F4A7C15), np.int64(0x3F58476D1CE4E5B9)
-
-
-def _groups(events: pa.StructArray, sentence: str) -> Array:
-    """Return a group number for each event: a row's events with equal numbers form a sentence."""
-    if sentence == "history":
-        return np.zeros(len(events), np.int64)
-    group_names = events.field("session_id")
-    if sentence == "order":
-        group_names = pc.coalesce(events.field("order_id"), group_names)
-    codes = group_names.dictionary_encode(null_encoding="encode")
-    return codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def newest(history: Histories, n: int) -> Histories:
