@@ -19,13 +19,14 @@ from recspark.config.data import Features, Ingest, Sessions
 from recspark.config.evaluation import Evaluate, Examples, Tune
 from recspark.config.machine import Paths, Spark, Train
 from recspark.config.publishing import NEIGHBOUR_MODELS, Mode, Publish
+from recspark.config.rules import Diversity, Rule
 from recspark.config.section import Section
 from recspark.config.source import NULL_IDS, MadeUpTimes, Source
 from recspark.errors import suggest
 
 __all__ = [
     "NEIGHBOUR_MODELS", "NULL_IDS", "Config", "Evaluate", "Examples", "Features", "Ingest", "MadeUpTimes",
-    "Mode", "Paths", "Publish", "Section", "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of",
+    "Mode", "Paths", "Publish", "Rule", "Section", "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of",
     "digest", "on_grid",
 ]  # fmt: skip
 
@@ -59,6 +60,11 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
     examples: Examples = Examples()  # type: ignore[call-arg]
     publish: Publish = Publish()  # type: ignore[call-arg]
+    rules: dict[str, Rule] = Field(
+        default_factory=dict,
+        description="name of a rule -> its settings, also from conf/rules.yaml. A rule does nothing "
+        "until a list applies it (`publish.rules`)",
+    )
     tune: Tune = Tune()  # type: ignore[call-arg]
     keep_nights: int = Field(
         30,
@@ -108,11 +114,39 @@ class Config(Section):
         if repeated_names:
             problems.append(f"models names {repeated_names} twice")
         problems += self._wrong_needs()
+        problems += self._wrong_rules()
         if self.n_candidates < max(self.publish.k, *self.evaluate.ks):
             problems.append("n_candidates must be at least publish.k and every evaluate.ks")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _wrong_rules(self) -> list[str]:
+        """Return what is wrong with the names of the rules and with what the rules name."""
+        problems = [
+            f"publish.rules names '{name}', which is no rule.{suggest(name, self.rules)}"
+            if self.rules
+            else f"publish.rules names '{name}', but there are no rules: write it into conf/rules.yaml"
+            for name in self.publish.rules
+            if name not in self.rules
+        ]
+        if len({*self.publish.rules}) < len(self.publish.rules):
+            problems.append(f"publish.rules names a rule twice: {list(self.publish.rules)}")
+        problems += [
+            f"rules.{name}: a name is of letters, digits, _ and -, up to 100"
+            for name in self.rules
+            if not _MODEL_NAME.match(name)
+        ]
+        similarities = ("category", "name", *self.models)
+        problems += [
+            f"rules.{name}.by = '{rule.by}' is neither category nor name nor one of models "
+            f"{list(self.models)}.{suggest(rule.by, similarities)}"
+            for name, rule in self.rules.items()
+            if isinstance(rule, Diversity) and rule.by not in similarities
+        ]
+        if self.publish.pool < self.publish.k:
+            problems.append("publish.pool must be at least publish.k")
+        return problems
 
     def _wrong_needs(self) -> list[str]:
         """Return what is wrong with the settings `needs` of the night's models."""

@@ -68,6 +68,21 @@ class Publish(Section):
         0.99, ge=0, le=1, description="gate: share of lists that have k items, at least. Guess"
     )
 
+    rules: tuple[str, ...] = Field(
+        (),
+        description="names of rules (section `rules`) that re-rank the list. Rules that leave out "
+        "items come first, then the others, both in this order (docs/rules.md); () = no rules",
+    )
+    pool: int = Field(
+        150,
+        ge=1,
+        le=100_000,
+        description="items of a user among which the rules choose: the first of the list that the "
+        "ladder would fill up to this length. With `n_candidates` = 100, the default are all "
+        "candidates of the champion, and 50 of the models of the ladder for lists that the rules "
+        "empty",
+    )
+
     @property
     def steps(self) -> tuple[str, ...]:
         """The champion, then the models of the ladder in its order. Each model is named once."""

@@ -14,8 +14,10 @@ from pyspark.sql import functions as F
 from recspark.config import digest
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
+from recspark.pipeline.availability import listable_items, unavailable_items
 from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.rules import refused_tonight
 from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
 
@@ -24,7 +26,7 @@ LISTS_CODE = "lists_code"
 # The modules that make lists, beside those of the models.
 _LIST_MODULES = (
     "recspark.pipeline.stages.recommend", "recspark.pipeline.stages.examples",
-    "recspark.pipeline.stages.encode", "recspark.hybrid.ladder",
+    "recspark.pipeline.stages.encode", "recspark.hybrid.ladder", "recspark.pipeline.rules",
 )  # fmt: skip
 
 
@@ -57,13 +59,13 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     """Return the lists of the newest earlier night that still hold, or None where everyone is
     scored.
 
-    Columns: `user_idx, item_idx, rank, score, model`.
+    Columns: `user_idx, item_idx, rank, score, model, rules`.
 
     A user's list still holds where
 
     - the user's events are the same as then,
     - the user has no event in the last `publish.rescore_days`, and
-    - all items of the list may still be listed.
+    - all items of the list may still be listed: they are available, and no rule leaves them out.
 
     An impression counts as a changed event: it may join two of the user's sessions.
 
@@ -108,18 +110,18 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     except VersionNotFoundError:
         return None
     users, items = context.read("user_ids"), context.read("item_ids")
-    listable = context.read("item_features").where(
-        F.col("cutoff") == F.lit(context.cutoffs.tonight)
-    )
+    listable = listable_items(context, unavailable_items(context))
+    if (refused := refused_tonight(context)) is not None:
+        listable = listable.join(context.item_sized(refused), on="item_idx", how="left_anti")
     last_lists = (
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(context.item_sized(items.select("item_id", "item_idx")), on="item_id", how="inner")
-        .select("user_idx", "item_idx", "rank", "score", "model")
+        .select("user_idx", "item_idx", "rank", "score", "model", "rules")
     )
     # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
     rows_of_gone_items = last_lists.join(
-        context.item_sized(listable.select("item_idx")), on="item_idx", how="left_anti"
+        context.item_sized(listable), on="item_idx", how="left_anti"
     )
     histories = before(context.read("histories"), context.cutoffs.tonight)
     users_to_score = (
@@ -152,7 +154,9 @@ def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
         needs = (settings.get(name) or {}).get("needs", ())
         models += [need for need in needs if need not in models]
     return {
-        "publish": {name: publish[name] for name in ("model", "ladder", "mode", "k")},
+        # A night of an older version of recspark had no rules.
+        "publish": {name: publish.get(name) for name in ("model", "ladder", "mode", "k", "pool")},
+        "rules": [[name, config["rules"].get(name)] for name in publish.get("rules", ())],
         "models": {name: settings.get(name) for name in models},
         "examples": [config.get("examples"), config["evaluate"]["horizon_days"]],
         "features": config["features"],

@@ -321,21 +321,29 @@ def _list_lengths(column: pa.ListArray) -> Array:
 
 
 def neighbours(
-    spark: SparkSession, items: Array, scorer: Scorer | ListScorer, as_of: int, k: int
+    spark: SparkSession,
+    items: Array,
+    scorer: Scorer | ListScorer,
+    as_of: int,
+    k: int,
+    allowed: Array | None = None,
 ) -> DataFrame:
     """Return `schema.NEIGHBOURS`, up to k rows for each item that has neighbours.
 
     The neighbours of an item are what a user would get whose history is one event on that item, at
-    `as_of` (microseconds since 1970 UTC). Lazy and narrow, like `recommend`.
+    `as_of` (microseconds since 1970 UTC). `allowed` : as in `recommend`. Lazy and narrow, like
+    `recommend`.
     """
-    shared = spark.sparkContext.broadcast((items, scorer))
+    is_allowed = None if allowed is None else np.isin(items, allowed)
+    shared = spark.sparkContext.broadcast((items, scorer, is_allowed))
     names = schema.NEIGHBOURS.names
 
     def neighbours_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        vocabulary, scorer = shared.value
+        vocabulary, scorer, allowed_items = shared.value
         for batch in batches:
             item_idx = vocabulary[batch.column("id").to_numpy()]
-            lists = answer(_single_event_queries(item_idx, as_of), vocabulary, scorer, k)
+            queries = _single_event_queries(item_idx, as_of)
+            lists = answer(queries, vocabulary, scorer, k, allowed_items)
             query_item = lists.column("user_idx").cast(pa.int32())
             yield pa.RecordBatch.from_arrays(
                 [query_item, lists.column("rank"), lists.column("item_idx"), lists.column("score")],

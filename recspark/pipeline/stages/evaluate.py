@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -18,12 +19,14 @@ from recspark.eval import evaluate as scoring
 from recspark.eval import ratings
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
-from recspark.hybrid.ladder import fill, ladder_steps
+from recspark.hybrid.ladder import ladder_steps
+from recspark.hybrid.rules import RuleBook
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared, with_user_features
-from recspark.pipeline.plan import PUBLISHED, models_of
+from recspark.pipeline.plan import BEFORE_RULES, PUBLISHED, models_of
 from recspark.pipeline.promote import last_published_at, promote
+from recspark.pipeline.rules import book_as_of, filled_lists
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.pipeline.training_sets import features_as_of
 from recspark.session import together
@@ -44,8 +47,10 @@ def evaluate(context: RunContext) -> StageResult:
     histories = context.read("histories")
     truths = scoring.truth(histories, cutoff, horizon_days)
     users, catalogue_of = users_and_catalogue(context, histories, cutoff)
+    rules = context.config.publish.rules
+    book = book_as_of(context, rules, cutoff) if rules else None
     written, items = together(
-        context.spark, lambda: write_ladder(context, truths, cutoff), catalogue_of
+        context.spark, lambda: write_ladder(context, truths, cutoff, book), catalogue_of
     )
     assert isinstance(written, TableVersion)
     assert isinstance(items, Catalogue | None)
@@ -55,7 +60,12 @@ def evaluate(context: RunContext) -> StageResult:
     compared = [
         model for model in models_of(context.config, "retriever", "ranker") if model not in left_out
     ]
-    rows = backtest_rows(context, written, users, items, compared)
+    before_rules = None
+    if book is not None:
+        before_rules = ladder_lists(context, truths, cutoff).withColumn(
+            "model", F.lit(BEFORE_RULES)
+        )
+    rows = backtest_rows(context, written, users, items, compared, before_rules)
     if context.config.features.explicit:
         rows += rating_rows(context, histories, compared)
     rows += followup_rows(context, histories, users, items)
@@ -66,17 +76,40 @@ def evaluate(context: RunContext) -> StageResult:
     return StageResult(outputs, context.count("histories"), metrics.rows, detail)
 
 
-def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> TableVersion:
-    """Write the lists that the ladder makes of the models' backtest lists, in both modes.
+def write_ladder(
+    context: RunContext, truths: DataFrame, cutoff: datetime, book: RuleBook | None
+) -> TableVersion:
+    """Write the lists that would have been published at `cutoff`, in both modes.
 
     They are rows of `candidates` under the model name `published`, for the users in `truths`.
+    `book` : the rules of the published list, as of `cutoff`; None = it has none.
+    """
+    return context.catalog.replace_slice(
+        "candidates",
+        ladder_lists(context, truths, cutoff, book),
+        {"run_date": context.run_date, "model": PUBLISHED},
+    )
+
+
+def ladder_lists(
+    context: RunContext, truths: DataFrame, cutoff: datetime, book: RuleBook | None = None
+) -> DataFrame:
+    """Return the lists, in both modes, that the ladder makes of the models' backtest lists and that
+    the rules of `book` re-rank: rows of `candidates` of the model `published`.
     """
     config = context.config
     candidates = _lists_at(context, context.read("candidates"), cutoff)
     length = max(config.publish.k, *config.evaluate.ks)
     users = truths.select("user_idx")
-    ladder = [
-        fill(ladder_steps(config.publish.steps, candidates, mode), users, length).select(
+    lists_by_mode = [
+        filled_lists(
+            context,
+            ladder_steps(config.publish.steps, candidates, mode),
+            users,
+            length,
+            cutoff,
+            book=book,
+        ).select(
             F.lit(context.run_date).alias("run_date"),
             F.lit(cutoff).alias("cutoff"),
             F.lit(PUBLISHED).alias("model"),
@@ -88,11 +121,7 @@ def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> Ta
         )
         for mode in schema.MODES
     ]
-    return context.catalog.replace_slice(
-        "candidates",
-        ladder[0].unionByName(ladder[1]),
-        {"run_date": context.run_date, "model": PUBLISHED},
-    )
+    return lists_by_mode[0].unionByName(lists_by_mode[1])
 
 
 def backtest_rows(
@@ -101,6 +130,7 @@ def backtest_rows(
     users: DataFrame,
     items: Catalogue | None,
     compared: Sequence[str],
+    before_rules: DataFrame | None = None,
 ) -> list[MetricRow]:
     """Return the rows of the backtest for the models in `compared` and for the ladder.
 
@@ -109,6 +139,8 @@ def backtest_rows(
     written : the version of `candidates` that has the ladder's lists
     users, items : as `users_and_catalogue` gives them
     compared : models; the ladder is compared where one of its steps is among them
+    before_rules : the ladder's lists before the rules re-rank them, as rows of the model
+        `BEFORE_RULES`; None where the published list has no rules
     """
     cutoff, settings = context.cutoffs.backtest, context.config.evaluate
     if items is None:
@@ -116,17 +148,38 @@ def backtest_rows(
         return scoring.nobody_known(
             users, settings, run_date=context.run_date, kind="backtest", cutoff=cutoff
         )
-    steps = set(context.config.publish.steps)
-    return scoring.evaluate(
-        _lists_at(context, context.read("candidates", {PUBLISHED: written.version}), cutoff),
-        users,
-        items,
-        settings,
-        run_date=context.run_date,
-        kind="backtest",
-        cutoff=cutoff,
-        models=(*compared, PUBLISHED) if steps & set(compared) else compared,
+    lists = _lists_at(context, context.read("candidates", {PUBLISHED: written.version}), cutoff)
+    of_ladder: tuple[str, ...] = ()
+    if not set(compared).isdisjoint(context.config.publish.steps):
+        of_ladder = (PUBLISHED,)
+    if of_ladder and before_rules is not None:
+        lists = lists.unionByName(before_rules)
+        of_ladder = (PUBLISHED, BEFORE_RULES)
+    return rows_of_lists(
+        context, lists, users, items, "backtest", cutoff, (*compared, *of_ladder), schema.MODES
     )
+
+
+def rows_of_lists(
+    context: RunContext,
+    lists: DataFrame,
+    users: DataFrame,
+    items: Catalogue,
+    kind: str,
+    cutoff: datetime,
+    models: Sequence[str],
+    modes: Sequence[str],
+) -> list[MetricRow]:
+    """Return the rows of `scoring.evaluate` and of `scoring.concentration` for the same lists."""
+    settings = context.config.evaluate
+    head: dict[str, Any] = {"run_date": context.run_date, "kind": kind, "cutoff": cutoff}
+    head |= {"models": models, "modes": modes}
+    scored, concentrated = together(
+        context.spark,
+        lambda: scoring.evaluate(lists, users, items, settings, **head),
+        lambda: scoring.concentration(lists, len(items), settings, **head),
+    )
+    return [*scored, *concentrated]
 
 
 def _lists_at(context: RunContext, candidates: DataFrame, cutoff: datetime) -> DataFrame:
@@ -174,17 +227,7 @@ def followup_rows(
     if past is None or items is None:
         return []
     mode, lists = past
-    return scoring.evaluate(
-        lists,
-        users,
-        items,
-        context.config.evaluate,
-        run_date=context.run_date,
-        kind="followup",
-        cutoff=cutoff,
-        models=(PUBLISHED,),
-        modes=(mode,),
-    )
+    return rows_of_lists(context, lists, users, items, "followup", cutoff, (PUBLISHED,), (mode,))
 
 
 def catalogue_or_none(items: DataFrame, users: DataFrame) -> Catalogue | None:

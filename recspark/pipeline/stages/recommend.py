@@ -15,6 +15,7 @@ from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
+from recspark.pipeline.availability import allowed_of, unavailable_items
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     backtest_model,
@@ -35,7 +36,8 @@ def recommend(context: RunContext, model: str) -> StageResult:
 
     - Lists as of tonight, in the mode that is published, where somebody reads them
       (`listed_tonight`). They are for the active users that are scored tonight
-      (`activity.to_score`). A ranker that had too few examples has none, and a warning says so.
+      (`activity.to_score`), and they hold only items that are available. A ranker that had too few
+      examples has none, and a warning says so.
     - Lists of the backtest, in both modes, where there is a model of the backtest. They are for the
       users of `backtest_users`.
     """
@@ -43,12 +45,15 @@ def recommend(context: RunContext, model: str) -> StageResult:
     histories = context.read("histories")
     k = config.n_candidates
     tonight_cutoff, past_cutoff = context.cutoffs.tonight, context.cutoffs.backtest
+    allowed = None  # the items that may be listed tonight; None = all
     lists_to_make: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
     if reason := why_not_fitted(context, model, tonight_cutoff):
         log.warning("%s has no lists tonight: %s", model, reason)
     elif model in listed_tonight(config):
         fitted = load_model(context, model, tonight_cutoff)
         lists_to_make.append((tonight_cutoff, config.publish.mode, fitted, to_score(context)))
+        if isinstance(fitted, RetrieverModel):  # a ranker lists what its retrievers list
+            allowed = allowed_of(fitted.items, unavailable_items(context))
     if (past_model := backtest_model(context, model)) is not None:
         users_tested = backtest_users(context, histories)
         lists_to_make += [
@@ -62,7 +67,11 @@ def recommend(context: RunContext, model: str) -> StageResult:
         else:
             assert isinstance(fitted, RetrieverModel), model
             user_queries = queries(users, mode)
-            lists = fitted.recommend(with_user_features(context, fitted, user_queries), k)
+            lists = fitted.recommend(
+                with_user_features(context, fitted, user_queries),
+                k,
+                allowed if cutoff == tonight_cutoff else None,
+            )
         lists_made.append(
             lists.select(
                 F.lit(context.run_date).alias("run_date"),
