@@ -556,7 +556,7 @@ RULE = "rules.r={kind: cap, at_most: 2}"
         ),
         ([RULE, "publish.rules=[q]"], r"publish\.rules names 'q', which is no rule"),
         ([RULE, "publish.rules=[rr]"], r"'rr', which is no rule\. Did you mean 'r'|Known: r"),
-        (["publish.rules=[q]"], r"names 'q', but there are no rules"),
+        (["rules={}", "publish.rules=[q]"], r"names 'q', but there are no rules"),
         ([RULE, "publish.rules=[r, r]"], r"publish\.rules names a rule twice"),
         (["publish.pool=9"], r"publish\.pool must be at least publish\.k"),
     ],

@@ -18,7 +18,7 @@ from recspark.models.registry import kind_of
 
 PUBLISHED = "published"  # the model name of the list that is, or would have been, published
 # The published list as the ladder fills it, before its rules: a `model` of `metrics`.
-BEFORE_RULES = "published_before_rules"
+BEFORE_RULES = f"{PUBLISHED}_before_rules"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -38,31 +39,45 @@ from recspark.pipeline.training_sets import features_as_of
 _VECTOR_ARRAYS = ("vectors", "factors")
 
 
-def rules_of(context: RunContext, names: Sequence[str]) -> dict[str, Rule]:
-    """Return the rules of these names, in this order."""
-    return {name: context.config.rules[name] for name in names}
+class NightRules:
+    """The rules of the settings, as of a cutoff.
 
-
-def check_rules(context: RunContext) -> None:
-    """Raise ConfigError where a rule that a list applies names an item, a category or a word that
-    no item has tonight.
-
-    Cost: one job that brings the items to the driver; none where no rule is applied.
+    What they read of the items comes to the driver once, when it is first needed (one job: names,
+    categories, prices and ages), whatever the number of lists. Where no list has rules, no job runs.
     """
-    if rules := rules_of(context, context.config.publish.rules):
-        check(rules, items_of_rules(context, context.cutoffs.tonight))
 
+    def __init__(self, context: RunContext, cutoff: datetime) -> None:
+        self._context = context
+        self._cutoff = cutoff
 
-def book_as_of(context: RunContext, names: Sequence[str], cutoff: datetime) -> RuleBook:
-    """Return the rules of these names, in this order, as of a cutoff.
+    @functools.cached_property
+    def _items(self) -> RuleItems:
+        return items_of_rules(self._context, self._cutoff)
 
-    Cost: one job that brings the items to the driver (their names, categories and prices), and one
-    for each encoder whose vectors a rule reads.
-    """
-    rules = rules_of(context, names)
-    vectors = {model: vectors_of(context, model, cutoff) for model in vector_models(rules.values())}
-    pool = context.config.publish.pool
-    return rule_book(rules, items_of_rules(context, cutoff), micros(cutoff), pool, vectors)
+    def check(self, names: Iterable[str]) -> None:
+        """Raise ConfigError where one of these rules names an item, a category or a word that no
+        item has at the cutoff.
+        """
+        if rules := self._named(names):
+            check(rules, self._items)
+
+    def book(self, names: Iterable[str]) -> RuleBook | None:
+        """Return the rules of one list, in this order; None where `names` is empty.
+
+        Cost: one job for each encoder whose vectors a rule reads.
+        """
+        rules = self._named(names)
+        if not rules:
+            return None
+        vectors = {
+            model: vectors_of(self._context, model, self._cutoff)
+            for model in vector_models(rules.values())
+        }
+        pool = self._context.config.publish.pool
+        return rule_book(rules, self._items, micros(self._cutoff), pool, vectors)
+
+    def _named(self, names: Iterable[str]) -> dict[str, Rule]:
+        return {name: self._context.config.rules[name] for name in names}
 
 
 def refused_tonight(context: RunContext) -> DataFrame | None:
@@ -72,15 +87,16 @@ def refused_tonight(context: RunContext) -> DataFrame | None:
     The list of an earlier night does not hold where it has such an item: the item may have grown
     too old, or come into another category.
     """
+    rules = context.config.rules
     leaving_out = [
         name
-        for name, rule in rules_of(context, context.config.publish.rules).items()
-        if isinstance(rule, LeaveOut | Freshness)
+        for name in context.config.publish.rules
+        if isinstance(rules[name], LeaveOut | Freshness)
     ]
-    if not leaving_out:
+    book = NightRules(context, context.cutoffs.tonight).book(leaving_out)
+    if book is None:
         return None
-    items = refused_items(book_as_of(context, leaving_out, context.cutoffs.tonight))
-    return context.spark.createDataFrame(pa.table({"item_idx": items}))
+    return context.spark.createDataFrame(pa.table({"item_idx": refused_items(book)}))
 
 
 def items_of_rules(context: RunContext, cutoff: datetime) -> RuleItems:

@@ -16,7 +16,13 @@ from tests.e2e.test_nights_in_turn import settings_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 DAYS = (date(2010, 12, 5), date(2010, 12, 6))
-SETTINGS = ("source.archive=false", "publish.rescore_days=1", "ingest.max_late_days=7")
+SETTINGS = (
+    "source.archive=false",
+    "publish.rescore_days=1",
+    "ingest.max_late_days=7",
+    "rules.family={kind: cap, by: name, at_most: 1}",
+    "publish.rules=[family]",
+)
 
 
 def published(context: RunContext) -> pd.DataFrame:
@@ -60,6 +66,7 @@ def test_only_who_acted_or_changed_is_scored(
         kept, before.loc[before.index.isin(kept.index)].drop(columns="source")
     )
     assert kept.index.nunique() > 100
+    assert kept["rules"].map(len).sum() > 0  # as the night before wrote them
     assert set(after.index) >= set(before.index)
     assert (after.groupby("user_id").size() == 10).all()
     tonight = context.catalog.read("candidates", context.catalog.version("candidates")).where(
@@ -70,6 +77,7 @@ def test_only_who_acted_or_changed_is_scored(
     # Another model: nobody's list holds, though the inputs are the same.
     for changed, holds in (
         ("model_settings.ease.reg=77", False),
+        ("rules.family.at_most=2", False),
         ("publish.min_coverage=0.5", True),
     ):
         again = open_night("test", DAYS[1], [*settings, changed], repin=True)

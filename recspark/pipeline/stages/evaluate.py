@@ -26,7 +26,7 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared, with_user_features
 from recspark.pipeline.plan import BEFORE_RULES, PUBLISHED, models_of
 from recspark.pipeline.promote import last_published_at, promote
-from recspark.pipeline.rules import book_as_of, filled_lists
+from recspark.pipeline.rules import NightRules, filled_lists
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.pipeline.training_sets import features_as_of
 from recspark.session import together
@@ -47,8 +47,7 @@ def evaluate(context: RunContext) -> StageResult:
     histories = context.read("histories")
     truths = scoring.truth(histories, cutoff, horizon_days)
     users, catalogue_of = users_and_catalogue(context, histories, cutoff)
-    rules = context.config.publish.rules
-    book = book_as_of(context, rules, cutoff) if rules else None
+    book = NightRules(context, cutoff).book(context.config.publish.rules)
     written, items = together(
         context.spark, lambda: write_ladder(context, truths, cutoff, book), catalogue_of
     )

@@ -19,7 +19,7 @@ from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.default_lists import default_lists
 from recspark.hybrid.ladder import ladder_steps
-from recspark.hybrid.rules import RERANKED
+from recspark.hybrid.rules import RERANKED, RuleBook
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
 from recspark.pipeline.availability import allowed_of, listable_items, unavailable_items
@@ -27,7 +27,7 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import last_published_at, promote
-from recspark.pipeline.rules import book_as_of, check_rules, filled_lists
+from recspark.pipeline.rules import NightRules, filled_lists
 from recspark.pipeline.runlog import StageResult
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
@@ -40,7 +40,8 @@ def publish(context: RunContext) -> StageResult:
     no item has. The published lists then stay as they are.
     """
     config = context.config
-    check_rules(context)
+    rules = NightRules(context, context.cutoffs.tonight)
+    rules.check(config.publish.rules)
     published_at_before = last_published_at(context)
     histories = before(context.read("histories"), context.cutoffs.tonight)
     users_to_answer = active(histories, context.cutoffs.tonight, config.publish.active_days).select(
@@ -49,7 +50,8 @@ def publish(context: RunContext) -> StageResult:
     items = item_names(context)
     unavailable = unavailable_items(context)
     listable = listable_items(context, unavailable)
-    staged = stage_lists(context, users_to_answer, items)
+    book = rules.book(config.publish.rules)
+    staged = stage_lists(context, users_to_answer, items, book)
     gates = judge(context, staged, users_to_answer, listable)
     gate_rows = context.spark.createDataFrame(
         [
@@ -124,11 +126,13 @@ def item_names(context: RunContext) -> DataFrame:
     )
 
 
-def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFrame) -> DataFrame:
-    """Fill one list for each user of `users_to_answer`, and write the lists to
-    `staged_recommendations`.
+def stage_lists(
+    context: RunContext, users_to_answer: DataFrame, items: DataFrame, book: RuleBook | None
+) -> DataFrame:
+    """Fill one list for each user of `users_to_answer`, re-rank it by the rules of `book`, and write
+    the lists to `staged_recommendations`.
 
-    Returns the rows written. `items` : as `item_names` returns them.
+    Returns the rows written. `items` : as `item_names` returns them. `book` : None = no rules.
     """
     config, catalog = context.config, context.catalog
     candidates = context.read("candidates").where(
@@ -136,15 +140,14 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
         & (F.col("cutoff") == F.lit(context.cutoffs.tonight))
     )
     mode = config.publish.mode
-    cutoff, rules = context.cutoffs.tonight, config.publish.rules
     lists = filled_lists(
         context,
         ladder_steps(config.publish.steps, candidates, mode),
         users_to_answer.select("user_idx"),
         config.publish.k,
-        cutoff,
+        context.cutoffs.tonight,
         kept_lists(context),
-        book_as_of(context, rules, cutoff) if rules else None,
+        book,
     )
     written = catalog.replace_slice(
         "staged_recommendations", with_names(context, lists, items), {"run_date": context.run_date}
