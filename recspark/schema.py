@@ -55,6 +55,15 @@ RAW_EVENTS = columns(
     row=STRING,  # the raw row as JSON, for the quarantine
 )
 
+# Whether an item may be listed. `available` is null where the source says nothing about it; then
+# the two times are null too. An item may be listed from `available_from` on and before
+# `available_until`; null = without an end.
+AVAILABILITY: dict[str, DataType] = {
+    "available": BOOL,
+    "available_from": TIMESTAMP,
+    "available_until": TIMESTAMP,
+}
+
 RAW_ITEMS = columns(
     item_id=STRING,
     item_name=STRING,
@@ -63,6 +72,7 @@ RAW_ITEMS = columns(
     text=STRING,
     media=STRINGS,
     valid_from=TIMESTAMP,
+    **AVAILABILITY,
     reason=STRING,  # why the source refuses the row; null = the source has no objection
     row=STRING,  # the raw row as JSON, for the quarantine
 )
@@ -120,6 +130,7 @@ ITEMS = columns(
     media=STRINGS,
     valid_from=TIMESTAMP,
     ingest_date=DATE,
+    **AVAILABILITY,
 )
 
 HISTORY_EVENT = columns(
@@ -305,6 +316,7 @@ RECOMMENDATIONS = columns(
     score=FLOAT,
     model=STRING,
     source=STRING,
+    rules=STRINGS,  # names of the rules that let the row into the list or raised it
 )
 
 DEFAULT_RECOMMENDATIONS = columns(

@@ -350,7 +350,6 @@ def test_export_refuses_what_it_cannot_or_must_not_write(place: list[str], tmp_p
     for arguments, says in (
         (["recommendations", str(precious.parent)], "holds files that no export of recspark wrote"),
         (["recommendations", str(tmp_path / "x"), "--where", "no_such = 1"], "--where .*no_such"),
-        (["sessions", str(tmp_path / "x"), "--format", "csv"], "CSV has no lists: items"),
         (["recommendations", str(tmp_path / "x"), "--run-date", "2010-13-45"], "is not a date"),
         (["gates", str(tmp_path / "x"), "--run-date", "2010-12-08"], f"has the nights {NIGHT}"),
         (["events", str(tmp_path / "x"), "--run-date", NIGHT], "no run_date.*--where.*ingest_date"),

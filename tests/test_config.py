@@ -643,3 +643,57 @@ def test_the_reference_page_is_that_of_the_classes() -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert [dotted for dotted, _, _, field in fields() if not field.description] == []
+
+
+RULE = "rules.r={kind: cap, at_most: 2}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["rules.r={kind: capp}"], r"'rules\.r\.kind' = 'capp' is no kind .* Did you mean 'cap'"),
+        (["rules.r={at_most: 2}"], r"'rules\.r\.kind' is missing: one of leave_out, pin, cap"),
+        (["rules.r={kind: cap}"], r"'rules\.r\.at_most' is missing"),
+        (["rules.r={kind: cap, at_most: 0}"], r"'rules\.r\.at_most' = 0: .*greater than or equal"),
+        (["rules.r={kind: cap, at_most: true}"], r"'rules\.r\.at_most' = True: expected a number"),
+        (
+            ["rules.r={kind: cap, at_most: 2, lvel: 1}"],
+            r"unknown setting 'rules\.r\.lvel'\. Did you mean 'level'",
+        ),
+        (
+            ["rules.r={kind: cap, at_most: 2, segments: [lite]}"],
+            r"no segment is called 'lite'\. Did you mean 'light'",
+        ),
+        (["rules.r={kind: pin, places: 1}"], r"rules\.r: the rule names no items, categories"),
+        (["rules.r={kind: diversity, relevance: 2}"], r"'rules\.r\.relevance' = 2: "),
+        (
+            ["rules.r={kind: diversity, relevance: 0.5, by: eas}"],
+            r"rules\.r\.by = 'eas' is neither .* Did you mean 'ease'",
+        ),
+        ([RULE, "publish.rules=[q]"], r"publish\.rules names 'q', which is no rule"),
+        ([RULE, "publish.rules=[rr]"], r"'rr', which is no rule\. Did you mean 'r'|Known: r"),
+        (["rules={}", "publish.rules=[q]"], r"names 'q', but there are no rules"),
+        ([RULE, "publish.rules=[r, r]"], r"publish\.rules names a rule twice"),
+        (["publish.pool=9"], r"publish\.pool must be at least publish\.k"),
+    ],
+)
+def test_wrong_rules_are_named(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("test", settings)
+
+
+def test_rules_of_the_file_and_of_the_layers_above(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    (conf / "rules.yaml").write_text(
+        "family: {kind: cap, by: name, at_most: 3}\nred: {kind: leave_out, words: [red]}\n"
+    )
+    config = load_config("test", ["rules.family.at_most=2", "publish.rules=[red]"], folder=conf)
+    assert {name: rule.kind for name, rule in config.rules.items()} == {
+        "family": "cap",
+        "red": "leave_out",
+    }
+    assert config.rules["family"].at_most == 2
+    assert config.publish.rules == ("red",)
+    without = load_config("test", ["publish.rules=[]"], folder=conf)
+    assert without.fingerprint() != config.fingerprint()

@@ -106,7 +106,6 @@ def _check_export(
     anything is written.
     """
     from recspark.report.answers import nights_in_words
-    from recspark.report.export import nested_columns
 
     if night is not None and "run_date" not in schema.names:
         raise ConfigError(
@@ -116,9 +115,5 @@ def _check_export(
     if night is not None and night not in (nights := tables.nights(table)):
         raise ConfigError(
             f"--run-date {night}: table '{table}' has no rows of that night; it has {nights_in_words(nights)}"
-        )
-    if target.file_format == "csv" and (names_of_lists := nested_columns(schema)):
-        raise ConfigError(
-            f"CSV has no lists: {', '.join(names_of_lists)}; use --format json or parquet"
         )
     target.check_target()

@@ -19,6 +19,7 @@ from recspark.config.data import Features, Ingest, Sessions
 from recspark.config.evaluation import Evaluate, Examples, Tune
 from recspark.config.machine import Paths, Spark, Train
 from recspark.config.publishing import (
+    BEFORE_RULES,
     MAIN,
     NEIGHBOUR_MODELS,
     PUBLISHED,
@@ -29,14 +30,15 @@ from recspark.config.publishing import (
     is_backtest_model,
     lists_of,
 )
+from recspark.config.rules import Diversity, Rule
 from recspark.config.section import Section
 from recspark.config.source import NULL_IDS, MadeUpTimes, Source
 from recspark.errors import suggest
 
 __all__ = [
     "MAIN", "NEIGHBOUR_MODELS", "NULL_IDS", "PUBLISHED", "Config", "Evaluate", "Examples", "Features",
-    "Ingest", "ListSettings", "MadeUpTimes", "Mode", "Paths", "Publish", "PublishedList", "Section",
-    "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of", "digest",
+    "Ingest", "ListSettings", "MadeUpTimes", "Mode", "Paths", "Publish", "PublishedList", "Rule",
+    "Section", "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of", "digest",
     "is_backtest_model", "lists_of", "on_grid",
 ]  # fmt: skip
 
@@ -71,6 +73,11 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
     examples: Examples = Examples()  # type: ignore[call-arg]
     publish: Publish = Publish()  # type: ignore[call-arg]
+    rules: dict[str, Rule] = Field(
+        default_factory=dict,
+        description="name of a rule -> its settings, also from conf/rules.yaml. A rule does nothing "
+        "until a list applies it (`publish.rules`)",
+    )
     tune: Tune = Tune()  # type: ignore[call-arg]
     keep_nights: int = Field(
         30,
@@ -117,14 +124,21 @@ class Config(Section):
                 f"models: {unfit_names}: a name is of letters, digits, _ and -, up to 100, and neither "
                 f"'{PUBLISHED}' nor begins with '{PUBLISHED}_': these are the published lists"
             )
-        if unfit_lists := [name for name in self.publish.lists if not _NAME.match(name)]:
+        unfit_lists = [
+            name
+            for name in self.publish.lists
+            if not _NAME.match(name) or f"_{name}".endswith(BEFORE_RULES)
+        ]
+        if unfit_lists:
             problems.append(
-                f"publish.lists: {unfit_lists}: a name is of letters, digits, _ and -, up to 100"
+                f"publish.lists: {unfit_lists}: a name is of letters, digits, _ and -, up to 100, and "
+                f"does not end with '{BEFORE_RULES.removeprefix('_')}'"
             )
         repeated_names = sorted({name for name in self.models if self.models.count(name) > 1})
         if repeated_names:
             problems.append(f"models names {repeated_names} twice")
         problems += self._wrong_needs()
+        problems += self._wrong_rules()
         lengths = {**self.publish.lengths(), "evaluate.ks": max(self.evaluate.ks)}
         longer = [f"{name} = {k}" for name, k in lengths.items() if self.n_candidates < k]
         if longer:
@@ -132,6 +146,36 @@ class Config(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _wrong_rules(self) -> list[str]:
+        """Return what is wrong with the names of the rules and with what the rules name."""
+        problems = []
+        for setting, names in self.publish.named_rules():
+            problems += [
+                f"{setting} names '{name}', which is no rule.{suggest(name, self.rules)}"
+                if self.rules
+                else f"{setting} names '{name}', but there are no rules: write it into conf/rules.yaml"
+                for name in names
+                if name not in self.rules
+            ]
+            if len({*names}) < len(names):
+                problems.append(f"{setting} names a rule twice: {list(names)}")
+        problems += [
+            f"rules.{name}: a name is of letters, digits, _ and -, up to 100"
+            for name in self.rules
+            if not _NAME.match(name)
+        ]
+        similarities = ("category", "name", *self.models)
+        problems += [
+            f"rules.{name}.by = '{rule.by}' is neither category nor name nor one of models "
+            f"{list(self.models)}.{suggest(rule.by, similarities)}"
+            for name, rule in self.rules.items()
+            if isinstance(rule, Diversity) and rule.by not in similarities
+        ]
+        lengths = self.publish.lengths()
+        if longer := [f"{name} = {k}" for name, k in lengths.items() if self.publish.pool < k]:
+            problems.append(f"publish.pool must be at least {' and '.join(longer)}")
+        return problems
 
     def _wrong_needs(self) -> list[str]:
         """Return what is wrong with the settings `needs` of the night's models."""

@@ -12,6 +12,9 @@ key is an error. The layers are, in this order:
 The layers name a source. Its settings are in `conf/sources/<name>.yaml`; a name that ends with
 `.yaml` is the path of a file.
 
+The rules of lists (section `rules`) may be in `conf/rules.yaml`, whose keys are the names of rules.
+The layers above override them.
+
 The settings of a model are in `conf/models/<name>.yaml`. The settings that were tuned for the
 source, in `conf/tuned/<source>/<name>.yaml`, override them. The settings class of the model
 (`recspark.models.registry`) gives their types.
@@ -29,6 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from recspark import masking
 from recspark.config import NEIGHBOUR_MODELS, Config, Evaluate, Publish
+from recspark.config.rules import KINDS_OF_RULES
 from recspark.errors import ConfigError, suggest
 
 OWN_FILE, OWN_SOURCE, OWN_ROOT = "RECSPARK_SETTINGS", "RECSPARK_SOURCE", "RECSPARK_ROOT"
@@ -77,6 +81,8 @@ def load_config(
     layers["env"] = env
     layers["source"] = _source(folder, layers.get("source"))
     layers["model_settings"] = _model_settings(folder, layers)
+    if (rules_file := folder / "rules.yaml").is_file():
+        layers["rules"] = _merge(_read_yaml(rules_file), layers.get("rules") or {})
     for path, value in parsed_overrides:
         if path != ["source"]:
             _set(layers, path, value)
@@ -422,11 +428,25 @@ def _set(layers: dict[str, Any], path: list[str], value: Any) -> None:
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     messages = []
     for problem in error.errors():
-        setting = ".".join(str(part) for part in problem["loc"])
+        path, kind = problem["loc"], None
+        if (
+            path[:1] == ("rules",) and len(path) > 2
+        ):  # pydantic puts the kind of the rule in between
+            kind, path = str(path[2]), (*path[:2], *path[3:])
+        setting = ".".join(str(part) for part in path)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
+            known = list(KINDS_OF_RULES[kind].model_fields) if kind else _fields(model, path[:-1])
+            messages.append(f"unknown setting '{setting}'.{suggest(str(path[-1]), known)}")
+        elif problem["type"] == "union_tag_invalid":
+            wrong_kind = str(problem["ctx"]["tag"])
             messages.append(
-                f"unknown setting '{setting}'.{suggest(str(problem['loc'][-1]), _fields(model, problem['loc'][:-1]))}"
+                f"setting '{setting}.kind' = '{wrong_kind}' is no kind of rule."
+                f"{suggest(wrong_kind, KINDS_OF_RULES)}"
+            )
+        elif problem["type"] == "union_tag_not_found":
+            messages.append(
+                f"setting '{setting}.kind' is missing: one of {', '.join(KINDS_OF_RULES)}"
             )
         elif problem["type"] == "missing":
             messages.append(f"setting '{setting}' is missing")
@@ -434,6 +454,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             messages.append(
                 f"setting '{setting}' = {_shown(setting, problem.get('input'))}: {message}"
             )
+        elif kind:
+            messages.append(f"{setting}: {message}")
         else:
             messages.append(message)
     return "; ".join(messages)

@@ -14,6 +14,7 @@ Mode = Literal["novel", "repeat"]
 MAIN = "main"  # the name of the list where the settings name none
 # The model name under which the backtest has the list that would have been published.
 PUBLISHED = "published"
+BEFORE_RULES = "_before_rules"  # follows the model name of a list that has rules
 # Algorithms that give neighbours of items: those with the tag `neighbours` in the registry. A test
 # compares the two.
 NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "prod2vec", "meta_prod2vec", "rp3beta")
@@ -31,7 +32,7 @@ class PublishedList:
     mode : `novel` or `repeat`
     k : items in the list
     min_coverage, min_full_lists : thresholds of its gates
-    rules : names of the rules that its rows obey
+    rules : names of the rules that re-rank it
     backtest_model : the model name under which the backtest has this list
     """
 
@@ -50,6 +51,11 @@ class PublishedList:
         """The champion, then the models of the ladder in its order. Each model is named once."""
         return tuple(dict.fromkeys((self.model, *self.ladder)))
 
+    @property
+    def before_rules(self) -> str:
+        """The model name, in `metrics`, of this list as the ladder fills it, before its rules."""
+        return f"{self.backtest_model}{BEFORE_RULES}"
+
 
 class ListSettings(Section):
     """What one of several published lists has of its own; null = as in section `publish`."""
@@ -65,7 +71,7 @@ class ListSettings(Section):
         None, ge=0, le=1, description="gate: share of these lists that have k items, at least"
     )
     rules: tuple[str, ...] | None = Field(
-        None, description="names of the rules that the rows of this list obey"
+        None, description="names of rules (section `rules`) that re-rank this list"
     )
 
 
@@ -129,9 +135,6 @@ class Publish(Section):
     min_full_lists: float = Field(
         0.99, ge=0, le=1, description="gate: share of lists that have k items, at least. Guess"
     )
-    rules: tuple[str, ...] = Field(
-        (), description="names of the rules that the rows of a list obey, in this order"
-    )
 
     @field_validator("lists", mode="before")
     @classmethod
@@ -145,6 +148,21 @@ class Publish(Section):
     def published_lists(self) -> tuple[PublishedList, ...]:
         """The lists that the night publishes, in the order of the setting `lists`."""
         return lists_of(self.model_dump())
+
+    rules: tuple[str, ...] = Field(
+        (),
+        description="names of rules (section `rules`) that re-rank the list. Rules that leave out "
+        "items come first, then the others, both in this order (docs/rules.md); () = no rules",
+    )
+    pool: int = Field(
+        150,
+        ge=1,
+        le=100_000,
+        description="items of a user among which the rules choose: the first of the list that the "
+        "ladder would fill up to this length. With `n_candidates` = 100, the default are all "
+        "candidates of the champion, and 50 of the models of the ladder for lists that the rules "
+        "empty",
+    )
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -168,6 +186,14 @@ class Publish(Section):
             for field, models in (("model", (section.model,)), ("ladder", section.ladder or ()))
             for model in models
             if model is not None
+        ]
+
+    def named_rules(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return (setting, names of rules) for this section and for its lists that name rules."""
+        own = [(f"publish.lists.{name}.rules", list_.rules) for name, list_ in self.lists.items()]
+        return [
+            ("publish.rules", self.rules),
+            *[(s, rules) for s, rules in own if rules is not None],
         ]
 
     def lengths(self) -> dict[str, int]:

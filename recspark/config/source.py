@@ -45,7 +45,10 @@ NUMBER_COLUMNS = ("value", "quantity")
 ID_COLUMNS = ("event_id", "user_id", "session_key", "order_id", "item_id", "event_type")
 # Texts that SQL, Hive, Python, pandas and JavaScript write for a missing id.
 NULL_IDS = ("NULL", "\\N", "nan", "None", "undefined", "<NA>", "(null)")
-ITEM_COLUMNS = ("item_id", "item_name", "category", "price", "text", "media", "valid_from")
+ITEM_COLUMNS = (
+    "item_id", "item_name", "category", "price", "text", "media", "valid_from", "available",
+    "available_from", "available_until",
+)  # fmt: skip
 
 
 class Source(Section):
@@ -156,6 +159,12 @@ class Source(Section):
         default_factory=dict,
         description="mapping: column of an item -> raw column of the catalogue",
     )
+    items_complete: bool = Field(
+        False,
+        description="mapping: whether each delivery of the catalogue names all items that may be "
+        "listed. An item that tonight's does not name is then in no list, until a later one names "
+        "it again",
+    )
     list_separator: str = Field(
         "|",
         min_length=1,
@@ -200,7 +209,7 @@ class Source(Section):
         else:
             mapping_settings = (
                 "columns", "constants", "attributes", "items_path", "min_value", "expressions",
-                "where", "bounds", "null_values", "whole_number_ids",
+                "where", "bounds", "null_values", "whole_number_ids", "items_complete",
             )  # fmt: skip
             if misplaced_settings := [
                 f"source.{name}" for name in mapping_settings if getattr(self, name)
@@ -280,6 +289,13 @@ class Source(Section):
             raise ValueError("source.items_path and source.items_columns go together")
         if self.items_columns and "item_id" not in self.items_columns:
             raise ValueError("source.items_columns gives no item_id")
+        if self.items_complete and self.items_path is None:
+            raise ValueError("source.items_complete is set, but source.items_path is not")
+        if self.items_complete and "valid_from" in self.items_columns:
+            raise ValueError(
+                "source.items_complete: a complete catalogue says what holds on its night; take "
+                "valid_from out of source.items_columns"
+            )
 
 
 def _is_number(text: str) -> bool:

@@ -24,6 +24,7 @@ NOT_FINITE = "price not finite"
 NEGATIVE = "price negative"
 BAD_ENCODING = "bad encoding: {}"
 KEY = ("item_id", "valid_from")
+AVAILABILITY = tuple(schema.AVAILABILITY)
 DESCRIBED = ("item_name", "category", "price", "text", "media")  # the columns that describe an item
 
 
@@ -63,7 +64,7 @@ def check_items(raw: DataFrame, refused: DataFrame | None = None) -> DataFrame:
         .withColumn("_key", F.coalesce("row_id", F.concat_ws("\x1f", "item_id", valid_from_micros)))
     )
     rows = join_earlier_verdicts(rows, None, refused)
-    greatest_first = [F.desc_nulls_last(name) for name in DESCRIBED]
+    greatest_first = [F.desc_nulls_last(name) for name in (*DESCRIBED, *AVAILABILITY)]
     rows_of_key = Window.partitionBy("_key").orderBy(~is_fine, *greatest_first)
     rows = rows.withColumn("_n", F.row_number().over(rows_of_key))
     return with_verdict(rows, [(is_fine & (F.col("_n") > 1), TWICE)]).select(
@@ -72,8 +73,10 @@ def check_items(raw: DataFrame, refused: DataFrame | None = None) -> DataFrame:
 
 
 def clean_items(checked: DataFrame) -> DataFrame:
-    """Return the clean rows of `check_items`, with the columns `KEY` and `DESCRIBED`."""
-    return checked.where(F.col("verdict") == CLEAN).select(*KEY, *DESCRIBED)
+    """Return the clean rows of `check_items`, with the columns `KEY`, `DESCRIBED` and
+    `AVAILABILITY`.
+    """
+    return checked.where(F.col("verdict") == CLEAN).select(*KEY, *DESCRIBED, *AVAILABILITY)
 
 
 def _reason() -> Column:

@@ -15,6 +15,7 @@ NEW_USER_WINDOWS = (14, 28)  # days before the cutoff, of `new_users_14d` and `n
 HALF_LIVES = (3, 7, 14, 30, 60, 120)  # days, of `popularity_3d` and so on
 PRICE_CHANGE_DAYS = 28  # `price_change` compares with the price this many days before the cutoff
 _DESCRIBED = ("item_name", "category", "price", "text", "media")  # columns that describe an item
+_AVAILABILITY = tuple(schema.AVAILABILITY)
 _STEPS_PER_EVENT = float(2**32)  # a sum over users counts steps, so that it is exact in any order
 # Numbers of orders: light <= 2 < regular < 10 <= heavy. Guess: the quartiles of the bundled shop.
 LIGHT, HEAVY = 2, 10
@@ -202,13 +203,35 @@ def items_as_of(items: DataFrame, cutoff: datetime) -> DataFrame:
     Null is not a value: an older value stays where a later row has null. Of two values for the same
     time, the one of the later night counts. Rows valid from the cutoff on are left out. One shuffle
     by item, no action.
+
+    `available` says whether the item may be listed at the cutoff, by the latest row that says
+    anything about it; null where no row does.
     """
     items_before = items.where(F.col("valid_from") < F.lit(cutoff))
     row_at = F.struct("valid_from", "ingest_date")
     latest_values = [
         F.max_by(name, F.when(F.col(name).isNotNull(), row_at)).alias(name) for name in _DESCRIBED
     ]
-    return items_before.groupBy("item_idx", "item_id").agg(*latest_values)
+    has_availability = F.col("available").isNotNull()
+    latest = F.max_by(F.struct(*_AVAILABILITY), F.when(has_availability, row_at))
+    cutoff_at = F.lit(cutoff)
+    has_begun = F.coalesce(F.col("latest.available_from") <= cutoff_at, F.lit(True))
+    has_not_ended = F.coalesce(F.col("latest.available_until") > cutoff_at, F.lit(True))
+    return (
+        items_before.groupBy("item_idx", "item_id")
+        .agg(*latest_values, latest.alias("latest"))
+        .withColumn("available", F.col("latest.available") & has_begun & has_not_ended)
+        .drop("latest")
+    )
+
+
+def says_availability(items: DataFrame) -> bool:
+    """Return whether any row of the table `items` may make an item unavailable. One small job."""
+    return not items.where(
+        ~F.col("available")
+        | F.col("available_from").isNotNull()
+        | F.col("available_until").isNotNull()
+    ).isEmpty()
 
 
 def catalogues_as_of(items: DataFrame, cutoff: datetime) -> tuple[DataFrame, DataFrame]:
@@ -237,7 +260,7 @@ def changed_items(landed: DataFrame, known: DataFrame) -> DataFrame:
     The result has `schema.ITEMS`. It is the same rows whether nights are written one by one or at
     once. One shuffle by item, no action.
     """
-    content = F.to_json(F.struct(*_DESCRIBED))
+    content = F.to_json(F.struct(*_DESCRIBED, *_AVAILABILITY))
     names = schema.ITEMS.names
     known_of_landed_items = known.join(
         landed.select("item_id").distinct(), on="item_id", how="left_semi"

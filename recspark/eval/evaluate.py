@@ -6,6 +6,7 @@ users: the difference of two models is a sum over users, so no model is joined t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from functools import reduce
@@ -22,7 +23,14 @@ from recspark.data.interactions import hash_sample, in_horizon
 from recspark.errors import EmptyDataError
 from recspark.eval import kernel
 from recspark.eval.kernel import METRICS, SEGMENT_PART, SEGMENTS_OF_USERS, Plan, Sums
-from recspark.eval.metrics import NOTHING, Catalogue, coverage
+from recspark.eval.metrics import (
+    NOTHING,
+    Catalogue,
+    coverage,
+    gini,
+    most_listed_share,
+    top20_share,
+)
 from recspark.eval.significance import percentile_interval
 
 # Each segment of table `metrics`, and the segments of users that it is made of.
@@ -229,6 +237,82 @@ def evaluate(
         for mode in range(len(plan.modes))
         for row in _mode_rows(head, mode, sums_of, plan, baseline)
     ]
+
+
+def concentration(
+    lists: DataFrame,
+    n_items: int,
+    settings: Evaluate,
+    *,
+    run_date: date,
+    kind: str,
+    cutoff: datetime,
+    models: Sequence[str],
+    modes: Sequence[str] = schema.MODES,
+) -> list[MetricRow]:
+    """Return the rows of table `metrics` that say how few items fill the lists.
+
+    Parameters
+    ----------
+    lists : model, mode, user_idx, item_idx, rank (from 1, without gaps): all lists of the cutoff,
+        those of users without truth included
+    n_items : number of items in the catalogue of the cutoff
+    settings : ks, horizon_days
+    run_date, kind, cutoff : the values of these columns in every row
+    models, modes : the lists that are counted
+
+    Returns
+    -------
+    A row per mode × k × model × metric, for the metrics `top20_share`, `most_listed_share` and
+    `gini` (`recspark.eval.metrics`) and segment `all`. `n_users` is the number of lists; a model
+    without a list has no rows. There is no interval and no baseline.
+
+    Cost: one job. Its first shuffle has a row per model, mode and item of each task; what comes to
+    the driver is, for each model, mode and k, how many items are in how many lists.
+    """
+    ks = sorted(set(settings.ks))
+    of_item = (
+        lists.where(F.col("model").isin(*models) & F.col("mode").isin(*modes))
+        .groupBy("model", "mode", "item_idx")
+        .agg(
+            F.array(
+                *[
+                    F.struct(
+                        F.lit(k).alias("k"),
+                        F.count_if(F.col("rank") <= k).alias("n_lists"),
+                        F.count_if(F.col("rank") == 1).alias("n_first"),
+                    )
+                    for k in ks
+                ]
+            ).alias("counts")
+        )
+        .select("model", "mode", F.inline("counts"))
+        .where("n_lists > 0")
+    )
+    table = of_item.groupBy("model", "mode", "k", "n_lists").agg(
+        F.count(F.lit(1)).alias("n_items"), F.sum("n_first").alias("n_first")
+    )
+    counts_of: dict[tuple[str, int, str], list[tuple[int, int, int]]] = {}
+    for row in table.collect():
+        key = row["mode"], row["k"], row["model"]
+        counts_of.setdefault(key, []).append((row["n_lists"], row["n_items"], row["n_first"]))
+    rows = []
+    for mode, k, model in itertools.product(modes, ks, models):
+        if (mode, k, model) not in counts_of:
+            continue
+        n_lists, n_listed_items, n_first = np.array(sorted(counts_of[mode, k, model])).T
+        n_all_lists = int(n_first.sum())  # every list has one item of rank 1
+        values = {
+            "top20_share": top20_share(n_lists, n_listed_items),
+            "most_listed_share": most_listed_share(n_lists, n_all_lists),
+            "gini": gini(n_lists, n_listed_items, n_items),
+        }
+        head = (run_date, kind, cutoff, settings.horizon_days, model, mode, "all")
+        rows += [
+            MetricRow(*head, metric, k, _number(value), n_all_lists)
+            for metric, value in values.items()
+        ]
+    return rows
 
 
 def nobody_known(

@@ -15,6 +15,9 @@ from recspark import schema
 from recspark.config import Mode, PublishedList
 from recspark.eval.evaluate import MetricRow
 
+# What gate `unknown_items` counts.
+_NOT_LISTABLE = "listed items are not available, or nobody acted on them before the cutoff"
+
 
 @dataclass(frozen=True)
 class AuditCounts:
@@ -26,7 +29,7 @@ class AuditCounts:
     n_answered : active users with at least one item, or for whom no item remains to be listed
     n_lists : users with at least one item, active or not
     n_full : lists with k items, or with all items that may be listed for the user
-    n_unknown_items : listed items that are in no catalogue
+    n_unknown_items : listed items that may not be listed
     n_seen_items : listed items that the user had seen
     n_broken_lists : lists with an item or a rank twice, or whose ranks are not 1, 2, … n
     """
@@ -152,7 +155,7 @@ def publish_gates(
     gates = [
         coverage_gate(counts, published_list.min_coverage),
         full_lists_gate(counts, published_list.min_full_lists),
-        none_gate("unknown_items", counts.n_unknown_items, "listed items are in no catalogue"),
+        none_gate("unknown_items", counts.n_unknown_items, _NOT_LISTABLE),
         none_gate(
             "broken_lists", counts.n_broken_lists, "lists have an item or a rank twice or gaps"
         ),

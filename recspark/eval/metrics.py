@@ -274,6 +274,52 @@ def coverage(listed: Array) -> float:
     return float(listed.mean())
 
 
+def top20_share(n_lists: Array, n_items: Array) -> float:
+    """Return the share of all places that the 20 most listed items hold; in [0, 1].
+
+    `n_lists` int64 (m,), distinct, and `n_items` int64 (m,): `n_items[j]` items are in `n_lists[j]`
+    lists each. Items that are in no list need not be counted. NaN without a list.
+
+    >>> top20_share(np.array([3, 1]), np.array([10, 90])) == (10 * 3 + 10 * 1) / 120
+    True
+    """
+    order = np.argsort(-n_lists)
+    n_before = np.cumsum(n_items[order]) - n_items[order]
+    n_taken = np.clip(20 - n_before, 0, n_items[order])
+    return _share(float((n_taken * n_lists[order]).sum()), float((n_items * n_lists).sum()))
+
+
+def gini(n_lists: Array, n_items: Array, n_catalogue: int) -> float:
+    """Return the Gini index of the numbers of lists that hold each item; in [0, 1).
+
+    0 = all items of the catalogue are in equally many lists. With the numbers in ascending order,
+    x_1, ... x_n, it is sum of (2 i - n - 1) x_i, divided by n times the sum of x_i. `n_lists` and
+    `n_items` : as for `top20_share`; the other items of the `n_catalogue` are in no list. NaN
+    without a list. Source: as a metric of recommendations, Fleder & Hosanagar 2009.
+
+    >>> float(gini(np.array([1, 2, 3]), np.array([1, 1, 1]), 4)) == 5 / 12
+    True
+    >>> gini(np.array([7]), np.array([4]), 4)
+    0.0
+    """
+    order = np.argsort(n_lists)
+    x, n = n_lists[order].astype(np.float64), n_items[order].astype(np.float64)
+    n_total = max(float(n_catalogue), float(n.sum()))
+    last = n_total - n.sum() + np.cumsum(n)  # the last i of the items in x lists each
+    sum_of_ranks = n * (2 * last - n + 1) / 2
+    weighted = (x * (2 * sum_of_ranks - n * (n_total + 1))).sum()
+    return _share(float(weighted), n_total * float((x * n).sum()))
+
+
+def most_listed_share(n_lists: Array, n_all_lists: int) -> float:
+    """Return the share of lists that hold the most listed item; in [0, 1]. NaN without a list.
+
+    >>> most_listed_share(np.array([3, 1]), 4)
+    0.75
+    """
+    return _share(float(n_lists.max(initial=0)), n_all_lists)
+
+
 MetricFunction = Callable[[Block, int], Array]
 
 TRUTH_METRICS: dict[str, MetricFunction] = {
@@ -300,6 +346,10 @@ def golden_block() -> Block:
         vectors=np.array([[1, 0], [0, 1], [1, 0], [1, 0], [0.6, 0.8], [0, 1]], np.float32),
     )
     return Block.of([[0, 2, 1], [3, 4], []], [{0, 1}, {4, 0, 1, 2}, {5}], catalogue)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float("nan")
 
 
 def _mean_of_items(block: Block, k: int, value_of_item: Array) -> Array:

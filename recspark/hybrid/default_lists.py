@@ -19,7 +19,11 @@ DEFAULT_HALF_LIFE_DAYS = 7.0
 
 
 def default_lists(
-    histories: DataFrame, user_features: DataFrame, cutoff: datetime, k: int
+    histories: DataFrame,
+    user_features: DataFrame,
+    cutoff: datetime,
+    k: int,
+    unavailable: DataFrame | None = None,
 ) -> DataFrame:
     """Return `segment, rank, item_idx, weight`: the k items with the largest weight in each
     segment.
@@ -30,6 +34,7 @@ def default_lists(
     user_features : user_idx, activity as of `cutoff`; the segments are the values of `activity`,
         and `EVERYONE`
     cutoff : UTC. An event `DEFAULT_HALF_LIFE_DAYS` before the cutoff has half of its weight
+    unavailable : item_idx of items that may not be listed; None = all may
 
     Items of equal weight are ordered by item_idx, the smaller one first. Cost: a join by user, a
     shuffle by segment and item.
@@ -44,5 +49,7 @@ def default_lists(
         DEFAULT_HALF_LIFE_DAYS,
         by=("segment",),
     )
+    if unavailable is not None:
+        weights = weights.join(unavailable, on="item_idx", how="left_anti")
     by_weight = Window.partitionBy("segment").orderBy(F.desc("weight"), "item_idx")
     return weights.withColumn("rank", F.row_number().over(by_weight)).where(F.col("rank") <= k)

@@ -253,17 +253,19 @@ class RetrieverModel(FittedModel):
             expected_types["features"] = schema.ENCODED.simpleString()
         return check_columns(queries, {**expected_types, **dict(more)}, "queries")
 
-    def neighbours(self, k: int) -> DataFrame:
+    def neighbours(self, k: int, allowed: Array | None = None) -> DataFrame:
         """Return the k nearest neighbours of each item: `item_idx, rank, neighbour_idx, score`.
 
         The neighbours of an item are what the model would recommend to a user whose history is one
         event on that item, at the cutoff. For models with the tag `neighbours`. An item is not its
         own neighbour. An item about which the model knows nothing has no row. Lazy: no Spark job
         starts. Raises ModelError on k < 1.
+
+        `allowed` : the item_idx of the items that may be a neighbour; None = all items.
         """
         check_k(k)
         spark = SparkSession.active()
-        return topk.neighbours(spark, self.items, self.scorer(), micros(self.cutoff), k)
+        return topk.neighbours(spark, self.items, self.scorer(), micros(self.cutoff), k, allowed)
 
 
 class ArraysModel(RetrieverModel):

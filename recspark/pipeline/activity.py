@@ -14,8 +14,10 @@ from pyspark.sql import functions as F
 from recspark.config import digest, lists_of
 from recspark.data.interactions import before
 from recspark.errors import VersionNotFoundError
+from recspark.pipeline.availability import listable_items, unavailable_items
 from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.rules import refused_tonight
 from recspark.pipeline.runlog import published_row
 from recspark.tables.snapshot import changed_rows
 
@@ -24,7 +26,7 @@ LISTS_CODE = "lists_code"
 # The modules that make lists, beside those of the models.
 _LIST_MODULES = (
     "recspark.pipeline.stages.recommend", "recspark.pipeline.stages.examples",
-    "recspark.pipeline.stages.encode", "recspark.hybrid.ladder",
+    "recspark.pipeline.stages.encode", "recspark.hybrid.ladder", "recspark.pipeline.rules",
 )  # fmt: skip
 
 
@@ -57,14 +59,15 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     """Return the lists of the newest earlier night that still hold, or None where everyone is
     scored.
 
-    Columns: `list, user_idx, item_idx, rank, score, model`.
+    Columns: `list, user_idx, item_idx, rank, score, model, rules`.
 
     A user's lists still hold, all or none of them, where
 
     - the user's events are the same as then,
     - the user has no event in the last `publish.rescore_days`,
     - the user had each of the lists, and
-    - all their items may still be listed.
+    - all their items may still be listed: they are available, and no rule of their list leaves them
+      out.
 
     An impression counts as a changed event: it may join two of the user's sessions.
 
@@ -109,19 +112,24 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     except VersionNotFoundError:
         return None
     users, items = context.read("user_ids"), context.read("item_ids")
-    listable = context.read("item_features").where(
-        F.col("cutoff") == F.lit(context.cutoffs.tonight)
-    )
+    listable = listable_items(context, unavailable_items(context))
     last_lists = (
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(context.item_sized(items.select("item_id", "item_idx")), on="item_id", how="inner")
-        .select("list", "user_idx", "item_idx", "rank", "score", "model")
+        .select("list", "user_idx", "item_idx", "rank", "score", "model", "rules")
     )
     # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
     rows_of_gone_items = last_lists.join(
-        context.item_sized(listable.select("item_idx")), on="item_idx", how="left_anti"
+        context.item_sized(listable), on="item_idx", how="left_anti"
     )
+    if (refused := refused_tonight(context)) is not None:
+        rows_of_refused_items = last_lists.join(
+            context.item_sized(refused), on=["list", "item_idx"], how="left_semi"
+        )
+        rows_of_gone_items = rows_of_gone_items.unionByName(
+            rows_of_refused_items.select(rows_of_gone_items.columns)
+        )
     histories = before(context.read("histories"), context.cutoffs.tonight)
     users_to_score = (
         active(histories, context.cutoffs.tonight, config.publish.rescore_days)
@@ -158,8 +166,12 @@ def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
         needs = (settings.get(name) or {}).get("needs", ())
         models += [need for need in needs if need not in models]
     return {
-        "publish": {
-            one.name: [one.model, one.ladder, one.mode, one.k, one.rules] for one in published_lists
+        # A night of an older version of recspark had no rules.
+        "publish": {one.name: [one.model, one.ladder, one.mode, one.k] for one in published_lists},
+        "pool": config["publish"].get("pool"),
+        "rules": {
+            one.name: [[name, config.get("rules", {}).get(name)] for name in one.rules]
+            for one in published_lists
         },
         "models": {name: settings.get(name) for name in models},
         "examples": [config.get("examples"), config["evaluate"]["horizon_days"]],

@@ -51,7 +51,7 @@ TABLES_READ: dict[str, tuple[str, ...]] = {
     ),
     "evaluate": (
         "candidates", "histories", "user_features", "item_features", "user_ids",
-        "item_ids", "recommendations",
+        "item_ids", "items", "recommendations",
     ),
     "publish": (
         "candidates", "metrics", "histories", "user_features", "item_features", "user_ids",
@@ -82,7 +82,7 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
         "n_candidates",
         "train.seed",
     ),
-    "recommend": ("features", "evaluate", "publish", "n_candidates"),
+    "recommend": ("features", "evaluate", "publish", "rules", "n_candidates"),
 }
 # Keys in the detail of a row of `runs`:
 IDENTITY = "identity"  # `Execution.identity`
@@ -239,6 +239,10 @@ def settings_identity(context: RunContext, stage: Stage, model: str) -> str | No
         return None
     settings = context.config.comparable()
     settings_read: dict[str, Any] = {}
+    if stage.name == "recommend" and context.config.publish.rescore_days is None:
+        # Rules decide nothing here then: no list of an earlier night is kept.
+        settings["rules"] = {}
+        settings["publish"] = {**settings["publish"], "rules": (), "pool": 0}
     for name in setting_names:
         section, _, setting = name.partition(".")
         settings_read[name] = settings[section][setting] if setting else settings[section]

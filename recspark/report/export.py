@@ -162,7 +162,8 @@ class Export:
 
 
 def csv_lines(batch: pa.RecordBatch, *, neutral: bool = False) -> bytes:
-    """Return the rows of `batch` as CSV lines, each ended by CR LF.
+    """Return the rows of `batch` as CSV lines, each ended by CR LF. A list, a map or a struct is
+    written as JSON.
 
     `neutral` : put an apostrophe before text that a spreadsheet would run as a formula
     """
@@ -171,6 +172,9 @@ def csv_lines(batch: pa.RecordBatch, *, neutral: bool = False) -> bytes:
 
     columns = []
     for column in batch.columns:
+        if pa.types.is_nested(column.type):
+            values = column.to_pylist()
+            column = pa.array([None if v is None else _json(v) for v in values], pa.string())
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             text = pc.replace_substring(column, '"', '""')
             if neutral:
@@ -187,13 +191,6 @@ def csv_lines(batch: pa.RecordBatch, *, neutral: bool = False) -> bytes:
         columns.append(text.fill_null(""))
     lines = pc.binary_join_element_wise(*columns, ",")
     return ("\r\n".join(lines.to_pylist()) + "\r\n").encode()
-
-
-def nested_columns(schema: pa.Schema) -> list[str]:
-    """Return the names of the columns that CSV cannot hold: lists, maps and structs."""
-    import pyarrow as pa
-
-    return [field.name for field in schema if pa.types.is_nested(field.type)]
 
 
 def arrow_schema(rows: DataFrame) -> pa.Schema:
@@ -222,7 +219,11 @@ def _quoted(name: str) -> str:
 
 
 def _json_line(row: dict[str, Any]) -> str:
-    return json.dumps(_json_value(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return _json(row) + "\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False)
 
 
 def _json_value(value: Any) -> Any:

@@ -4,7 +4,7 @@ beside what they bought.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -33,6 +33,13 @@ _SHOWN_METRICS = (
     "hit_rate",
     "coverage",
 )
+_CONCENTRATION = (
+    "top20_share",
+    "most_listed_share",
+    "gini",
+    "coverage",
+    "intra_list_diversity",
+)
 
 
 def print_night(context: RunContext, console: Console) -> list[str]:
@@ -44,6 +51,8 @@ def print_night(context: RunContext, console: Console) -> list[str]:
     console.print(table_of_tables(sizes(tables)))
     for mode in ("novel", "repeat"):
         console.print(evaluation_table(context, mode))
+    for mode in sorted({one.mode for one in context.config.publish.published_lists}):
+        console.print(concentration_table(context, mode))
     for model, reason in not_compared(context).items():
         console.print(f"{model} is not compared: {reason}", markup=False)
     console.print(seconds_table(context))
@@ -81,8 +90,7 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     for name in _SHOWN_METRICS:
         table.add_column(name, justify="right")
     table.add_column(f"NDCG - {settings.baseline} [95 % interval]", justify="right", no_wrap=True)
-    model_order = [*context.config.models, *context.config.publish.backtest_models]
-    for model in sorted(by_model, key=lambda m: model_order.index(m) if m in model_order else 99):
+    for model in in_order(by_model, context.config):
         metrics_of_model = by_model[model]
         ndcg = metrics_of_model.get("ndcg")
         interval = ""
@@ -96,6 +104,52 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     silent_models = models_that_list_nothing(context.config, mode)
     lines = below_baseline(by_model, settings.baseline, silent_models)
     table.caption = "\n".join([str(table.caption), *lines])
+    return table
+
+
+def in_order(models: Iterable[str], config: Config) -> list[str]:
+    """Return `models` in the order of the settings; the published lists come last, each as the
+    ladder fills it and then as its rules leave it.
+    """
+    order = list(config.models)
+    for published_list in config.publish.published_lists:
+        order += [published_list.before_rules, published_list.backtest_model]
+    return sorted(models, key=lambda model: order.index(model) if model in order else len(order))
+
+
+def concentration_table(context: RunContext, mode: str) -> Table:
+    """Return how few items fill the lists of the backtest in one mode, by model.
+
+    A published list that has rules is there before and after them.
+    """
+    settings = context.config.evaluate
+    k = settings.ks[0]
+    metrics = context.catalog.read("metrics", context.catalog.version("metrics"))
+    rows = metrics.where(
+        (F.col("run_date") == F.lit(context.run_date))
+        & (F.col("kind") == "backtest")
+        & (F.col("mode") == mode)
+        & (F.col("segment") == "all")
+        & (F.col("k") == k)
+        & F.col("metric").isin(*_CONCENTRATION)
+    ).collect()
+    values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            values.setdefault(row["model"], {})[row["metric"]] = row["value"]
+    table = Table(
+        title=f"which items fill the lists, {mode}",
+        caption=f"lists of {k}: share of all places that the 20 most listed items have, share of "
+        "lists with the most listed item, Gini index over all items",
+    )
+    table.add_column("model")
+    for name in _CONCENTRATION:
+        table.add_column(name, justify="right")
+    for model in in_order(values, context.config):
+        cells = [
+            f"{values[model][name]:.4f}" if name in values[model] else "" for name in _CONCENTRATION
+        ]
+        table.add_row(cell(model), *cells)
     return table
 
 

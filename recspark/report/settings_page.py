@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from recspark.config import Config
+from recspark.config.rules import KINDS_OF_RULES
 from recspark.models.registry import MODELS
 
 _HEAD = """\
@@ -59,11 +60,13 @@ def settings_page() -> str:
 
 
 def _sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
-    """Yield (title, prefix of the setting names, class) of each section. The sections of models
-    come last.
+    """Yield (title, prefix of the setting names, class) of each section. The sections of rules
+    and of models come last.
     """
     yield "The night", "", Config
     yield from _subsections(Config, "")
+    for kind, rule in KINDS_OF_RULES.items():
+        yield f"Rule `{kind}`", "rules.NAME.", rule
     for name, spec in MODELS.items():
         yield f"Model `{name}`", f"models.{name}.", spec.load().settings_class
 
@@ -117,7 +120,8 @@ def _in_words(annotation: Any) -> str:
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if p is type(None) else _in_words(p) for p in arguments)
+        words = ["null" if p is type(None) else _in_words(p) for p in arguments]
+        return " or ".join(dict.fromkeys(words))
     if origin is Literal:
         return " or ".join(f"`{part}`" for part in arguments)
     if origin is tuple:

@@ -20,6 +20,7 @@ UNREADABLE_ROW = "unreadable row"
 WRONG_TYPE = "wrong type: {}"
 TOO_SMALL_FOR_A_TIME = "wrong type: {} (a number that would lie before {})"
 BAD_ENCODING = "bad encoding: {}"
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 TOO_LITTLE, TOO_LARGE = "{} too small", "{} too large"
 
 
@@ -124,6 +125,16 @@ def list_of(table: RawTable, name: str, separator: str) -> Column:
 def text_of(table: RawTable, name: str) -> Column:
     """Return the raw column as text without blanks at its ends; blank text gives null."""
     return _read_column(table, name, "text", values.printed)
+
+
+def flag_of(table: RawTable, name: str) -> Typed:
+    """Return the raw column as true or false; blank text gives null.
+
+    True are true, t, yes, y and 1, in lower or upper case; false are false, f, no, n and 0.
+    """
+    text = F.lower(text_of(table, name))
+    value = F.when(text.isin(*_TRUE), True).when(text.isin(*_FALSE), False)
+    return Typed(name, value, text.isNotNull())
 
 
 def attributes_of(columns: Mapping[str, Column]) -> Column:

@@ -30,13 +30,20 @@ class AddedColumn:
     value: str | None = None
 
 
+_STRINGS = {"type": "array", "elementType": "string", "containsNull": True}
 _LIST = AddedColumn("list", after="run_date", value="main")
+_RULES = AddedColumn("rules", after="source", type=_STRINGS)
 
 # table -> the columns that were added to it, in the order in which they are to be put behind `after`
 ADDED_COLUMNS: dict[str, tuple[AddedColumn, ...]] = {
-    "recommendations": (_LIST,),
-    "staged_recommendations": (_LIST,),
+    "recommendations": (_LIST, _RULES),
+    "staged_recommendations": (_LIST, _RULES),
     "gates": (_LIST,),
+    "items": (
+        AddedColumn("available", after="ingest_date", type="boolean"),
+        AddedColumn("available_from", after="available", type="timestamp"),
+        AddedColumn("available_until", after="available_from", type="timestamp"),
+    ),
 }
 
 

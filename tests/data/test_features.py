@@ -273,7 +273,18 @@ def night(days: int) -> date:
 
 def items(spark: SparkSession, rows: Sequence[tuple[str, int, str | None, float]]) -> DataFrame:
     data: list[Any] = [
-        (i, int(i[1:]), name, None, price, name, None, CUT + timedelta(days=d), night(d))
+        (
+            i,
+            int(i[1:]),
+            name,
+            None,
+            price,
+            name,
+            None,
+            CUT + timedelta(days=d),
+            night(d),
+            *[None] * 3,
+        )
         for i, d, name, price in rows
     ]
     return spark.createDataFrame(data, schema.ITEMS)
@@ -291,6 +302,28 @@ def test_the_name_is_the_latest_before_the_cutoff(spark: SparkSession) -> None:
     )
     row = features.items_as_of(frame, CUT).collect()[0]
     assert (row["item_name"], row["price"]) == ("new", 3.0)
+
+
+def test_the_latest_row_that_says_so_decides_what_is_available(spark: SparkSession) -> None:
+    def row(item: int, day: int, available: bool | None, begin: int | None, end: int | None) -> Any:
+        moments = [None if d is None else CUT + timedelta(days=d) for d in (begin, end)]
+        valid_from = CUT + timedelta(days=day)
+        return (f"i{item}", item, *[None] * 5, valid_from, night(day), available, *moments)
+
+    rows = [
+        row(1, -9, False, None, None), row(1, -5, True, None, None), row(1, -2, None, None, None),
+        row(2, -9, True, None, None), row(2, -1, False, None, None), row(2, 0, True, None, None),
+        row(3, -9, True, None, -5), row(3, -1, True, None, None),  # the end was taken back
+        row(4, -9, True, 0, 1), row(5, -9, True, 1, None), row(6, -9, True, None, 0),
+        row(7, -9, None, None, None), row(8, -9, False, -1, 1),
+    ]  # fmt: skip
+    frame = spark.createDataFrame(rows, schema.ITEMS)
+    found = {r["item_idx"]: r["available"] for r in features.items_as_of(frame, CUT).collect()}
+    assert found == {1: True, 2: False, 3: True, 4: True, 5: False, 6: False, 7: None, 8: False}
+    assert features.says_availability(frame)
+    assert not features.says_availability(frame.where("item_idx IN (7) OR available"
+                                                      " AND available_from IS NULL"
+                                                      " AND available_until IS NULL"))  # fmt: skip
 
 
 def test_the_catalogue_night_by_night_equals_at_once(spark: SparkSession) -> None:

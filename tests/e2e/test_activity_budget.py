@@ -21,6 +21,8 @@ SETTINGS = (
     "publish.rescore_days=1",
     "ingest.max_late_days=7",
     "publish.lists={main: {}, again: {mode: repeat}}",
+    "rules.family={kind: cap, by: name, at_most: 1}",
+    "publish.rules=[family]",
 )
 
 
@@ -65,6 +67,7 @@ def test_only_who_acted_or_changed_is_scored(
         kept, before.loc[before.index.isin(kept.index)].drop(columns="source")
     )
     assert kept.index.nunique() > 100
+    assert kept["rules"].map(len).sum() > 0  # as the night before wrote them
     assert set(after.index) >= set(before.index)
     assert (after.groupby(["user_id", "list"]).size() == 10).all()
     assert (after.groupby("user_id").size() == 20).all()
@@ -76,6 +79,7 @@ def test_only_who_acted_or_changed_is_scored(
     # Another model or mode of one list: nobody's lists hold, though the inputs are the same.
     for changed, holds in (
         ("model_settings.ease.reg=77", False),
+        ("rules.family.at_most=2", False),
         ("publish.min_coverage=0.5", True),
         ("publish.lists.again.mode=novel", False),
     ):

@@ -23,6 +23,7 @@ from recspark.eval.evaluate import (
     SEGMENTS,
     MetricRow,
     catalogue,
+    concentration,
     evaluate,
     item_vectors,
     population,
@@ -333,3 +334,39 @@ def test_item_vectors_keep_cosines(spark: SparkSession) -> None:
     error = (found[:-1] @ found[:-1].T - columns.T @ columns)[np.triu_indices(28, 1)]
     assert abs(error.mean()) < 0.05  # pairs share the hash, so their errors are not independent
     assert error.std() == pytest.approx(1 / 16, rel=0.35)
+
+
+def test_concentration_counts_the_lists_of_each_item(spark: SparkSession, world: World) -> None:
+    """Against plain Python: over all lists of a model, also of users without truth."""
+    rows = concentration(
+        world.frames(spark, 5)[0],
+        50,
+        SETTINGS,
+        run_date=date(2020, 5, 8),
+        kind="backtest",
+        cutoff=CUTOFF,
+        models=MODELS,
+    )
+    found = {(row.model, row.mode, row.k, row.metric): row for row in rows}
+    models = {model for (model, _, _), items in world.lists.items() if items}
+    assert len(found) == len(rows) == 3 * 2 * 2 * len(models & {*MODELS})
+    for model, mode, k in {(row.model, row.mode, row.k) for row in rows}:
+        lists = [
+            items[:k]
+            for (m, o, _), items in world.lists.items()
+            if (m, o) == (model, mode) and items
+        ]
+        counts = sorted(
+            (sum(item in items for items in lists) for item in range(100)), reverse=True
+        )
+        counts = counts[:50]  # the catalogue has 50 items
+        ascending = counts[::-1]
+        by_hand = {
+            "top20_share": sum(counts[:20]) / sum(counts),
+            "most_listed_share": counts[0] / len(lists),
+            "gini": sum((2 * i - 51) * x for i, x in enumerate(ascending, 1)) / (50 * sum(counts)),
+        }
+        for metric, value in by_hand.items():
+            row = found[model, mode, k, metric]
+            assert row.value == pytest.approx(value)
+            assert (row.n_users, row.segment, row.diff) == (len(lists), "all", None)

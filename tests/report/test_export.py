@@ -54,6 +54,18 @@ def exported(ids: Sequence[str | None], **options: bool) -> bytes:
     return header + csv_lines(batch_of(ids), **options)
 
 
+def test_csv_holds_lists_as_json() -> None:
+    rules = pa.array([["a", 'say "b"'], [], None], pa.list_(pa.string()))
+    because = pa.array([[{"item": "x", "share": 0.5}], None, []])
+    batch = pa.RecordBatch.from_arrays([rules, because], ["rules", "because"])
+    rows = list(csv.reader(io.StringIO(csv_lines(batch).decode(), newline="")))
+    assert rows == [
+        ['["a", "say \\"b\\""]', '[{"item": "x", "share": 0.5}]'],
+        ["[]", ""],
+        ["", "[]"],
+    ]
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.lists(TEXTS, min_size=1, max_size=6))
 @example(HARD)

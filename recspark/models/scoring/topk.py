@@ -326,6 +326,7 @@ def neighbours(
     scorer: Scorer | ListScorer,
     as_of: int,
     k: int,
+    allowed: Array | None = None,
     *,
     with_itself: bool = False,
 ) -> DataFrame:
@@ -333,20 +334,21 @@ def neighbours(
 
     The neighbours of an item are what a user would get whose history is one event on that item, at
     `as_of` (microseconds since 1970 UTC). An item is among its own neighbours only `with_itself`.
-    Lazy and narrow, like `recommend`.
+    `allowed` : as in `recommend`. Lazy and narrow, like `recommend`.
     """
-    shared = spark.sparkContext.broadcast((items, scorer))
+    is_allowed = None if allowed is None else np.isin(items, allowed)
+    shared = spark.sparkContext.broadcast((items, scorer, is_allowed))
     names = schema.NEIGHBOURS.names
 
     def neighbours_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        vocabulary, scorer = shared.value
+        vocabulary, scorer, allowed_items = shared.value
         for batch in batches:
             item_idx = vocabulary[batch.column("id").to_numpy()]
             queries = _single_event_queries(item_idx, as_of)
             if with_itself:
                 no_items = Ragged(np.zeros(len(item_idx) + 1, np.int64), item_idx[:0])
                 queries = replace(queries, seen=no_items)
-            lists = answer(queries, vocabulary, scorer, k)
+            lists = answer(queries, vocabulary, scorer, k, allowed_items)
             query_item = lists.column("user_idx").cast(pa.int32())
             yield pa.RecordBatch.from_arrays(
                 [query_item, lists.column("rank"), lists.column("item_idx"), lists.column("score")],

@@ -114,11 +114,12 @@ class Item2VecModel(RetrieverModel):
             return self._cosine_scorer()
         return self._scorer(self.vectors, self.outputs, self.bias)
 
-    def neighbours(self, k: int) -> DataFrame:
+    def neighbours(self, k: int, allowed: Array | None = None) -> DataFrame:
         """See `RetrieverModel`. Always by the cosine of input vectors, whatever `score` is."""
         check_k(k)
         spark = SparkSession.active()
-        return topk.neighbours(spark, self.items, self._cosine_scorer(), micros(self.cutoff), k)
+        scorer, as_of = self._cosine_scorer(), micros(self.cutoff)
+        return topk.neighbours(spark, self.items, scorer, as_of, k, allowed)
 
     def arrays(self) -> dict[str, Array]:
         """See `RetrieverModel`."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.config import Mode, lists_of
+from recspark.config import Mode, PublishedList, lists_of
 from recspark.data import features
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import EmptyDataError
@@ -19,12 +20,14 @@ from recspark.eval import evaluate as scoring
 from recspark.eval import ratings
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.metrics import Catalogue
-from recspark.hybrid.ladder import fill, ladder_steps
+from recspark.hybrid.ladder import ladder_steps
+from recspark.hybrid.rules import RuleBook
 from recspark.models.ratings import predicted
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_model, not_compared, with_user_features
 from recspark.pipeline.plan import models_of
 from recspark.pipeline.promote import last_published_at, promote
+from recspark.pipeline.rules import NightRules, filled_lists
 from recspark.pipeline.runlog import StageResult, published_row
 from recspark.pipeline.training_sets import features_as_of
 from recspark.session import together
@@ -45,8 +48,10 @@ def evaluate(context: RunContext) -> StageResult:
     histories = context.read("histories")
     truths = scoring.truth(histories, cutoff, horizon_days)
     users, catalogue_of = users_and_catalogue(context, histories, cutoff)
+    rules, published_lists = NightRules(context, cutoff), context.config.publish.published_lists
+    books = {one.name: rules.book(one.rules) for one in published_lists}
     written, items = together(
-        context.spark, lambda: write_ladder(context, truths, cutoff), catalogue_of
+        context.spark, lambda: write_ladder(context, truths, cutoff, books), catalogue_of
     )
     assert isinstance(written, TableVersion)
     assert isinstance(items, Catalogue | None)
@@ -56,7 +61,13 @@ def evaluate(context: RunContext) -> StageResult:
     compared = [
         model for model in models_of(context.config, "retriever", "ranker") if model not in left_out
     ]
-    rows = backtest_rows(context, written, users, items, compared)
+    lists_before_rules = [
+        ladder_lists(context, truths, cutoff, one).withColumn("model", F.lit(one.before_rules))
+        for one in published_lists
+        if one.rules
+    ]
+    before_rules = reduce(DataFrame.unionByName, lists_before_rules) if lists_before_rules else None
+    rows = backtest_rows(context, written, users, items, compared, before_rules)
     if context.config.features.explicit:
         rows += rating_rows(context, histories, compared)
     rows += followup_rows(context, histories, users, items)
@@ -67,20 +78,47 @@ def evaluate(context: RunContext) -> StageResult:
     return StageResult(outputs, context.count("histories"), metrics.rows, detail)
 
 
-def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> TableVersion:
-    """Write the lists that each ladder makes of the models' backtest lists, in both modes.
+def write_ladder(
+    context: RunContext, truths: DataFrame, cutoff: datetime, books: Mapping[str, RuleBook | None]
+) -> TableVersion:
+    """Write the lists that would have been published at `cutoff`, in both modes.
 
     They are rows of `candidates` under the names `PublishedList.backtest_model`, for the users in
-    `truths`: what each of the published lists would have been. One commit.
+    `truths`. One commit. `books` : the rules of each list, as of `cutoff`.
+    """
+    lists_of_all = [
+        ladder_lists(context, truths, cutoff, published_list, books[published_list.name])
+        for published_list in context.config.publish.published_lists
+    ]
+    return context.catalog.replace_slice(
+        "candidates",
+        reduce(DataFrame.unionByName, lists_of_all),
+        {"run_date": context.run_date, "model": context.config.publish.backtest_models},
+    )
+
+
+def ladder_lists(
+    context: RunContext,
+    truths: DataFrame,
+    cutoff: datetime,
+    published_list: PublishedList,
+    book: RuleBook | None = None,
+) -> DataFrame:
+    """Return the lists, in both modes, that a ladder makes of the models' backtest lists and that
+    the rules of `book` re-rank: rows of `candidates` of the model `published_list.backtest_model`.
     """
     config = context.config
     candidates = _lists_at(context, context.read("candidates"), cutoff)
     users = truths.select("user_idx")
-    filled_lists = [
-        fill(
+    length = max(published_list.k, *config.evaluate.ks)
+    lists_by_mode = [
+        filled_lists(
+            context,
             ladder_steps(published_list.steps, candidates, mode),
             users,
-            max(published_list.k, *config.evaluate.ks),
+            length,
+            cutoff,
+            book=book,
         ).select(
             F.lit(context.run_date).alias("run_date"),
             F.lit(cutoff).alias("cutoff"),
@@ -91,14 +129,9 @@ def write_ladder(context: RunContext, truths: DataFrame, cutoff: datetime) -> Ta
             "rank",
             "score",
         )
-        for published_list in config.publish.published_lists
         for mode in schema.MODES
     ]
-    return context.catalog.replace_slice(
-        "candidates",
-        reduce(DataFrame.unionByName, filled_lists),
-        {"run_date": context.run_date, "model": context.config.publish.backtest_models},
-    )
+    return lists_by_mode[0].unionByName(lists_by_mode[1])
 
 
 def backtest_rows(
@@ -107,6 +140,7 @@ def backtest_rows(
     users: DataFrame,
     items: Catalogue | None,
     compared: Sequence[str],
+    before_rules: DataFrame | None = None,
 ) -> list[MetricRow]:
     """Return the rows of the backtest for the models in `compared` and for the published lists.
 
@@ -115,6 +149,8 @@ def backtest_rows(
     written : the version of `candidates` that has the lists of the ladders
     users, items : as `users_and_catalogue` gives them
     compared : models; a published list is compared where one of its steps is among them
+    before_rules : the lists with rules before these re-rank them, as rows of the models
+        `PublishedList.before_rules`; None where no list has rules
     """
     cutoff, settings = context.cutoffs.backtest, context.config.evaluate
     if items is None:
@@ -122,22 +158,42 @@ def backtest_rows(
         return scoring.nobody_known(
             users, settings, run_date=context.run_date, kind="backtest", cutoff=cutoff
         )
-    compared_lists = [
-        published_list.backtest_model
-        for published_list in context.config.publish.published_lists
-        if set(published_list.steps) & set(compared)
-    ]
     just_written = dict.fromkeys(context.config.publish.backtest_models, written.version)
-    return scoring.evaluate(
-        _lists_at(context, context.read("candidates", just_written), cutoff),
-        users,
-        items,
-        settings,
-        run_date=context.run_date,
-        kind="backtest",
-        cutoff=cutoff,
-        models=(*compared, *compared_lists),
+    lists = _lists_at(context, context.read("candidates", just_written), cutoff)
+    compared_lists = [
+        published_list
+        for published_list in context.config.publish.published_lists
+        if not set(compared).isdisjoint(published_list.steps)
+    ]
+    names = [published_list.backtest_model for published_list in compared_lists]
+    if before_rules is not None:
+        lists = lists.unionByName(before_rules)
+        names += [one.before_rules for one in compared_lists if one.rules]
+    return rows_of_lists(
+        context, lists, users, items, "backtest", cutoff, (*compared, *names), schema.MODES
     )
+
+
+def rows_of_lists(
+    context: RunContext,
+    lists: DataFrame,
+    users: DataFrame,
+    items: Catalogue,
+    kind: str,
+    cutoff: datetime,
+    models: Sequence[str],
+    modes: Sequence[str],
+) -> list[MetricRow]:
+    """Return the rows of `scoring.evaluate` and of `scoring.concentration` for the same lists."""
+    settings = context.config.evaluate
+    head: dict[str, Any] = {"run_date": context.run_date, "kind": kind, "cutoff": cutoff}
+    head |= {"models": models, "modes": modes}
+    scored, concentrated = together(
+        context.spark,
+        lambda: scoring.evaluate(lists, users, items, settings, **head),
+        lambda: scoring.concentration(lists, len(items), settings, **head),
+    )
+    return [*scored, *concentrated]
 
 
 def _lists_at(context: RunContext, candidates: DataFrame, cutoff: datetime) -> DataFrame:
@@ -190,17 +246,7 @@ def followup_rows(
     return [
         row
         for mode, models in models_of_modes.items()
-        for row in scoring.evaluate(
-            lists,
-            users,
-            items,
-            context.config.evaluate,
-            run_date=context.run_date,
-            kind="followup",
-            cutoff=cutoff,
-            models=models,
-            modes=(mode,),
-        )
+        for row in rows_of_lists(context, lists, users, items, "followup", cutoff, models, (mode,))
     ]
 
 

@@ -120,9 +120,13 @@ def _write(
     catalog, run_date, source = context.catalog, context.run_date, context.config.source.name
     night = {"ingest_date": run_date}
     item_names = clean_events.select("item_id")
+    present_items = None
     quarantine = event_checks.quarantine_of(bad_events, run_date, source)
     if checked_items is not None:
         items = catalogue_checks.clean_items(checked_items)
+        if context.config.source.items_complete:
+            # An item whose row was refused is there all the same.
+            present_items = checked_items.select("item_id").distinct()
         item_names = item_names.unionByName(items.select("item_id"))
         bad_items = event_checks.quarantine_of(checked_items, run_date, source, "catalogue")
         quarantine = quarantine.unionByName(bad_items)
@@ -138,7 +142,7 @@ def _write(
         "quarantine": quarantine_version,
         "user_ids": user_ids_version,
         "item_ids": item_ids_version,
-        "items": _write_items(context, items, item_ids_version),
+        "items": _write_items(context, items, item_ids_version, present_items),
         # Refused where another night has committed since `events_version`: it may have landed the
         # same events. The stage is then run again.
         "events": catalog.replace_slice(
@@ -275,8 +279,16 @@ def _counts_detail(counts: event_checks.Counts) -> dict[str, Any]:
     }
 
 
-def _write_items(context: RunContext, items: DataFrame | None, item_ids_version: int) -> int:
+def _write_items(
+    context: RunContext,
+    items: DataFrame | None,
+    item_ids_version: int,
+    present_items: DataFrame | None,
+) -> int:
     """Replace the rows of `items` that this night wrote before, if any; return the version.
+
+    `present_items` : item_id of a complete delivery. Every other item gets a row that says it is
+    not available from this night on. None = the delivery is not complete.
 
     A night writes only what is new about an item compared with what other nights wrote. Where
     another night commits first, `items` is read again and compared again.
@@ -295,6 +307,11 @@ def _write_items(context: RunContext, items: DataFrame | None, item_ids_version:
             landed_items = items.join(dictionary, on="item_id", how="inner").withColumn(
                 "ingest_date", F.lit(context.run_date)
             )
+            if present_items is not None:
+                landed_items = landed_items.unionByName(
+                    _absent_items(context, item_ids_version, present_items),
+                    allowMissingColumns=True,
+                )
             items_of_other_nights = known_items.where(
                 F.col("ingest_date") != F.lit(context.run_date)
             )
@@ -302,6 +319,24 @@ def _write_items(context: RunContext, items: DataFrame | None, item_ids_version:
         return catalog.replace_slice("items", rows, night, expected=version).version
 
     return retried(write)
+
+
+def _absent_items(
+    context: RunContext, item_ids_version: int, present_items: DataFrame
+) -> DataFrame:
+    """Return rows of `items` for the items of this night's dictionary that are not in
+    `present_items`: not available from the night on.
+    """
+    dictionary = context.catalog.read("item_ids", item_ids_version)
+    known_tonight = dictionary.where(F.col("run_date") <= F.lit(context.run_date))
+    absent = known_tonight.join(present_items, on="item_id", how="left_anti")
+    return absent.select(
+        "item_id",
+        "item_idx",
+        F.lit(False).alias("available"),
+        F.lit(context.run_date.isoformat()).cast("timestamp").alias("valid_from"),
+        F.lit(context.run_date).alias("ingest_date"),
+    )
 
 
 def _assign_ids(

@@ -19,13 +19,16 @@ from recspark.errors import GateRefusedError, ModelError
 from recspark.eval.evaluate import MetricRow
 from recspark.eval.gates import Gate, audit, publish_gates
 from recspark.hybrid.default_lists import default_lists
-from recspark.hybrid.ladder import FILLED, fill, ladder_steps
+from recspark.hybrid.ladder import ladder_steps
+from recspark.hybrid.rules import RERANKED
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
+from recspark.pipeline.availability import allowed_of, listable_items, unavailable_items
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import last_published_at, promote
+from recspark.pipeline.rules import NightRules, filled_lists
 from recspark.pipeline.runlog import StageResult
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
@@ -34,21 +37,22 @@ from recspark.tables.catalog import TableVersion, retried
 def publish(context: RunContext) -> StageResult:
     """Write tonight's lists to `staged_recommendations`, judge them, and promote them if they pass.
 
-    Raises GateRefusedError where a gate refuses one of the lists. All published lists then stay as
-    they are.
+    Raises GateRefusedError where a gate refuses one of the lists, and ConfigError where a rule names
+    what no item has. All published lists then stay as they are.
     """
     config = context.config
+    rules = NightRules(context, context.cutoffs.tonight)
+    rules.check(name for one in config.publish.published_lists for name in one.rules)
     published_at_before = last_published_at(context)
     histories = before(context.read("histories"), context.cutoffs.tonight)
     users_to_answer = active(histories, context.cutoffs.tonight, config.publish.active_days).select(
         "user_idx", "seen"
     )
     items = item_names(context)
-    listable_items = context.read("item_features").where(
-        F.col("cutoff") == F.lit(context.cutoffs.tonight)
-    )
-    staged = stage_lists(context, users_to_answer, items)
-    gates_of_lists = judge(context, staged, users_to_answer, listable_items)
+    unavailable = unavailable_items(context)
+    listable = listable_items(context, unavailable)
+    staged = stage_lists(context, users_to_answer, items, rules)
+    gates_of_lists = judge(context, staged, users_to_answer, listable)
     gate_rows = context.spark.createDataFrame(
         [
             (
@@ -81,8 +85,8 @@ def publish(context: RunContext) -> StageResult:
             "staged_recommendations"
         )
     rows_by_table = {
-        "default_recommendations": named_default_lists(context, histories, items),
-        "item_neighbours": neighbour_lists(context, items),
+        "default_recommendations": named_default_lists(context, histories, items, unavailable),
+        "item_neighbours": neighbour_lists(context, items, unavailable),
     }
     for written in together(
         context.spark,
@@ -133,11 +137,13 @@ def item_names(context: RunContext) -> DataFrame:
     )
 
 
-def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFrame) -> DataFrame:
-    """Fill each published list for each user of `users_to_answer`, and write the lists to
-    `staged_recommendations`.
+def stage_lists(
+    context: RunContext, users_to_answer: DataFrame, items: DataFrame, rules: NightRules
+) -> DataFrame:
+    """Fill each published list for each user of `users_to_answer`, re-rank it by its rules, and write
+    the lists to `staged_recommendations`.
 
-    Returns the rows written. `items` : as `item_names` returns them.
+    Returns the rows written. `items` : as `item_names` returns them. `rules` : as of tonight.
     """
     catalog = context.catalog
     candidates = context.read("candidates").where(
@@ -145,16 +151,19 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
         & (F.col("cutoff") == F.lit(context.cutoffs.tonight))
     )
     kept = kept_lists(context)
-    filled_lists = [
-        fill(
+    lists_by_name = [
+        filled_lists(
+            context,
             ladder_steps(published_list.steps, candidates, published_list.mode),
             users_to_answer.select("user_idx"),
             published_list.k,
+            context.cutoffs.tonight,
             None if kept is None else kept.where(F.col("list") == F.lit(published_list.name)),
-        ).select(F.lit(published_list.name).alias("list"), *FILLED.names)
+            rules.book(published_list.rules),
+        ).select(F.lit(published_list.name).alias("list"), *RERANKED.names)
         for published_list in context.config.publish.published_lists
     ]
-    lists = reduce(DataFrame.unionByName, filled_lists)
+    lists = reduce(DataFrame.unionByName, lists_by_name)
     written = catalog.replace_slice(
         "staged_recommendations", with_names(context, lists, items), {"run_date": context.run_date}
     )
@@ -166,7 +175,7 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
 def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
     """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, and item names."""
     names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
-    list_columns = lists.select("list", *FILLED.names)
+    list_columns = lists.select("list", *RERANKED.names)
     return (
         list_columns.join(
             context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
@@ -178,7 +187,7 @@ def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataF
 
 
 def judge(
-    context: RunContext, staged: DataFrame, users_to_answer: DataFrame, listable_items: DataFrame
+    context: RunContext, staged: DataFrame, users_to_answer: DataFrame, listable: DataFrame
 ) -> dict[str, list[Gate]]:
     """Return, by the name of each published list, the verdicts of the gates on its staged rows.
 
@@ -186,7 +195,7 @@ def judge(
     ----------
     staged : the lists, as `stage_lists` returns them
     users_to_answer : user_idx, seen: the users who must get each of the lists
-    listable_items : item_idx: the items that may be listed
+    listable : item_idx: the items that may be listed
 
     Cost: one job for each list, side by side, and one for the metrics.
     """
@@ -202,7 +211,7 @@ def judge(
                 audit,
                 rows.where(F.col("list") == F.lit(published_list.name)),
                 users_to_answer,
-                listable_items.select("item_idx"),
+                listable,
                 published_list.k,
                 published_list.mode,
                 broadcast_items=context.has_few_items,
@@ -224,17 +233,20 @@ def judge(
     }
 
 
-def named_default_lists(context: RunContext, histories: DataFrame, items: DataFrame) -> DataFrame:
+def named_default_lists(
+    context: RunContext, histories: DataFrame, items: DataFrame, unavailable: DataFrame | None
+) -> DataFrame:
     """Return `schema.DEFAULT_RECOMMENDATIONS`: the lists of `hybrid.default_lists`, with names.
 
     There is one default list for each segment, of `publish.k` items, however many lists a night
     publishes: whoever it is for has bought nothing that could be bought again.
 
-    `histories` are cut at tonight's cutoff. `items` : as `item_names` returns them.
+    `histories` are cut at tonight's cutoff. `items` : as `item_names` returns them. `unavailable` :
+    as `availability.unavailable_items` returns them; they are not listed.
     """
     cutoff = context.cutoffs.tonight
     user_features = context.read("user_features").where(F.col("cutoff") == F.lit(cutoff))
-    lists = default_lists(histories, user_features, cutoff, context.config.publish.k)
+    lists = default_lists(histories, user_features, cutoff, context.config.publish.k, unavailable)
     names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
     return lists.join(names, on="item_idx", how="left").select(
         F.lit(context.run_date).alias("run_date"),
@@ -246,11 +258,14 @@ def named_default_lists(context: RunContext, histories: DataFrame, items: DataFr
     )
 
 
-def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
+def neighbour_lists(
+    context: RunContext, items: DataFrame, unavailable: DataFrame | None
+) -> DataFrame:
     """Return `schema.ITEM_NEIGHBOURS`: the nearest items of each item, by
     `publish.neighbours_model`.
 
-    No rows where the settings name no such model. Raises ModelError where the model gives no
+    An item of `unavailable` (as `availability.unavailable_items` returns them) is no neighbour. No
+    rows where the settings name no such model. Raises ModelError where the model gives no
     neighbours.
     """
     settings = context.config.publish
@@ -259,9 +274,8 @@ def neighbour_lists(context: RunContext, items: DataFrame) -> DataFrame:
         return context.spark.createDataFrame([], schema.ITEM_NEIGHBOURS)
     if "neighbours" not in spec_of(model, context.config.settings_of(model)).tags:
         raise ModelError(f"publish.neighbours_model = '{model}' gives no neighbours")
-    neighbours = load_retriever(context, model, context.cutoffs.tonight).neighbours(
-        settings.n_neighbours
-    )
+    fitted = load_retriever(context, model, context.cutoffs.tonight)
+    neighbours = fitted.neighbours(settings.n_neighbours, allowed_of(fitted.items, unavailable))
     names = items.select("item_idx", "item_id", "item_name")
     names_of_neighbours = names.select(
         F.col("item_idx").alias("neighbour_idx"),

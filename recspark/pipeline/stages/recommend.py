@@ -15,6 +15,7 @@ from recspark.data.interactions import before, queries
 from recspark.eval.evaluate import in_sample
 from recspark.models.base import FittedModel, RankerModel, RetrieverModel
 from recspark.pipeline.activity import to_score
+from recspark.pipeline.availability import allowed_of, unavailable_items
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     backtest_model,
@@ -34,8 +35,8 @@ def recommend(context: RunContext, model: str) -> StageResult:
     """Write one model's lists to `candidates`.
 
     - Lists as of tonight, in each mode in which somebody reads them (`listed_tonight`). They are
-      for the active users that are scored tonight
-      (`activity.to_score`). A ranker that had too few examples has none, and a warning says so.
+      for the active users that are scored tonight (`activity.to_score`), and they hold only items
+      that are available. A ranker that had too few examples has none, and a warning says so.
     - Lists of the backtest, in both modes, where there is a model of the backtest. They are for the
       users of `backtest_users`.
     """
@@ -43,12 +44,15 @@ def recommend(context: RunContext, model: str) -> StageResult:
     histories = context.read("histories")
     k = config.n_candidates
     tonight_cutoff, past_cutoff = context.cutoffs.tonight, context.cutoffs.backtest
+    allowed = None  # the items that may be listed tonight; None = all
     lists_to_make: list[tuple[datetime, Mode, FittedModel, DataFrame]] = []
     if reason := why_not_fitted(context, model, tonight_cutoff):
         log.warning("%s has no lists tonight: %s", model, reason)
     elif modes := listed_tonight(config).get(model):
         fitted, users_of_tonight = load_model(context, model, tonight_cutoff), to_score(context)
         lists_to_make += [(tonight_cutoff, mode, fitted, users_of_tonight) for mode in modes]
+        if isinstance(fitted, RetrieverModel):  # a ranker lists what its retrievers list
+            allowed = allowed_of(fitted.items, unavailable_items(context))
     if (past_model := backtest_model(context, model)) is not None:
         users_tested = backtest_users(context, histories)
         lists_to_make += [
@@ -62,7 +66,11 @@ def recommend(context: RunContext, model: str) -> StageResult:
         else:
             assert isinstance(fitted, RetrieverModel), model
             user_queries = queries(users, mode)
-            lists = fitted.recommend(with_user_features(context, fitted, user_queries), k)
+            lists = fitted.recommend(
+                with_user_features(context, fitted, user_queries),
+                k,
+                allowed if cutoff == tonight_cutoff else None,
+            )
         lists_made.append(
             lists.select(
                 F.lit(context.run_date).alias("run_date"),

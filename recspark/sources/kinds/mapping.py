@@ -24,6 +24,7 @@ from recspark.sources.typed import (
     attributes_of,
     bounds_of,
     first_reason,
+    flag_of,
     id_of,
     list_of,
     number_of,
@@ -163,7 +164,9 @@ def _items(source: Source, table: RawTable, night: Night) -> DataFrame:
             columns[name] = id_of(table, raw_column)
         elif name == "price":
             typed[name] = number_of(table, raw_column)
-        elif name == "valid_from":
+        elif name == "available":
+            typed[name] = flag_of(table, raw_column)
+        elif name in ("valid_from", "available_from", "available_until"):
             typed[name] = time_of(table, raw_column, source.timezone)
         elif name in ("category", "media"):
             columns[name] = list_of(table, raw_column, source.list_separator)
@@ -177,6 +180,13 @@ def _items(source: Source, table: RawTable, night: Night) -> DataFrame:
         # The first catalogue is taken as valid from 1970 on, a later one from its own day on.
         valid_from = "1970-01-01" if night.initial else night.run_date.isoformat()
         columns["valid_from"] = F.lit(valid_from).cast("timestamp")
+    if source.items_complete or not columns.keys().isdisjoint(schema.AVAILABILITY):
+        # An unreadable flag stays null, so that the row is refused.
+        flag = typed.get("available")
+        is_blank = F.lit(True) if flag is None or flag.is_present is None else ~flag.is_present
+        columns["available"] = F.coalesce(
+            columns.get("available", F.lit(None)), F.when(is_blank, F.lit(True))
+        )
     columns["text"] = columns.get("text", columns.get("item_name", F.lit(None)))
     # In steps, as in `as_raw_events`: Spark then computes each column once, and `row` only for the
     # rows that keep it.

@@ -360,6 +360,37 @@ def test_catalogue_rows_that_cannot_be_read(spark: SparkSession, tmp_path: Path,
     assert clean == {"fine": 3.5, "no": None}
 
 
+def test_a_catalogue_says_what_is_available(spark: SparkSession, tmp_path: Path) -> None:
+    """A flag or a date range; a blank flag is true, and a flag that is none refuses the row."""
+    flags = {"yes": True, "0": False, "": True, "TRUE": True, "n": False, "soon": None}
+    records = [
+        {"sku": flag or "blank", "flag": flag, "from": "2024-05-01", "until": ""} for flag in flags
+    ]
+    path = json_lines(tmp_path / "items.jsonl", records)
+    columns = {"item_id": "sku", "available": "flag", "available_from": "from"}
+    columns["available_until"] = "until"
+    events = json_lines(tmp_path / "a.jsonl", RECORDS)
+    source = shop(events, items_path=str(path), items_format="jsonl", items_columns=columns)
+    rows = verdicts(read_landing(spark, source, NIGHT, initial=True))
+    assert {row["item_id"]: row["available"] for row in rows} == {
+        flag or "blank": value for flag, value in flags.items()
+    }
+    assert {row["reason"] for row in rows if row["available"] is None} == {"wrong type: flag"}
+    assert {str(row["available_from"]) for row in rows} == {"2024-05-01 00:00:00"}
+    assert {row["available_until"] for row in rows} == {None}
+    # Without such columns nothing is said, unless the delivery is complete.
+    for is_complete, available in ((False, None), (True, True)):
+        source = shop(
+            events,
+            items_path=str(path),
+            items_format="jsonl",
+            items_columns={"item_id": "sku"},
+            items_complete=is_complete,
+        )
+        rows = verdicts(read_landing(spark, source, NIGHT, initial=True))
+        assert {row["available"] for row in rows} == {available}
+
+
 def test_folder_columns_are_text(
     tmp_path: Path, checked: Callable[..., list[dict[str, Any]]]
 ) -> None:
