@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from pyspark.sql import DataFrame
@@ -17,7 +18,12 @@ from recspark.pipeline.training_sets import features_as_of
 
 
 def pairs_with_features(
-    context: RunContext, ranker: str, cutoff: datetime, lists: DataFrame, users: DataFrame
+    context: RunContext,
+    ranker: str,
+    cutoff: datetime,
+    lists: DataFrame,
+    users: DataFrame,
+    sample: Callable[[DataFrame], DataFrame] | None = None,
 ) -> DataFrame:
     """Return `mode, user_idx, item_idx, sources` and a column for each feature of a pair.
 
@@ -25,9 +31,13 @@ def pairs_with_features(
     ----------
     lists : mode, model, user_idx, item_idx, rank, score: what the ranker's retrievers list
     users : user_idx, history: at least the users in `lists`, with their events before `cutoff`
+    sample : adds to the pairs of `recspark.data.examples.proposed` the columns `label` and
+        `is_kept`. Only kept pairs are returned; the others have their part in `NAME_relative` only.
+        None = all pairs are returned
 
     The examples and tonight's lists both come from here, so a feature means the same in both. Cost:
-    a shuffle by pair and one by user, one small job for the catalogue, two joins.
+    the shuffles of `proposed` and `describe_pairs`, one small job for the catalogue, and the two
+    joins of `with_pair_features`.
     """
     sources = sources_of(context, ranker)
     retrievers = {name: load_retriever(context, name, cutoff) for name in sources}
@@ -38,8 +48,9 @@ def pairs_with_features(
             queries = with_features(queries, user_features, model.user_encoding).withColumnRenamed(
                 "features", f"features_{name}"
             )
+    pairs = proposed(lists, sources)
     described_pairs = describe_pairs(
-        proposed(lists, sources),
+        pairs if sample is None else sample(pairs),
         queries,
         retrievers,
         Catalogue.of(item_features),

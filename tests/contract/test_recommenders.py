@@ -125,5 +125,14 @@ def test_every_model_is_registered() -> None:
 
 
 def test_tags_are_known() -> None:
-    known = {"personal", "neural", "ranks", "neighbours", "cold_users", "decay", "own_items"}
+    known = {
+        "personal",
+        "neural",
+        "ranks",
+        "threads",
+        "neighbours",
+        "cold_users",
+        "decay",
+        "own_items",
+    }
     assert set().union(*(spec.tags for spec in MODELS.values())) == known
