@@ -68,8 +68,8 @@ def grow_trees(
     the values alone. So the trees have the same bits in whatever order and partitions the rows
     come; another number of workers or threads may give other trees. One shuffle by group; one
     barrier stage, whose tasks all run at once and exchange histograms of gradients. Memory of a
-    worker, for each feature of each of its rows: up to 9 bytes (by the source of xgboost; not
-    measured).
+    worker, for each feature of each of its rows, measured by `benchmarks/trees_memory.py`: 10 to 14
+    bytes while the rows are read and put into bins, 2 to 4 bytes after that, while trees grow.
 
     Where a worker is lost, the others cannot go on, and Spark does not run a barrier stage again
     whose results go to the driver. So the trees are grown anew, once. A machine that was taken away
@@ -92,7 +92,7 @@ def grow_trees(
     except _SPARK_ERRORS as error:
         log.warning("growing the trees failed, and is tried once more: %s", java_message(error))
         time.sleep(_SETTLING_S)
-        await_slots(spark, how.train)
+        await_slots(spark, how.train, after_a_loss=True)
         try:
             [row] = trees.collect()
         except _SPARK_ERRORS as second_error:
@@ -125,8 +125,21 @@ def _grow(
     batches: Iterable[pa.RecordBatch], group: Sequence[str], encoding: Encoding, how: Boosting
 ) -> Iterator[pa.RecordBatch]:
     """Grow the trees together with the other workers; the first worker yields them."""
-    import xgboost
+    share = read_share(batches, group, encoding)
+    context = BarrierTaskContext.get()
+    with _meeting(context, how.train):
+        trees = grow_on_share(share, encoding, how)
+    context.barrier()
+    if context.partitionId() == 0:
+        yield pa.RecordBatch.from_arrays([pa.array([trees], pa.binary())], names=_TREES.names)
 
+
+def read_share(
+    batches: Iterable[pa.RecordBatch], group: Sequence[str], encoding: Encoding
+) -> list[Array]:
+    """Return what a worker reads of its n rows: the `feature_matrix`, the labels, float32 (n,), and
+    the number of each row's group, int64 (n,), ascending.
+    """
     features, labels, groups = [], [], []
     n_groups = -1
     last_group: dict[str, Any] | None = None
@@ -137,15 +150,28 @@ def _grow(
         groups.append(n_groups + np.cumsum(is_first))
         n_groups += int(is_first.sum())
     n_columns = len(encoding.numbers) + len(encoding.fields)
-    matrix = np.concatenate([np.empty((0, n_columns), np.float32), *features])
-    features.clear()
+    return [
+        np.concatenate([np.empty((0, n_columns), np.float32), *features]),
+        np.concatenate([np.empty(0, np.float32), *labels]),
+        np.concatenate([np.empty(0, np.int64), *groups]),
+    ]
 
-    context = BarrierTaskContext.get()
-    with xgboost.config_context(verbosity=1), _meeting(context, how.train):
+
+def grow_on_share(share: list[Array], encoding: Encoding, how: Boosting) -> bytes:
+    """Return the trees that this worker grows with the workers that it has met.
+
+    `share` : as `read_share` returns it. It is empty afterwards: the matrix is let go as soon as
+    xgboost has put its numbers into bins.
+    """
+    import xgboost
+
+    matrix, label, group = share
+    share.clear()
+    with xgboost.config_context(verbosity=1):
         data = xgboost.QuantileDMatrix(
             matrix,
-            label=np.concatenate([np.empty(0, np.float32), *labels]),
-            qid=np.concatenate([np.empty(0, np.int64), *groups]),
+            label=label,
+            qid=group,
             feature_types=feature_types(encoding),
             enable_categorical=True,
             max_bin=how.params["max_bin"],
@@ -153,11 +179,7 @@ def _grow(
         )
         del matrix
         params = {**how.params, "nthread": how.train.threads}
-        booster = xgboost.train(params, data, how.n_trees)
-        trees = bytes(booster.save_raw("json"))
-    context.barrier()
-    if context.partitionId() == 0:
-        yield pa.RecordBatch.from_arrays([pa.array([trees], pa.binary())], names=_TREES.names)
+        return bytes(xgboost.train(params, data, how.n_trees).save_raw("json"))
 
 
 def _group_starts(

@@ -35,6 +35,7 @@ SETTINGS = (
     "publish={model: lambdamart, ladder: [popular], neighbours_model: ease}",
     "examples={n_cutoffs: 1, n_negatives: 10000}",  # all candidates are examples
     "evaluate.horizon_days=14",
+    "ingest.max_late_days=60",  # the night after the first one is a month later
 )
 CUTOFF = datetime(2010, 11, 11, tzinfo=UTC)  # of the older examples of the night
 BACKTEST = datetime(2010, 11, 26, tzinfo=UTC)
