@@ -21,6 +21,7 @@ NAMES = (
     "nights",
     "plain_night",
     "evaluation_memory",
+    "trees_memory",
     "quality.movielens",
     "quality.plain",
     "quality.movielens_last",

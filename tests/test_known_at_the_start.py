@@ -27,6 +27,13 @@ MAPPING = (
 )
 
 
+RANKED = (
+    "models=[popular, ease, lambdamart]",
+    "models.lambdamart.needs=[popular, ease]",
+    "publish={model: ease, ladder: [lambdamart, popular]}",
+)
+
+
 class SparkWasStarted(Exception):
     pass
 
@@ -82,6 +89,12 @@ def test_stages_that_read_no_landing_do_not_ask_for_it(root: Path) -> None:
         (["nightly", *settings("models=[popular, eaze]")], "called 'eaze'. Did you mean 'ease'"),
         (["nightly", *settings("models.ease.reg=-1", "models.als.reg=.nan", "evaluate.metric=ndgc")],
          "conf of Ease: .*; conf of Als: .*; .*Did you mean 'ndcg'"),
+        (["nightly", *settings("examples.modes=[novel, novel]")], "examples.modes.* names novel twice"),
+        (["nightly", *settings("examples.features=[orders, catalogue, orders]")], "names orders twice"),
+        (["nightly", *settings(*RANKED, "examples.modes=[repeat]")],
+         r"'lambdamart' is a ranker and lists in mode novel, but examples.modes = \['repeat'\]"),
+        (["nightly", *settings(*RANKED, "examples.honest_features=[pair_deu]")],
+         "honest_features names 'pair_deu'.* Did you mean 'pair_due'"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_wrong(words: list[str], says: str, root: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from recspark.config.publishing import Mode
 from recspark.config.section import Section
@@ -101,6 +101,20 @@ class Examples(Section):
         ge=1,
         description="users of one cutoff. Of more users, a seeded hash sample is taken. Guess",
     )
+    honest_features: tuple[str, ...] = Field(
+        (),
+        description="features that may tell almost alone what a user does after a cutoff. A feature "
+        "that does is refused as a leak, unless it is named here: name it if it reads nothing after "
+        "the cutoff, for example where the items of a subscription are bought again every month",
+    )
+
+    @field_validator("modes", "features", "honest_features")
+    @classmethod
+    def _names_are_given_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        repeated_names = sorted({name for name in names if names.count(name) > 1})
+        if repeated_names:
+            raise ValueError(f"names {', '.join(repeated_names)} twice")
+        return names
 
 
 class Tune(Section):

@@ -64,13 +64,13 @@ class Histories:
         """Whether each event is the first of its session, bool (n_events,).
 
         An event is the first of a session where it is the first of its row, or where its
-        `session_id` differs from that of the event before it.
+        `session_id` differs from that of the event before it. Nothing tells that two events
+        without a `session_id` (null) belong together, so each of them is a session of its own.
         """
         is_first = np.zeros(len(self.item_idx), bool)
         is_first[self.start[:-1][np.diff(self.start) > 0]] = True
         if self.session_id is not None and len(is_first) > 1:
-            session_ids = self.session_id.fill_null("")
-            is_changed = pc.not_equal(session_ids[1:], session_ids[:-1])
+            is_changed = pc.not_equal(self.session_id[1:], self.session_id[:-1]).fill_null(True)
             is_first[1:] |= is_changed.to_numpy(zero_copy_only=False)
         return is_first
 

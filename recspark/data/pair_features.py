@@ -3,6 +3,9 @@
 Each feature is one function of `Pairs`, and one line of `FEATURES`. What several of them need is
 computed once, by `Pairs`. Everything is computed inside the user's own row, in time order, so a
 feature depends on no other user.
+
+Only events that weigh more than 0 count, as in the model `own_items`. A shop gives the weight 0 to
+event types that say nothing in favour of an item, and an event without a weight is no rating.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, local_index
+from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, local_index, where
 
 ORDER_DECAY = 0.9  # an order counts this much less for each later order of the user
 
@@ -58,7 +61,7 @@ class Pairs:
     ----------
     row : int64 (p,): the row of `history` that the pair's user has
     item_idx : int32 (p,)
-    history : events before `as_of`, n rows
+    history : events before `as_of`, n rows, whatever they weigh
     as_of : the cutoff, in microseconds since 1970 UTC
     catalogue : what is known of the items
     """
@@ -70,26 +73,31 @@ class Pairs:
     catalogue: Catalogue
 
     @cached_property
+    def events(self) -> Histories:
+        """The events that weigh more than 0, n rows; null (NaN) is no weight."""
+        return where(self.history, self.history.weight > 0)
+
+    @cached_property
     def order(self) -> Array:
         """The order of each event, int64 (n_events,): 0 is the first order of the event's row."""
-        order = np.cumsum(self.history.session_starts)
-        start = self.history.start[:-1][np.diff(self.history.start) > 0]
-        first_order = np.zeros(len(self.history.start) - 1, np.int64)
-        first_order[np.diff(self.history.start) > 0] = order[start]
-        return np.asarray(order - first_order[self.history.rows])
+        order = np.cumsum(self.events.session_starts)
+        start = self.events.start[:-1][np.diff(self.events.start) > 0]
+        first_order = np.zeros(len(self.events.start) - 1, np.int64)
+        first_order[np.diff(self.events.start) > 0] = order[start]
+        return np.asarray(order - first_order[self.events.rows])
 
     @cached_property
     def n_orders(self) -> Array:
         """The number of orders of each row, int64 (n,)."""
-        lengths = np.diff(self.history.start)
+        lengths = np.diff(self.events.start)
         n_orders = np.zeros(len(lengths), np.int64)
-        n_orders[lengths > 0] = self.order[self.history.start[1:][lengths > 0] - 1] + 1
+        n_orders[lengths > 0] = self.order[self.events.start[1:][lengths > 0] - 1] + 1
         return n_orders
 
     @cached_property
     def age_days(self) -> Array:
         """The age of each event at the cutoff, in days, float64 (n_events,)."""
-        return np.asarray((self.as_of - self.history.event_at) / MICROS_PER_DAY)
+        return np.asarray((self.as_of - self.events.event_at) / MICROS_PER_DAY)
 
     @cached_property
     def bought(self) -> OwnOrders:
@@ -99,11 +107,11 @@ class Pairs:
     @cached_property
     def gap_days(self) -> Array:
         """The mean time between two orders of each row, in days, float64 (n,); NaN = no two."""
-        lengths = np.diff(self.history.start)
+        lengths = np.diff(self.events.start)
         has_events = lengths > 0
         span = np.full(len(lengths), np.nan)
-        first = self.age_days[self.history.start[:-1][has_events]]
-        last = self.age_days[self.history.start[1:][has_events] - 1]
+        first = self.age_days[self.events.start[:-1][has_events]]
+        last = self.age_days[self.events.start[1:][has_events] - 1]
         span[has_events] = first - last
         return _ratio(span, self.n_orders - 1)
 
@@ -115,7 +123,7 @@ class Pairs:
     @cached_property
     def local_of_events(self) -> Array:
         """The position of each event's item in the catalogue, or -1, int64 (n_events,)."""
-        return local_index(self.catalogue.items, self.history.item_idx)
+        return local_index(self.catalogue.items, self.events.item_idx)
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class OwnOrders:
     @classmethod
     def of(cls, pairs: Pairs) -> OwnOrders:
         """Return the orders of all pairs. Cost: one sort of the events of the block."""
-        history, rows = pairs.history, pairs.history.rows
+        history, rows = pairs.events, pairs.events.rows
         # Sort by user and item; the sort is stable, so the events of an item stay in time order.
         by_item = np.lexsort((history.item_idx, rows))
         row, item, order = rows[by_item], history.item_idx[by_item], pairs.order[by_item]
@@ -267,8 +275,8 @@ def price_ratio(pairs: Pairs) -> Array:
     """Price of the item / mean price of the user's items, an item counted once per event."""
     price_of_events = _of_items(pairs.catalogue.price, pairs.local_of_events, np.nan)
     has_price = ~np.isnan(price_of_events)
-    n_rows = len(pairs.history.start) - 1
-    rows = pairs.history.rows[has_price]
+    n_rows = len(pairs.events.start) - 1
+    rows = pairs.events.rows[has_price]
     total = np.bincount(rows, price_of_events[has_price], n_rows)
     mean_price = _ratio(total, np.bincount(rows, minlength=n_rows))
     price = _of_items(pairs.catalogue.price, pairs.local, np.nan)
@@ -279,8 +287,8 @@ def category_share(pairs: Pairs) -> Array:
     """Share of the user's events whose items are of the item's category (first level)."""
     category_of_events = _of_items(pairs.catalogue.category, pairs.local_of_events, -1)
     category = _of_items(pairs.catalogue.category, pairs.local, -1)
-    keys, counts = np.unique(_key(pairs.history.rows, category_of_events), return_counts=True)
-    n_events = np.diff(pairs.history.start)[pairs.row]
+    keys, counts = np.unique(_key(pairs.events.rows, category_of_events), return_counts=True)
+    n_events = np.diff(pairs.events.start)[pairs.row]
     n_of_category = np.zeros(len(category))
     if len(keys):
         pair_keys = _key(pairs.row, category)

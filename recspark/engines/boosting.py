@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,14 +13,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from py4j.protocol import Py4JJavaError
 from pyspark import BarrierTaskContext
+from pyspark.errors.exceptions.captured import CapturedException
 from pyspark.sql import DataFrame
 from pyspark.sql.types import BinaryType
 
 from recspark import schema
+from recspark.config import Train
 from recspark.data.blocks import Array
 from recspark.data.feature_encoding import Encoding, parse_encoded
+from recspark.errors import RankFailedError, java_message
+from recspark.train.launch import await_slots
 
+log = logging.getLogger(__name__)
+_SPARK_ERRORS = (Py4JJavaError, CapturedException)
+# The driver hears of a lost executor a moment after the tasks that needed it have failed. Without a
+# pause, the second try could be sent to the executor that is gone.
+_SETTLING_S = 5
 _TREES = schema.columns(trees=BinaryType())
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -31,14 +43,14 @@ class Boosting:
     ----------
     params : parameters of xgboost
     n_trees : rounds of boosting, one tree each
-    n_workers : Spark tasks that grow the trees together, each on its share of the groups
-    n_threads : threads of each of them
+    train : `ranks` is the number of workers: Spark tasks that grow the trees together, each on its
+        share of the groups. `threads` is the number of threads of each. A worker that waits for
+        another one for `timeout_s` ends with an error
     """
 
     params: Mapping[str, Any]
     n_trees: int
-    n_workers: int
-    n_threads: int
+    train: Train
 
 
 def grow_trees(
@@ -56,15 +68,43 @@ def grow_trees(
     the values alone. So the trees have the same bits in whatever order and partitions the rows
     come; another number of workers or threads may give other trees. One shuffle by group; one
     barrier stage, whose tasks all run at once and exchange histograms of gradients. Memory of a
-    worker, for each feature of each of its rows: up to 9 bytes (by the source of xgboost; not
-    measured).
+    worker, for each feature of each of its rows, measured by `benchmarks/trees_memory.py`: 10 to 14
+    bytes while the rows are read and put into bins, 2 to 4 bytes after that, while trees grow.
+
+    Where a worker is lost, the others cannot go on, and Spark does not run a barrier stage again
+    whose results go to the driver. So the trees are grown anew, once. A machine that was taken away
+    is a matter of chance, and a second try then succeeds. After a second failure the cause is most
+    likely one that returns, such as too little memory, and each further try would cost as much.
+
+    Raises RankFailedError after the second failure, NoSlotsError where the cluster has too few task
+    slots for all workers at once.
     """
-    sorted_rows = rows.repartition(how.n_workers, *group).sortWithinPartitions(*group, *order)
+    spark = rows.sparkSession
+    sorted_rows = rows.repartition(how.train.ranks, *group).sortWithinPartitions(*group, *order)
 
     def grow(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from _grow(batches, group, encoding, how)
 
-    [row] = sorted_rows.mapInArrow(grow, _TREES, barrier=True).collect()
+    trees = sorted_rows.mapInArrow(grow, _TREES, barrier=True)
+    await_slots(spark, how.train)
+    try:
+        [row] = trees.collect()
+    except _SPARK_ERRORS as error:
+        log.warning("growing the trees failed, and is tried once more: %s", java_message(error))
+        time.sleep(_SETTLING_S)
+        await_slots(spark, how.train, after_a_loss=True)
+        try:
+            [row] = trees.collect()
+        except _SPARK_ERRORS as second_error:
+            raise RankFailedError(
+                f"growing the trees on {how.train.ranks} workers failed twice, at last by: "
+                f"{java_message(second_error)}. If a worker was lost both times, it probably ran "
+                "out of memory: give the executors more of it (spark.conf: "
+                "spark.executor.memoryOverhead), spread the examples over more workers "
+                "(train.ranks), or make fewer of them (examples.max_users, examples.n_negatives). "
+                f"If workers waited in vain for {how.train.timeout_s} s, raise train.timeout_s. "
+                "The logs of the executors say which it was; then run the stage again"
+            ) from second_error
     return bytes(row["trees"])
 
 
@@ -85,8 +125,21 @@ def _grow(
     batches: Iterable[pa.RecordBatch], group: Sequence[str], encoding: Encoding, how: Boosting
 ) -> Iterator[pa.RecordBatch]:
     """Grow the trees together with the other workers; the first worker yields them."""
-    import xgboost
+    share = read_share(batches, group, encoding)
+    context = BarrierTaskContext.get()
+    with _meeting(context, how.train):
+        trees = grow_on_share(share, encoding, how)
+    context.barrier()
+    if context.partitionId() == 0:
+        yield pa.RecordBatch.from_arrays([pa.array([trees], pa.binary())], names=_TREES.names)
 
+
+def read_share(
+    batches: Iterable[pa.RecordBatch], group: Sequence[str], encoding: Encoding
+) -> list[Array]:
+    """Return what a worker reads of its n rows: the `feature_matrix`, the labels, float32 (n,), and
+    the number of each row's group, int64 (n,), ascending.
+    """
     features, labels, groups = [], [], []
     n_groups = -1
     last_group: dict[str, Any] | None = None
@@ -97,27 +150,36 @@ def _grow(
         groups.append(n_groups + np.cumsum(is_first))
         n_groups += int(is_first.sum())
     n_columns = len(encoding.numbers) + len(encoding.fields)
-    matrix = np.concatenate([np.empty((0, n_columns), np.float32), *features])
-    features.clear()
+    return [
+        np.concatenate([np.empty((0, n_columns), np.float32), *features]),
+        np.concatenate([np.empty(0, np.float32), *labels]),
+        np.concatenate([np.empty(0, np.int64), *groups]),
+    ]
 
-    context = BarrierTaskContext.get()
-    with xgboost.config_context(verbosity=1), _meeting(context, how.n_workers):
+
+def grow_on_share(share: list[Array], encoding: Encoding, how: Boosting) -> bytes:
+    """Return the trees that this worker grows with the workers that it has met.
+
+    `share` : as `read_share` returns it. It is empty afterwards: the matrix is let go as soon as
+    xgboost has put its numbers into bins.
+    """
+    import xgboost
+
+    matrix, label, group = share
+    share.clear()
+    with xgboost.config_context(verbosity=1):
         data = xgboost.QuantileDMatrix(
             matrix,
-            label=np.concatenate([np.empty(0, np.float32), *labels]),
-            qid=np.concatenate([np.empty(0, np.int64), *groups]),
+            label=label,
+            qid=group,
             feature_types=feature_types(encoding),
             enable_categorical=True,
             max_bin=how.params["max_bin"],
-            nthread=how.n_threads,
+            nthread=how.train.threads,
         )
         del matrix
-        params = {**how.params, "nthread": how.n_threads}
-        booster = xgboost.train(params, data, how.n_trees)
-        trees = bytes(booster.save_raw("json"))
-    context.barrier()
-    if context.partitionId() == 0:
-        yield pa.RecordBatch.from_arrays([pa.array([trees], pa.binary())], names=_TREES.names)
+        params = {**how.params, "nthread": how.train.threads}
+        return bytes(xgboost.train(params, data, how.n_trees).save_raw("json"))
 
 
 def _group_starts(
@@ -140,12 +202,14 @@ def _group_starts(
     return is_first, last
 
 
-def _meeting(context: BarrierTaskContext, n_workers: int) -> AbstractContextManager[Any]:
+def _meeting(context: BarrierTaskContext, train: Train) -> AbstractContextManager[Any]:
     """Return the context in which this task exchanges sums with the other workers.
 
-    The first worker runs the tracker, through which the others find each other.
+    The first worker runs the tracker, through which the others find each other. An exchange that
+    takes longer than `train.timeout_s` is an error, so that no worker waits for ever for one that
+    was lost.
     """
-    if n_workers == 1:
+    if train.ranks == 1:
         return nullcontext()
     from xgboost.collective import CommunicatorContext
     from xgboost.tracker import RabitTracker
@@ -153,9 +217,11 @@ def _meeting(context: BarrierTaskContext, n_workers: int) -> AbstractContextMana
     arguments: dict[str, Any] = {}
     if context.partitionId() == 0:
         host = context.getTaskInfos()[0].address.rpartition(":")[0]
-        tracker = RabitTracker(n_workers=n_workers, host_ip=host, sortby="task")
+        tracker = RabitTracker(
+            n_workers=train.ranks, host_ip=host, sortby="task", timeout=train.timeout_s
+        )
         tracker.start()
         threading.Thread(target=tracker.wait_for, daemon=True).start()
-        arguments = tracker.worker_args()
+        arguments = {**tracker.worker_args(), "dmlc_timeout": train.timeout_s}
     [text, *_] = context.allGather(json.dumps(arguments))
     return CommunicatorContext(**json.loads(text), dmlc_task_id=str(context.partitionId()))

@@ -43,6 +43,7 @@ class ModelSpec:
     model : path `module:class` of the class of the fitted model
     tags : any of `personal` (lists differ by user), `neural` (trains through `recspark.train`),
         `ranks` (another number of `train.ranks` gives another model; so it does with `neural`),
+        `threads` (so does another number of `train.threads`),
         `neighbours` (gives neighbours of items), `cold_users` (answers users without events),
         `decay` (a setting `half_life_days` decays events) and `own_items` (lists only items that
         the user acted on: nothing in mode novel; instead of `personal`, whose checks ask for unseen
@@ -68,6 +69,11 @@ class ModelSpec:
     def depends_on_ranks(self) -> bool:
         """Whether another number of `train.ranks` gives another model, trained on as many slots."""
         return not self.tags.isdisjoint({"neural", "ranks"})
+
+    @property
+    def depends_on_threads(self) -> bool:
+        """Whether another number of `train.threads` gives another model."""
+        return "threads" in self.tags
 
     @property
     def modules(self) -> tuple[str, str]:
@@ -136,7 +142,7 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _line("items", "ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
         _line(
-            "rankers", "lambdamart", "LambdaMart", "personal", "ranks", kind="ranker",
+            "rankers", "lambdamart", "LambdaMart", "personal", "ranks", "threads", kind="ranker",
             source="Burges 2010; Chen & Guestrin 2016",
         ),
         _line(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 
 from recspark import storage
-from recspark.config import Config
+from recspark.config import Config, Mode
+from recspark.data.examples import feature_names
 from recspark.errors import ConfigError, NoSlotsError, suggest
 from recspark.eval.kernel import METRICS
 from recspark.models.base import Algorithm, Settings
 from recspark.models.registry import learns_from_examples, make, spec_of
-from recspark.pipeline.plan import STAGES, Stage, kind_of_model
+from recspark.pipeline.plan import STAGES, Stage, kind_of_model, learning_rankers, models_of
 from recspark.session import most_slots
 from recspark.sources import check_inputs
 
@@ -34,6 +35,8 @@ def check_settings(config: Config) -> None:
             faults.append(str(error))
     if not faults:
         faults += _encoders_instead_of_lists(config)
+        faults += _features_that_are_none(config)
+        faults += modes_never_learnt(config, config.publish.steps, config.publish.mode)
     metric = config.evaluate.metric
     if metric not in METRICS:
         faults.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")
@@ -71,6 +74,39 @@ def _check_learning(config: Config, model: str, algorithm: Algorithm[Settings]) 
         raise ConfigError(
             f"model '{model}' {does} examples with these settings: say so, models.{model}.learns={value}"
         )
+
+
+def modes_never_learnt(config: Config, models: Iterable[str], mode: Mode) -> list[str]:
+    """Return a message for each ranker among `models` that would list in a mode whose lists it has
+    not learnt from.
+
+    `models` : those of one published list. `mode` : the mode of that list.
+    """
+    return [
+        f"'{model}' is a ranker and lists in mode {mode}, but examples.modes = "
+        f"{[*config.examples.modes]}: it would order lists of a kind that it never saw. Add {mode} "
+        "to examples.modes"
+        for model in models
+        if model in learning_rankers(config) and mode not in config.examples.modes
+    ]
+
+
+def _features_that_are_none(config: Config) -> list[str]:
+    """Return a message for each name in `examples.honest_features` that no ranker's feature has."""
+    rankers = models_of(config, "ranker")
+    known_names = {
+        name
+        for ranker in rankers
+        for name in feature_names(
+            models_of(config, "retriever", among=config.needs_of(ranker)), config.examples.features
+        )
+    }
+    return [
+        f"examples.honest_features names '{name}', which is no feature of tonight's rankers."
+        f"{suggest(name, known_names)}"
+        for name in config.examples.honest_features
+        if rankers and name not in known_names
+    ]
 
 
 def check_landing(config: Config, run_date: date) -> None:

@@ -36,9 +36,10 @@ _EXAMPLES_MODULES = ("recspark.pipeline.pairs", "recspark.pipeline.stages.exampl
 RECIPE = "recipe"  # the recipe of the artifacts
 # The run whose artifact the backtest uses, where it is another run than this one.
 BACKTEST_OF = "backtest_of_run"
-# Keys in the detail of a `runs` row of stage examples: the cutoffs that have examples, and the
-# encoding of the examples.
-EXAMPLE_CUTOFFS, ENCODING = "made", "encoding"
+# Keys in the detail of a `runs` row of stage examples: the cutoffs that have examples, the encoding
+# that rankers read, and cutoff -> what is known of its slice. A slice has an encoding of its own,
+# under the key `ENCODING` too.
+EXAMPLE_CUTOFFS, ENCODING, SLICES = "made", "encoding", "slices"
 # Key in the detail of a `runs` row of stage train: cutoff -> why there is no model of that cutoff.
 NOT_FITTED = "not_fitted"
 
@@ -127,6 +128,10 @@ def item_vectors(context: RunContext, encoder: str, cutoff: datetime) -> DataFra
 def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
     """Return the examples that a ranker of `cutoff` learns from.
 
+    Each slice was encoded with the vocabularies of its own cutoff. Here all of them get the codes of
+    one encoding, that of the oldest cutoff, so no vocabulary holds anything that happened after one
+    of the cutoffs.
+
     Raises StageOrderError where stage examples of this run has not ended for the ranker,
     EmptyDataError where no examples lie before `cutoff`.
     """
@@ -142,29 +147,43 @@ def examples_of(context: RunContext, ranker: str, cutoff: datetime) -> Examples:
             f"{ranker}: no examples end before {cutoff:%Y-%m-%d}: the shop is too young for a ranker, or "
             "its retrievers propose nothing to the users who came back"
         )
+    encoding = Encoding.of_text(row.detail[ENCODING])
     rows = context.catalog.read("examples", row.outputs["examples"]).where(
         (F.col("model") == F.lit(ranker)) & F.col("cutoff").isin(cutoffs)
     )
-    return Examples(rows.drop("model", "sources"), Encoding.of_text(row.detail[ENCODING]))
+    fields = F.col("fields")
+    for made_at in cutoffs:
+        own_encoding = Encoding.of_text(row.detail[SLICES][made_at.isoformat()][ENCODING])
+        is_of_slice = F.col("cutoff") == F.lit(made_at)
+        recoded_fields = own_encoding.recoded(F.col("fields"), encoding)
+        fields = F.when(is_of_slice, recoded_fields).otherwise(fields)
+    return Examples(rows.drop("model", "sources").withColumn("fields", fields), encoding)
 
 
 def recipe(config: Config, model: str) -> str:
     """Return the digest of everything that decides a model except its data.
 
-    This is its settings, the seed, the code of the algorithm, the code that prepares its data, and
-    the recipes of the models that it needs; for a ranker that learns also what decides its
-    examples. A change of other code does not cause the model to be trained again.
+    This is its settings, the seed, the code of the algorithm, the settings and the code that prepare
+    its data, and the recipes of the models that it needs; for a ranker that learns also what decides
+    its examples. A change of other code or settings does not cause the model to be trained again.
+
+    Every model that learns depends on all of `data_settings`: the settings of sessions decide which
+    events are impressions, which no history has, and which events make an order.
     """
     settings = config.settings_of(model)
-    learns_from = examples_recipe(config) if model in learning_rankers(config) else None
-    depends_on_ranks = spec_of(model, settings).depends_on_ranks
+    spec = spec_of(model, settings)
+    learns_from = None
+    if model in learning_rankers(config):
+        grid = config.examples.model_dump(mode="json", include={"every_days", "n_cutoffs"})
+        learns_from = [grid, slice_recipe(config)]
+    training = config.train.arithmetic() if spec.depends_on_ranks else {"seed": config.train.seed}
+    if spec.depends_on_threads:
+        training["threads"] = config.train.threads
     return digest(
         {
             "settings": settings,
-            "features": config.features.model_dump(),
-            "training": config.train.arithmetic()
-            if depends_on_ranks
-            else {"seed": config.train.seed},
+            "data": data_settings(config) if spec.load().learns else None,
+            "training": training,
             "code": [algorithm_code(config, model), code_digest(*_DATA_MODULES)],
             "needs": [recipe(config, name) for name in config.needs_of(model)],
             "examples": learns_from,
@@ -172,14 +191,27 @@ def recipe(config: Config, model: str) -> str:
     )
 
 
-def examples_recipe(config: Config) -> list[Any]:
-    """Return everything that decides the examples of a cutoff except the fitted retrievers and the
-    data.
+def data_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that decide what models learn from, where the events are the same.
+
+    These are all that `build_features` reads, but for those that only say which cutoffs there are
+    and in how many files a training set lies.
+    """
+    return {
+        "features": config.features.model_dump(mode="json"),
+        "sessions": config.sessions.model_dump(mode="json"),
+    }
+
+
+def slice_recipe(config: Config) -> list[Any]:
+    """Return everything that decides the examples of one cutoff except the fitted retrievers and
+    the data.
+
+    How many cutoffs there are, and on which grid they lie, changes no example of a cutoff.
     """
     return [
-        config.examples.model_dump(mode="json"),
-        config.features.model_dump(mode="json"),
-        config.sessions.model_dump(mode="json"),  # an order is a session
+        config.examples.model_dump(mode="json", exclude={"every_days", "n_cutoffs"}),
+        data_settings(config),
         config.evaluate.horizon_days,
         config.n_candidates,
         config.train.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -25,6 +25,7 @@ def pairs_with_features(
     lists: DataFrame,
     users: DataFrame,
     read: Collection[str] | None = None,
+    sample: Callable[[DataFrame], DataFrame] | None = None,
 ) -> DataFrame:
     """Return `mode, user_idx, item_idx, sources` and a column for each feature of a pair.
 
@@ -35,15 +36,20 @@ def pairs_with_features(
     read : names of the features that are read; None = all. What none of them asks for is not
         computed, and its columns may be missing: scores of a retriever, a group of features, and
         the features of users and of items
+    sample : adds to the pairs of `recspark.data.examples.proposed` the columns `label` and
+        `is_kept`. Only kept pairs are returned; the others have their part in `NAME_relative` only.
+        None = all pairs are returned. Only with all features
 
     The examples and tonight's lists both come from here, so a feature means the same in both. Cost:
-    a shuffle by pair; for scores and groups one by user and a small job for the catalogue; a join
-    for features of users, and one for those of items.
+    the shuffles of `proposed`; for scores and groups those of `describe_pairs` and a small job for
+    the catalogue; a join for features of users, and one for those of items.
     """
     sources = sources_of(context, ranker)
     user_features, item_features = features_as_of(context, cutoff)
     to_compute = parts_read(read, sources, context.config.examples.features)
     pairs = proposed(lists, sources)
+    if sample is not None:
+        pairs = sample(pairs)
     if to_compute.scores or to_compute.groups:
         retrievers = {name: load_retriever(context, name, cutoff) for name in to_compute.scores}
         queries = users.select("user_idx", "history")

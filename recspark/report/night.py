@@ -65,6 +65,8 @@ def print_night(context: RunContext, console: Console) -> list[str]:
 def evaluation_table(context: RunContext, mode: str) -> Table:
     """Return the backtest of one mode as a table: for every model the metrics at k, and the
     interval of its NDCG difference to the baseline.
+
+    Models that list nothing in this mode by design have no row; the caption names them.
     """
     settings = context.config.evaluate
     k = settings.ks[0]
@@ -90,7 +92,10 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
     for name in _SHOWN_METRICS:
         table.add_column(name, justify="right")
     table.add_column(f"NDCG - {settings.baseline} [95 % interval]", justify="right", no_wrap=True)
+    silent_models = models_that_list_nothing(context.config, mode) & {*by_model}
     for model in in_order(by_model, context.config):
+        if model in silent_models:  # its metrics are all 0
+            continue
         metrics_of_model = by_model[model]
         ndcg = metrics_of_model.get("ndcg")
         interval = ""
@@ -101,8 +106,11 @@ def evaluation_table(context: RunContext, mode: str) -> Table:
             for m in _SHOWN_METRICS
         ]
         table.add_row(cell(model), *cells, interval)
-    silent_models = models_that_list_nothing(context.config, mode)
     lines = below_baseline(by_model, settings.baseline, silent_models)
+    lines += [
+        f"{model} lists only items that the user acted on, so nothing in mode {mode}"
+        for model in sorted(silent_models)
+    ]
     table.caption = "\n".join([str(table.caption), *lines])
     return table
 

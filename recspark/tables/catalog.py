@@ -211,6 +211,7 @@ class TableCatalog:
         compare: bool = True,
         expected: int | None = ANY_VERSION,
         any_commit_conflicts: bool = True,
+        is_persisted: bool = False,
     ) -> TableVersion:
         """Replace the rows of `table` in the slice `where` by the rows of `frame`, in one commit.
 
@@ -231,6 +232,7 @@ class TableCatalog:
             writer then stay
         any_commit_conflicts : with `expected`: a commit of any slice since then raises, not only a
             commit of this slice
+        is_persisted : the caller has persisted `frame`, so it is not persisted here once more
 
         An empty frame clears the slice. Raises SchemaError, KeyViolationError (before anything is
         written) and ConcurrentWriteError. Cost: `frame` is computed once and persisted (memory,
@@ -238,7 +240,9 @@ class TableCatalog:
         comparison.
         """
         spec = _spec(table)
-        rows = checked(spec, frame).persist(StorageLevel.MEMORY_AND_DISK)
+        rows = checked(spec, frame)
+        if not is_persisted:
+            rows.persist(StorageLevel.MEMORY_AND_DISK)
         try:
             n_rows = count_checked(spec, rows, where)
             replace = partial(
@@ -248,7 +252,8 @@ class TableCatalog:
                 return retried(lambda: replace(any_commit_conflicts=False))
             return replace(any_commit_conflicts=any_commit_conflicts)
         finally:
-            rows.unpersist()
+            if not is_persisted:
+                rows.unpersist()
 
     def _replace(
         self,

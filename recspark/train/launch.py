@@ -456,11 +456,13 @@ class _Output:
         return "\n".join(self._lines)
 
 
-def await_slots(spark: SparkSession, train: Train) -> None:
+def await_slots(spark: SparkSession, train: Train, *, after_a_loss: bool = False) -> None:
     """Wait until the cluster has a task slot per rank.
 
     Raises NoSlotsError once the number of slots has not grown for `_STABLE_S`, or in a local
-    session at once, as no more slots are expected then; also after `train.start_timeout_s`.
+    session at once, as no more slots are expected then; also after `train.start_timeout_s`. Pass
+    `after_a_loss` where an executor was lost: the cluster may need longer to start another one, so
+    only `train.start_timeout_s` counts then.
     """
     jsc: Any = spark.sparkContext._jsc.sc()
     profile = jsc.resourceProfileManager().defaultResourceProfile()
@@ -470,7 +472,8 @@ def await_slots(spark: SparkSession, train: Train) -> None:
         checked_at = time.monotonic()
         if slots != previous_slots:
             previous_slots, changed_at = slots, checked_at
-        is_stable = jsc.isLocal() or checked_at - changed_at > _STABLE_S
+        is_stable = not after_a_loss and checked_at - changed_at > _STABLE_S
+        is_stable = is_stable or jsc.isLocal()
         if is_stable or checked_at - started_at > train.start_timeout_s:
             raise NoSlotsError(
                 f"{train.ranks} ranks need as many task slots, the cluster has {slots}: give the "

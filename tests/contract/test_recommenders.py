@@ -150,6 +150,15 @@ def test_the_registry_says_who_learns() -> None:
 
 
 def test_tags_are_known() -> None:
-    known = {"personal", "neural", "ranks", "neighbours", "cold_users", "decay", "own_items"}
-    known |= {"sources"}
+    known = {
+        "personal",
+        "neural",
+        "ranks",
+        "threads",
+        "neighbours",
+        "cold_users",
+        "decay",
+        "own_items",
+        "sources",
+    }
     assert set().union(*(spec.tags for spec in MODELS.values())) == known

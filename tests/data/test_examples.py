@@ -72,6 +72,7 @@ def test_features_of_a_pair(spark: SparkSession) -> None:
     assert (second["n_sources"], second["ease_rank"], second["als_rank"]) == (1, None, 2)
     assert (second["user_activity"], second["item_price"]) == (None, None)
     encoding = examples.make_pair_encoding(("ease", "als"), (), users, items)
+    assert encoding.encode(frame, ("user_idx", "item_idx")).count() == 3
     assert encoding.numbers == (
         "n_sources", "ease_rank", "ease_score", "ease_relative", "als_rank", "als_score",
         "als_relative", "user_n_events", "item_price",
@@ -79,7 +80,12 @@ def test_features_of_a_pair(spark: SparkSession) -> None:
     with_orders = examples.make_pair_encoding(("ease",), ("orders",), users, items)
     assert "pair_due" in with_orders.numbers
     assert encoding.fields["item_category_1"] == ("a",)
-    assert encoding.encode(frame, ("user_idx", "item_idx")).count() == 3
+    users, items = (
+        spark.createDataFrame([], table) for table in (schema.USER_FEATURES, schema.ITEM_FEATURES)
+    )
+    encoding = examples.make_pair_encoding(("ease", "als"), tuple(FEATURES), users, items)
+    named = examples.feature_names(("ease", "als"), tuple(FEATURES))
+    assert sorted(named) == sorted([*encoding.numbers, *encoding.fields])
 
 
 def test_labels_are_what_came_in_the_horizon(spark: SparkSession) -> None:
@@ -94,8 +100,9 @@ def test_labels_are_what_came_in_the_horizon(spark: SparkSession) -> None:
     ]  # fmt: skip
     histories = spark.createDataFrame([(1, history, [], 0)], schema.HISTORIES)
     truths = examples.truths_of(histories, CUT, 7)
-    found = {(r["user_idx"], r["item_idx"]): r["weight"] for r in truths.collect()}
-    assert found == {(1, 10): 2.5, (1, 11): 1.0, (1, 13): 1.0}
+    [row] = truths.collect()
+    found = {act["item_idx"]: act["weight"] for act in row["truth"]}
+    assert (row["user_idx"], found) == (1, {10: 2.5, 11: 1.0, 13: 1.0})
     labels = examples.labelled(proposed(spark), truths).collect()
     assert {(r["user_idx"], r["item_idx"]): r["label"] for r in labels} == {
         (1, 10): 2.5, (1, 11): 1.0, (2, 11): 0.0,
@@ -115,9 +122,9 @@ def test_the_sample_keeps_what_was_acted_on_and_some_of_the_rest(spark: SparkSes
     settings = Examples(n_negatives=7)  # type: ignore[call-arg]
 
     def kept(seed: int, partitions: int) -> set[tuple[str, int, int]]:
-        rows = examples.sample(pairs.repartition(partitions), settings, seed).collect()
-        assert all(set(r.asDict()) == {"mode", "user_idx", "item_idx", "label"} for r in rows)
-        return {(r["mode"], r["user_idx"], r["item_idx"]) for r in rows}
+        rows = examples.sampled(pairs.repartition(partitions), settings, seed).collect()
+        assert len(rows) == 2 * 20 * 50
+        return {(r["mode"], r["user_idx"], r["item_idx"]) for r in rows if r["is_kept"]}
 
     first = kept(1, 2)
     assert first == kept(1, 7)  # whatever the order
@@ -161,6 +168,11 @@ def test_a_feature_of_tomorrow_is_refused_by_its_name(spark: SparkSession) -> No
     encoding = Encoding(("x",), {"colour": texts, "next_order": texts})
     with pytest.raises(LeakError, match=r"examples: next_order alone"):
         examples.check_no_leak(frame([honest], [colour, code]), encoding, 1)
+    canaries = frame([honest, canary], [colour, code])
+    both = Encoding(("x", "bought_tomorrow"), {"colour": texts, "next_order": texts})
+    with pytest.raises(LeakError, match=r"examples: next_order alone.*examples\.honest_features"):
+        examples.check_no_leak(canaries, both, 1, ["bought_tomorrow"])
+    examples.check_no_leak(canaries, both, 1, ["bought_tomorrow", "next_order"])
     few = frame([honest, canary], [colour]).where("user_idx < 60")
     examples.check_no_leak(few, Encoding(("x", "bought_tomorrow"), {"colour": texts}), 1)
     nothing = frame([honest], [colour]).where("user_idx < 0")

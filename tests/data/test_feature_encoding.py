@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data.feature_encoding import (
@@ -136,3 +137,22 @@ def test_queries_carry_features_of_known_users(spark: SparkSession) -> None:
     lacking = Encoding(("height",), {})
     with pytest.raises(ModelError, match=r"features \['height'\] are not there"):
         with_features(queries, users, lacking)
+
+
+@pytest.mark.spark
+def test_fields_take_the_codes_of_another_encoding(spark: SparkSession) -> None:
+    """As if they had been encoded by the other encoding at once, but for texts that the first one
+    does not know.
+    """
+    first = Encoding((), {"colour": ("blue", "red", "white"), "size": ("L", "S")})
+    other = Encoding((), {"colour": ("black", "red", "white", "yellow"), "size": ("L", "S")})
+    texts = [("red", "L"), ("blue", None), (None, "S"), ("white", "S"), ("yellow", "XL")]
+    frame = spark.createDataFrame(texts, "colour string, size string")
+    encoded = first.encode(frame, ("colour",))
+    recoded = encoded.select("colour", first.recoded(F.col("fields"), other).alias("fields"))
+    assert recoded.schema["fields"].dataType == encoded.schema["fields"].dataType
+    codes = {row["colour"]: row["fields"] for row in recoded.collect()}
+    assert codes == {"red": [3, 2], "blue": [1, 0], None: [0, 3], "white": [4, 3], "yellow": [1, 1]}
+    at_once = {r["colour"]: r["fields"] for r in other.encode(frame, ("colour",)).collect()}
+    assert {**at_once, "yellow": [1, 1]} == codes
+    assert encoded.select(first.recoded(F.col("fields"), first)).columns == ["fields"]

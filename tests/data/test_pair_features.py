@@ -32,8 +32,8 @@ CATALOGUE = Catalogue(
     np.array([0, 1, 0, -1], np.int32),
 )
 GROUPS = tuple(FEATURES)
-# An event: item, days before the cutoff (whole or half), order.
-Event = tuple[int, float, str]
+# An event: item, days before the cutoff (whole or half), order (None = it is not known), weight.
+Event = tuple[int, float, str | None, float]
 
 
 def pairs_of(users: list[list[Event]], pairs: list[tuple[int, int]]) -> Pairs:
@@ -41,9 +41,9 @@ def pairs_of(users: list[list[Event]], pairs: list[tuple[int, int]]) -> Pairs:
     history = Histories(
         np.concatenate([[0], np.cumsum([len(user) for user in users])]).astype(np.int64),
         np.array([item for item, *_ in events], np.int32),
-        np.array([AS_OF - days * MICROS_PER_DAY for _, days, _ in events], np.int64),
-        np.ones(len(events), np.float32),
-        pa.array([order for *_, order in events], pa.string()),
+        np.array([AS_OF - days * MICROS_PER_DAY for _, days, *_ in events], np.int64),
+        np.array([weight for *_, weight in events], np.float32),
+        pa.array([order for _, _, order, _ in events], pa.string()),
     )
     row, item = (np.array([pair[n] for pair in pairs], np.int64) for n in (0, 1))
     return Pairs(row, item.astype(np.int32), history, AS_OF, CATALOGUE)
@@ -51,13 +51,14 @@ def pairs_of(users: list[list[Event]], pairs: list[tuple[int, int]]) -> Pairs:
 
 def by_hand(events: list[Event], item: int) -> dict[str, float]:
     """The features of one user and one item by a plain loop; events are in time order."""
+    events = [event for event in events if event[3] > 0]
     orders: list[list[Event]] = []
     for event in events:
-        if not orders or orders[-1][0][2] != event[2]:
+        if not orders or event[2] is None or orders[-1][-1][2] != event[2]:
             orders.append([])
         orders[-1].append(event)
     own = [  # of each order with the item: its number, and the age of the item's first event in it
-        (number, next(days for i, days, _ in order if i == item))
+        (number, next(days for i, days, *_ in order if i == item))
         for number, order in enumerate(orders)
         if any(i == item for i, *_ in order)
     ]
@@ -90,14 +91,18 @@ def by_hand(events: list[Event], item: int) -> dict[str, float]:
 
 @st.composite
 def users(draw: st.DrawFn) -> list[list[Event]]:
-    """Histories of a few users, in time order; an order has events of one or several days."""
+    """Histories of a few users, in time order; an order has events of one or several days. Some
+    events weigh nothing, or have no weight, or no order.
+    """
     histories = []
     for _ in range(draw(st.integers(1, 4))):
         ages = sorted(draw(st.lists(st.integers(1, 60), max_size=12)), reverse=True)
         order, history = 0, []
         for age in ages:
             order += draw(st.booleans())
-            history.append((draw(st.integers(1, 5)), age / 2, f"o{order}"))
+            name = draw(st.sampled_from([f"o{order}", f"o{order}", None]))
+            weight = draw(st.sampled_from([1.0, 2.0, 1.0, 0.0, -1.0, NAN]))
+            history.append((draw(st.integers(1, 5)), age / 2, name, weight))
         histories.append(history)
     return histories
 
@@ -127,7 +132,10 @@ def test_a_user_has_the_same_bits_alone(histories: list[list[Event]]) -> None:
 
 def test_an_example_by_hand() -> None:
     """Two orders of the item: 40 and 10 days ago; an order without it lies between and one after."""
-    history = [(1, 40, "a"), (2, 40, "a"), (2, 20, "b"), (1, 10, "c"), (1, 10, "c"), (2, 4, "d")]
+    history: list[Event] = [
+        (1, 40, "a", 1), (2, 40, "a", 1), (2, 20, "b", 3), (1, 10, "c", 1), (1, 10, "c", 1),
+        (2, 4, "d", 1), (1, 3, "e", 0), (1, 2, "f", NAN), (1, 1, "g", -1),
+    ]  # fmt: skip
     features = pair_features(pairs_of([history], [(0, 1)]), GROUPS)
     shown = {name.removeprefix("pair_"): values[0] for name, values in features.items()}
     assert shown == {

@@ -18,12 +18,12 @@ from rich.console import Console
 from recspark.errors import ConfigError
 from recspark.pipeline.context import RunContext
 
-BEFORE_RULES = "published_before_rules"  # the list main, before its rules
 from recspark.pipeline.run import night, open_night
 from recspark.report.night import print_night
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 
+BEFORE_RULES = "published_before_rules"  # the list main, before its rules
 FIRST, SECOND = date(2024, 5, 1), date(2024, 5, 20)
 # item -> (name, category): bottles are one family of names, and half of all sales.
 CATALOGUE = {

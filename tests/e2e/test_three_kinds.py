@@ -21,6 +21,7 @@ from recspark.pipeline.fitted import ENCODING, EXAMPLE_CUTOFFS, load_model
 from recspark.pipeline.plan import plan
 from recspark.pipeline.run import open_night
 from recspark.pipeline.stages import examples
+from recspark.pipeline.stages.examples import MadeSlice
 from tests.conftest import NIGHT, run_night, small_settings
 from tests.contract.documented import documented
 
@@ -195,20 +196,28 @@ def check_kept_examples(night: RunContext, files_before: dict[datetime, list[str
     slices = row.detail["slices"]
     assert sum(made["rows"] for made in slices.values()) == row.rows_out
     assert files_before
+
+    def kept(
+        context: RunContext, cutoff: datetime, key: str, model: str = "linear"
+    ) -> MadeSlice | None:
+        version = context.catalog.version("examples")
+        return examples._kept_slice(context, model, cutoff, key, version)
+
     for cutoff, files in files_before.items():
         assert files == files_of_slice(night, cutoff)
         made = slices[cutoff.isoformat()]
-        assert examples._kept_slice(night, "linear", cutoff, made["key"]) == made["rows"] > 0
-        assert examples._kept_slice(night, "linear", cutoff, "other") is None
-        assert examples._kept_slice(night, "other", cutoff, made["key"]) is None
-        forced = replace(night, force=True)
-        assert examples._kept_slice(forced, "linear", cutoff, made["key"]) is None
+        kept_slice = kept(night, cutoff, made["key"])
+        assert kept_slice is not None
+        assert (kept_slice.to_dict(), kept_slice.files) == (made, files)
+        assert made["rows"] > 0
+        assert kept(night, cutoff, "other") is None
+        assert kept(night, cutoff, made["key"], "other") is None
+        assert kept(replace(night, force=True), cutoff, made["key"]) is None
     first, *_ = files_before
     where = (F.col("cutoff") == F.lit(first)) & (F.col("label") > 0)
     some = night.catalog.read("examples", row.outputs["examples"]).where(where)
     night.catalog.replace_slice("examples", some, {"cutoff": first, "model": "linear"})
-    key = slices[first.isoformat()]["key"]
-    assert examples._kept_slice(night, "linear", first, key) is None
+    assert kept(night, first, slices[first.isoformat()]["key"]) is None
 
 
 def test_needs_that_do_not_suit_are_told_at_the_start(shop: None, retail_slice: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import xgboost
 from pyspark.sql import DataFrame, SparkSession
 
+from recspark.config import Train
 from recspark.data.blocks import Array
 from recspark.data.feature_encoding import Encoding
 from recspark.engines import boosting
@@ -47,7 +48,7 @@ def examples(spark: SparkSession, n_users: int, seed: int = 0) -> DataFrame:
 
 
 def grown(rows: DataFrame, n_workers: int, **params: Any) -> bytes:
-    how = Boosting({**PARAMS, **params}, 20, n_workers, 1)
+    how = Boosting({**PARAMS, **params}, 20, Train(ranks=n_workers))  # type: ignore[call-arg]
     return grow_trees(rows, ("mode", "user_idx"), ("item_idx",), ENCODING, how)
 
 
@@ -107,7 +108,11 @@ def test_one_worker_gives_the_trees_of_xgboost_itself(spark: SparkSession) -> No
     expected = bytes(xgboost.train({**PARAMS, "nthread": 1}, data, 20).save_raw("json"))
     assert grown(rows.repartition(3), 1) == expected
     whole = grow_trees(
-        rows, ("mode",), ("user_idx", "item_idx"), ENCODING, Boosting(PARAMS, 20, 1, 1)
+        rows,
+        ("mode",),
+        ("user_idx", "item_idx"),
+        ENCODING,
+        Boosting(PARAMS, 20, Train(ranks=1)),  # type: ignore[call-arg]
     )
     assert whole != expected  # with other groups the trees are others
 

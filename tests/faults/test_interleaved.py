@@ -22,7 +22,7 @@ from recspark.errors import (
 )
 from recspark.pipeline import runlog
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import BACKTEST_OF
+from recspark.pipeline.fitted import BACKTEST_OF, SLICES, examples_of
 from recspark.pipeline.plan import STAGES
 from recspark.pipeline.run import execute, night
 from recspark.pipeline.runlog import RunLog, StageResult, begun_runs
@@ -274,6 +274,77 @@ def test_a_follow_up_has_the_mode_that_the_list_was_published_in(opened: Open) -
     models_of_modes, lists = found
     assert models_of_modes == {"repeat": ["published"]}
     assert {r["mode"] for r in lists.select("mode").distinct().collect()} == {"repeat"}
+
+
+RANKED = (
+    "models=[popular, item_knn, lambdamart]",
+    "models.lambdamart.needs=[popular, item_knn]",
+    "examples={every_days: 1, n_cutoffs: 1, n_negatives: 5}",
+)
+
+
+def up_to_examples(context: RunContext) -> None:
+    stages(context, "ingest", "sessionize", "build_features")
+    for model in ("popular", "item_knn"):
+        stages(context, "train", model=model)
+
+
+def examples_of_run(context: RunContext) -> dict[str, list[tuple[Any, ...]]]:
+    """Cutoff -> the examples as this run's ranker reads them; their number is what `runs` says."""
+    row = context.runlog.find("examples", "lambdamart")
+    assert row is not None
+    read = examples_of(context, "lambdamart", context.cutoffs.tonight).rows
+    rows = context.catalog.read("examples", row.outputs["examples"]).where("model = 'lambdamart'")
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for cutoff, made in row.detail[SLICES].items():
+        is_of_slice = F.col("cutoff") == F.lit(datetime.fromisoformat(cutoff))
+        found[cutoff] = sorted(
+            (r["mode"], r["user_idx"], r["item_idx"], r["label"])
+            for r in rows.where(is_of_slice).collect()
+        )
+        assert len(found[cutoff]) == made["rows"] > 0
+    assert read.count() == len(found[max(found)])
+    return found
+
+
+def test_two_runs_of_a_night_have_each_their_own_examples(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B replaces both slices of the ranker right before A, which keeps the older one, commits the
+    newer one. So A makes the older one anew. All that a run makes at once is one commit.
+    """
+    earlier = opened(SECOND, *RANKED, repin=True)
+    up_to_examples(earlier)
+    stages(earlier, "examples")
+    assert len(examples_of_run(earlier)) == 2
+    assert earlier.catalog.version("examples") == 0
+    a = opened(LAST, *RANKED)
+    b = opened(LAST, *RANKED, "examples.n_negatives=1", repin=True)
+    up_to_examples(a)
+    up_to_examples(b)
+    real = TableCatalog.replace_slice
+    waiting = ["examples"]
+    slices_written = []
+
+    def stop(self: TableCatalog, table: str, frame: Any, where: Any, **options: Any) -> Any:
+        if table in waiting:
+            waiting.remove(table)
+            stages(b, "examples")
+        if self is a.catalog and table == "examples":
+            slices_written.append(where["cutoff"])
+        return real(self, table, frame, where, **options)
+
+    monkeypatch.setattr(TableCatalog, "replace_slice", stop)
+    stages(a, "examples")
+    older, newer = a.cutoffs.examples
+    assert slices_written == [[newer], [older]]
+    of_a, of_b = examples_of_run(a), examples_of_run(b)
+    assert {*of_a} == {*of_b}
+    assert all(len(of_a[cutoff]) > len(of_b[cutoff]) for cutoff in of_a)
+    assert of_a[older.isoformat()] == examples_of_run(earlier)[older.isoformat()]
+    row = b.runlog.find("examples", "lambdamart")
+    assert row is not None
+    assert row.outputs["examples"] == 1  # two slices, one commit
 
 
 def fitted_by(context: RunContext) -> dict[str, str]:

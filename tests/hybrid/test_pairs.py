@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import reduce
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from recspark.config import Examples
 from recspark.data.blocks import micros
-from recspark.data.examples import proposed
+from recspark.data.dataset import Dataset
+from recspark.data.examples import labelled, proposed, sampled, truths_of
 from recspark.data.pair_features import FEATURES, Catalogue, names
 from recspark.hybrid.pairs import describe_pairs, relative
 from recspark.models.base import FitOptions, RetrieverModel
@@ -18,13 +21,15 @@ from recspark.models.items.item_knn import ItemKNN
 from recspark.models.items.popular import Popular
 from recspark.models.items.transitions import Transitions
 from recspark.testing import synth
+from tests.conftest import spark_conf
 
 GROUPS = tuple(FEATURES)
 
 
-@pytest.mark.spark
-def test_every_retriever_scores_every_pair(spark: SparkSession) -> None:
-    data = synth.dataset(spark, synth.power_law(60, 40))
+def lists_and_retrievers(data: Dataset) -> tuple[DataFrame, dict[str, RetrieverModel]]:
+    """Lists of two of three retrievers in both modes: `mode, model, user_idx, item_idx, rank,
+    score`.
+    """
     options = FitOptions()
     retrievers: dict[str, RetrieverModel] = {
         "popular": Popular.from_dict({}).fit(data, options),  # type: ignore[dict-item]
@@ -38,7 +43,14 @@ def test_every_retriever_scores_every_pair(spark: SparkSession) -> None:
         for name, k in (("popular", 5), ("item_knn", 8))
         for mode in ("novel", "repeat")
     ]
-    pairs = proposed(reduce(DataFrame.unionByName, lists), ("popular", "item_knn"))
+    return reduce(DataFrame.unionByName, lists), retrievers
+
+
+@pytest.mark.spark
+def test_every_retriever_scores_every_pair(spark: SparkSession) -> None:
+    data = synth.dataset(spark, synth.power_law(60, 40))
+    lists, retrievers = lists_and_retrievers(data)
+    pairs = proposed(lists, ("popular", "item_knn"))
     catalogue = Catalogue.of(data.item_features)
     described = describe_pairs(
         pairs, data.histories, retrievers, catalogue, micros(data.cutoff), GROUPS
@@ -65,11 +77,45 @@ def test_every_retriever_scores_every_pair(spark: SparkSession) -> None:
     np.testing.assert_allclose(rows["popular_relative"], rows["popular_score"] / divisor, rtol=1e-6)
 
 
+@pytest.mark.spark
+def test_a_sample_has_the_bits_that_all_pairs_have(spark: SparkSession) -> None:
+    """The pairs that do not stay still count in `relative`. Pairs are shuffled once, by user."""
+    data = synth.dataset(spark, synth.power_law(60, 40))
+    lists, retrievers = lists_and_retrievers(data)
+    lists = lists.localCheckpoint()
+    later = data.cutoff - timedelta(days=20)  # what came after it stands for the horizon
+    truths = truths_of(data.histories, later, 100)
+    settings = Examples(n_negatives=3)  # type: ignore[call-arg]
+
+    def described(pairs: DataFrame) -> DataFrame:
+        catalogue = Catalogue.of(data.item_features)
+        return describe_pairs(
+            pairs, data.histories, retrievers, catalogue, micros(data.cutoff), GROUPS
+        )
+
+    all_pairs = labelled(proposed(lists, ("popular", "item_knn")), truths)
+    with spark_conf(spark, {"spark.sql.autoBroadcastJoinThreshold": "-1"}):
+        sample = described(sampled(all_pairs, settings, seed=1))
+        plan = sample._jdf.queryExecution().executedPlan().toString()
+    # The lists, the truths, and the histories.
+    assert plan.count("Exchange hashpartitioning(user_idx") == plan.count("Exchange ") == 3
+    key = ["mode", "user_idx", "item_idx"]
+    of_sample = sample.toPandas().set_index(key).sort_index()
+    of_all = described(all_pairs).toPandas().set_index(key).sort_index()
+    assert 300 < len(of_sample) < len(of_all) * 0.8
+    n_negatives = (of_sample["label"] == 0).groupby(level=[0, 1]).sum()
+    assert n_negatives.max() == 3
+    assert {*of_all.index[of_all["label"] > 0]} <= {*of_sample.index}
+    same_pairs = of_all.loc[of_sample.index]
+    for name in of_sample.columns.drop("sources"):
+        assert of_sample[name].to_numpy().tobytes() == same_pairs[name].to_numpy().tobytes(), name
+
+
 def test_relative_to_the_fifth_best() -> None:
     nan = float("nan")
     score = np.array([6.0, 5, 4, 3, 2, 1, nan, -1, -2, 0.5])
     row = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 3])
-    assert relative(score, row, 4) == pytest.approx(
+    assert relative(score, row) == pytest.approx(
         [3, 2.5, 2, 1.5, 1, 0.5, nan, nan, nan, 1], nan_ok=True
     )
-    assert relative(score[:0], row[:0], 0).shape == (0,)
+    assert relative(score[:0], row[:0]).shape == (0,)

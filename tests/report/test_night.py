@@ -78,5 +78,10 @@ def test_the_caption_advises_on_own_items_in_mode_repeat_only(spark: SparkSessio
         cutoffs=SimpleNamespace(backtest=cutoff),
     )
     for mode, named in [("novel", ["ease", "gone"]), ("repeat", ["ease", "gone", "mine"])]:
-        lines = str(evaluation_table(context, mode).caption).splitlines()[1:]
-        assert sorted(line.split(" is ")[0] for line in lines) == named
+        table = evaluation_table(context, mode)
+        lines = str(table.caption).splitlines()[1:]
+        silent = [line for line in lines if "nothing in mode" in line]
+        assert sorted(line.split(" is ")[0] for line in lines if line not in silent) == named
+        shown = {str(cell) for cell in table.columns[0].cells}
+        assert ("mine" in shown) == (mode == "repeat")
+        assert [line.split(" lists")[0] for line in silent] == ["mine"] * (mode == "novel")

@@ -30,14 +30,15 @@ from recspark.data.interactions import hash_sample
 from recspark.errors import CatalogueTooLargeError
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
 from recspark.models.scoring import memory, topk
-from recspark.models.scoring.listed import ListedScores
+from recspark.models.scoring.listed import ListedScores, SlicedScores
 from recspark.models.setting_types import HalfLifeDays
 from recspark.models.weights import HistoryWeights
 
 # Memory of the driver, while the index is built, for each entry (an item of a user): measured
 _ENTRY_BYTES = 100
-# Memory of a block of similarities for each pair of a query and a user: a float64 and an int32
-_PAIR_BYTES = 12
+# Memory of a slice of queries for each pair of a query and a user (a similarity: a float64 and an
+# int32), and for each pair of a query and an item (a vote: the same, and the list made of it)
+_PAIR_BYTES, _VOTE_BYTES = 12, 20
 _FLOATS = ArrayType(schema.FLOAT)
 _USERS = schema.columns(
     user_idx=schema.LONG, items=schema.ITEM_IDXS, weights=_FLOATS, votes=_FLOATS
@@ -111,11 +112,12 @@ class UserKNNScorer:
     items: Array
     arrays: dict[str, topk.Shared]
 
-    def score(self, block: QueryBlock) -> ListedScores:
+    def score(self, block: QueryBlock) -> SlicedScores:
         """See `topk.ListScorer`.
 
-        The queries are taken in slices. The similarities of a slice take at most
-        `memory.block_bytes()`, or those of one query if they take more.
+        The queries are taken in slices. The similarities of a slice, and its votes, take at most
+        `memory.block_bytes()` each, or those of one query if they take more. A query has at most
+        `n_neighbours` times the votes of the user with most of them.
         """
         arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
         user_idx, n_items = arrays["user_idx"], len(self.items)
@@ -134,24 +136,25 @@ class UserKNNScorer:
         own_position = (
             local_index(user_idx, block.user_idx) if len(user_idx) else np.full(len(block), -1)
         )
-        n_rows = max(1, memory.block_bytes() // (_PAIR_BYTES * max(len(user_idx), 1)))
-        lengths, listed_items, scores = [], [], []
-        for begin in range(0, len(block), n_rows):
-            rows = slice(begin, begin + n_rows)
+        most_votes = int(np.diff(arrays["user_start"]).max(initial=0))
+        most_listed = min(n_items, self.settings.n_neighbours * most_votes)
+        bytes_of_query = max(_PAIR_BYTES * len(user_idx), _VOTE_BYTES * most_listed, 1)
+
+        def score_rows(rows: slice) -> ListedScores:
             neighbours = nearest_users(
                 queries[rows] @ users_of_items, own_position[rows], self.settings.n_neighbours
             )
             votes = neighbours @ votes_of_users
             votes.sort_indices()
-            lengths.append(np.diff(votes.indptr))
-            listed_items.append(votes.indices.astype(np.int32))
-            scores.append(votes.data.astype(np.float32))
-        return ListedScores(
-            np.concatenate([[0], np.cumsum(_joined(lengths, np.int64))]),
-            _joined(listed_items, np.int32),
-            _joined(scores, np.float32),
-            n_items,
-        )
+            return ListedScores(
+                votes.indptr.astype(np.int64),
+                votes.indices.astype(np.int32),
+                votes.data.astype(np.float32),
+                n_items,
+            )
+
+        rows_at_once = max(1, memory.block_bytes() // bytes_of_query)
+        return SlicedScores(len(block), rows_at_once, score_rows)
 
 
 def nearest_users(
@@ -166,29 +169,29 @@ def nearest_users(
     >>> nearest_users(rows, np.array([4]), 1).toarray()
     array([[0.5, 0. , 0. , 0. , 0. ]])
     """
-    users_of_rows, similarities_of_rows = [], []
-    for row, own_user in enumerate(own_position):
-        entries = slice(similarities.indptr[row], similarities.indptr[row + 1])
-        users, similarity = similarities.indices[entries], similarities.data[entries]
-        is_candidate = users != own_user
-        if is_candidate.sum() > k:
-            n_smaller = is_candidate.sum() - k
-            kth_largest = np.partition(similarity[is_candidate], n_smaller)[n_smaller]
-            is_candidate &= similarity >= kth_largest  # more than k where similarities are equal
-        users, similarity = users[is_candidate], similarity[is_candidate]
-        nearest = np.lexsort((users, -similarity))[:k]
-        nearest = nearest[np.argsort(users[nearest])]
-        users_of_rows.append(users[nearest])
-        similarities_of_rows.append(similarity[nearest])
-    start = np.concatenate([[0], np.cumsum([len(users) for users in users_of_rows])])
-    return sparse.csr_matrix(
-        (
-            _joined(similarities_of_rows, np.float64),
-            _joined(users_of_rows, np.int32),
-            start.astype(np.int64),
-        ),
-        shape=similarities.shape,
+    n_rows = len(own_position)
+    row = np.repeat(np.arange(n_rows), np.diff(similarities.indptr))
+    is_other = similarities.indices != own_position[row]
+    row, user, similarity = (
+        row[is_other],
+        similarities.indices[is_other],
+        similarities.data[is_other],
     )
+    start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n_rows))])
+    # The k-th largest similarity of each row that has more than k.
+    kth_largest = np.full(n_rows, -np.inf)
+    for long_row in np.flatnonzero(np.diff(start) > k):
+        of_row = similarity[start[long_row] : start[long_row + 1]]
+        kth_largest[long_row] = np.partition(of_row, len(of_row) - k)[len(of_row) - k]
+    is_near = similarity >= kth_largest[row]  # more than k in a row where similarities are equal
+    row, user, similarity = row[is_near], user[is_near], similarity[is_near]
+    nearest_first = np.lexsort((user, -similarity, row))
+    row, user, similarity = row[nearest_first], user[nearest_first], similarity[nearest_first]
+    is_among_k = np.arange(len(row)) - np.searchsorted(row, row) < k
+    row, user, similarity = row[is_among_k], user[is_among_k], similarity[is_among_k]
+    by_user = np.lexsort((user, row))
+    start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n_rows))])
+    return sparse.csr_matrix((similarity[by_user], user[by_user], start), shape=similarities.shape)
 
 
 class UserKNN(Algorithm[UserKNNSettings]):
@@ -330,7 +333,3 @@ def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     weights = matrix.data.astype(np.float64)
     length = np.sqrt(np.bincount(row, weights * weights, n_rows))
     return sparse.csr_matrix((weights / length[row], matrix.indices, matrix.indptr), matrix.shape)
-
-
-def _joined(parts: list[Array], dtype: type) -> Array:
-    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)

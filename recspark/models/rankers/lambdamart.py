@@ -27,7 +27,6 @@ from recspark.models.base import (
     Settings,
 )
 from recspark.models.kinds import Kind
-from recspark.train.launch import await_slots
 
 if TYPE_CHECKING:
     from xgboost import Booster
@@ -123,7 +122,8 @@ class LambdaMart(Algorithm[LambdaMartSettings]):
         """See `Algorithm.fit`. One job that counts, one shuffle, and one barrier stage.
 
         The driver holds the trees. Raises EmptyDataError where no example is relevant or all are,
-        NoSlotsError where the cluster has too few task slots for all workers at once.
+        NoSlotsError where the cluster has too few task slots for all workers at once, RankFailedError
+        where a worker was lost twice (see `grow_trees`).
         """
         assert data.examples is not None
         rows, encoding = data.examples.rows, data.examples.encoding
@@ -134,7 +134,6 @@ class LambdaMart(Algorithm[LambdaMartSettings]):
                 f"lambdamart: {n_relevant:,} of {n_rows:,} examples are items that the user acted "
                 "on; it learns from lists that have both"
             )
-        await_slots(rows.sparkSession, options.train)
         settings = self.settings
         params = {
             "objective": "rank:ndcg",
@@ -157,7 +156,7 @@ class LambdaMart(Algorithm[LambdaMartSettings]):
             _LIST,
             ("item_idx",),
             encoding,
-            Boosting(params, settings.n_trees, options.train.ranks, options.train.threads),
+            Boosting(params, settings.n_trees, options.train),
         )
         return LambdaMartModel(settings, data.cutoff, encoding, np.frombuffer(trees, np.uint8))
 

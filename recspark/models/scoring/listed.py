@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,6 +110,63 @@ class ListedScores:
         """The key of each entry, row * n_items + item, int64 (p,), ascending."""
         rows = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
         return rows * self.n_items + self.items
+
+
+@dataclass(frozen=True)
+class SlicedScores:
+    """`ListedScores` of many rows that are computed slice by slice, each time they are needed.
+
+    For models whose lists are long: only those of one slice are in memory at a time.
+
+    Parameters
+    ----------
+    n_rows : number of rows
+    rows_at_once : rows of a slice; the last one may have fewer
+    score_rows : returns the scores of a slice of the rows, whose first row is 0 there. The scores
+        of a row depend on no other row
+    """
+
+    n_rows: int
+    rows_at_once: int
+    score_rows: Callable[[slice], ListedScores]
+
+    @property
+    def known(self) -> Array:
+        """True for each row, bool (n_rows,); `exact` tells what is not listed."""
+        return np.ones(self.n_rows, bool)
+
+    def exact(self, rows: Array, items: Array) -> Array:
+        """See `ListedScores`. Slices without a pair are not computed."""
+        out = np.full(len(rows), -np.inf)
+        by_row = np.argsort(rows, kind="stable")
+        for part in self._slices():
+            begin, end = np.searchsorted(rows[by_row], (part.start, part.stop))
+            if begin < end:
+                pairs = by_row[begin:end]
+                scores = self.score_rows(part)
+                out[pairs] = scores.exact(rows[pairs] - part.start, items[pairs])
+        return out
+
+    def best(
+        self, seen: Ragged, k: int, allowed: Array | None = None
+    ) -> tuple[Array, Array, Array, Array]:
+        """See `ListedScores`."""
+        best_of_slices = []
+        for part in self._slices() or [slice(0, 0)]:
+            start = seen.start[part.start : part.stop + 1]
+            seen_of_part = Ragged(start - start[0], seen.values[start[0] : start[-1]])
+            row, *others = self.score_rows(part).best(seen_of_part, k, allowed)
+            best_of_slices.append((row + part.start, *others))
+        row, item, rank, score = (
+            np.concatenate(arrays) for arrays in zip(*best_of_slices, strict=True)
+        )
+        return row, item, rank, score
+
+    def _slices(self) -> list[slice]:
+        return [
+            slice(begin, min(begin + self.rows_at_once, self.n_rows))
+            for begin in range(0, self.n_rows, self.rows_at_once)
+        ]
 
 
 def sums_of_lists(

@@ -32,7 +32,7 @@ from recspark.data.blocks import (
 from recspark.errors import ModelError
 from recspark.models.scoring import memory
 from recspark.models.scoring.candidates import Candidates, dot_pairs
-from recspark.models.scoring.listed import ListedScores
+from recspark.models.scoring.listed import ListedScores, SlicedScores
 
 # Up to ONE_TILE items are scored in one tile. More items are scored in blocks of at most TILE_ROWS
 # rows by TILE_ITEMS items (16 k items, if that is more). Measured with 1 million items of 64
@@ -86,7 +86,7 @@ class Scorer(Protocol):
 class ListScorer(Protocol):
     """A `Scorer` of a model that scores only a few items for each row."""
 
-    def score(self, block: QueryBlock) -> ListedScores:
+    def score(self, block: QueryBlock) -> ListedScores | SlicedScores:
         """Return the scores of `block`. The scores of a row depend on no other row."""
 
 
@@ -372,7 +372,7 @@ def answer(
     """
     scores = scorer.score(block)
     seen_items = _to_local(block.seen, items)
-    if isinstance(scores, ListedScores):
+    if isinstance(scores, ListedScores | SlicedScores):
         return _recommended_batch(block, items, *scores.best(seen_items, k, allowed))
     rows_per_block, tile_width = block_shape(len(items), k, isinstance(scores, DotScores))
     tiles = _tiles(scores, len(items), tile_width)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import date, datetime
 from functools import reduce
 from typing import Any
@@ -12,17 +15,18 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import digest
-from recspark.data import examples as pairs
+from recspark.data import examples as pair_examples
 from recspark.data.feature_encoding import Encoding
 from recspark.data.interactions import before, hash_sample, queries
-from recspark.errors import EmptyDataError, VersionNotFoundError
+from recspark.errors import ConcurrentWriteError, EmptyDataError, VersionNotFoundError
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     ENCODING,
     EXAMPLE_CUTOFFS,
+    SLICES,
     artifact_key,
-    examples_recipe,
     load_retriever,
+    slice_recipe,
     sources_of,
     with_user_features,
 )
@@ -33,9 +37,27 @@ from recspark.tables.row_checks import Slice, slice_condition
 from recspark.tables.snapshot import active_files
 
 _DICTIONARIES = ("user_ids", "item_ids")
-# Keys in the detail of the stage's row in `runs`: cutoff -> key and rows of its slice, and table ->
-# identity of the two dictionaries.
-_SLICES, _IDS = "slices", "ids"
+# Key in the detail of the stage's row in `runs`: table -> identity of the two dictionaries.
+_IDS = "ids"
+_MAX_COMMITS = 5  # of one stage, while other runs change its slices
+
+
+@dataclass(frozen=True)
+class MadeSlice:
+    """The examples of one cutoff, as they lie in the table.
+
+    `key` : digest of what decides them. `n_rows` : their number. `encoding` : the text of their
+    encoding. `files` : the files that hold them.
+    """
+
+    key: str
+    n_rows: int
+    encoding: str
+    files: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the stage's row in `runs` keeps of the slice."""
+        return {"key": self.key, "rows": self.n_rows, ENCODING: self.encoding}
 
 
 def examples(context: RunContext, model: str) -> StageResult:
@@ -46,114 +68,175 @@ def examples(context: RunContext, model: str) -> StageResult:
     each mode of `examples.modes`. The label of a pair says what the user then did with the item.
 
     A slice that an earlier night has made stays, if it would be made in the same way by the same
-    fitted retrievers (see `_kept_slice`). So most nights make one slice or none.
+    fitted retrievers (see `_kept_slice`). So most nights make one slice or none. All slices that
+    this run makes are one commit, and the row in `runs` names a version in which every slice is the
+    one that this run made or kept. If another run replaces a kept slice before that commit, this
+    run makes the slice anew and commits once more.
 
     A cutoff has no examples where it lies before the shop's first events, or where one of the
     retrievers had too little data. In a young shop no cutoff may have any; then stage train does not
-    fit the ranker. Raises LeakError where a feature tells the label.
-
-    The vocabularies of the encoding are those of the oldest cutoff with examples, so that they hold
-    nothing that happened after any of the cutoffs.
+    fit the ranker. Raises LeakError where a feature tells the label, before anything is committed.
+    Raises ConcurrentWriteError if other runs replace slices of this ranker again and again.
     """
-    encoding: Encoding | None = None
-    slices: dict[str, dict[str, Any]] = {}  # cutoff -> its key and number of rows
+    keys = _keys(context, model)
+    version = context.catalog.version("examples")
+    slices: dict[datetime, MadeSlice] = {}
+    for cutoff, key in keys.items():
+        if kept_slice := _kept_slice(context, model, cutoff, key, version):
+            context.progress(f"  examples as of {cutoff:%Y-%m-%d}: those of an earlier night")
+            slices[cutoff] = kept_slice
+    for _ in range(_MAX_COMMITS):
+        missing = {cutoff: key for cutoff, key in keys.items() if cutoff not in slices}
+        if not missing:
+            break
+        version, new_slices = _write_slices(context, model, missing)
+        slices = {
+            cutoff: kept_slice
+            for cutoff, kept_slice in slices.items()
+            if _files(context, model, cutoff, version) == kept_slice.files
+        } | new_slices
+    else:
+        raise ConcurrentWriteError(
+            f"table 'examples': another run replaced slices of {model} {_MAX_COMMITS} times while "
+            "this run made its own; let one run of the night end, then run this stage again"
+        )
+    return _result(context, slices, version)
+
+
+def _keys(context: RunContext, model: str) -> dict[datetime, str]:
+    """Return cutoff -> key of its slice, for the cutoffs that can have examples, ascending.
+
+    The key follows from the settings, the code, the names of the features and the fitted
+    retrievers. It holds nothing of other cutoffs.
+    """
+    sources, keys = sources_of(context, model), {}
+    names = pair_examples.feature_names(sources, context.config.examples.features)
     for cutoff in context.cutoffs.examples:
         try:
-            artifacts = [artifact_key(context, s, cutoff) for s in sources_of(context, model)]
-            if encoding is None:
-                encoding = pairs.make_pair_encoding(
-                    sources_of(context, model),
-                    context.config.examples.features,
-                    *features_as_of(context, cutoff),
-                )
+            artifacts = [artifact_key(context, source, cutoff) for source in sources]
         except EmptyDataError as error:
             context.progress(f"  no examples as of {cutoff:%Y-%m-%d}: {error}")
             continue
-        key = digest([examples_recipe(context.config), artifacts, encoding.to_text()])
-        n_rows = _kept_slice(context, model, cutoff, key)
-        if n_rows is None:
-            n_rows = _write_slice(context, model, cutoff, encoding)
-        else:
-            context.progress(f"  examples as of {cutoff:%Y-%m-%d}: those of an earlier night")
-        slices[cutoff.isoformat()] = {"key": key, "rows": n_rows}
-    # A cutoff may have no row: its retrievers proposed nothing to the users who came back.
+        keys[cutoff] = digest([slice_recipe(context.config), artifacts, names])
+    return keys
+
+
+def _result(
+    context: RunContext, slices: Mapping[datetime, MadeSlice], version: int | None
+) -> StageResult:
+    """Return the stage's result. `version` : of `examples`; None = no slice was ever written.
+
+    A cutoff may have no row: its retrievers proposed nothing to the users who came back.
+    """
+    in_order = {cutoff: slices[cutoff] for cutoff in sorted(slices)}
+    encodings = [made.encoding for made in in_order.values()]
     detail = {
-        EXAMPLE_CUTOFFS: [cutoff for cutoff, made in slices.items() if made["rows"]],
-        ENCODING: None if encoding is None else encoding.to_text(),
-        _SLICES: slices,
+        EXAMPLE_CUTOFFS: [cutoff.isoformat() for cutoff, made in in_order.items() if made.n_rows],
+        ENCODING: encodings[0] if encodings else None,
+        SLICES: {cutoff.isoformat(): made.to_dict() for cutoff, made in in_order.items()},
         _IDS: {t: context.catalog.identity(t, context.version(t)) for t in _DICTIONARIES},
     }
-    version = context.catalog.version("examples")
-    outputs = {} if version is None else {"examples": version}  # None: no slice was ever written
-    n_examples = sum(made["rows"] for made in slices.values())
+    outputs = {} if version is None else {"examples": version}
+    n_examples = sum(made.n_rows for made in in_order.values())
     return StageResult(outputs, context.count("histories"), n_examples, detail)
 
 
-def _kept_slice(context: RunContext, model: str, cutoff: datetime, key: str) -> int | None:
-    """Return the number of rows of a slice of `examples` that is there already; None if tonight has
-    to make it.
+def _kept_slice(
+    context: RunContext, model: str, cutoff: datetime, key: str, version: int | None
+) -> MadeSlice | None:
+    """Return a slice that is in `examples` at `version` already; None if tonight has to make it.
 
     The slice stays if the run that recorded it last made it under the same `key`, if the integers of
-    users and items still stand for the same ids, and if its files are the same and in place. The key follows
-    from the settings, the code, the encoding and the fitted retrievers. Like a model of an earlier
-    cutoff, a slice does not change with events that arrived late. With `--force` nothing stays.
+    users and items still stand for the same ids, and if its files are the same and in place. Like a
+    model of an earlier cutoff, a slice does not change with events that arrived late. With
+    `--force` nothing stays.
     """
-    if context.force:
+    if context.force or version is None:
         return None
     first_night = min(context.cutoffs.examples).date()
     for row in context.runlog.ended("examples", first_night, date.max, model):
-        made = row.detail.get(_SLICES, {}).get(cutoff.isoformat())
+        made = row.detail.get(SLICES, {}).get(cutoff.isoformat())
         if made is None:
             continue  # a run with other cutoffs
         has_same_ids = all(
             context.catalog.extends(table, context.version(table), row.detail[_IDS][table])
             for table in _DICTIONARIES
         )
-        version = context.catalog.version("examples")
-        if made["key"] != key or not has_same_ids or version is None:
+        if made["key"] != key or not has_same_ids:
             return None
-        n_rows = int(made["rows"])
-        where = _slice(cutoff, model)
-        is_lost = context.catalog.lost("examples", version, where, must_have_rows=n_rows > 0)
-        recorded = row.outputs["examples"]
-        return None if is_lost or _is_rewritten(context, where, recorded, version) else n_rows
+        n_rows, where = int(made["rows"]), _slice(cutoff, model)
+        if context.catalog.lost("examples", version, where, must_have_rows=n_rows > 0):
+            return None
+        try:
+            files = _files(context, model, cutoff, row.outputs["examples"])
+        except VersionNotFoundError:  # the recorded version is too old to be read
+            return None
+        # A run that failed may have written the slice without leaving a row in `runs`.
+        is_rewritten = files != _files(context, model, cutoff, version)
+        return None if is_rewritten else MadeSlice(key, n_rows, made[ENCODING], files)
     return None
 
 
-def _is_rewritten(context: RunContext, where: Slice, recorded: int, version: int) -> bool:
-    """Return whether a slice has other files at `version` than at the version that a run recorded.
-
-    A run that failed may have written the slice without leaving a row in `runs`.
-    """
-    condition = slice_condition(where)
-    try:
-        files_then, files_now = (
-            active_files(context.catalog, "examples", v, condition) for v in (recorded, version)
-        )
-    except VersionNotFoundError:  # the recorded version is too old to be read
-        return True
-    return files_then != files_now
+def _files(context: RunContext, model: str, cutoff: datetime, version: int) -> list[str]:
+    condition = slice_condition(_slice(cutoff, model))
+    return active_files(context.catalog, "examples", version, condition)
 
 
-def _slice(cutoff: datetime, model: str) -> Slice:
+def _slice(cutoff: datetime | list[datetime], model: str) -> Slice:
     return {"cutoff": cutoff, "model": model}
 
 
-def _write_slice(context: RunContext, model: str, cutoff: datetime, encoding: Encoding) -> int:
-    """Write the examples of one cutoff and return their number. Raises LeakError, see `examples`."""
-    where = _slice(cutoff, model)
-    users = _users_of(context, cutoff).persist(StorageLevel.MEMORY_AND_DISK)
-    try:  # each retriever reads the users once for each mode
-        lists = _lists_of(context, model, cutoff, users)
-        described_pairs = pairs_with_features(context, model, cutoff, lists, users)
-        rows = _examples_of(context, model, cutoff, described_pairs, encoding)
-        note = {model: encoding.to_dict()}
-        written = context.catalog.replace_slice("examples", rows, where, note=note)
-    finally:
-        users.unpersist()
-    stored = context.catalog.read("examples", written.version).where(slice_condition(where))
-    pairs.check_no_leak(stored, encoding, context.config.train.seed)
-    return written.rows
+def _write_slices(
+    context: RunContext, model: str, keys: Mapping[datetime, str]
+) -> tuple[int, dict[datetime, MadeSlice]]:
+    """Write the examples of the cutoffs in `keys` in one commit; return its version, and cutoff ->
+    slice.
+
+    The examples are made cutoff by cutoff, and kept (memory, then disk) until all are there. Raises
+    LeakError, see `examples`.
+    """
+    config = context.config
+    frames: list[DataFrame] = []
+    encodings: dict[datetime, Encoding] = {}
+    n_rows: dict[datetime, int] = {}
+    with ExitStack() as cleanup:
+        for cutoff in keys:
+            encodings[cutoff] = pair_examples.make_pair_encoding(
+                sources_of(context, model),
+                config.examples.features,
+                *features_as_of(context, cutoff),
+            )
+            users = _users_of(context, cutoff).persist(StorageLevel.MEMORY_AND_DISK)
+            try:  # each retriever reads the users once for each mode
+                rows = _rows_of(context, model, cutoff, users, encodings[cutoff])
+                rows.persist(StorageLevel.MEMORY_AND_DISK)
+                cleanup.callback(rows.unpersist)
+                n_rows[cutoff] = rows.count()
+            finally:
+                users.unpersist()
+            pair_examples.check_no_leak(
+                rows, encodings[cutoff], config.train.seed, config.examples.honest_features
+            )
+            frames.append(rows)
+        where = _slice([*keys], model)
+        notes = {f"{cutoff:%Y-%m-%d}": encoding.to_dict() for cutoff, encoding in encodings.items()}
+        written = context.catalog.replace_slice(
+            "examples",
+            reduce(DataFrame.unionByName, frames),
+            where,
+            note={model: notes},
+            is_persisted=True,
+        )
+    slices = {
+        cutoff: MadeSlice(
+            key,
+            n_rows[cutoff],
+            encodings[cutoff].to_text(),
+            _files(context, model, cutoff, written.version),
+        )
+        for cutoff, key in keys.items()
+    }
+    return written.version, slices
 
 
 def _users_of(context: RunContext, cutoff: datetime) -> DataFrame:
@@ -185,21 +268,27 @@ def _lists_of(context: RunContext, model: str, cutoff: datetime, users: DataFram
     return reduce(DataFrame.unionByName, lists)
 
 
-def _examples_of(
-    context: RunContext,
-    model: str,
-    cutoff: datetime,
-    pairs_of_cutoff: DataFrame,
-    encoding: Encoding,
+def _rows_of(
+    context: RunContext, model: str, cutoff: datetime, users: DataFrame, encoding: Encoding
 ) -> DataFrame:
-    """Return the examples of one cutoff, as `schema.EXAMPLES`."""
+    """Return the examples of one cutoff, as `schema.EXAMPLES`.
+
+    Labels and the sample need no feature, so they come first, and only the pairs that stay are
+    described, joined with the features of their users and items, and encoded.
+    """
     config = context.config
-    truths = pairs.truths_of(context.read("histories"), cutoff, config.evaluate.horizon_days)
-    sampled_pairs = pairs.sample(
-        pairs.labelled(pairs_of_cutoff, truths), config.examples, config.train.seed
+    truths = pair_examples.truths_of(
+        with_truth(context, context.read("histories"), cutoff), cutoff, config.evaluate.horizon_days
     )
+
+    def sample(pairs: DataFrame) -> DataFrame:
+        labelled_pairs = pair_examples.labelled(pairs, truths)
+        return pair_examples.sampled(labelled_pairs, config.examples, config.train.seed)
+
+    lists = _lists_of(context, model, cutoff, users)
+    described_pairs = pairs_with_features(context, model, cutoff, lists, users, sample=sample)
     keys = ("mode", "user_idx", "item_idx", "label", "sources")
-    return encoding.encode(sampled_pairs, keys).select(
+    return encoding.encode(described_pairs, keys).select(
         F.lit(cutoff).alias("cutoff"),
         F.lit(model).alias("model"),
         *[name for name in schema.EXAMPLES.names if name not in ("cutoff", "model")],

@@ -25,7 +25,7 @@ from recspark.models.items.user_knn import (
     weights_of,
 )
 from recspark.models.scoring import memory, topk
-from recspark.models.scoring.listed import ListedScores
+from recspark.models.scoring.listed import ListedScores, SlicedScores
 from recspark.testing import synth
 from recspark.testing.case import ordered
 
@@ -62,6 +62,12 @@ def fitted(
 
 
 def answers(model: UserKNNModel, queries: dict[int, list[Event]]) -> ListedScores:
+    """The scores of all queries, as one slice."""
+    scores = sliced_answers(model, queries)
+    return scores.score_rows(slice(0, scores.n_rows))
+
+
+def sliced_answers(model: UserKNNModel, queries: dict[int, list[Event]]) -> SlicedScores:
     n = len(queries)
     nothing_seen = Ragged(np.zeros(n + 1, np.int64), np.zeros(0, np.int32))
     user_idx = np.array([*queries], np.int64)
@@ -192,14 +198,32 @@ def test_neither_batches_nor_slices_change_a_bit(monkeypatch: pytest.MonkeyPatch
     users, items, made = random_users(60, 25, 1), [*range(25)], UserKNNSettings(n_neighbours=7)
     model = fitted(users, items, made)
     assert bits(fitted(users, items, made, n_batches=7).arrays()) == bits(model.arrays())
-    whole = bits(vars(answers(model, users)))
+    whole = answers(model, users)
+    rows, wanted = np.repeat(np.arange(60), 25)[::-1], np.tile(np.arange(25), 60)
     block = QueryBlock(np.array([*users]), history_of([*users.values()]), seen_of(users))
     lists = topk.answer(block, model.items, model.scorer(), 5)
     assert lists.num_rows > 5 * 50
-    for n_bytes in (0, 12 * 60 * 7):  # slices of 1 and of 7 queries
+    for n_bytes, n_rows in ((0, 1), (12 * 60 * 7, 7)):
         monkeypatch.setattr(memory, "block_bytes", lambda n_bytes=n_bytes: n_bytes)
-        assert bits(vars(answers(model, users))) == whole
+        sliced = sliced_answers(model, users)
+        assert sliced.rows_at_once == n_rows
+        assert sliced.exact(rows, wanted).tobytes() == whole.exact(rows, wanted).tobytes()
         assert topk.answer(block, model.items, model.scorer(), 5) == lists
+
+
+def test_the_votes_of_a_slice_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few users with long histories: their votes take more than the similarities."""
+    users: dict[int, list[Event]] = {
+        user: [(item, 1.0, 1.0) for item in range(100 * user, 100 * user + 150)]
+        for user in range(4)
+    }
+    model = fitted(users, [*range(450)], UserKNNSettings(n_neighbours=2))
+    monkeypatch.setattr(memory, "block_bytes", lambda: 20 * (2 * 150) * 3)
+    assert sliced_answers(model, users).rows_at_once == 3
+    made = UserKNNSettings(n_neighbours=50)  # a list has no more items than there are
+    model = fitted(users, [*range(450)], made)
+    monkeypatch.setattr(memory, "block_bytes", lambda: 20 * 450 * 3)
+    assert sliced_answers(model, users).rows_at_once == 3
 
 
 # --- planted answers ------------------------------------------------------------------------------
