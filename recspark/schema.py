@@ -286,6 +286,9 @@ METRICS = columns(
     ci_high=DOUBLE,
 )
 
+REASON = columns(item_id=STRING, item_name=STRING, share=FLOAT)
+BECAUSE = ArrayType(REASON)  # the user's own items that speak most for a row
+
 RECOMMENDATIONS = columns(
     run_date=DATE,
     user_id=STRING,
@@ -295,6 +298,7 @@ RECOMMENDATIONS = columns(
     score=FLOAT,
     model=STRING,
     source=STRING,
+    because=BECAUSE,
 )
 
 DEFAULT_RECOMMENDATIONS = columns(

@@ -57,7 +57,7 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     """Return the lists of the newest earlier night that still hold, or None where everyone is
     scored.
 
-    Columns: `user_idx, item_idx, rank, score, model`.
+    Columns: `user_idx, item_idx, rank, score, model, because`.
 
     A user's list still holds where
 
@@ -115,7 +115,7 @@ def kept_lists(context: RunContext) -> DataFrame | None:
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(context.item_sized(items.select("item_id", "item_idx")), on="item_id", how="inner")
-        .select("user_idx", "item_idx", "rank", "score", "model")
+        .select("user_idx", "item_idx", "rank", "score", "model", "because")
     )
     # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
     rows_of_gone_items = last_lists.join(
@@ -153,6 +153,7 @@ def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
         models += [need for need in needs if need not in models]
     return {
         "publish": {name: publish[name] for name in ("model", "ladder", "mode", "k")},
+        "because": publish.get("because"),  # an earlier version of recspark had no reasons
         "models": {name: settings.get(name) for name in models},
         "examples": [config.get("examples"), config["evaluate"]["horizon_days"]],
         "features": config["features"],

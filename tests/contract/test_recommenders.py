@@ -125,5 +125,7 @@ def test_every_model_is_registered() -> None:
 
 
 def test_tags_are_known() -> None:
-    known = {"personal", "neural", "ranks", "neighbours", "cold_users", "decay", "own_items"}
+    known = {
+        "personal", "neural", "ranks", "neighbours", "cold_users", "decay", "own_items", "reasons",
+    }  # fmt: skip
     assert set().union(*(spec.tags for spec in MODELS.values())) == known

@@ -25,6 +25,7 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import last_published_at, promote
+from recspark.pipeline.reasons import with_because
 from recspark.pipeline.runlog import StageResult
 from recspark.session import together
 from recspark.tables.catalog import TableVersion, retried
@@ -148,13 +149,17 @@ def stage_lists(context: RunContext, users_to_answer: DataFrame, items: DataFram
 
 
 def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
-    """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, and item names."""
+    """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, item names, reasons."""
     names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
-    list_columns = lists.select("user_idx", "item_idx", "rank", "score", "model", "source")
+    list_columns = lists.select(
+        "user_idx", "item_idx", "rank", "score", "model", "source", "because"
+    )
+    # Users are joined first, because the lists are still partitioned by user here.
+    lists_of_users = list_columns.join(
+        context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
+    )
     return (
-        list_columns.join(
-            context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
-        )
+        with_because(context, lists_of_users, items, context.config.publish.steps)
         .join(names, on="item_idx", how="left")
         .withColumn("run_date", F.lit(context.run_date))
         .select(*schema.RECOMMENDATIONS.names)
