@@ -47,6 +47,7 @@ from recspark.models.base import FitOptions, RetrieverModel, check_k
 from recspark.models.registry import make, model_spec
 
 _ID_TYPES = (StringType, ByteType, ShortType, IntegerType, LongType)
+_MODEL = "model"  # the name of the only model, where models have names
 _ANY_DAY = date(1970, 1, 1)  # `new_ids` needs the night that first saw an id; here there is none
 # The weight of an event is its column `weight`. It does not decay, unless a model has its own
 # half-life.
@@ -222,7 +223,8 @@ class Fitted:
         are not sums over the user's items (`recspark models` shows the tag `reasons`).
         """
         check_k(n)
-        if Voice.of(self.model) is None:
+        voice = Voice.of(self.model)
+        if voice is None:
             raise ModelError(f"{self.algorithm} cannot say which items speak for another")
         _check_columns(lists, {"user": _ID_TYPES, "item": _ID_TYPES})
         pairs = (
@@ -232,10 +234,10 @@ class Fitted:
             )
             .join(self._users, on="user_id", how="inner")
             .join(self._items, on="item_id", how="inner")
-            .select("user_idx", "user_id", "item_idx", "item_id", F.lit("").alias("model"))
+            .select("user_idx", "user_id", "item_idx", "item_id", F.lit(_MODEL).alias("model"))
         )
         queries = self._queries(self.data.histories, "repeat").withColumnsRenamed(
-            {"features": "features_"}
+            {"features": f"features_{_MODEL}"}
         )
         names = self._items.select(
             "item_idx", "item_id", F.lit(None).cast("string").alias("item_name")
@@ -243,8 +245,8 @@ class Fitted:
         explained = with_reasons(
             pairs,
             queries.drop("seen"),
-            {"": self.model},
-            {"": (("",),)},
+            {_MODEL: voice},
+            {_MODEL: ((_MODEL,),)},
             names.toArrow().sort_by("item_idx").combine_chunks(),
             n,
         )

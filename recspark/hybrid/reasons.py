@@ -105,7 +105,7 @@ def speakers_of(
 def with_reasons(
     lists: DataFrame,
     queries: DataFrame,
-    retrievers: Mapping[str, RetrieverModel],
+    voices: Mapping[str, Voice],
     speakers: Speakers,
     names: pa.Table,
     n: int,
@@ -118,20 +118,20 @@ def with_reasons(
         (that of a kept list) keeps it
     queries : user_idx, history, a row per user; for a retriever that reads user features also a
         column `features_NAME`. A user without a row has no reasons
-    retrievers : name -> fitted model, of those that speak
+    voices : name -> retriever, of those that speak
     speakers : see `speakers_of`; rows of a model that is not among them have no reasons
     names : item_idx, item_id, item_name of all items, ascending by item_idx
 
     `because` is null where nothing speaks for the row. Shares: see `strongest`.
 
     One shuffle by user, of the lists and of the queries, no action. Lists that are partitioned by
-    user already (as `ladder.fill` returns them) are not shuffled. `names` and the retrievers are
+    user already (as `ladder.fill` returns them) are not shuffled. `names` and the voices are
     broadcast. Beside the rows of a batch, a task holds about `memory.block_bytes()`, or what the
     rows of one user take if that is more.
     """
     if "because" in lists.columns:
         explained = with_reasons(
-            lists.withColumnRenamed("because", _KEPT), queries, retrievers, speakers, names, n
+            lists.withColumnRenamed("because", _KEPT), queries, voices, speakers, names, n
         )
         return explained.withColumn("because", F.coalesce(_KEPT, "because")).select(*lists.columns)
     columns = [name for name in lists.columns if name != "user_idx"]
@@ -140,10 +140,7 @@ def with_reasons(
         "seen", F.array().cast(schema.ITEM_IDXS)
     )
     result = StructType([*lists.select("user_idx", *columns).schema]).add("because", schema.BECAUSE)
-    voices = {
-        name: voice for name, model in retrievers.items() if (voice := Voice.of(model)) is not None
-    }
-    shared = lists.sparkSession.sparkContext.broadcast((voices, dict(speakers), names))
+    shared = lists.sparkSession.sparkContext.broadcast((dict(voices), dict(speakers), names))
 
     def explain(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         voices, speakers, names = shared.value

@@ -37,24 +37,27 @@ def with_because(
     holds: about 50 bytes per item.
     """
     n_reasons = context.config.publish.because
-    retrievers = reason_givers(context, models) if n_reasons else {}
-    if not retrievers:
+    givers = reason_givers(context, models) if n_reasons else {}
+    if not givers:
         stands = F.col("because") if "because" in lists.columns else F.lit(None)
         return lists.withColumn("because", stands.cast(schema.BECAUSE))
     cutoff = context.cutoffs.tonight
     histories = before(context.read("histories"), cutoff, ratings=context.config.features.explicit)
+    retrievers = {name: model for name, (model, _) in givers.items()}
     names = items.select("item_idx", "item_id", "item_name").toArrow().sort_by("item_idx")
     return with_reasons(
         lists,
         queries_of_retrievers(context, retrievers, cutoff, histories),
-        retrievers,
-        speakers(context, models, tuple(retrievers)),
+        {name: voice for name, (_, voice) in givers.items()},
+        speakers(context, models, tuple(givers)),
         names.combine_chunks(),
         n_reasons,
     )
 
 
-def reason_givers(context: RunContext, models: Sequence[str]) -> dict[str, RetrieverModel]:
+def reason_givers(
+    context: RunContext, models: Sequence[str]
+) -> dict[str, tuple[RetrieverModel, Voice]]:
     """Return the fitted retrievers of tonight that give the reasons of the rows of `models`.
 
     These are the ones among `models`, among the retrievers that these are built on, and
@@ -64,20 +67,17 @@ def reason_givers(context: RunContext, models: Sequence[str]) -> dict[str, Retri
     config, cutoff = context.config, context.cutoffs.tonight
     neighbours_model = config.publish.neighbours_model
     candidates = config.with_needs([*models, *([neighbours_model] if neighbours_model else [])])
-    fitted = {
-        name: load_retriever(context, name, cutoff)
-        for name in models_of(config, "retriever", among=candidates)
-        if (row := context.runlog.find("train", name)) is not None
-        and row.status == OK
-        and not why_not_fitted(context, name, cutoff)
-    }
-    giving = {name: model for name, model in fitted.items() if Voice.of(model) is not None}
-    used = speakers(context, models, tuple(giving)).values()
-    return {
-        name: model
-        for name, model in giving.items()
-        if any(name in group for groups in used for group in groups)
-    }
+    givers: dict[str, tuple[RetrieverModel, Voice]] = {}
+    for name in models_of(config, "retriever", among=candidates):
+        row = context.runlog.find("train", name)
+        if row is None or row.status != OK or why_not_fitted(context, name, cutoff):
+            continue
+        model = load_retriever(context, name, cutoff)
+        if (voice := Voice.of(model)) is not None:
+            givers[name] = model, voice
+    used = speakers(context, models, tuple(givers)).values()
+    names = {name for groups in used for group in groups for name in group}
+    return {name: giver for name, giver in givers.items() if name in names}
 
 
 def speakers(context: RunContext, models: Sequence[str], voices: Sequence[str]) -> Speakers:

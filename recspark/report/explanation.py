@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -92,7 +92,7 @@ def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict
     Raises UnknownUserError, with a suggestion, for a user or an item that is in no table. Raises
     ConfigError for an item that is not listed on a night whose candidates are no longer kept.
 
-    Cost: one user's rows of `recommendations`, `candidates` and `histories`; for an unknown item
+    Cost: one user's rows of `recommendations`, `candidates` and `events`; for an unknown item
     all ids of items.
     """
     user_idx = _index_of(tables, "user", user)
@@ -119,7 +119,7 @@ def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict
             ranker = row["model"] if night.ranks(row["model"], proposed_by) else None
             return {**about, "listed": True, "ranker": ranker, **_of_row(row)}
     stopped_by, reason = _first_stop(
-        tables, night, user_idx, item_idx, rows, candidates, has_candidates
+        tables, night, user, item, item_idx, rows, candidates, has_candidates
     )
     champion = night.config.publish.model
     is_ranked = stopped_by in ("outranked", "rule") and night.ranks(champion, proposed_by)
@@ -148,7 +148,8 @@ STOPS = {
 def _first_stop(
     tables: Reader,
     night: PublishedNight,
-    user_idx: int,
+    user: str,
+    item: str,
     item_idx: int,
     rows: Sequence[dict[str, Any]],
     candidates: Sequence[dict[str, Any]],
@@ -159,16 +160,16 @@ def _first_stop(
     `rows` : the user's list; `candidates` : all that models proposed to the user
     """
     publish, cutoff = night.config.publish, night.cutoff
-    histories = tables.rows("histories", [("user_idx", "=", user_idx)], ["history"])
-    events = [
-        event
-        for row in histories
-        for event in row["history"] or []
-        if _utc(event["event_at"]) < cutoff
-    ]
-    if not events:
+    events = tables.rows(
+        "events",
+        [("user_id", "=", user), ("event_at", "<", cutoff_of(night.run_date))],
+        ["item_id", "event_type", "event_at"],
+    )
+    impressions = night.config.sessions.impression_types
+    acts = [row for row in events if row["event_type"] not in impressions]
+    if not acts:
         return "no_events", STOPS["no_events"]
-    last_event = max(_utc(event["event_at"]) for event in events)
+    last_event = max(row["event_at"] for row in acts)
     if last_event < cutoff - timedelta(days=publish.active_days):
         return "not_active", (
             f"{STOPS['not_active']} (last event {last_event:%Y-%m-%d}, publish.active_days = "
@@ -187,9 +188,9 @@ def _first_stop(
     )
     if not known:
         return "not_in_vocabulary", STOPS["not_in_vocabulary"]
-    acts = [_utc(event["event_at"]) for event in events if event["item_idx"] == item_idx]
-    if publish.mode == "novel" and acts:
-        return "seen", f"{STOPS['seen']} (last on {max(acts):%Y-%m-%d})"
+    acts_on_item = [row["event_at"] for row in acts if row["item_id"] == item]
+    if publish.mode == "novel" and acts_on_item:
+        return "seen", f"{STOPS['seen']} (last on {max(acts_on_item):%Y-%m-%d})"
     if any(row["source"] == "unchanged" for row in rows):
         return "kept_list", f"{STOPS['kept_list']}; explain that night"
     of_item = {row["model"]: row for row in candidates if row["item_idx"] == item_idx}
@@ -280,8 +281,3 @@ def _of_row(row: dict[str, Any]) -> dict[str, Any]:
     names = ("item_id", "item_name", "share")
     about["because"] = reasons and [{name: reason[name] for name in names} for reason in reasons]
     return {"list": "main", **about}
-
-
-def _utc(moment: datetime) -> datetime:
-    """Return a time of a history in UTC, without a zone."""
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)

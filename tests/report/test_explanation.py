@@ -58,8 +58,9 @@ class Tables:
         return []
 
 
-def event(item: str, days_ago: float) -> dict[str, Any]:
-    return {"item_idx": ITEMS[item], "event_at": CUTOFF - timedelta(days=days_ago)}
+def event(user: str, item: str, days_ago: float, event_type: str = "purchase") -> dict[str, Any]:
+    at = CUTOFF - timedelta(days=days_ago)
+    return {"user_id": user, "item_id": item, "event_at": at, "event_type": event_type}
 
 
 def candidate(model: str, rank: int, item: str, user: str = "ann", **more: Any) -> dict[str, Any]:
@@ -100,12 +101,15 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             }
             for name in ITEMS
         ],
-        "histories": [
+        "events": [
+            event("ann", "bag", 30),
+            event("ann", "cup", 2),
+            event("ann", "tie", 1, "impression"),
             # What came on the cutoff or after it does not count.
-            {"user_idx": 0, "history": [event("bag", 30), event("cup", 2), event("kit", 0)]},
-            {"user_idx": 1, "history": [event("bag", -1)]},
-            {"user_idx": 2, "history": [event("bag", 101)]},
-            {"user_idx": 3, "history": [event("bag", 50)]},
+            event("ann", "kit", 0),
+            event("new", "bag", -1),
+            event("gone", "bag", 101),
+            event("quiet", "bag", 50),
         ],
         "item_features": [
             {"cutoff": CUTOFF, "item_idx": n} for name, n in ITEMS.items() if name != "kit"
@@ -121,8 +125,9 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             candidate("popular", 4, "toy"),
             # What nobody reads: another mode, another cutoff, a model that is only compared.
             candidate("als", 1, "bag", mode="repeat"),
-            candidate("als", 1, "bag", cutoff=CUTOFF - timedelta(days=7)),
-            candidate("gru4rec", 1, "bag"),
+            candidate("als", 1, "tie", mode="repeat"),
+            candidate("als", 1, "tie", cutoff=CUTOFF - timedelta(days=7)),
+            candidate("gru4rec", 1, "tie"),
         ],
         "recommendations": [
             listed(1, "hat", "lambdamart", "champion"),
