@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from recspark.config import Config, cutoff_of
+from recspark.config import Config, Publish, cutoff_of
 from recspark.errors import ConfigError, UnknownUserError, suggest
 from recspark.models.registry import kind_of
 from recspark.pipeline.plan import STAGES, listed_tonight, models_of
@@ -39,6 +39,11 @@ class PublishedNight:
     def cutoff(self) -> datetime:
         """The first instant that was not in training, UTC, without a zone."""
         return cutoff_of(self.run_date).replace(tzinfo=None)
+
+    @property
+    def main_list(self) -> Publish:
+        """The settings of the list that an item is looked for in: model, steps, mode, k."""
+        return self.config.publish
 
     def ranks(self, model: str, proposed_by: Collection[str]) -> bool:
         """Return whether `model` is a ranker, and one of the models that it ranks proposed an item.
@@ -121,7 +126,7 @@ def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict
     stopped_by, reason = _first_stop(
         tables, night, user, item, item_idx, rows, candidates, has_candidates
     )
-    champion = night.config.publish.model
+    champion = night.main_list.model
     is_ranked = stopped_by in ("outranked", "rule") and night.ranks(champion, proposed_by)
     return {
         **about,
@@ -159,7 +164,7 @@ def _first_stop(
 
     `rows` : the user's list; `candidates` : all that models proposed to the user
     """
-    publish, cutoff = night.config.publish, night.cutoff
+    active_days = night.config.publish.active_days
     events = tables.rows(
         "events",
         [("user_id", "=", user), ("event_at", "<", cutoff_of(night.run_date))],
@@ -170,10 +175,10 @@ def _first_stop(
     if not acts:
         return "no_events", STOPS["no_events"]
     last_event = max(row["event_at"] for row in acts)
-    if last_event < cutoff - timedelta(days=publish.active_days):
+    if last_event < night.cutoff - timedelta(days=active_days):
         return "not_active", (
             f"{STOPS['not_active']} (last event {last_event:%Y-%m-%d}, publish.active_days = "
-            f"{publish.active_days})"
+            f"{active_days})"
         )
     if not has_candidates:
         raise ConfigError(
@@ -189,7 +194,7 @@ def _first_stop(
     if not known:
         return "not_in_vocabulary", STOPS["not_in_vocabulary"]
     acts_on_item = [row["event_at"] for row in acts if row["item_id"] == item]
-    if publish.mode == "novel" and acts_on_item:
+    if night.main_list.mode == "novel" and acts_on_item:
         return "seen", f"{STOPS['seen']} (last on {max(acts_on_item):%Y-%m-%d})"
     if any(row["source"] == "unchanged" for row in rows):
         return "kept_list", f"{STOPS['kept_list']}; explain that night"
@@ -210,8 +215,8 @@ def _outranked(
 
     `of_item` : model -> its candidate row of the item
     """
-    publish = night.config.publish
-    step = next((model for model in publish.steps if model in of_item), None)
+    main_list = night.main_list
+    step = next((model for model in main_list.steps if model in of_item), None)
     last = max(rows, key=lambda row: row["rank"], default=None)
     end = (
         "the list is empty"
@@ -223,13 +228,13 @@ def _outranked(
         best = min(of_item.values(), key=lambda row: row["rank"])
         return "outranked", (
             f"{STOPS['outranked']}: {best['model']} proposed it on rank {best['rank']}, but it is "
-            f"not among the first {night.config.n_candidates} of {publish.model}; {end}"
+            f"not among the first {night.config.n_candidates} of {main_list.model}; {end}"
         )
     row = of_item[step]
     text = f"rank {row['rank']} of {step}, score {row['score']:.6g}"
-    is_within = step == publish.model and row["rank"] <= publish.k
+    is_within = step == main_list.model and row["rank"] <= main_list.k
     if is_within:
-        return "rule", f"{STOPS['rule']}: {text}; the list has {publish.k} items"
+        return "rule", f"{STOPS['rule']}: {text}; the list has {main_list.k} items"
     return "outranked", f"{STOPS['outranked']}: {text}; {end}"
 
 
@@ -264,7 +269,7 @@ def _candidates(tables: Reader, night: PublishedNight, user_idx: int) -> list[di
         [
             ("run_date", "=", night.run_date),
             ("cutoff", "=", cutoff_of(night.run_date)),
-            ("mode", "=", night.config.publish.mode),
+            ("mode", "=", night.main_list.mode),
             ("user_idx", "=", user_idx),
         ],
         ["item_idx", "model", "rank", "score"],
