@@ -42,10 +42,12 @@ from recspark.data.ids import new_ids
 from recspark.data.interactions import before, queries
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SchemaError
 from recspark.eval import evaluate as scoring
+from recspark.hybrid.reasons import Voice, with_reasons
 from recspark.models.base import FitOptions, RetrieverModel, check_k
 from recspark.models.registry import make, model_spec
 
 _ID_TYPES = (StringType, ByteType, ShortType, IntegerType, LongType)
+_MODEL = "model"  # the name of the only model, where models have names
 _ANY_DAY = date(1970, 1, 1)  # `new_ids` needs the night that first saw an id; here there is none
 # The weight of an event is its column `weight`. It does not decay, unless a model has its own
 # half-life.
@@ -205,6 +207,52 @@ class Fitted:
             .join(self._items, on="item_idx", how="inner")
             .join(neighbour_ids, on="neighbour_idx", how="inner")
             .select(self._original_id("item"), "rank", neighbour, "score")
+        )
+
+    def explain(self, lists: DataFrame, n: int = 3) -> DataFrame:
+        """Return `user, item, reason, share`: the user's own items that speak most for each item.
+
+        Parameters
+        ----------
+        lists : columns `user`, `item`, such as `recommend` returns them
+        n : reasons of an item, at most; each is a row. The shares are those of column `because`
+            (docs/tables.md)
+
+        An item that nothing of the user speaks for has no row. Lazy, but for one small job that
+        brings the ids of the items to the driver. Raises ModelError if the scores of the algorithm
+        are not sums over the user's items (`recspark models` shows the tag `reasons`).
+        """
+        check_k(n)
+        voice = Voice.of(self.model)
+        if voice is None:
+            raise ModelError(f"{self.algorithm} cannot say which items speak for another")
+        _check_columns(lists, {"user": _ID_TYPES, "item": _ID_TYPES})
+        pairs = (
+            lists.select(
+                F.trim(F.col("user").cast("string")).alias("user_id"),
+                F.trim(F.col("item").cast("string")).alias("item_id"),
+            )
+            .join(self._users, on="user_id", how="inner")
+            .join(self._items, on="item_id", how="inner")
+            .select("user_idx", "user_id", "item_idx", "item_id", F.lit(_MODEL).alias("model"))
+        )
+        queries = self._queries(self.data.histories, "repeat").withColumnsRenamed(
+            {"features": f"features_{_MODEL}"}
+        )
+        names = self._items.select(
+            "item_idx", "item_id", F.lit(None).cast("string").alias("item_name")
+        )
+        explained = with_reasons(
+            pairs,
+            queries.drop("seen"),
+            {_MODEL: voice},
+            {_MODEL: ((_MODEL,),)},
+            names.toArrow().sort_by("item_idx").combine_chunks(),
+            n,
+        )
+        reason = F.col("reason.item_id").cast(self._types["item"]).alias("reason")
+        return explained.select("*", F.explode("because").alias("reason")).select(
+            self._original_id("user"), self._original_id("item"), reason, "reason.share"
         )
 
     def evaluate(

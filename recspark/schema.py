@@ -306,6 +306,9 @@ METRICS = columns(
     ci_high=DOUBLE,
 )
 
+REASON = columns(item_id=STRING, item_name=STRING, share=FLOAT)
+BECAUSE = ArrayType(REASON)  # the user's own items that speak most for a row
+
 RECOMMENDATIONS = columns(
     run_date=DATE,
     list=STRING,  # which of the published lists
@@ -316,6 +319,7 @@ RECOMMENDATIONS = columns(
     score=FLOAT,
     model=STRING,
     source=STRING,
+    because=BECAUSE,
     rules=STRINGS,  # names of the rules that let the row into the list or raised it
 )
 

@@ -211,3 +211,30 @@ def test_only_retrievers_are_fitted_on_events_alone(
 ) -> None:
     with pytest.raises(ConfigError, match="is of kind (encoder|ranker), which gives no lists"):
         recspark.fit(documented(spark, tmp_path, name), events)
+
+
+def test_explain_gives_the_users_own_items(spark: SparkSession) -> None:
+    """By hand: who has cup and pot is shown tea, as both users of tea have cup, and one has pot."""
+    at = datetime(2024, 1, 1)
+    carts = {"ann": "cup pot", "bob": "cup tea pot", "eve": "cup tea", "dan": "hat"}
+    rows = [(user, item, at) for user, items in carts.items() for item in items.split()]
+    events = spark.createDataFrame(rows, "user string, item string, time timestamp")
+    with_model = recspark.fit("item_knn", events, half_life_days=None, shrink=0.0)
+    lists = with_model.recommend(["ann"], k=5)
+    assert [row["item"] for row in lists.collect()] == ["tea"]
+    explained = with_model.explain(lists, n=2)
+    assert explained.columns == ["user", "item", "reason", "share"]
+    found = {row["reason"]: row["share"] for row in explained.collect()}
+    cup, pot = 2 / (3 * 2) ** 0.5, 1 / (2 * 2) ** 0.5  # cosines with tea
+    assert found == pytest.approx({"cup": cup / (cup + pot), "pot": pot / (cup + pot)}, rel=1e-5)
+    # Whole numbers as ids come back as whole numbers.
+    numbers = spark.createDataFrame(
+        [(u, i, at) for u, i in ((1, 10), (1, 20), (2, 10), (2, 20), (3, 10))],
+        "user bigint, item int, time timestamp",
+    )
+    model = recspark.fit("ease", numbers, reg=0.5, half_life_days=None)
+    [row] = model.explain(model.recommend([3], k=1)).collect()
+    assert (row["user"], row["item"], row["reason"], row["share"]) == (3, 20, 10, 1.0)
+    with pytest.raises(ModelError, match="popular cannot say"):
+        recspark.fit("popular", events).explain(lists)
+    with_model.close()

@@ -56,6 +56,7 @@ def test_help_lists_every_command() -> None:
         "stage",
         "tune",
         "show",
+        "explain",
         "similar",
         "runs",
         "tables",
@@ -132,6 +133,7 @@ def test_reading_needs_neither_spark_nor_torch(small_night: RunContext, tmp_path
     user = some_id(small_night, "recommendations")
     commands = [
         ["show", user, *options],
+        ["explain", user, "22423", *options],
         ["similar", "22423", *options],
         ["runs", *options],
         ["tables", *options],

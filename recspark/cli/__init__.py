@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from recspark import masking
 from recspark.cli import (
     doctor,
+    explain,
     export,
     models,
     nightly,
@@ -122,6 +123,7 @@ app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("tune")(tune.tune)
 app.command("show", cls=CommandWithId)(show.show)
+app.command("explain", cls=CommandWithId)(explain.explain)
 app.command("similar", cls=CommandWithId)(similar.similar)
 app.command("runs")(runs.runs)
 app.command("tables")(tables.tables)

@@ -126,6 +126,13 @@ class Publish(Section):
         f"{', '.join(NEIGHBOUR_MODELS)}, else null",
     )
     n_neighbours: int = Field(20, ge=1, le=10_000, description="neighbours of each item. Guess")
+    because: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="reasons of each row, at most: the user's own items that speak most for it "
+        "(column `because`); 0 = off. Guess",
+    )
     min_coverage: float = Field(
         0.999,
         ge=0,

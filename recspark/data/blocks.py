@@ -39,6 +39,11 @@ class Ragged:
         """The row that each value belongs to, int64 (start[-1],)."""
         return np.repeat(np.arange(len(self.start) - 1), self.lengths)
 
+    def part(self, rows: slice) -> Ragged:
+        """Return a slice of the rows, without a step."""
+        start = self.start[rows.start : rows.stop + 1]
+        return Ragged(start - start[0], self.values[start[0] : start[-1]])
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -58,6 +63,18 @@ class Histories:
     def rows(self) -> Array:
         """The row that each event belongs to, int64 (n_events,)."""
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+    def part(self, rows: slice) -> Histories:
+        """Return a slice of the rows, without a step."""
+        start = self.start[rows.start : rows.stop + 1]
+        events = slice(start[0], start[-1])
+        return Histories(
+            start - start[0],
+            self.item_idx[events],
+            self.event_at[events],
+            self.weight[events],
+            None if self.session_id is None else self.session_id[events],
+        )
 
     @property
     def session_starts(self) -> Array:
@@ -87,6 +104,15 @@ class QueryBlock:
 
     def __len__(self) -> int:
         return len(self.user_idx)
+
+    def part(self, rows: slice) -> QueryBlock:
+        """Return the queries of a slice of the rows, without a step."""
+        return QueryBlock(
+            self.user_idx[rows],
+            self.history.part(rows),
+            self.seen.part(rows),
+            None if self.features is None else self.features[rows],
+        )
 
 
 def micros(moment: datetime) -> int:

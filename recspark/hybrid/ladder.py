@@ -18,6 +18,7 @@ FILLED = schema.columns(
     score=schema.FLOAT,
     model=schema.STRING,
     source=schema.STRING,
+    because=schema.BECAUSE,
 )
 
 
@@ -50,14 +51,15 @@ def fill(
     users : user_idx; lists of other users are left out
     k : the number of items to fill a list up to
     unchanged_lists : lists of an earlier night that are still valid, as `user_idx, item_idx, rank,
-        score, model`; they go before the champion's
+        score, model, because`; they go before the champion's
 
     Returns
     -------
-    `user_idx, item_idx, rank, score, model, source`, as in `FILLED`. `source` is `champion`,
+    `user_idx, item_idx, rank, score, model, source, because`, as in `FILLED`. `source` is `champion`,
     `fallback:<model>`, or `unchanged` for an item of `unchanged_lists`. `rank` orders the list.
     `score` is the score that the row's model gave. Compare scores within one `source` only, because
-    they need not fall from one source to the next. A user whom no step gives an item has no row.
+    they need not fall from one source to the next. `because` holds the reasons of the items of
+    `unchanged_lists`; for other items it is null. A user whom no step gives an item has no row.
 
     Example: with k = 3, the champion gives user 2 the item 10, and the next model gives the items
     10 and 13. The list is 10 (`champion`), 13 (`fallback:<model>`), then the best item of the third
@@ -96,6 +98,7 @@ _STEP = schema.columns(
     score=schema.FLOAT,
     model=schema.STRING,
     source=schema.STRING,
+    because=schema.BECAUSE,
     place=schema.INT,
 )
 
@@ -109,6 +112,8 @@ def _step(place: int, name: str, lists: DataFrame, k: int) -> DataFrame:
             f"lists of '{name}': missing columns {missing}, there are {lists.columns}"
         )
     sources = {_UNCHANGED_PLACE: "unchanged", 0: "champion"}
+    no_reasons = F.lit(None).cast(schema.BECAUSE)
+    because = F.col("because") if "because" in lists.columns else no_reasons
     # The first k items of a step are enough. If earlier steps put n items into the list, at most n
     # of these k are in it already, and k - n are needed.
     return lists.where(F.col("rank") <= k).select(
@@ -118,5 +123,6 @@ def _step(place: int, name: str, lists: DataFrame, k: int) -> DataFrame:
         "score",
         (F.col("model") if place == _UNCHANGED_PLACE else F.lit(name)).alias("model"),
         F.lit(sources.get(place, f"fallback:{name}")).alias("source"),
+        because.alias("because"),
         F.lit(place).alias("place"),
     )

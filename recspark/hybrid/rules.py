@@ -456,7 +456,7 @@ def apply(rows: DataFrame, book: RuleBook, users: DataFrame | None, k: int) -> D
     Lazy. No shuffle of `rows`, which `fill` has brought together by user; one of `users`. A task
     holds the pools of one Arrow batch of users.
     """
-    of_row = F.struct(*[F.col(name) for name in ("rank", "item_idx", "score", "model", "source")])
+    of_row = F.struct("rank", *[name for name in FILLED.names if name not in ("user_idx", "rank")])
     pools = rows.groupBy("user_idx").agg(F.array_sort(F.collect_list(of_row)).alias("pool"))
     if users is not None:
         pools = pools.join(users, on="user_idx", how="left")
@@ -493,7 +493,7 @@ def _rerank_batch(batch: pa.RecordBatch, book: RuleBook, k: int) -> pa.RecordBat
             batch.column("user_idx").take(pa.array(row[entries])),
             pool.field("item_idx").take(taken),
             pa.array((place + 1).astype(np.int32)),
-            *(pool.field(name).take(taken) for name in ("score", "model", "source")),
+            *(pool.field(name).take(taken) for name in ("score", "model", "source", "because")),
             rules,
         ],
         names=RERANKED.names,

@@ -314,6 +314,23 @@ class PairScorer(Protocol):
         """Return the score of each pair, float32 (p,). It depends on no other pair of the block."""
 
 
+class ExplainedScorer(Protocol):
+    """A `PairScorer` that can say what each feature of a pair adds to the score of the pair."""
+
+    def feature_contributions(self, block: PairBlock) -> Array:
+        """Return what each feature adds, float32 (p, n_numbers + n_fields + 1).
+
+        The columns of `numbers` come first, then those of `fields`. The last column is the same for
+        all pairs: what no feature adds. A row adds up to the score, but for rounding.
+        """
+
+
+def explained(scorer: PairScorer) -> ExplainedScorer | None:
+    """Return `scorer` if it can say what each feature adds to a score, else None."""
+    explained_scorer: Any = scorer
+    return explained_scorer if hasattr(scorer, "feature_contributions") else None
+
+
 class RankerModel(FittedModel):
     """A fitted model that scores pairs of a user and an item by their features.
 

@@ -47,7 +47,9 @@ class ModelSpec:
         `neighbours` (gives neighbours of items), `cold_users` (answers users without events),
         `decay` (a setting `half_life_days` decays events) and `own_items` (lists only items that
         the user acted on: nothing in mode novel; instead of `personal`, whose checks ask for unseen
-        items); for a ranker `sources` (it reads only ranks and scores by its retrievers)
+        items); for a ranker `sources` (it reads only ranks and scores by its retrievers) and
+        `reasons` (with any settings, its scores are sums over the items of the user's history: its
+        scorer has the method `contributions`)
     training : the training tables that the algorithm may read, depending on its settings;
         build_features writes the tables that tonight's settings make it read
     source : the paper
@@ -121,26 +123,29 @@ MODELS: dict[str, ModelSpec] = {
     for spec in [
         _line("items", "popular", "Popular", "cold_users", "decay", source="counts, decayed"),
         _line(
-            "items", "item_knn", "ItemKNN", "personal", "neighbours", "decay",
+            "items", "item_knn", "ItemKNN", "personal", "neighbours", "decay", "reasons",
             source="Deshpande & Karypis 2004",
         ),
         _line(
-            "items", "rp3beta", "Rp3Beta", "personal", "neighbours", "decay",
+            "items", "rp3beta", "Rp3Beta", "personal", "neighbours", "decay", "reasons",
             source="Paudel, Christoffel, Newell & Bernstein 2016",
         ),
         _line(
-            "items", "transitions", "Transitions", "personal",
+            "items", "transitions", "Transitions", "personal", "reasons",
             source="Shani, Heckerman & Brafman 2005",
         ),
         _line(
-            "items", "own_items", "OwnItems", "own_items", "decay",
+            "items", "own_items", "OwnItems", "own_items", "decay", "reasons",
             source="counts of own orders, decayed; cf. Hu et al. 2020 (TIFU-KNN), personal frequency",
         ),
         _line(
-            "items", "user_knn", "UserKNN", "personal",
+            "items", "user_knn", "UserKNN", "personal", "reasons",
             source="Herlocker, Konstan, Borchers & Riedl 1999, user-based neighbourhood; decayed",
         ),
-        _line("items", "ease", "Ease", "personal", "neighbours", "decay", source="Steck 2019"),
+        _line(
+            "items", "ease", "Ease", "personal", "neighbours", "decay", "reasons",
+            source="Steck 2019",
+        ),
         _line(
             "rankers", "lambdamart", "LambdaMart", "personal", "ranks", "threads", kind="ranker",
             source="Burges 2010; Chen & Guestrin 2016",
@@ -169,9 +174,12 @@ MODELS: dict[str, ModelSpec] = {
             "rankers", "youtube_rank", "YoutubeRank", "personal", "neural", kind="ranker",
             source="Covington, Adams & Sargin 2016, section 4",
         ),
-        _line("factors", "als", "Als", "personal", "decay", source="Hu, Koren & Volinsky 2008"),
         _line(
-            "vectors", "item2vec", "Item2Vec", "personal", "neighbours", "decay",
+            "factors", "als", "Als", "personal", "decay", "reasons",
+            source="Hu, Koren & Volinsky 2008",
+        ),
+        _line(
+            "vectors", "item2vec", "Item2Vec", "personal", "neighbours", "decay", "reasons",
             source="Barkan & Koenigstein 2016",
         ),
         _line(
@@ -194,7 +202,8 @@ MODELS: dict[str, ModelSpec] = {
             "autoencoders", "sdae", "Sdae", "personal", "neural", training=_BAGS, source="Vincent et al. 2010"
         ),
         _line(
-            "autoencoders", "cdl", "Cdl", "personal", "neural", training=("training_texts",),
+            "autoencoders", "cdl", "Cdl", "personal", "neural", "reasons",
+            training=("training_texts",),
             source="Wang, Wang & Yeung 2015",
         ),
         _line(

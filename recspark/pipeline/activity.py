@@ -59,7 +59,7 @@ def kept_lists(context: RunContext) -> DataFrame | None:
     """Return the lists of the newest earlier night that still hold, or None where everyone is
     scored.
 
-    Columns: `list, user_idx, item_idx, rank, score, model, rules`.
+    Columns: `list, user_idx, item_idx, rank, score, model, because, rules`.
 
     A user's lists still hold, all or none of them, where
 
@@ -117,7 +117,7 @@ def kept_lists(context: RunContext) -> DataFrame | None:
         lists.where(F.col("run_date") == F.lit(last_night))
         .join(users.select("user_id", "user_idx"), on="user_id", how="inner")
         .join(context.item_sized(items.select("item_id", "item_idx")), on="item_id", how="inner")
-        .select("list", "user_idx", "item_idx", "rank", "score", "model", "rules")
+        .select("list", "user_idx", "item_idx", "rank", "score", "model", "because", "rules")
     )
     # Whoever has an item that may no longer be listed, a recent event or a changed event is scored.
     rows_of_gone_items = last_lists.join(
@@ -166,8 +166,9 @@ def _list_settings(config: dict[str, Any]) -> dict[str, Any]:
         needs = (settings.get(name) or {}).get("needs", ())
         models += [need for need in needs if need not in models]
     return {
-        # A night of an older version of recspark had no rules.
+        # A night of an older version of recspark had no rules and no reasons.
         "publish": {one.name: [one.model, one.ladder, one.mode, one.k] for one in published_lists},
+        "because": config["publish"].get("because"),
         "pool": config["publish"].get("pool"),
         "rules": {
             one.name: [[name, config.get("rules", {}).get(name)] for name in one.rules]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from recspark.data.examples import proposed, score_names, source_features, with_
 from recspark.data.feature_encoding import with_features
 from recspark.data.pair_features import Catalogue, names
 from recspark.hybrid.pairs import describe_pairs
+from recspark.models.base import RetrieverModel
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever, sources_of
 from recspark.pipeline.training_sets import features_as_of
@@ -52,12 +53,7 @@ def pairs_with_features(
         pairs = sample(pairs)
     if to_compute.scores or to_compute.groups:
         retrievers = {name: load_retriever(context, name, cutoff) for name in to_compute.scores}
-        queries = users.select("user_idx", "history")
-        for name, model in retrievers.items():
-            if model.user_encoding is not None:
-                queries = with_features(
-                    queries, user_features, model.user_encoding
-                ).withColumnRenamed("features", f"features_{name}")
+        queries = queries_of_retrievers(context, retrievers, cutoff, users)
         catalogue = Catalogue.of(item_features if to_compute.groups else item_features.limit(0))
         pairs = describe_pairs(
             pairs, queries, retrievers, catalogue, micros(cutoff), to_compute.groups
@@ -107,3 +103,25 @@ def parts_read(
         users=any(name.startswith("user_") for name in others),
         items=any(name.startswith("item_") for name in others),
     )
+
+
+def queries_of_retrievers(
+    context: RunContext,
+    retrievers: Mapping[str, RetrieverModel],
+    cutoff: datetime,
+    users: DataFrame,
+) -> DataFrame:
+    """Return `user_idx, history`, and a column `features_NAME` for each retriever that reads user
+    features: those as of `cutoff`.
+
+    `users` : user_idx, history. Cost: a join by user for each of these retrievers; none without
+    any.
+    """
+    queries = users.select("user_idx", "history")
+    for name, model in retrievers.items():
+        if model.user_encoding is not None:
+            user_features, _ = features_as_of(context, cutoff)
+            queries = with_features(queries, user_features, model.user_encoding).withColumnRenamed(
+                "features", f"features_{name}"
+            )
+    return queries

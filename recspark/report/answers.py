@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from itertools import groupby
 from typing import Any
 
@@ -90,12 +90,25 @@ def bought(
     acts.sort(key=lambda row: row["event_id"])
     acts.sort(key=lambda row: row["event_at"], reverse=True)
     newest = acts[:limit]
+    names = names_before(tables, [row["item_id"] for row in newest], cutoff)
+    return [
+        {
+            "event_at": str(row["event_at"]),
+            "item_id": row["item_id"],
+            "item_name": names.get(row["item_id"]),
+        }
+        for row in newest
+    ]
+
+
+def names_before(tables: Reader, items: Sequence[str], cutoff: datetime) -> dict[str, str]:
+    """Return the name that each of `items` had at `cutoff`; items without a name are left out."""
     # item_id -> ((valid_from, ingest_date) of the name, name)
-    latest_names: dict[str, tuple[Any, str | None]] = {}
-    if items := sorted({row["item_id"] for row in newest}):
+    latest_names: dict[str, tuple[Any, str]] = {}
+    if items:
         for row in tables.rows(
             "items",
-            [("item_id", "in", items), ("valid_from", "<", cutoff)],
+            [("item_id", "in", sorted({*items})), ("valid_from", "<", cutoff)],
             ["item_id", "item_name", "valid_from", "ingest_date"],
         ):
             # The same rule as in `features.items_as_of`: the name with the latest valid_from, and
@@ -107,14 +120,7 @@ def bought(
                 and name_from > latest_names.get(row["item_id"], (name_from[:0], ""))[0]
             ):
                 latest_names[row["item_id"]] = (name_from, row["item_name"])
-    return [
-        {
-            "event_at": str(row["event_at"]),
-            "item_id": row["item_id"],
-            "item_name": latest_names.get(row["item_id"], (None, None))[1],
-        }
-        for row in newest
-    ]
+    return {item: name for item, (_, name) in latest_names.items()}
 
 
 def neighbours(tables: Reader, item: str, night: date) -> list[dict[str, Any]]:

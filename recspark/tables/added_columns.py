@@ -32,12 +32,25 @@ class AddedColumn:
 
 _STRINGS = {"type": "array", "elementType": "string", "containsNull": True}
 _LIST = AddedColumn("list", after="run_date", value="main")
-_RULES = AddedColumn("rules", after="source", type=_STRINGS)
+_REASON = {
+    "type": "struct",
+    "fields": [
+        {"name": name, "type": type_of_field, "nullable": True, "metadata": {}}
+        for name, type_of_field in (
+            ("item_id", "string"),
+            ("item_name", "string"),
+            ("share", "float"),
+        )
+    ],
+}
+_REASONS = {"type": "array", "elementType": _REASON, "containsNull": True}
+_BECAUSE = AddedColumn("because", after="source", type=_REASONS)
+_RULES = AddedColumn("rules", after="because", type=_STRINGS)
 
 # table -> the columns that were added to it, in the order in which they are to be put behind `after`
 ADDED_COLUMNS: dict[str, tuple[AddedColumn, ...]] = {
-    "recommendations": (_LIST, _RULES),
-    "staged_recommendations": (_LIST, _RULES),
+    "recommendations": (_LIST, _BECAUSE, _RULES),
+    "staged_recommendations": (_LIST, _BECAUSE, _RULES),
     "gates": (_LIST,),
     "items": (
         AddedColumn("available", after="ingest_date", type="boolean"),

@@ -222,13 +222,15 @@ def _quoted_name(column: str) -> str:
 def _literal(value: object) -> str:
     r"""Return `value` as an SQL literal; a collection becomes a list in parentheses.
 
-    >>> _literal("O'Neill"), _literal(date(2010, 12, 9)), _literal(["a", "b"])
-    ("'O''Neill'", "DATE '2010-12-09'", "('a', 'b')")
+    >>> _literal("O'Neill"), _literal(date(2010, 12, 9)), _literal(["a", "b"]), _literal(7)
+    ("'O''Neill'", "DATE '2010-12-09'", "('a', 'b')", '7')
     """
     if isinstance(value, datetime):
         return f"TIMESTAMP '{value.astimezone(UTC).isoformat()}'"
     if isinstance(value, date):
         return f"DATE '{value.isoformat()}'"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if isinstance(value, Collection) and not isinstance(value, str):
         return "(" + ", ".join(map(_literal, value)) + ")"
     return "'" + str(value).replace("'", "''") + "'"

@@ -68,7 +68,7 @@ class SparkReader:
         return [
             {
                 name: _time_in_utc(cell) if name in time_columns else _sorted_map(cell)
-                for name, cell in row.asDict().items()
+                for name, cell in row.asDict(recursive=True).items()
             }
             for row in selected.collect()
         ]

@@ -19,6 +19,7 @@ from recspark.errors import ArtifactError, ConfigError, ModelError
 from recspark.models import artifacts
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
+from recspark.models.scoring.contributions import SUM_TOLERANCE, contributing
 from recspark.testing import synth
 from recspark.testing.case import BaseCase, Case, K, ordered
 from recspark.testing.check import check, job_group, raises
@@ -240,6 +241,45 @@ def given_pairs_have_the_scores_of_lists(case: Case) -> None:
     )
     assert {pair: value for pair, value in score_by_pair.items() if pair[1] != 10**9} == expected
     assert {value for pair, value in score_by_pair.items() if pair[1] == 10**9} == {None}
+
+
+@check(kinds=RETRIEVER)
+def contributions_add_up_to_scores(case: Case) -> None:
+    """What the user's items add to the score of a listed pair is the score, to `SUM_TOLERANCE`.
+
+    The items are of the user's history, each once per pair, and the contributions of a pair do not
+    depend on the other pairs. A model with the tag `reasons` gives contributions; others may.
+    """
+    scorer = case.model.scorer()
+    contributing_scorer = contributing(scorer)
+    if contributing_scorer is None:
+        assert "reasons" not in case.spec.tags, "the scorer has no method `contributions`"
+        return
+    [batch] = case.queries.toArrow().combine_chunks().to_batches()
+    block = parse_queries(batch)
+    user, item, *_ = _columns(case.lists)
+    rows = np.searchsorted(block.user_idx, user)
+    score, has_score = topk.pair_scores(block, case.model.items, scorer, rows, item)
+    assert has_score.all()
+    local = np.searchsorted(case.model.items, item)
+    given = contributing_scorer.contributions(block, rows, local)
+    size = np.bincount(given.pairs, np.abs(given.values), len(rows)) + np.abs(given.rest)
+    error = np.abs(given.totals - score)
+    assert (error <= SUM_TOLERANCE * size).all(), f"off by {error.max():.2g}"
+    assert (np.diff(given.start) > 0).any(), "no item adds to any score"
+    own_pairs = set(zip(case.log.user_idx.tolist(), case.log.item_idx.tolist(), strict=True))
+    entries = zip(user[given.pairs].tolist(), case.model.items[given.items].tolist(), strict=True)
+    assert own_pairs >= set(entries)
+    keys = given.pairs * len(case.model.items) + given.items
+    assert len(np.unique(keys)) == len(keys), "an item is there twice"
+    third = slice(len(block) // 3, 2 * len(block) // 3)
+    is_in_third = (rows >= third.start) & (rows < third.stop)
+    is_in_third[::2] = False
+    alone = contributing_scorer.contributions(
+        block.part(third), rows[is_in_third] - third.start, local[is_in_third]
+    )
+    assert alone.values.tobytes() == given.values[is_in_third[given.pairs]].tobytes()
+    assert alone.rest.tobytes() == given.rest[is_in_third].tobytes()
 
 
 @check(kinds=RETRIEVER)

@@ -13,11 +13,12 @@ from recspark import schema
 from recspark.data import examples
 from recspark.data.blocks import micros
 from recspark.data.dataset import Dataset, Examples
+from recspark.data.feature_encoding import parse_encoded
 from recspark.data.pair_features import FEATURES, Catalogue
 from recspark.errors import ModelError
 from recspark.hybrid.pairs import describe_pairs
 from recspark.models import artifacts
-from recspark.models.base import RankerModel, RetrieverModel
+from recspark.models.base import PairBlock, RankerModel, RetrieverModel, explained
 from recspark.models.items.item_knn import ItemKNN
 from recspark.models.items.popular import Popular
 from recspark.testing import synth
@@ -142,6 +143,27 @@ def a_pair_has_its_score_whoever_is_asked_beside(case: RankerCase) -> None:
     assert scored(case.model, shuffled_pairs) == case.scores
     even_scores = case.scores.filter(pa.array(case.scores.column("user_idx").to_numpy() % 2 == 0))
     assert scored(case.model, case.pairs.where("user_idx % 2 = 0").coalesce(1)) == even_scores
+
+
+@check(kinds=RANKER)
+def features_add_up_to_scores(case: RankerCase) -> None:
+    """What the features add to the score of a pair is the score, to a hundred thousandth.
+
+    A ranker need not give it. One that does has a column for each feature, and one for the rest.
+    """
+    scorer = case.model.pair_scorer()
+    explained_scorer = explained(scorer)
+    if explained_scorer is None:
+        return
+    pairs = case.pairs.toArrow().combine_chunks().to_batches()[0]
+    numbers, fields = parse_encoded(pairs, case.model.encoding)
+    users, items = (pairs.column(name).to_numpy() for name in ("user_idx", "item_idx"))
+    block = PairBlock(users, items, numbers, fields)
+    parts = explained_scorer.feature_contributions(block).astype(np.float64)
+    assert parts.shape == (len(users), numbers.shape[1] + fields.shape[1] + 1)
+    assert len(np.unique(parts[:, -1])) == 1
+    error = np.abs(parts.sum(axis=1) - scorer.score(block))
+    assert (error <= 1e-5 * np.abs(parts).sum(axis=1)).all(), f"off by {error.max():.2g}"
 
 
 @check("learns", kinds=RANKER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from recspark import schema, storage
 from recspark.errors import ConfigError
 from recspark.models import artifacts
 from recspark.models.base import FitOptions
+from recspark.models.items.item_item import ItemItemScorer
 from recspark.models.items.item_knn import ItemKNN, ItemKNNSettings
 from recspark.models.items.popular import Popular, PopularSettings
 from recspark.models.registry import model_spec
 from recspark.models.scoring import topk
+from recspark.models.scoring.contributions import Contributions
 from recspark.testing import checks
 from recspark.testing.case import Case, K, left_behind, ordered
 from recspark.testing.contract import CHECKS
@@ -391,6 +394,44 @@ def items_that_nobody_knows_have_a_score(case: Case, patch: Patch) -> None:
     real = case.model.score
     some = F.coalesce("score", F.lit(0).cast("float"))
     patch.setattr(case.model, "score", lambda p: real(p).withColumn("score", some), raising=False)
+
+
+def with_contributions(patch: Patch, change: Callable[[Contributions], Contributions]) -> None:
+    real = ItemItemScorer.contributions
+    patch.setattr(
+        ItemItemScorer,
+        "contributions",
+        lambda self, block, rows, items: change(real(self, block, rows, items)),
+    )
+
+
+@breaks("contributions_add_up_to_scores")
+def a_contribution_is_left_out(case: Case, patch: Patch) -> None:
+    def without_largest(given: Contributions) -> Contributions:
+        values = given.values.copy()
+        values[values.argmax()] = 0
+        return replace(given, values=values)
+
+    with_contributions(patch, without_largest)
+
+
+@breaks("contributions_add_up_to_scores")
+def another_item_adds_it(case: Case, patch: Patch) -> None:
+    with_contributions(patch, lambda given: replace(given, items=(given.items + 1) % 50))
+
+
+@breaks("contributions_add_up_to_scores")
+def contributions_depend_on_the_batch(case: Case, patch: Patch) -> None:
+    def shifted(given: Contributions) -> Contributions:
+        step = len(given.rest) * 1e-12
+        return replace(given, values=given.values + step)
+
+    with_contributions(patch, shifted)
+
+
+@breaks("contributions_add_up_to_scores")
+def the_tag_promises_what_the_scorer_lacks(case: Case, patch: Patch) -> None:
+    patch.delattr(ItemItemScorer, "contributions")
 
 
 @breaks("only_allowed_items_are_listed")

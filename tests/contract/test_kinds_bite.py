@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from recspark.config import Train
 from recspark.models import artifacts
-from recspark.models.base import FitOptions
+from recspark.models.base import FitOptions, PairBlock
 from recspark.models.registry import model_spec
 from recspark.testing.case import BaseCase
 from recspark.testing.contract import CHECKS, case_class
@@ -145,6 +145,22 @@ def all_vectors_are_the_same(case: EncoderCase, patch: Patch) -> None:
     patch.setattr(
         case, "vectors", case.model.encode(case.content).withColumn("vector", same).toArrow()
     )
+
+
+class WrongParts:
+    """Says that no feature adds anything."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.score = scorer.score
+
+    def feature_contributions(self, block: PairBlock) -> Any:
+        return np.zeros((len(block.user_idx), block.numbers.shape[1] + block.fields.shape[1] + 1))
+
+
+@breaks("features_add_up_to_scores")
+def features_add_up_to_something_else(case: RankerCase, patch: Patch) -> None:
+    scorer = WrongParts(case.model.pair_scorer())
+    patch.setattr(case.model, "pair_scorer", lambda: scorer, raising=False)
 
 
 @breaks("same_content_same_vector")

@@ -160,5 +160,6 @@ def test_tags_are_known() -> None:
         "decay",
         "own_items",
         "sources",
+        "reasons",
     }
     assert set().union(*(spec.tags for spec in MODELS.values())) == known

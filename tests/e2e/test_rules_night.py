@@ -17,7 +17,6 @@ from rich.console import Console
 
 from recspark.errors import ConfigError
 from recspark.pipeline.context import RunContext
-
 from recspark.pipeline.run import night, open_night
 from recspark.report.night import print_night
 

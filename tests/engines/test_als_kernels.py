@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from recspark.data.blocks import Array
-from recspark.engines.als_kernels import Method, eigenbasis, fold_in, solve
+from recspark.engines.als_kernels import Method, eigenbasis, fold_in, fold_in_parts, solve
 from recspark.engines.als_objective import Objective, gramian, loss
 
 OBJECTIVES = [
@@ -232,3 +232,29 @@ def test_a_prior_draws_rows_to_it(objective: Objective) -> None:
         assert penalty > 0
     with pytest.raises(ValueError, match="cholesky"):
         solve(start, at, weight, y, gram, objective, 30, x, "cg", prior=prior)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_parts_of_scores_against_the_inverse(objective: Objective) -> None:
+    """c_j p_j y_i^T W y_j, with W inverted by numpy; their sum is the score of the folded-in row."""
+    start, at, weight = rows(8, signed=objective.feedback == "explicit")
+    y = factors(9, 30, 7)
+    row = np.array([0, 0, 2, 4, 6, 6, 6, 7])  # rows without pairs, and a row without entries
+    other = np.array([3, 29, 3, 0, 11, 11, 5, 29])
+    parts = fold_in_parts(start, at, weight, y, objective, row, other, gramian(y))
+    penalties = objective.penalties(start, weight, len(y))
+    confidence, target = objective.confidences(weight)
+    y = y.astype(np.float64)
+    alpha_0 = objective.unobserved_weight if objective.implicit else 0.0
+    expected = []
+    for r, i in zip(row, other, strict=True):
+        entries = slice(start[r], start[r + 1])
+        y_r = y[at[entries]]
+        a = alpha_0 * y.T @ y + penalties[r] * np.eye(7)
+        a += (y_r * (confidence[entries] - alpha_0)[:, None]).T @ y_r
+        expected.append(confidence[entries] * target[entries] * (y_r @ np.linalg.inv(a) @ y[i]))
+    np.testing.assert_allclose(parts, np.concatenate(expected), rtol=1e-8, atol=1e-12)
+    users = fold_in(start, at, weight, y.astype(np.float32), objective)
+    scores = np.einsum("pd,pd->p", users[row].astype(np.float64), y[other])
+    sums = [part.sum() for part in np.split(parts, np.cumsum([len(e) for e in expected])[:-1])]
+    np.testing.assert_allclose(sums, scores, rtol=1e-4, atol=1e-5)

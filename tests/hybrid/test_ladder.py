@@ -50,10 +50,13 @@ EXPECTED = [
 
 def rows(filled: DataFrame) -> list[tuple]:
     assert filled.schema.simpleString() == ladder.FILLED.simpleString()
-    found = sorted(tuple(r) for r in filled.collect())
+    found = [tuple(r) for r in filled.collect()]
+    # Only an item of a kept list has reasons.
+    assert {b[0]["item_id"] for *_, source, b in found if source == "unchanged"} <= {"own"}
+    assert {b for *_, source, b in found if source != "unchanged"} <= {None}
     return [
         (u, i, r, round(s, 4), m, source)
-        for u, i, r, s, m, source in sorted(found, key=lambda x: (x[0], x[2]))
+        for u, i, r, s, m, source, _ in sorted(found, key=lambda x: (x[0], x[2]))
     ]
 
 
@@ -66,7 +69,9 @@ def test_each_step_fills_what_is_open(spark: SparkSession, n_partitions: int) ->
 
 def test_lists_that_still_hold_go_first(spark: SparkSession) -> None:
     last = lists(spark, (3, 20, 1, 2.0), (3, 11, 2, 1.0), (8, 20, 1, 2.0)).selectExpr(
-        "*", "'ease' AS model"
+        "*",
+        "'ease' AS model",
+        "array(named_struct('item_id', 'own', 'item_name', 'a', 'share', float(1))) AS because",
     )
     want = [row for row in EXPECTED if row[0] != 3] + [
         (3, 20, 1, 2.0, "ease", "unchanged"),

@@ -13,10 +13,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from recspark.data.blocks import Array, QueryBlock
-from recspark.engines.als_kernels import fold_in
+from recspark.engines.als_kernels import fold_in, fold_in_parts
 from recspark.engines.als_objective import Objective, gramian
 from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
+from recspark.models.scoring.contributions import Contributions, entries_of_pairs
 from recspark.models.weights import HistoryWeights
 
 
@@ -86,6 +87,22 @@ class FactorScorer:
         factors = np.asarray(self.factors.array)
         users = fold_in(start, items, weights, factors, self.objective, self._gram)
         return topk.DotScores(users, factors, None, np.diff(start) > 0)
+
+    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
+        """See `ContributingScorer`. Hu, Koren and Volinsky 2008, section 5: see `fold_in_parts`."""
+        start, own_items, weights = self.weights.local(block.history, self.items)
+        start_of_pairs, entries = entries_of_pairs(start, rows)
+        values = fold_in_parts(
+            start,
+            own_items,
+            weights,
+            np.asarray(self.factors.array),
+            self.objective,
+            rows,
+            items,
+            self._gram,
+        )
+        return Contributions(start_of_pairs, own_items[entries], values, np.zeros(len(rows)))
 
     @cached_property
     def _gram(self) -> Array:

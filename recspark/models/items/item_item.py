@@ -31,6 +31,7 @@ from recspark.data.interactions import decayed_weights_of_vocabulary
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import RetrieverModel, Settings
 from recspark.models.scoring import topk
+from recspark.models.scoring.contributions import Contributions, entries_of_pairs
 from recspark.models.setting_types import HalfLifeDays, TrendDays
 from recspark.models.weights import HistoryWeights
 from recspark.session import executor_slots
@@ -118,6 +119,15 @@ class ItemItemScorer:
         return topk.SparseScores(
             start, items, weights, np.asarray(self.matrix.array), self.reach, self.evidence_only
         )
+
+    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
+        """See `ContributingScorer`. Item j adds its weight times `matrix[j, i]`."""
+        start, own_items, weights = self.weights.local(block.history, self.items)
+        start_of_pairs, entries = entries_of_pairs(start, rows)
+        listed = np.repeat(items, np.diff(start_of_pairs))
+        values = np.asarray(self.matrix.array)[own_items[entries], listed].astype(np.float64)
+        values *= weights[entries]
+        return Contributions(start_of_pairs, own_items[entries], values, np.zeros(len(rows)))
 
 
 def vocabulary_within_limit(data: Dataset, settings: ItemItemSettings, name: str) -> Array:

@@ -17,6 +17,7 @@ from recspark.data.dataset import Dataset
 from recspark.data.interactions import decayed_weights_of_vocabulary
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
 from recspark.models.scoring import topk
+from recspark.models.scoring.contributions import Contributions
 from recspark.models.scoring.listed import ListedScores
 from recspark.models.setting_types import HalfLifeDays
 
@@ -90,6 +91,33 @@ class OwnItemsScorer:
         If item 9 is the most popular item of all (1), and the others have the popularity 0.5, the
         scores are 1.7105, 0.8105, 1.0005 for item 6 and 1.001 for item 9.
         """
+        start, item, counts = self._counts(block)
+        scores = (counts + self._rest(item)).astype(np.float32)
+        return ListedScores(start, item, scores, len(self.items))
+
+    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
+        """See `ContributingScorer`. The only item that speaks for a listed item is the item itself.
+
+        It adds its count; the `rest` is what its popularity adds.
+        """
+        start, own_items, counts = self._counts(block)
+        keys = np.repeat(np.arange(len(block)), np.diff(start)) * len(self.items) + own_items
+        entry = np.searchsorted(keys, rows * len(self.items) + items)
+        one_entry_each = np.arange(len(rows) + 1, dtype=np.int64)
+        return Contributions(
+            one_entry_each, items.astype(np.int32), counts[entry], self._rest(items)
+        )
+
+    def _rest(self, items: Array) -> Array:
+        """Return what the popularity of local items adds to their scores, float64."""
+        popularity = np.asarray(self.popularity.array)[items].astype(np.float64)
+        return np.asarray(self.settings.popularity_weight * popularity)
+
+    def _counts(self, block: QueryBlock) -> tuple[Array, Array, Array]:
+        """Return the local items of each row, ascending, and their counts: (start, items, counts).
+
+        Row r has the entries `start[r]:start[r + 1]`; `items` is int32, `counts` float64.
+        """
         settings, n_items = self.settings, len(self.items)
         history = where(block.history, block.history.weight > 0)  # False for NaN (no rating)
         is_first_of_order = history.session_starts
@@ -110,10 +138,8 @@ class OwnItemsScorer:
         pairs, pair_of_entry = np.unique(row_of_order[order] * n_items + local, return_inverse=True)
         counts = np.bincount(pair_of_entry, weight_of_order[order], len(pairs))  # in entry order
         row, item = np.divmod(pairs, n_items)
-        popularity = np.asarray(self.popularity.array)[item].astype(np.float64)
-        scores = counts + settings.popularity_weight * popularity
         start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(block)))])
-        return ListedScores(start, item.astype(np.int32), scores.astype(np.float32), n_items)
+        return start, item.astype(np.int32), counts
 
 
 class OwnItems(Algorithm[OwnItemsSettings]):

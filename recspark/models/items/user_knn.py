@@ -5,8 +5,10 @@ Two users are similar if they acted on the same items; the similarity is a cosin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +32,7 @@ from recspark.data.interactions import hash_sample
 from recspark.errors import CatalogueTooLargeError
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
 from recspark.models.scoring import memory, topk
+from recspark.models.scoring.contributions import Contributions, entries_of_pairs
 from recspark.models.scoring.listed import ListedScores, SlicedScores
 from recspark.models.setting_types import HalfLifeDays
 from recspark.models.weights import HistoryWeights
@@ -119,26 +122,9 @@ class UserKNNScorer:
         `memory.block_bytes()` each, or those of one query if they take more. A query has at most
         `n_neighbours` times the votes of the user with most of them.
         """
-        arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
-        user_idx, n_items = arrays["user_idx"], len(self.items)
-        users_of_items = sparse.csr_matrix(
-            (arrays["units"], arrays["item_users"], arrays["item_start"]),
-            shape=(n_items, len(user_idx)),
-        )
-        votes_of_users = sparse.csr_matrix(
-            (arrays["votes"], arrays["user_items"], arrays["user_start"]),
-            shape=(len(user_idx), n_items),
-        )
-        similarity_weights, _ = weights_of(self.settings, self.as_of)
-        start, local, weights = similarity_weights.local(block.history, self.items)
-        queries = unit_rows(sparse.csr_matrix((weights, local, start), shape=(len(block), n_items)))
-        # The position of each query's own user in the index; -1 where the index lacks the user.
-        own_position = (
-            local_index(user_idx, block.user_idx) if len(user_idx) else np.full(len(block), -1)
-        )
-        most_votes = int(np.diff(arrays["user_start"]).max(initial=0))
-        most_listed = min(n_items, self.settings.n_neighbours * most_votes)
-        bytes_of_query = max(_PAIR_BYTES * len(user_idx), _VOTE_BYTES * most_listed, 1)
+        users_of_items, votes_of_users = self._index
+        queries, own_position = self._queries(block), self._own_position(block)
+        n_items = len(self.items)
 
         def score_rows(rows: slice) -> ListedScores:
             neighbours = nearest_users(
@@ -153,8 +139,85 @@ class UserKNNScorer:
                 n_items,
             )
 
+        n_users, n_items = votes_of_users.shape
+        most_votes = int(np.diff(votes_of_users.indptr).max(initial=0))
+        most_listed = min(n_items, self.settings.n_neighbours * most_votes)
+        bytes_of_query = max(_PAIR_BYTES * n_users, _VOTE_BYTES * most_listed, 1)
         rows_at_once = max(1, memory.block_bytes() // bytes_of_query)
         return SlicedScores(len(block), rows_at_once, score_rows)
+
+    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
+        """See `ContributingScorer`.
+
+        Item j adds its share of the similarities of the neighbours, times their votes: the sum over
+        the neighbours v of the products of the coordinates of j in the unit vectors of the user and
+        of v, times vote(v, i).
+        """
+        queries = self._queries(block)
+        start = queries.indptr.astype(np.int64)
+        start_of_pairs, entries = entries_of_pairs(start, rows)
+        users_of_items, votes_of_users = self._index
+        values = np.zeros(len(entries))
+        for first_row, neighbours in self._neighbours(block, queries):
+            pair_start = np.searchsorted(rows, first_row + np.arange(neighbours.shape[0] + 1))
+            for n, (begin, end) in enumerate(itertools.pairwise(pair_start)):
+                if begin == end:
+                    continue
+                users = neighbours.indices[neighbours.indptr[n] : neighbours.indptr[n + 1]]
+                own = slice(start[first_row + n], start[first_row + n + 1])
+                units = users_of_items[queries.indices[own]][:, users]  # (own items, neighbours)
+                votes = votes_of_users[users][:, items[begin:end]]  # (neighbours, pairs)
+                of_row = queries.data[own][:, None] * (units @ votes).toarray()
+                values[start_of_pairs[begin] : start_of_pairs[end]] = of_row.T.ravel()
+        return Contributions(
+            start_of_pairs, queries.indices[entries].astype(np.int32), values, np.zeros(len(rows))
+        )
+
+    def _queries(self, block: QueryBlock) -> sparse.csr_matrix:
+        """Return the unit vector of each query, float64 (n, n_items), items ascending."""
+        similarity_weights, _ = weights_of(self.settings, self.as_of)
+        start, local, weights = similarity_weights.local(block.history, self.items)
+        return unit_rows(
+            sparse.csr_matrix((weights, local, start), shape=(len(block), len(self.items)))
+        )
+
+    def _neighbours(
+        self, block: QueryBlock, queries: sparse.csr_matrix
+    ) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yield (first row, similarities of the nearest users) of each slice of the queries."""
+        users_of_items, _ = self._index
+        own_position = self._own_position(block)
+        n_rows = max(1, memory.block_bytes() // (_PAIR_BYTES * max(users_of_items.shape[1], 1)))
+        for begin in range(0, len(block), n_rows):
+            rows = slice(begin, begin + n_rows)
+            similarities = queries[rows] @ users_of_items
+            yield (
+                begin,
+                nearest_users(similarities, own_position[rows], self.settings.n_neighbours),
+            )
+
+    def _own_position(self, block: QueryBlock) -> Array:
+        """Return the position of each query's own user in the index; -1 where it lacks the user."""
+        user_idx = np.asarray(self.arrays["user_idx"].array)
+        if len(user_idx) == 0:
+            return np.full(len(block), -1)
+        return local_index(user_idx, block.user_idx)
+
+    @cached_property
+    def _index(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """The unit vectors, (n_items, n_users), and the votes of the users, (n_users, n_items)."""
+        arrays = {name: np.asarray(shared.array) for name, shared in self.arrays.items()}
+        n_items, n_users = len(self.items), len(arrays["user_idx"])
+        return (
+            sparse.csr_matrix(
+                (arrays["units"], arrays["item_users"], arrays["item_start"]),
+                shape=(n_items, n_users),
+            ),
+            sparse.csr_matrix(
+                (arrays["votes"], arrays["user_items"], arrays["user_start"]),
+                shape=(n_users, n_items),
+            ),
+        )
 
 
 def nearest_users(

@@ -207,3 +207,20 @@ class TreeScorer:
             return np.zeros(0, np.float32)
         matrix = feature_matrix(block.numbers, block.fields)
         return np.asarray(self.booster.inplace_predict(matrix, validate_features=False))
+
+    def feature_contributions(self, block: PairBlock) -> Array:
+        """See `ExplainedScorer`. Exact (TreeSHAP): Lundberg et al. 2020, "From local explanations
+        to global understanding with explainable AI for trees".
+        """
+        import xgboost
+
+        n_columns = block.numbers.shape[1] + block.fields.shape[1]
+        if len(block.user_idx) == 0:
+            return np.zeros((0, n_columns + 1), np.float32)
+        data = xgboost.DMatrix(
+            feature_matrix(block.numbers, block.fields),
+            feature_types=["q"] * block.numbers.shape[1] + ["c"] * block.fields.shape[1],
+            enable_categorical=True,
+            nthread=1,
+        )
+        return np.asarray(self.booster.predict(data, pred_contribs=True, validate_features=False))

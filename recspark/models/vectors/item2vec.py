@@ -25,6 +25,8 @@ from recspark.models.base import (
     check_k,
 )
 from recspark.models.scoring import topk
+from recspark.models.scoring.candidates import dot_pairs
+from recspark.models.scoring.contributions import Contributions, entries_of_pairs
 from recspark.models.setting_types import HalfLifeDays
 from recspark.models.vectors.sentences import sentences
 from recspark.models.vectors.word2vec_settings import Word2VecSettings
@@ -176,6 +178,31 @@ class Item2VecScorer:
         return topk.DotScores(
             users, np.asarray(self.target_vectors.array), self.bias, np.diff(start) > 0
         )
+
+    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
+        """See `ContributingScorer`.
+
+        Item j adds weight_j / (sum of weights) times its vector's product with the target vector of
+        the listed item. For the cosine, this is divided by the length of the mean vector.
+        """
+        history = block.history if self.n_recent is None else newest(block.history, self.n_recent)
+        start, own_items, weights = self.weights.local(history, self.items)
+        vectors = np.asarray(self.vectors.array)
+        row_of_weight = np.repeat(np.arange(len(block)), np.diff(start))
+        divisor = np.bincount(row_of_weight, weights, len(block))
+        if self.bias is None:
+            means = mean_vectors(start, own_items, weights, vectors)
+            divisor *= np.sqrt(np.square(means, dtype=np.float64).sum(axis=1))
+        start_of_pairs, entries = entries_of_pairs(start, rows)
+        listed = np.repeat(items, np.diff(start_of_pairs))
+        values = dot_pairs(
+            vectors, np.asarray(self.target_vectors.array), own_items[entries], listed
+        )
+        divisor_of_entry = divisor[row_of_weight[entries]]
+        values *= weights[entries]
+        np.divide(values, divisor_of_entry, out=values, where=divisor_of_entry > 0)
+        rest = np.zeros(len(rows)) if self.bias is None else self.bias[items].astype(np.float64)
+        return Contributions(start_of_pairs, own_items[entries], values, rest)
 
 
 class Item2Vec(Algorithm[Item2VecSettings]):

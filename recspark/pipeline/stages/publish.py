@@ -28,6 +28,7 @@ from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
 from recspark.pipeline.promote import last_published_at, promote
+from recspark.pipeline.reasons import with_because
 from recspark.pipeline.rules import NightRules, filled_lists
 from recspark.pipeline.runlog import StageResult
 from recspark.session import together
@@ -173,13 +174,15 @@ def stage_lists(
 
 
 def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataFrame:
-    """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, and item names."""
+    """Return `lists` as `schema.RECOMMENDATIONS`: ids instead of integers, item names, reasons."""
     names = context.item_sized(items.select("item_idx", "item_id", "item_name"))
     list_columns = lists.select("list", *RERANKED.names)
+    # Users are joined first, because the lists are still partitioned by user here.
+    lists_of_users = list_columns.join(
+        context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
+    )
     return (
-        list_columns.join(
-            context.read("user_ids").select("user_id", "user_idx"), on="user_idx", how="inner"
-        )
+        with_because(context, lists_of_users, items, context.config.publish.steps)
         .join(names, on="item_idx", how="left")
         .withColumn("run_date", F.lit(context.run_date))
         .select(*schema.RECOMMENDATIONS.names)
