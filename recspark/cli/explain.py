@@ -37,6 +37,9 @@ def explain(
     run_date: Annotated[
         str | None, typer.Option("--run-date", help="default: the newest night")
     ] = None,
+    list_name: Annotated[
+        str | None, typer.Option("--list", help="which published list; default: main")
+    ] = None,
     features: Annotated[
         bool,
         typer.Option(
@@ -50,7 +53,9 @@ def explain(
     with reading(env, set_) as (config, tables):
         if requested_night:
             check_night(tables, requested_night)
-        night = published_night(tables, requested_night or latest_night(tables, "recommendations"))
+        night = published_night(
+            tables, requested_night or latest_night(tables, "recommendations"), list_name
+        )
         explanation = explain_item(tables, user, item, night)
     if features and explanation["ranker"] is not None:
         explanation["ranker_score"] = _ranker_score(config, night, explanation)
@@ -70,7 +75,11 @@ def _ranker_score(
     with reading_by_spark(config) as tables:
         context = past_context(tables.catalog, then, night.run_date, night.run_id)
         parts = score_parts(
-            context, explanation["ranker"], explanation["user_id"], explanation["item_id"]
+            context,
+            explanation["ranker"],
+            explanation["user_id"],
+            explanation["item_id"],
+            night.published_list.mode,
         )
         return None if parts is None else parts.to_dict(N_FEATURES)
 
@@ -89,6 +98,10 @@ def _print(explanation: dict[str, Any]) -> None:
             f"{explanation['score']:.6g} by {explanation['model']} ({explanation['source']})",
             highlight=False,
         )
+        if explanation["rules"]:
+            console.print(
+                f"let in or raised by: {', '.join(explanation['rules'])}", highlight=False
+            )
         _print_reasons(explanation["because"])
     else:
         console.print(f"not listed: {explanation['reason']}", highlight=False)

@@ -183,11 +183,11 @@ MODELS: dict[str, ModelSpec] = {
             source="Barkan & Koenigstein 2016",
         ),
         _line(
-            "vectors", "prod2vec", "Prod2Vec", "personal", "neighbours", "decay",
+            "vectors", "prod2vec", "Prod2Vec", "personal", "neighbours", "decay", "reasons",
             source="Grbovic et al. 2015; with bag: order, bagged-prod2vec",
         ),
         _line(
-            "vectors", "meta_prod2vec", "MetaProd2Vec", "personal", "neighbours", "decay",
+            "vectors", "meta_prod2vec", "MetaProd2Vec", "personal", "neighbours", "decay", "reasons",
             source="Vasile, Smirnova & Conneau 2016",
         ),
         _line(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pyspark.sql import functions as F
 
-from recspark.config import Config
+from recspark.config import Config, Mode
 from recspark.data.feature_encoding import FIRST, UNKNOWN, Encoding, parse_encoded
 from recspark.data.interactions import before
 from recspark.errors import StageOrderError
@@ -65,8 +65,11 @@ def past_context(catalog: TableCatalog, config: Config, run_date: date, run_id: 
     raise StageOrderError(f"night {run_date}: run {run_id} has no row in table 'runs'")
 
 
-def score_parts(context: RunContext, ranker: str, user_id: str, item_id: str) -> ScoreParts | None:
-    """Return what makes a ranker's score of a candidate; None if the ranker cannot say.
+def score_parts(
+    context: RunContext, ranker: str, user_id: str, item_id: str, mode: Mode
+) -> ScoreParts | None:
+    """Return what makes a ranker's score of a candidate in lists of `mode`; None if the ranker cannot
+    say.
 
     The item must be a candidate of one of the ranker's retrievers for the user. The features are
     computed again, by the code that computed them in the night; a score also depends on the user's
@@ -75,7 +78,7 @@ def score_parts(context: RunContext, ranker: str, user_id: str, item_id: str) ->
 
     Cost: a few Spark jobs on the rows of one user.
     """
-    cutoff, mode = context.cutoffs.tonight, context.config.publish.mode
+    cutoff = context.cutoffs.tonight
     fitted = load_model(context, ranker, cutoff)
     assert isinstance(fitted, RankerModel), ranker
     scorer = fitted.pair_scorer()

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from recspark.config import Config, Publish, cutoff_of
+from recspark.config import MAIN, Config, PublishedList, cutoff_of
 from recspark.errors import ConfigError, UnknownUserError, suggest
 from recspark.models.registry import kind_of
 from recspark.pipeline.plan import STAGES, listed_tonight, models_of
@@ -29,21 +29,18 @@ class PublishedNight:
     ----------
     run_date, run_id : the night, and its run
     config : the settings of that run; secrets and paths are those of the text in `runs`
+    published_list : the list that an item is looked for in
     """
 
     run_date: date
     run_id: str
     config: Config
+    published_list: PublishedList
 
     @property
     def cutoff(self) -> datetime:
         """The first instant that was not in training, UTC, without a zone."""
         return cutoff_of(self.run_date).replace(tzinfo=None)
-
-    @property
-    def main_list(self) -> Publish:
-        """The settings of the list that an item is looked for in: model, steps, mode, k."""
-        return self.config.publish
 
     def ranks(self, model: str, proposed_by: Collection[str]) -> bool:
         """Return whether `model` is a ranker, and one of the models that it ranks proposed an item.
@@ -55,11 +52,12 @@ class PublishedNight:
         return is_ranker and not sources.isdisjoint(proposed_by)
 
 
-def published_night(tables: Reader, night: date) -> PublishedNight:
+def published_night(tables: Reader, night: date, list_name: str | None = None) -> PublishedNight:
     """Return the run that published the lists of `night` last.
 
-    Raises ConfigError where the night published nothing, or where its settings are those of another
-    version of recspark.
+    `list_name` : the list that items are looked for in; None = `main`, or the first by name of a
+    night without one. Raises ConfigError where the night published nothing, or no such list, or
+    where its settings are those of another version of recspark.
     """
     rows = tables.rows(
         "runs",
@@ -76,7 +74,13 @@ def published_night(tables: Reader, night: date) -> PublishedNight:
             f"night {night}: its settings in table 'runs' are those of another version of "
             "recspark; explain a newer night, or run this one again"
         ) from None
-    return PublishedNight(night, newest["run_id"], config)
+    lists = {one.name: one for one in config.publish.published_lists}
+    name = list_name or (MAIN if MAIN in lists else min(lists))
+    if name not in lists:
+        raise ConfigError(
+            f"night {night} has no list '{name}', but {', '.join(lists)}.{suggest(name, lists)}"
+        )
+    return PublishedNight(night, newest["run_id"], config, lists[name])
 
 
 def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict[str, Any]:
@@ -90,8 +94,7 @@ def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict
         first; [] where the candidates of the night are no longer kept
     ranker : the ranker whose features can say more: that of the row, or the champion that did not
         put the item into the list; null = none
-    list, rank, score, model, source, because : of the row, where the item is listed; also `rules`
-        where the table has that column
+    list, rank, score, model, source, because, rules : of the row, where the item is listed
     stopped_by, reason : where it is not listed: one of `STOPS`, and the same as a sentence
 
     Raises UnknownUserError, with a suggestion, for a user or an item that is in no table. Raises
@@ -103,7 +106,12 @@ def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict
     user_idx = _index_of(tables, "user", user)
     item_idx = _index_of(tables, "item", item)
     rows = tables.rows(
-        "recommendations", [("run_date", "=", night.run_date), ("user_id", "=", user)]
+        "recommendations",
+        [
+            ("run_date", "=", night.run_date),
+            ("list", "=", night.published_list.name),
+            ("user_id", "=", user),
+        ],
     )
     has_candidates = night.run_date in tables.nights("candidates")
     candidates = _candidates(tables, night, user_idx) if has_candidates else []
@@ -126,7 +134,7 @@ def explain(tables: Reader, user: str, item: str, night: PublishedNight) -> dict
     stopped_by, reason = _first_stop(
         tables, night, user, item, item_idx, rows, candidates, has_candidates
     )
-    champion = night.main_list.model
+    champion = night.published_list.model
     is_ranked = stopped_by in ("outranked", "rule") and night.ranks(champion, proposed_by)
     return {
         **about,
@@ -142,6 +150,7 @@ STOPS = {
     "no_events": "the user has no event before the cutoff: such users get the default list",
     "not_active": "the user is not active: such users get the default list",
     "not_in_vocabulary": "the item has no event before the cutoff, so no model knows it",
+    "not_available": "the item is not available",
     "seen": "the user acted on the item before, and the lists are of mode novel",
     "kept_list": "the user was not scored: the list of an earlier night still held, and was kept",
     "no_candidate": "no model proposed the item to the user",
@@ -193,8 +202,10 @@ def _first_stop(
     )
     if not known:
         return "not_in_vocabulary", STOPS["not_in_vocabulary"]
+    if not _is_available(tables, item, night.run_date):
+        return "not_available", STOPS["not_available"]
     acts_on_item = [row["event_at"] for row in acts if row["item_id"] == item]
-    if night.main_list.mode == "novel" and acts_on_item:
+    if night.published_list.mode == "novel" and acts_on_item:
         return "seen", f"{STOPS['seen']} (last on {max(acts_on_item):%Y-%m-%d})"
     if any(row["source"] == "unchanged" for row in rows):
         return "kept_list", f"{STOPS['kept_list']}; explain that night"
@@ -208,6 +219,27 @@ def _first_stop(
     return _outranked(night, rows, of_item)
 
 
+def _is_available(tables: Reader, item: str, night: date) -> bool:
+    """Return whether an item could be listed on a night; the rule is that of
+    `features.items_as_of`.
+    """
+    cutoff = cutoff_of(night)
+    rows = tables.rows(
+        "items",
+        [("item_id", "=", item), ("valid_from", "<", cutoff)],
+        ["valid_from", "ingest_date", "available", "available_from", "available_until"],
+    )
+    rows = [row for row in rows if row["available"] is not None]
+    if not rows:
+        return True
+    latest = max(rows, key=lambda row: (row["valid_from"], row["ingest_date"]))
+    begin, end = latest["available_from"], latest["available_until"]
+    at = cutoff.replace(tzinfo=None)
+    return (
+        bool(latest["available"]) and (begin is None or begin <= at) and (end is None or end > at)
+    )
+
+
 def _outranked(
     night: PublishedNight, rows: Sequence[dict[str, Any]], of_item: dict[str, dict[str, Any]]
 ) -> tuple[str, str]:
@@ -215,8 +247,8 @@ def _outranked(
 
     `of_item` : model -> its candidate row of the item
     """
-    main_list = night.main_list
-    step = next((model for model in main_list.steps if model in of_item), None)
+    published_list = night.published_list
+    step = next((model for model in published_list.steps if model in of_item), None)
     last = max(rows, key=lambda row: row["rank"], default=None)
     end = (
         "the list is empty"
@@ -228,13 +260,13 @@ def _outranked(
         best = min(of_item.values(), key=lambda row: row["rank"])
         return "outranked", (
             f"{STOPS['outranked']}: {best['model']} proposed it on rank {best['rank']}, but it is "
-            f"not among the first {night.config.n_candidates} of {main_list.model}; {end}"
+            f"not among the first {night.config.n_candidates} of {published_list.model}; {end}"
         )
     row = of_item[step]
     text = f"rank {row['rank']} of {step}, score {row['score']:.6g}"
-    is_within = step == main_list.model and row["rank"] <= main_list.k
+    is_within = step == published_list.model and row["rank"] <= published_list.k
     if is_within:
-        return "rule", f"{STOPS['rule']}: {text}; the list has {main_list.k} items"
+        return "rule", f"{STOPS['rule']}: {text}; the list has {published_list.k} items"
     return "outranked", f"{STOPS['outranked']}: {text}; {end}"
 
 
@@ -269,7 +301,7 @@ def _candidates(tables: Reader, night: PublishedNight, user_idx: int) -> list[di
         [
             ("run_date", "=", night.run_date),
             ("cutoff", "=", cutoff_of(night.run_date)),
-            ("mode", "=", night.main_list.mode),
+            ("mode", "=", night.published_list.mode),
             ("user_idx", "=", user_idx),
         ],
         ["item_idx", "model", "rank", "score"],
@@ -281,8 +313,8 @@ def _candidates(tables: Reader, night: PublishedNight, user_idx: int) -> list[di
 def _of_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return what the explanation says of a row of `recommendations`."""
     columns = ("list", "rank", "score", "model", "source", "because", "rules")
-    about = {name: row[name] for name in columns if name in row}
+    about = {name: row[name] for name in columns}
     reasons = about.get("because")
     names = ("item_id", "item_name", "share")
     about["because"] = reasons and [{name: reason[name] for name in names} for reason in reasons]
-    return {"list": "main", **about}
+    return about

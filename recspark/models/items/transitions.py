@@ -28,7 +28,11 @@ from recspark.data.blocks import (
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
 from recspark.models.scoring import topk
-from recspark.models.scoring.contributions import Contributions, entries_of_pairs
+from recspark.models.scoring.contributions import (
+    Contributions,
+    contributions_of_lists,
+    keys_of_lists,
+)
 from recspark.models.scoring.listed import ListedScores, sums_of_lists
 from recspark.models.setting_types import HalfLifeDays
 
@@ -111,24 +115,14 @@ class TransitionsScorer:
         """See `ContributingScorer`. Item j adds its share of followers, divided by its rank."""
         row, own_items, recency_rank = newest_items(block.history, self.items, self.last_n)
         start = np.searchsorted(row, np.arange(len(block) + 1))
-        start_of_pairs, entries = entries_of_pairs(start, rows)
-        listed = np.repeat(items, np.diff(start_of_pairs))
-        keys = own_items[entries].astype(np.int64) * len(self.items) + listed
-        index = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
-        values = np.zeros(len(keys))
-        if len(self._keys):
-            is_follower = self._keys[index] == keys
-            shares = np.asarray(self.arrays["shares"].array)[index[is_follower]]
-            values[is_follower] = shares.astype(np.float64) / recency_rank[entries[is_follower]]
-        return Contributions(
-            start_of_pairs, own_items[entries].astype(np.int32), values, np.zeros(len(rows))
-        )
+        own = start, own_items, 1 / recency_rank
+        shares = np.asarray(self.arrays["shares"].array)
+        return contributions_of_lists(self._keys, shares, len(self.items), own, rows, items)
 
     @cached_property
     def _keys(self) -> Array:
-        """The key of each follower, item * n_items + follower, int64 (p,), ascending."""
         start, followers = (np.asarray(self.arrays[name].array) for name in ("start", "followers"))
-        return np.repeat(np.arange(len(self.items)), np.diff(start)) * len(self.items) + followers
+        return keys_of_lists(start, followers, len(self.items))
 
 
 def newest_items(history: Histories, items: Array, n: int) -> tuple[Array, Array, Array]:

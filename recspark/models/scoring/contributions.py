@@ -80,6 +80,46 @@ def entries_of_pairs(start: Array, rows: Array) -> tuple[Array, Array]:
     return start_of_pairs, entries + np.arange(start_of_pairs[-1])
 
 
+def keys_of_lists(start: Array, items: Array, n_items: int) -> Array:
+    """Return the key of each entry of item lists, item * n_items + listed item, int64 (p,), ascending.
+
+    Item j lists `items[start[j]:start[j + 1]]`, ascending local indices.
+    """
+    return np.repeat(np.arange(len(start) - 1), np.diff(start)) * n_items + items
+
+
+def contributions_of_lists(
+    keys: Array,
+    values: Array,
+    n_items: int,
+    own: tuple[Array, Array, Array],
+    rows: Array,
+    items: Array,
+) -> Contributions:
+    """Return the contributions to scores that are sums of lists (`listed.sums_of_lists`).
+
+    Parameters
+    ----------
+    keys, values : `keys_of_lists`, and the value of each entry
+    n_items : size of the vocabulary
+    own : (start, items, weights): row r has the own items `items[start[r]:start[r + 1]]`
+    rows, items : of the pairs, see `ContributingScorer`
+    """
+    start, own_items, weights = own
+    start_of_pairs, entries = entries_of_pairs(start, rows)
+    listed = np.repeat(items, np.diff(start_of_pairs))
+    wanted_keys = own_items[entries].astype(np.int64) * n_items + listed
+    added = np.zeros(len(wanted_keys))
+    if len(keys):
+        index = np.minimum(np.searchsorted(keys, wanted_keys), len(keys) - 1)
+        is_listed = keys[index] == wanted_keys
+        added[is_listed] = values[index[is_listed]].astype(np.float64)
+    added *= weights[entries]
+    return Contributions(
+        start_of_pairs, own_items[entries].astype(np.int32), added, np.zeros(len(rows))
+    )
+
+
 def strongest(contributions: Contributions, n: int) -> tuple[Array, Array, Array]:
     """Return the items that speak most for each pair: (start, items, shares).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -21,6 +22,11 @@ from recspark.engines.word2vec import Vectors, train_vectors
 from recspark.engines.word2vec_examples import Metadata
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
 from recspark.models.scoring import topk
+from recspark.models.scoring.contributions import (
+    Contributions,
+    contributions_of_lists,
+    keys_of_lists,
+)
 from recspark.models.scoring.listed import ListedScores, sums_of_lists
 from recspark.models.setting_types import HalfLifeDays
 from recspark.models.vectors.item2vec import Item2VecScorer, priors, unit_rows
@@ -133,6 +139,17 @@ class SimilarItemsScorer:
         row = np.repeat(np.arange(len(block)), np.diff(start))
         lists = tuple(np.asarray(a.array) for a in (self.start, self.neighbours, self.similarities))
         return sums_of_lists(lists, row, item, weight, len(block), len(self.items))
+
+    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
+        """See `ContributingScorer`. Item j adds its decayed weight times its similarity."""
+        own = self.weights.local(block.history, self.items)
+        similarities = np.asarray(self.similarities.array)
+        return contributions_of_lists(self._keys, similarities, len(self.items), own, rows, items)
+
+    @cached_property
+    def _keys(self) -> Array:
+        start, neighbours = np.asarray(self.start.array), np.asarray(self.neighbours.array)
+        return keys_of_lists(start, neighbours, len(self.items))
 
 
 class Prod2Vec(Algorithm[Prod2VecSettings]):
