@@ -242,7 +242,8 @@ def named_default_lists(
     """Return `schema.DEFAULT_RECOMMENDATIONS`: the lists of `hybrid.default_lists`, with names.
 
     There is one default list for each segment, of `publish.k` items, however many lists a night
-    publishes: whoever it is for has bought nothing that could be bought again.
+    publishes: it is for users without events, or without any for a long time, so there is nothing
+    that they would buy again.
 
     `histories` are cut at tonight's cutoff. `items` : as `item_names` returns them. `unavailable` :
     as `availability.unavailable_items` returns them; they are not listed.
