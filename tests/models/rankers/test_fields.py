@@ -13,10 +13,12 @@ import pytest
 import torch
 from pyspark.sql import SparkSession
 
+from recspark import schema
 from recspark.config import Train
+from recspark.data import pair_features
 from recspark.data.blocks import Array
 from recspark.data.dataset import Examples
-from recspark.data.feature_encoding import Encoding, parse_encoded
+from recspark.data.feature_encoding import CATEGORY_LEVELS, Encoding, parse_encoded
 from recspark.data.training_fields import (
     examples_of_table,
     quantiles_of,
@@ -32,7 +34,12 @@ from recspark.models.rankers.fields import (
     scoring_arrays,
 )
 from recspark.models.rankers.pnn import Pnn
-from recspark.models.rankers.wide_deep import WideDeep, WideDeepModel, cross_row
+from recspark.models.rankers.wide_deep import (
+    DEFAULT_CROSSES,
+    WideDeep,
+    WideDeepModel,
+    cross_row,
+)
 from recspark.models.rankers.youtube_rank import YoutubeRank
 from recspark.nets.pnn import decomposed_products, inner_products, outer_product
 from recspark.train.feed import Batch
@@ -356,6 +363,18 @@ def test_each_code_of_a_number_is_a_bucket() -> None:
     assert codes.tolist() == [[2, 1], [2, 1], [2, 2], [2, 4], [2, 4], [2, 0]]
     assert inputs.rows(codes).tolist() == [[2, 4], [2, 4], [2, 5], [2, 7], [2, 7], [2, 3]]
     assert inputs.n_codes == 8
+
+
+def test_the_standard_crosses_are_of_features_that_there_are() -> None:
+    levels = [f"item_category_{level}" for level in range(1, CATEGORY_LEVELS + 1)]
+    known = {
+        *(f"user_{name}" for name in schema.USER_FEATURES.names),
+        *(f"item_{name}" for name in schema.ITEM_FEATURES.names),
+        *pair_features.names([*pair_features.FEATURES]),
+        *levels,
+        "n_sources",
+    }
+    assert {name for cross in DEFAULT_CROSSES for name in cross} <= known
 
 
 # ------------------------------------------------------------------------------------- bad input
