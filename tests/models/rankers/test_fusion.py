@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +103,13 @@ def test_rrf_has_the_same_bits_when_scores_are_rescaled_and_a_blend_has_not(
     assert np.array_equal(by_rrf.column("score").to_numpy(), scores(rrf, pairs))
 
 
+@pytest.mark.parametrize("name", ["blend", "switch"])
+def test_examples_of_the_documentation(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"recspark.models.rankers.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
 # --- blend --------------------------------------------------------------------------------------
 
 
@@ -179,6 +188,18 @@ def test_nothing_to_learn_from_is_refused(spark: SparkSession, name: str, label:
     data = data_of(spark, {**pairs, "label": np.full(720, label, np.float32)}, AB)
     with pytest.raises(EmptyDataError, match=rf"^{name}: .* it learns from lists that have"):
         fitted(name, data, AB)
+
+
+@pytest.mark.spark
+def test_scores_below_0_are_calibrated_as_they_are(spark: SparkSession) -> None:
+    """They have no relative scores, and the retriever is heard all the same."""
+    pairs = activities()
+    pairs |= {"b_score": -pairs["b_rank"], "b_relative": np.full(720, NAN)}
+    blend = fitted("blend", data_of(spark, pairs, AB), AB)
+    assert blend.encoding.numbers == ("a_relative", "b_score")
+    assert ndcg(scores(blend, pairs), pairs) > ndcg(-pairs["a_rank"], pairs)
+    as_it_is = fitted("blend", data_of(spark, pairs, AB), AB, scores="score")
+    assert as_it_is.encoding.numbers == ("a_score", "b_score")
 
 
 @pytest.mark.spark
