@@ -294,6 +294,20 @@ def test_the_length_of_the_lists_decides_which_source_is_better(spark: SparkSess
 
 
 @pytest.mark.spark
+def test_each_list_counts_once_however_much_the_user_bought(spark: SparkSession) -> None:
+    """`a` has the only item of the first user, NDCG 1; `b` two of the three of the second, NDCG .77,
+    whose sum of gains is 1.63.
+    """
+    ranks = {
+        "a": np.array([[1.0, 2, 3, 4], [20, 20, 20, 1]]),
+        "b": np.array([[20.0, 3, 2, 1], [1, 2, 20, 3]]),
+    }
+    pairs = columns(2, ranks, np.array([[1, 0, 0, 0], [1, 1, 1, 0]]))
+    place = fitted("switch", data_of(spark, pairs, AB), AB, by="source").arrays()["place"]
+    assert place[2, 0].tolist() == [0, 1]
+
+
+@pytest.mark.spark
 def test_a_segment_without_examples_takes_the_order_of_all(spark: SparkSession) -> None:
     pairs = activities()
     is_light = pairs["user_activity"] == "light"
