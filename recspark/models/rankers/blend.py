@@ -41,7 +41,9 @@ class BlendSettings(Settings):
     scores: Literal["relative", "score"] = Field(
         "relative",
         description="what is calibrated: the score itself, or the score relative to the user's fifth "
-        "best by the same retriever. Source: bundled data",
+        "best by the same retriever. A retriever that has no relative score for most of the pairs "
+        "that it scores, because its scores are below 0, has its scores calibrated. Source: bundled "
+        "data",
         json_schema_extra={"tune": {"choices": ["relative", "score"]}},
     )
     prior: float = Field(
@@ -99,9 +101,8 @@ class Blend(Algorithm[BlendSettings]):
         """
         assert data.examples is not None
         settings, sources = self.settings, sources_in(needed)
-        place = 0 if settings.scores == "score" else 1
-        names = tuple(score_names(source)[place] for source in sources)
-        table = _examples(data.examples, names, settings.max_examples, options.seed)
+        table = _examples(data.examples, sources, settings.max_examples, options.seed)
+        names = tuple(_name(table, source, settings) for source in sources)
         is_acted_on = table.column("label").to_numpy() > 0
         if is_acted_on.sum() in (0, len(is_acted_on)):
             raise EmptyDataError(
@@ -118,16 +119,28 @@ class Blend(Algorithm[BlendSettings]):
         return BlendModel(settings, data.cutoff, Encoding(names, dict(MODE)), tuple(blends))
 
 
-def _examples(examples: Examples, names: tuple[str, ...], max_examples: int, seed: int) -> pa.Table:
+def _examples(
+    examples: Examples, sources: tuple[str, ...], max_examples: int, seed: int
+) -> pa.Table:
     """Return the examples of a sample of the users, sorted by list and item.
 
-    Columns: cutoff, mode, user_idx, item_idx, label, and the numbers `names`.
+    Columns: cutoff, mode, user_idx, item_idx, label, and the two scores of each source.
     """
     rows, encoding = examples.rows, examples.encoding
+    names = [name for source in sources for name in score_names(source)]
     numbers = [F.col("numbers")[encoding.numbers.index(name)].alias(name) for name in names]
     is_sampled = hash_sample(rows, max_examples, seed)
     table = rows.where(is_sampled).select(*_LIST, "item_idx", "label", *numbers).toArrow()
     return table.sort_by([(name, "ascending") for name in (*_LIST, "item_idx")]).combine_chunks()
+
+
+def _name(table: pa.Table, source: str, settings: BlendSettings) -> str:
+    """Return the name of the column of `table` that is calibrated for a source."""
+    score, relative = score_names(source)
+    n_scores, n_relative = (
+        np.count_nonzero(~np.isnan(table.column(name).to_numpy())) for name in (score, relative)
+    )
+    return relative if settings.scores == "relative" and 2 * n_relative >= n_scores else score
 
 
 def _fitted(table: pa.Table, names: tuple[str, ...], settings: BlendSettings) -> BlendOfMode:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +103,13 @@ def test_rrf_has_the_same_bits_when_scores_are_rescaled_and_a_blend_has_not(
     assert np.array_equal(by_rrf.column("score").to_numpy(), scores(rrf, pairs))
 
 
+@pytest.mark.parametrize("name", ["blend", "switch"])
+def test_examples_of_the_documentation(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"recspark.models.rankers.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
 # --- blend --------------------------------------------------------------------------------------
 
 
@@ -179,6 +188,18 @@ def test_nothing_to_learn_from_is_refused(spark: SparkSession, name: str, label:
     data = data_of(spark, {**pairs, "label": np.full(720, label, np.float32)}, AB)
     with pytest.raises(EmptyDataError, match=rf"^{name}: .* it learns from lists that have"):
         fitted(name, data, AB)
+
+
+@pytest.mark.spark
+def test_scores_below_0_are_calibrated_as_they_are(spark: SparkSession) -> None:
+    """They have no relative scores, and the retriever is heard all the same."""
+    pairs = activities()
+    pairs |= {"b_score": -pairs["b_rank"], "b_relative": np.full(720, NAN)}
+    blend = fitted("blend", data_of(spark, pairs, AB), AB)
+    assert blend.encoding.numbers == ("a_relative", "b_score")
+    assert ndcg(scores(blend, pairs), pairs) > ndcg(-pairs["a_rank"], pairs)
+    as_it_is = fitted("blend", data_of(spark, pairs, AB), AB, scores="score")
+    assert as_it_is.encoding.numbers == ("a_score", "b_score")
 
 
 @pytest.mark.spark
@@ -270,6 +291,20 @@ def test_the_length_of_the_lists_decides_which_source_is_better(spark: SparkSess
     assert first[1][2, 0].tolist() == [0, 1]
     assert first[10][2, 0].tolist() == [1, 0]  # 1/log2(3) + 1/log2(4) > 1
     assert 1 / np.log2(3) + 1 / np.log2(4) > 1
+
+
+@pytest.mark.spark
+def test_each_list_counts_once_however_much_the_user_bought(spark: SparkSession) -> None:
+    """`a` has the only item of the first user, NDCG 1; `b` two of the three of the second, NDCG .77,
+    whose sum of gains is 1.63.
+    """
+    ranks = {
+        "a": np.array([[1.0, 2, 3, 4], [20, 20, 20, 1]]),
+        "b": np.array([[20.0, 3, 2, 1], [1, 2, 20, 3]]),
+    }
+    pairs = columns(2, ranks, np.array([[1, 0, 0, 0], [1, 1, 1, 0]]))
+    place = fitted("switch", data_of(spark, pairs, AB), AB, by="source").arrays()["place"]
+    assert place[2, 0].tolist() == [0, 1]
 
 
 @pytest.mark.spark
