@@ -173,7 +173,12 @@ def test_yaml_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- numbers
-SIGNED = {"source.min_value", "models.item2vec.ns_exponent"}
+SIGNED = {
+    "source.min_value",
+    "models.item2vec.ns_exponent",
+    "models.prod2vec.ns_exponent",
+    "models.meta_prod2vec.ns_exponent",
+}
 
 
 def fields() -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
@@ -456,10 +461,13 @@ def lists(*overrides: str, env: str = "test") -> dict[str, PublishedList]:
     return {one.name: one for one in load_config(env, overrides).publish.published_lists}
 
 
+RULES = "rules={a: {kind: cap, at_most: 2}, c: {kind: cap, at_most: 3}}"
+
+
 def test_without_lists_there_is_one_as_the_section_says() -> None:
     for value in ("null", "{}"):
         (one,) = lists(
-            f"publish.lists={value}", "publish.mode=repeat", "publish.rules=[a]"
+            f"publish.lists={value}", "publish.mode=repeat", "publish.rules=[a]", RULES
         ).values()
         assert (one.name, one.model, one.ladder, one.mode, one.k, one.rules, one.backtest_model) == (
             "main", "lambdamart", ("ease", "popular"), "repeat", 10, ("a",), "published",
@@ -471,6 +479,7 @@ def test_a_list_is_the_section_but_for_what_it_says() -> None:
         "publish.k=7",
         "publish.min_coverage=0.5",
         "publish.rules=[a]",
+        RULES,
         "publish.lists={again: {mode: repeat, ladder: [], rules: []}, b: {model: als, k: 3, rules: [c]}}",
     )
     again, b = found["again"], found["b"]

@@ -36,7 +36,8 @@ def check_settings(config: Config) -> None:
     if not faults:
         faults += _encoders_instead_of_lists(config)
         faults += _features_that_are_none(config)
-        faults += modes_never_learnt(config, config.publish.steps, config.publish.mode)
+        for published_list in config.publish.published_lists:
+            faults += modes_never_learnt(config, published_list.steps, published_list.mode)
     metric = config.evaluate.metric
     if metric not in METRICS:
         faults.append(f"evaluate.metric = '{metric}' is no metric.{suggest(metric, METRICS)}")

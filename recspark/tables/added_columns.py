@@ -71,10 +71,10 @@ def with_added_names(names: Iterable[str], table: str) -> list[str]:
     A table that lacked a column at first has it at its end. Here it stands where it stands in a
     table that had it from the beginning.
 
-    >>> with_added_names(["run_date", "user_id", "rank"], "recommendations")
-    ['run_date', 'list', 'user_id', 'rank']
-    >>> with_added_names(["run_date", "user_id", "rank", "list"], "recommendations")
-    ['run_date', 'list', 'user_id', 'rank']
+    >>> with_added_names(["run_id", "run_date", "gate"], "gates")
+    ['run_id', 'run_date', 'list', 'gate']
+    >>> with_added_names(["run_id", "run_date", "gate", "list"], "gates")
+    ['run_id', 'run_date', 'list', 'gate']
     """
     added = added_columns(table)
     ordered = [name for name in names if name not in {column.name for column in added}]

@@ -84,7 +84,8 @@ def test_a_model_is_made_by_its_own_modules(name: str) -> None:
         assert not [m for m in modules if m.split(".")[1:2] == [far]], far
     assert "recspark.models.registry" not in modules  # a model more trains no other again
     others = {other for other, spec in MODELS.items() if spec.modules[0] in modules} - {name}
-    assert others == ({"als", "sdae"} if name == "cdl" else set())  # it is made of both
+    made_of = {"cdl": {"als", "sdae"}, "meta_prod2vec": {"prod2vec"}}
+    assert others == made_of.get(name, set())
 
 
 def test_every_net_belongs_to_a_model_and_no_stage_runs_the_command_line() -> None:

@@ -77,8 +77,9 @@ def candidate(model: str, rank: int, item: str, user: str = "ann", **more: Any) 
 def listed(rank: int, item: str, model: str, source: str, user: str = "ann") -> dict[str, Any]:
     because = [{"item_id": "bag", "item_name": "a bag", "share": 0.75}] if model == "ease" else None
     return {
-        "run_date": NIGHT, "user_id": user, "rank": rank, "item_id": item, "item_name": f"a {item}",
+        "run_date": NIGHT, "list": "main", "user_id": user, "rank": rank, "item_id": item, "item_name": f"a {item}",
         "score": 10.0 - rank, "model": model, "source": source, "because": because,
+        "rules": [],
     }  # fmt: skip
 
 
@@ -96,8 +97,13 @@ def rows() -> dict[str, list[dict[str, Any]]]:
         "item_ids": [{"item_id": name, "item_idx": n} for name, n in ITEMS.items()],
         "items": [
             {
-                "item_id": name, "item_name": f"a {name}", "valid_from": CUTOFF - timedelta(days=9),
+                "item_id": name,
+                "item_name": f"a {name}",
+                "valid_from": CUTOFF - timedelta(days=9),
                 "ingest_date": NIGHT,
+                "available": None,
+                "available_from": None,
+                "available_until": None,
             }
             for name in ITEMS
         ],
@@ -134,7 +140,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             listed(2, "pen", "lambdamart", "champion"),
             listed(1, "hat", "ease", "unchanged", "quiet"),
         ],
-    }  # fmt: skip
+    }
 
 
 def answer(rows: dict[str, list[dict[str, Any]]], user: str, item: str) -> dict[str, Any]:

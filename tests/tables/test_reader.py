@@ -81,6 +81,8 @@ def test_values_are_those_of_sparks_rows(root: Path) -> None:
         "user_id": "13085",
         "at": noon.replace(tzinfo=None),
         "about": {"k": "13085"},
+        "because": None,
+        "rules": None,
     }
     assert reader.rows("recommendations", [*where, ("at", "<", noon)]) == []
     assert reader.nights("recommendations") == NIGHTS
@@ -93,7 +95,9 @@ def test_batches_hold_every_row_and_column(root: Path) -> None:
     reader = TableReader(str(root))
     schema, batches = reader.batches("recommendations")
     rows = pa.Table.from_batches(batches, schema)
-    assert rows.column_names == ["run_date", "list", "user_id", "at", "about"]
+    assert rows.column_names == [
+        "run_date", "list", "user_id", "at", "about", "because", "rules",
+    ]  # fmt: skip
     assert sorted(rows["user_id"].to_pylist()) == sorted([*IDS, *IDS])
     _, batches = reader.batches("recommendations", NIGHTS[1])
     tonight = pa.Table.from_batches(batches, schema)

@@ -29,7 +29,7 @@ from recspark.models.scoring.contributions import (
 )
 from recspark.models.scoring.listed import ListedScores, sums_of_lists
 from recspark.models.setting_types import HalfLifeDays
-from recspark.models.vectors.item2vec import Item2VecScorer, priors, unit_rows
+from recspark.models.vectors.scoring import MeanVectorScorer, priors, unit_rows
 from recspark.models.vectors.sentences import bagged_sentences, sentences
 from recspark.models.vectors.word2vec_settings import Word2VecSettings
 from recspark.models.weights import HistoryWeights
@@ -226,7 +226,7 @@ def similar_items(
     else:
         assert trained.outputs is not None
         targets = trained.outputs[has_vector]
-    scorer = Item2VecScorer(
+    scorer = MeanVectorScorer(
         HistoryWeights.sums(data.cutoff, None),
         None,
         items,

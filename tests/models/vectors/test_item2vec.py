@@ -19,11 +19,8 @@ from recspark.models.vectors.item2vec import (
     Item2VecModel,
     Item2VecSettings,
     engine_settings,
-    mean_vectors,
-    newest,
-    priors,
-    unit_rows,
 )
+from recspark.models.vectors.scoring import mean_vectors, newest, priors, unit_rows
 from recspark.models.vectors.sentences import cut_histories
 from recspark.testing import synth
 
