@@ -49,7 +49,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def sales(day: date, n_days: int) -> list[dict[str, Any]]:
     """Sales of the days up to `day`; the items that are not available later sell best."""
     random_items = random.Random(day.toordinal())
-    items = [*CATALOGUE, "gone", "off", "ends", *[f"b{n}" for n in range(8)]]
+    items = [*CATALOGUE, *["gone", "off", "ends"] * 5, *[f"b{n}" for n in range(8)]]
     return [
         {
             "user": f"u{random_items.randrange(30)}",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+from recspark import schema
 from recspark.config import Source
 from recspark.data.catalogue_checks import check_items
 from recspark.data.event_checks import count_verdicts
@@ -633,6 +634,7 @@ def test_catalogue(spark: SparkSession, tmp_path: Path) -> None:
         "text": "Lamp",
         "media": None,
         "valid_from": datetime(1970, 1, 1),
+        **dict.fromkeys(schema.AVAILABILITY),  # nothing is said
     }
     later = read_landing(spark, untimed, NIGHT, initial=False).items
     assert later is not None

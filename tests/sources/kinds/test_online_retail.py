@@ -16,6 +16,7 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from recspark import schema
 from recspark.config import Source
 from recspark.data.event_checks import check_events, clean_of, count_verdicts
 from recspark.errors import SourceError
@@ -168,6 +169,7 @@ def test_one_line_becomes_one_event_and_one_item(
         "text": "PINK CHERRY LIGHTS",
         "media": None,
         "valid_from": datetime(2024, 5, 31, 7, 45),
+        **dict.fromkeys(schema.AVAILABILITY),  # nothing is said
         "reason": None,
         "row": None,
     }
