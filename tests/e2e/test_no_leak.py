@@ -143,6 +143,7 @@ def test_examples_know_nothing_of_the_days_after_their_cutoff(
     assert min(sum(label > 0 for label in each.values()) for each in labels) > 10
 
 
+@pytest.mark.slow  # test_three_kinds.py asks the same of the cutoffs alone
 def test_labels_end_before_the_cutoff_that_is_scored(
     true_shop: Shop, raw_rows: pd.DataFrame, tmp_path: Path
 ) -> None:
