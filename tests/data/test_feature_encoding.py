@@ -147,12 +147,14 @@ def test_fields_take_the_codes_of_another_encoding(spark: SparkSession) -> None:
     first = Encoding((), {"colour": ("blue", "red", "white"), "size": ("L", "S")})
     other = Encoding((), {"colour": ("black", "red", "white", "yellow"), "size": ("L", "S")})
     texts = [("red", "L"), ("blue", None), (None, "S"), ("white", "S"), ("yellow", "XL")]
-    frame = spark.createDataFrame(texts, "colour string, size string")
-    encoded = first.encode(frame, ("colour",))
-    recoded = encoded.select("colour", first.recoded(F.col("fields"), other).alias("fields"))
+    frame = spark.createDataFrame(texts, "colour string, size string").withColumn(
+        "name", F.col("colour")
+    )
+    encoded = first.encode(frame, ("name",))
+    recoded = encoded.select("name", first.recoded(F.col("fields"), other).alias("fields"))
     assert recoded.schema["fields"].dataType == encoded.schema["fields"].dataType
-    codes = {row["colour"]: row["fields"] for row in recoded.collect()}
+    codes = {row["name"]: row["fields"] for row in recoded.collect()}
     assert codes == {"red": [3, 2], "blue": [1, 0], None: [0, 3], "white": [4, 3], "yellow": [1, 1]}
-    at_once = {r["colour"]: r["fields"] for r in other.encode(frame, ("colour",)).collect()}
+    at_once = {row["name"]: row["fields"] for row in other.encode(frame, ("name",)).collect()}
     assert {**at_once, "yellow": [1, 1]} == codes
     assert encoded.select(first.recoded(F.col("fields"), first)).columns == ["fields"]

@@ -7,7 +7,7 @@ The raw landing is changed from a day on, and the nights are run again from the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,10 @@ def test_examples_know_nothing_of_the_days_after_their_cutoff(
     assert true_shop.slice_["encoding"] == other.slice_["encoding"]
     labels = [{key: each.labels[key] for key in of_users[0]} for each in (true_shop, other)]
     assert labels[0] != labels[1]
-    assert min(sum(label > 0 for label in each.values()) for each in labels) > 50
+    assert min(sum(label > 0 for label in each.values()) for each in labels) > 10
 
 
+@pytest.mark.slow  # test_three_kinds.py asks the same of the cutoffs alone
 def test_labels_end_before_the_cutoff_that_is_scored(
     true_shop: Shop, raw_rows: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -159,18 +160,16 @@ def test_labels_end_before_the_cutoff_that_is_scored(
 
 
 def leaking(histories: DataFrame, cutoff: datetime, **options: Any) -> DataFrame:
-    """`before` with a fault: the history goes on for a week; `seen` is honest."""
-    later = interactions.before(histories, cutoff + pd.Timedelta(days=7), **options)
+    """`before` with a fault: the history goes on to the end of the horizon; `seen` is honest."""
+    later = interactions.before(histories, cutoff + timedelta(days=14), **options)
     honest = interactions.before(histories, cutoff, **options)
     return later.drop("seen").join(honest.select("user_idx", "seen"), on="user_idx")
 
 
-def test_a_feature_that_saw_the_week_after_is_refused_before_the_commit(
-    true_shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_feature_that_saw_the_horizon_is_refused_before_the_commit(
+    true_shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In mode novel, an item that is not seen and has an order was bought after the cutoff."""
-    root = Path(true_shop.night.catalog.root).parent
-    assert root.name == "root"
     night = replace(true_shop.night, force=True)
     config = night.config
     novel = config.examples.model_copy(update={"modes": ("novel",)})

