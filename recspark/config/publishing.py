@@ -56,6 +56,13 @@ class PublishedList:
         """The model name, in `metrics`, of this list as the ladder fills it, before its rules."""
         return f"{self.backtest_model}{BEFORE_RULES}"
 
+    @property
+    def judged_model(self) -> str:
+        """The model name whose figures the backtest gate judges: of a list with rules, that before
+        them. What rules cost is the will of whoever wrote them, and no fault of the models.
+        """
+        return self.before_rules if self.rules else self.backtest_model
+
 
 class ListSettings(Section):
     """What one of several published lists has of its own; null = as in section `publish`."""

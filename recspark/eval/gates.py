@@ -149,7 +149,8 @@ def publish_gates(
     ----------
     counts : of the list of each user
     published_list : its thresholds, mode and name in the backtest
-    rows : metrics of the backtest (`evaluate`), of which the gate reads those of this list
+    rows : metrics of the backtest (`evaluate`), of which the gate reads those of
+        `published_list.judged_model`
     metric, k : what the backtest gate compares: `evaluate.metric` at `evaluate.ks[0]`
     """
     gates = [
@@ -164,7 +165,7 @@ def publish_gates(
         gates.append(none_gate("seen_items", counts.n_seen_items, "listed items were seen before"))
     return [
         *gates,
-        backtest_gate(rows, published_list.backtest_model, published_list.mode, metric, k),
+        backtest_gate(rows, published_list.judged_model, published_list.mode, metric, k),
     ]
 
 

@@ -225,7 +225,7 @@ def judge(
     metrics = context.read("metrics").where(
         (F.col("run_date") == F.lit(context.run_date))
         & (F.col("kind") == "backtest")
-        & F.col("model").isin(*context.config.publish.backtest_models)
+        & F.col("model").isin(*[one.judged_model for one in published_lists])
     )
     metric_rows = [MetricRow(**row.asDict()) for row in metrics.collect()]
     return {
