@@ -27,6 +27,7 @@ from recspark.models.scoring import memory
 from recspark.models.scoring.contributions import Contributions, strongest
 from recspark.models.sequences.session_knn import SessionKNN
 from recspark.testing import synth
+from tests.conftest import spark_conf
 
 CUTOFF = datetime(2024, 1, 1, tzinfo=UTC)
 KEY = ["model", "user_idx", "item_idx"]
@@ -267,10 +268,15 @@ def test_reasons_that_stand_are_kept(listed: Listed) -> None:
 
 
 @pytest.mark.spark
-def test_reasons_cost_one_shuffle_of_the_histories(listed: Listed) -> None:
+def test_reasons_cost_one_shuffle_of_the_histories(spark: SparkSession, listed: Listed) -> None:
+    """Lists that are partitioned by user stay where they are. No table is small enough to be sent."""
+
     def exchanges(frame: DataFrame) -> int:
         plan = frame._jdf.queryExecution().executedPlan().toString()
         return plan.count("Exchange hashpartitioning")
 
-    assert exchanges(listed.lists) == 1
-    assert exchanges(listed.with_because(listed.lists)) == 2
+    with spark_conf(spark, {"spark.sql.autoBroadcastJoinThreshold": "-1"}):
+        assert exchanges(listed.lists) == 1
+        assert exchanges(listed.with_because(listed.lists)) == 2
+        scattered = listed.lists.repartition(3)
+        assert exchanges(listed.with_because(scattered)) > exchanges(scattered) + 1
