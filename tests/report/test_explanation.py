@@ -216,6 +216,39 @@ def test_mode_repeat_lets_seen_items_in(rows: dict[str, list[dict[str, Any]]]) -
     assert answer(rows, "ann", "cup")["stopped_by"] == "no_candidate"
 
 
+def test_an_item_that_is_not_available(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """The latest row that says anything counts, as in `features.items_as_of`."""
+
+    def stop(*said: dict[str, Any]) -> str:
+        rows["items"] = rows["items"][: len(ITEMS)]
+        for days, about in enumerate(said):
+            row = {"valid_from": CUTOFF - timedelta(days=5 - days), "ingest_date": NIGHT}
+            unsaid = dict.fromkeys(("available", "available_from", "available_until"))
+            rows["items"].append({"item_id": "toy", "item_name": None, **row, **unsaid, **about})
+        return str(answer(rows, "ann", "toy")["stopped_by"])
+
+    yes, no = {"available": True}, {"available": False}
+    assert stop(no) == stop(yes, no) == stop(no, {}) == "not_available"
+    assert stop(no, yes) == stop({}) == "outranked"
+    later = CUTOFF + timedelta(seconds=1)
+    assert stop({**yes, "available_until": CUTOFF}) == "not_available"
+    assert stop({**yes, "available_from": later}) == "not_available"
+    assert stop({**yes, "available_from": CUTOFF, "available_until": later}) == "outranked"
+
+
+def test_another_list_is_looked_in_by_its_name(rows: dict[str, list[dict[str, Any]]]) -> None:
+    config = load_config("test", [*SETTINGS, "publish.lists={main: {}, again: {mode: repeat}}"])
+    rows["runs"][1]["config"] = config.resolved()
+    rows["recommendations"].append({**listed(1, "cup", "als", "champion"), "list": "again"})
+    tables = Tables(rows)
+    again = published_night(tables, NIGHT, "again")
+    assert explain(tables, "ann", "cup", again)["list"] == "again"
+    assert explain(tables, "ann", "hat", again)["stopped_by"] == "no_candidate"
+    assert answer(rows, "ann", "cup")["stopped_by"] == "seen"
+    with pytest.raises(ConfigError, match="no list 'agin', but .*Did you mean 'again'"):
+        published_night(tables, NIGHT, "agin")
+
+
 def test_who_is_not_there(rows: dict[str, list[dict[str, Any]]]) -> None:
     with pytest.raises(UnknownUserError, match="user 'nobody' has no events"):
         answer(rows, "nobody", "hat")
