@@ -291,7 +291,7 @@ def test_export_one_night(place: list[str], tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     lines = [line for f in target.glob("*.csv") for line in f.read_text().splitlines()]
-    assert lines[0].startswith('"run_date","user_id","rank"')
+    assert lines[0].startswith('"run_date","list","user_id","rank"')
     assert len(lines) > 1000
 
 

@@ -265,7 +265,7 @@ def test_items_are_broadcast_where_they_are_few(
 
     def lists() -> tuple[list[Any], bool]:
         items = publish.item_names(small_night)
-        neighbours = publish.neighbour_lists(small_night, items)
+        neighbours = publish.neighbour_lists(small_night, items, unavailable=None)
         plan = neighbours._jdf.queryExecution().logical().toString()
         return sorted(map(tuple, neighbours.collect())), "strategy=broadcast" in plan
 

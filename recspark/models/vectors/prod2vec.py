@@ -68,6 +68,14 @@ class Prod2VecSettings(Word2VecSettings):
         "over the share of its uses that subsampling keeps",
         json_schema_extra={"tune": {"choices": ["cosine", "probability"]}},
     )
+    popularity: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="with similarity: probability: the power to which the share of the item counts. "
+        "1 = the probability, 0 = how many times likelier the item is than by chance",
+        json_schema_extra={"tune": {"low": 0.0, "high": 1.0}},
+    )
     n_neighbours: int = Field(
         100,
         ge=1,
@@ -232,7 +240,7 @@ def similar_items(
         items,
         topk.Shared(vectors),
         topk.Shared(targets),
-        None if by_cosine else priors(trained.counts, settings)[has_vector],
+        None if by_cosine else settings.popularity * priors(trained.counts, settings)[has_vector],
     )
     spark = data.histories.sparkSession
     found = topk.neighbours(
