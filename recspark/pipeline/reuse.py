@@ -71,7 +71,7 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
         "evaluate.every_days",
         "train.ranks",
     ),
-    "train": ("features", "evaluate.horizon_days", "evaluate.every_days"),
+    "train": ("features", "sessions", "evaluate.horizon_days", "evaluate.every_days"),
     "encode": ("evaluate.horizon_days", "evaluate.every_days"),
     "examples": (
         "features",
@@ -82,7 +82,7 @@ SETTINGS_READ: dict[str, tuple[str, ...]] = {
         "n_candidates",
         "train.seed",
     ),
-    "recommend": ("features", "evaluate", "publish", "rules", "n_candidates"),
+    "recommend": ("features", "sessions", "evaluate", "publish", "rules", "n_candidates"),
 }
 # Keys in the detail of a row of `runs`:
 IDENTITY = "identity"  # `Execution.identity`
