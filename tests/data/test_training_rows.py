@@ -54,7 +54,7 @@ def test_newest_items_stay_and_the_smaller_of_equals() -> None:
 
 def event(item: int, days_before: float, weight: float = 1.0) -> tuple[Any, ...]:
     at = CUTOFF - timedelta(days=days_before)
-    return (item, at, "purchase", weight, 1.0, None, None)
+    return (item, at, "purchase", weight, 1.0, "session", None)
 
 
 @pytest.fixture(scope="module")
