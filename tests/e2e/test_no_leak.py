@@ -56,7 +56,7 @@ def scrambled(rows: pd.DataFrame, begin: datetime) -> pd.DataFrame:
     and users is new. The times and the invoices stay.
     """
     rng = np.random.default_rng(5)
-    is_later = (rows["InvoiceDate"] >= begin.replace(tzinfo=None)).to_numpy()
+    is_later = (pd.to_datetime(rows["InvoiceDate"]) >= begin.replace(tzinfo=None)).to_numpy()
     n_later, later = is_later.sum(), rows[is_later].copy()
     for column in ("StockCode", "Description", "Quantity", "Price", "Customer ID"):
         later[column] = later[column].to_numpy()[rng.permutation(n_later)]
