@@ -323,8 +323,11 @@ def filled(
 ) -> DataFrame:
     """Rows as `fill` gives them: a pool for each user; the lists of `kept` are of another night."""
     rows = [
-        (user, 5 + 10 * item, rank, 1.0 / rank, "ease", "unchanged" if user in kept else "champion")
+        (user, 5 + 10 * item, rank, 1.0 / rank, "ease", *origin)
         for user, pool in pools.items()
+        for origin in [
+            ("unchanged", [("i", "an item", 0.5)]) if user in kept else ("champion", None)
+        ]
         for rank, item in enumerate(pool, 1)
     ]
     return spark.createDataFrame(rows, ladder.FILLED)
@@ -365,6 +368,7 @@ def test_lists_on_spark(spark: SparkSession, n_partitions: int) -> None:
             pytest.approx(1 / (pools[row["user_idx"]].index(item) + 1)), "ease"
         )  # fmt: skip
         found.setdefault(row["user_idx"], []).append((row["rank"], item, row["rules"]))
+        assert (row["because"] is not None) == (row["user_idx"] == 9)  # as it came
     # User 7 (heavy) gets no bags, no candle (bought 2 days ago) and one bottle; the tea pot was
     # bought 40 days ago. User 8 gets one bag and one bottle, and the bottle goes to the top. The
     # list of user 9 is of another night. User 10 is unknown, and "candle" is like "red candle".
