@@ -14,7 +14,8 @@ from recspark.pipeline.pairs import pairs_with_features
 from recspark.pipeline.plan import plan
 from tests.conftest import NIGHT, run_night
 
-pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
+# A whole night; the plan, the stages and each ranker have quick tests of their own.
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RANKERS = {"rrf": ("popular", "ease"), "fixed": ("popular", "ease"), "blend": ("ease",)}
 SETTINGS = (
