@@ -62,7 +62,7 @@ def test_a_worker_does_not_walk_its_modules_after_every_task(spark: SparkSession
 
     rows = spark.range(1).repartition(1).mapInArrow(collect, "frozen long, seen long")
     # Another test's task may have imported torch after the second freeze.
-    with new_workers(spark, "simplifiedTraceback.enabled", "false"):
+    with new_workers(spark, "hideTraceback.enabled", "true"):
         (row,) = rows.collect()
     assert row["frozen"] > 50_000
     assert row["seen"] < 20_000
