@@ -84,7 +84,7 @@ def look():
             return
 
 
-watch = threading.Thread(target=look)
+watch = threading.Thread(target=look, daemon=True)
 watch.start()
 
 
