@@ -28,7 +28,9 @@ def test_readme_shows_the_evaluation_that_was_measured(
     text = (ROOT / "README.md").read_text()
     table = text.split("backtest, novel:")[1].split("```")[0]
     lines = re.findall(r"^ (\w+) +(0\.\d{4}.*)$", table, re.M)
-    assert {model for model, _ in lines} == set(figures["novel"])
+    # The report leaves out models that list nothing in this mode.
+    listing = {model for model, of in figures["novel"].items() if of["hit_rate"]["value"] > 0}
+    assert {model for model, _ in lines} == listing
     for model, numbers in lines:
         of_model = figures["novel"][model]
         wanted = [f"{of_model[metric]['value']:.4f}" for metric in METRICS]
