@@ -409,6 +409,27 @@ class Coder(Protocol):
         """
 
 
+class ArraysRanker(RankerModel):
+    """A ranker that holds its arrays just as they are saved: by name, in `_arrays`."""
+
+    def __init__(
+        self, settings: Any, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
+    ) -> None:
+        super().__init__(settings, cutoff, encoding)
+        self._arrays = arrays
+
+    def arrays(self) -> dict[str, Array]:
+        """See `FittedModel`."""
+        return self._arrays
+
+    @classmethod
+    def from_arrays(
+        cls, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
+    ) -> Self:
+        """See `RankerModel`."""
+        return cls(settings, cutoff, encoding, arrays)
+
+
 class EncoderModel(FittedModel):
     """A fitted model that turns the content of an item into a vector.
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -38,11 +38,10 @@ from recspark.errors import ConfigError, EmptyDataError, ModelError
 from recspark.models.base import (
     NOTHING,
     Algorithm,
+    ArraysRanker,
     FitOptions,
     Needed,
     PairBlock,
-    RankerModel,
-    Settings,
 )
 from recspark.models.kinds import Kind
 from recspark.models.neural import (
@@ -378,29 +377,12 @@ def scoring_arrays(net: nn.Module) -> dict[str, Array]:
     return {name: value.numpy().copy() for name, value in arrays.items()}
 
 
-class FieldsRankerModel(RankerModel):
+class FieldsRankerModel(ArraysRanker):
     """A trained network of fields.
 
     Its arrays are those of the network, named as there, with `tower.` before those of
     `nets.fields.Tower.arrays`, and `quantiles` float32 (n_numbers, n_quantiles).
     """
-
-    def __init__(
-        self, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
-    ) -> None:
-        super().__init__(settings, cutoff, encoding)
-        self._arrays = arrays
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return self._arrays
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RankerModel`."""
-        return cls(settings, cutoff, encoding, arrays)
 
     @property
     def inputs(self) -> Inputs:

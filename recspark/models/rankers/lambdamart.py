@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
@@ -14,16 +13,15 @@ from pyspark.sql import functions as F
 
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
-from recspark.data.feature_encoding import Encoding
 from recspark.engines.boosting import Boosting, feature_matrix, grow_trees
 from recspark.errors import ConfigError, EmptyDataError
 from recspark.models.base import (
     NOTHING,
     Algorithm,
+    ArraysRanker,
     FitOptions,
     Needed,
     PairBlock,
-    RankerModel,
     Settings,
 )
 from recspark.models.kinds import Kind
@@ -158,32 +156,16 @@ class LambdaMart(Algorithm[LambdaMartSettings]):
             encoding,
             Boosting(params, settings.n_trees, options.train),
         )
-        return LambdaMartModel(settings, data.cutoff, encoding, np.frombuffer(trees, np.uint8))
+        arrays = {"trees": np.frombuffer(trees, np.uint8)}
+        return LambdaMartModel(settings, data.cutoff, encoding, arrays)
 
 
-class LambdaMartModel(RankerModel):
+class LambdaMartModel(ArraysRanker):
     """The grown trees: `trees` uint8 (n_bytes,), the JSON text in which xgboost saves them."""
-
-    def __init__(
-        self, settings: Settings, cutoff: datetime, encoding: Encoding, trees: Array
-    ) -> None:
-        super().__init__(settings, cutoff, encoding)
-        self.trees = trees
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return {"trees": self.trees}
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RankerModel`."""
-        return cls(settings, cutoff, encoding, arrays["trees"])
 
     def pair_scorer(self) -> TreeScorer:
         """See `RankerModel`."""
-        return TreeScorer(self.trees.tobytes())
+        return TreeScorer(self._arrays["trees"].tobytes())
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -18,10 +17,10 @@ from recspark.errors import ConfigError
 from recspark.models.base import (
     NOTHING,
     Algorithm,
+    ArraysRanker,
     FitOptions,
     Needed,
     PairBlock,
-    RankerModel,
     Settings,
 )
 from recspark.models.kinds import Kind
@@ -72,34 +71,18 @@ class Rrf(Algorithm[RrfSettings]):
         sources = sources_in(needed)
         weights = [self.settings.weights.get(name, 1.0) for name in sources]
         encoding = Encoding(tuple(rank_name(name) for name in sources), {})
-        return RrfModel(self.settings, data.cutoff, encoding, np.array(weights, np.float64))
+        arrays = {"weights": np.array(weights, np.float64)}
+        return RrfModel(self.settings, data.cutoff, encoding, arrays)
 
 
-class RrfModel(RankerModel):
+class RrfModel(ArraysRanker):
     """`weights` float64 (n_sources,), in the order of the numbers of `encoding`: the ranks."""
 
     settings: RrfSettings
 
-    def __init__(
-        self, settings: Settings, cutoff: datetime, encoding: Encoding, weights: Array
-    ) -> None:
-        super().__init__(settings, cutoff, encoding)
-        self.weights = weights
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return {"weights": self.weights}
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RankerModel`."""
-        return cls(settings, cutoff, encoding, arrays["weights"])
-
     def pair_scorer(self) -> ReciprocalRanks:
         """See `RankerModel`."""
-        return ReciprocalRanks(self.settings.k, self.weights)
+        return ReciprocalRanks(self.settings.k, self._arrays["weights"])
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -20,10 +19,10 @@ from recspark.errors import ConfigError, EmptyDataError, suggest
 from recspark.models.base import (
     NOTHING,
     Algorithm,
+    ArraysRanker,
     FitOptions,
     Needed,
     PairBlock,
-    RankerModel,
     Settings,
 )
 from recspark.models.kinds import Kind
@@ -140,7 +139,7 @@ class Switch(Algorithm[SwitchSettings]):
             fields["user_activity"] = tuple(sorted(segments))
         elif feature is not None:
             ranks = (*ranks, feature)
-        return SwitchModel(settings, data.cutoff, Encoding(ranks, fields), place)
+        return SwitchModel(settings, data.cutoff, Encoding(ranks, fields), {"place": place})
 
 
 def _declared(settings: SwitchSettings, sources: tuple[str, ...]) -> Array:
@@ -238,7 +237,7 @@ def _places(gains: Array) -> Array:
     return np.argsort(best_first, axis=2, kind="stable").astype(np.int32)
 
 
-class SwitchModel(RankerModel):
+class SwitchModel(ArraysRanker):
     """The order of the sources in each mode and segment.
 
     `place` int32 (N_MODES, n_segments, n_sources): 0 is the source that comes first. The numbers of
@@ -247,26 +246,9 @@ class SwitchModel(RankerModel):
 
     settings: SwitchSettings
 
-    def __init__(
-        self, settings: Settings, cutoff: datetime, encoding: Encoding, place: Array
-    ) -> None:
-        super().__init__(settings, cutoff, encoding)
-        self.place = place
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return {"place": self.place}
-
-    @classmethod
-    def from_arrays(
-        cls, settings: Settings, cutoff: datetime, encoding: Encoding, arrays: dict[str, Array]
-    ) -> Self:
-        """See `RankerModel`."""
-        return cls(settings, cutoff, encoding, arrays["place"])
-
     def pair_scorer(self) -> FirstSource:
         """See `RankerModel`."""
-        return FirstSource(self.settings, self.place)
+        return FirstSource(self.settings, self._arrays["place"])
 
 
 @dataclass(frozen=True)

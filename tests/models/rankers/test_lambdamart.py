@@ -35,7 +35,7 @@ def with_label(data: Dataset, label: Any) -> Dataset:
 def trees(case: RankerCase, data: Dataset, **settings: Any) -> bytes:
     model = case.fit(data, **settings)
     assert isinstance(model, LambdaMartModel)
-    return model.trees.tobytes()
+    return model.arrays()["trees"].tobytes()
 
 
 @pytest.mark.spark
