@@ -31,6 +31,7 @@ RUNTIME = [
 EXTRAS = {
     "train": [
         "torch>=2.5",
+        "torchvision>=0.20",  # the networks of the encoder of images; it decodes no file
         "petastorm==0.12.1",  # 0.13 loses rows (docs/architecture.md)
         "horovod>=0.28.1,<0.29",  # built by scripts/build_horovod.py
         "xgboost-cpu>=3.2,<4",  # the trees of lambdamart; without the GPU libraries of xgboost

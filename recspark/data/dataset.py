@@ -89,6 +89,8 @@ class Dataset:
     vectors : encoder -> `item_idx, vector array<float>` of the items as they were before the
         cutoff, for the encoders that the model needs; an item may have no vector
     examples : of a ranker; None for other models
+    catalogue : `schema.CONTENT` of every item described before the cutoff, also of the items that
+        nobody acted on; None = the tables have no descriptions
     """
 
     cutoff: datetime
@@ -99,6 +101,7 @@ class Dataset:
     training: Mapping[str, TrainingSet] = field(default_factory=dict)
     vectors: Mapping[str, DataFrame] = field(default_factory=dict)
     examples: Examples | None = None
+    catalogue: DataFrame | None = None
 
     def training_set(self, table: str) -> TrainingSet:
         """Return the training set of `table`; raises ModelError where this data has none."""

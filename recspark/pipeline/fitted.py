@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark import storage
+from recspark import schema, storage
 from recspark.config import Config, digest
 from recspark.data import features
 from recspark.data.content import content_as_of
@@ -99,6 +99,7 @@ def dataset(context: RunContext, cutoff: datetime, model: str) -> Dataset:
         training=training,
         vectors={name: item_vectors(context, name, cutoff) for name in encoders},
         examples=examples_of(context, model, cutoff) if model in learning_rankers(config) else None,
+        catalogue=items.select(*schema.CONTENT.names),
     )
 
 

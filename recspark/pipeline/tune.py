@@ -259,6 +259,7 @@ def _dataset(
         user_features=features.user_features(histories, cutoff).drop("cutoff"),
         item_features=item_features.drop("cutoff"),
         training=training,
+        catalogue=items.select(*schema.CONTENT.names),
     )
     return data, [histories, item_features]
 

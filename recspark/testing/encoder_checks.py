@@ -39,8 +39,7 @@ class EncoderCase(BaseCase):
     @cached_property
     def content(self) -> DataFrame:
         """The catalogue and two more items: a copy of the first one (10^6), one without content."""
-        items_with_media = self.data.items.withColumn("media", F.lit(None).cast("array<string>"))
-        catalogue = items_with_media.select(*schema.CONTENT.names)
+        catalogue = synth.with_media(self.data.items)
         first_item = catalogue.orderBy("item_idx").limit(1)
         twin_item = first_item.withColumn("item_idx", F.lit(10**6).cast("int"))
         empty_item = self.spark.createDataFrame([(10**6 + 1, *[None] * 5)], schema.CONTENT)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Features
@@ -352,7 +353,14 @@ def dataset(
         user_features=features.user_features(past_histories, CUTOFF).drop("cutoff"),
         item_features=features.item_features(past_histories, catalogue, CUTOFF).drop("cutoff"),
         training=training_sets,
+        catalogue=with_media(catalogue),
     )
+
+
+def with_media(items: DataFrame) -> DataFrame:
+    """Return `schema.CONTENT` of a catalogue whose items have no media."""
+    no_media = F.lit(None).cast("array<string>")
+    return items.withColumn("media", no_media).select(*schema.CONTENT.names)
 
 
 def ask(data: Dataset, mode: str = "novel") -> DataFrame:
