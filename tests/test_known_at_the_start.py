@@ -95,6 +95,8 @@ def test_stages_that_read_no_landing_do_not_ask_for_it(root: Path) -> None:
          r"'lambdamart' is a ranker and lists in mode novel, but examples.modes = \['repeat'\]"),
         (["nightly", *settings(*RANKED, "examples.honest_features=[pair_deu]")],
          "honest_features names 'pair_deu'.* Did you mean 'pair_due'"),
+        (["nightly", *settings(*RANKED, "examples.vectors=[eas]")],
+         "examples.vectors names 'eas', which none of .*'lambdamart'.* needs: .*Did you mean 'ease'"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_wrong(words: list[str], says: str, root: Path) -> None:

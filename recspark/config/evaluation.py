@@ -89,6 +89,12 @@ class Examples(Section):
         description="groups of features of a pair that follow from the user's history "
         "(docs/features.md)",
     )
+    vectors: tuple[str, ...] = Field(
+        (),
+        description="models whose vectors of items say how like an item is to the user's last items "
+        "(docs/features.md): encoders, or models such as als, mf or item2vec. The examples of a ranker "
+        "have these features for the models that the ranker names in `needs`",
+    )
     n_negatives: int = Field(
         30,
         ge=1,
@@ -108,7 +114,7 @@ class Examples(Section):
         "the cutoff, for example where the items of a subscription are bought again every month",
     )
 
-    @field_validator("modes", "features", "honest_features")
+    @field_validator("modes", "features", "vectors", "honest_features")
     @classmethod
     def _names_are_given_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         repeated_names = sorted({name for name in names if names.count(name) > 1})

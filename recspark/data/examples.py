@@ -21,6 +21,7 @@ from recspark.data.feature_encoding import (
 )
 from recspark.data.interactions import hash_sample, in_horizon
 from recspark.data.pair_features import names
+from recspark.data.pair_similarity import similarity_names
 from recspark.errors import LeakError
 
 _LEAK_ROWS = 20_000  # examples that `check_no_leak` looks at
@@ -113,8 +114,11 @@ def make_pair_encoding(
     groups: Sequence[str],
     user_features: DataFrame,
     item_features: DataFrame,
+    vectors: Sequence[str] = (),
 ) -> Encoding:
-    """Return the encoding of all features of pairs; `groups` : those of `data.pair_features`.
+    """Return the encoding of all features of pairs.
+
+    `groups` : those of `data.pair_features`; `vectors` : the models of `data.pair_similarity`.
 
     The vocabularies are those of the values in `user_features` and `item_features`. One job for
     each of the two tables.
@@ -125,13 +129,16 @@ def make_pair_encoding(
         "n_sources",
         *(feature for name in sources for feature in source_features(name)),
         *names(groups),
+        *similarity_names(vectors),
     )
     return Encoding(
         (*source_numbers, *users.numbers, *items.numbers), {**users.fields, **items.fields}
     )
 
 
-def feature_names(sources: Sequence[str], groups: Sequence[str]) -> tuple[str, ...]:
+def feature_names(
+    sources: Sequence[str], groups: Sequence[str], vectors: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Return the names of all features of pairs: those that `make_pair_encoding` encodes, in any
     order.
     """
@@ -139,6 +146,7 @@ def feature_names(sources: Sequence[str], groups: Sequence[str]) -> tuple[str, .
         "n_sources",
         *(feature for name in sources for feature in (f"{name}_rank", *score_names(name))),
         *names(groups),
+        *similarity_names(vectors),
         *flat_names(schema.USER_FEATURES, "user_"),
         *flat_names(schema.ITEM_FEATURES, "item_"),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,13 @@ from recspark import schema
 from recspark.data.blocks import Array, parse_queries
 from recspark.data.examples import score_names
 from recspark.data.pair_features import Catalogue, Pairs, names, pair_features
+from recspark.data.pair_similarity import ItemVectors, similarities, similarity_names
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 
 # A score is also given relative to the score that is the fifth best among the user's candidates.
 REFERENCE_RANK = 5
+NO_VECTORS: Mapping[str, ItemVectors] = MappingProxyType({})
 _KEYS = ("mode", "user_idx", "item_idx", "sources", "label")
 
 
@@ -34,8 +37,10 @@ def describe_pairs(
     catalogue: Catalogue,
     as_of: int,
     groups: Sequence[str],
+    vectors: Mapping[str, ItemVectors] = NO_VECTORS,
 ) -> DataFrame:
-    """Return `pairs` with the scores of all retrievers and with the features of `groups`.
+    """Return `pairs` with the scores of all retrievers, the features of `groups`, and the similarities
+    by `vectors`.
 
     Parameters
     ----------
@@ -47,6 +52,7 @@ def describe_pairs(
     catalogue : the items as of the cutoff
     as_of : the cutoff, in microseconds since 1970 UTC
     groups : groups of `recspark.data.pair_features.FEATURES`
+    vectors : model -> its vectors of items, as of the cutoff; each executor holds all of them
 
     A score is null if the retriever does not know the user or the item, or would never recommend
     the item to the user. `NAME_relative` is the score divided by the fifth best score among the
@@ -68,7 +74,7 @@ def describe_pairs(
         "seen", F.array().cast(schema.ITEM_IDXS)
     )
     new_names = [name for retriever in retrievers for name in score_names(retriever)]
-    new_names += names(groups)
+    new_names += [*names(groups), *similarity_names([*vectors])]
     result = StructType(
         [
             *(pairs.schema[name] for name in kept_columns),
@@ -79,10 +85,10 @@ def describe_pairs(
     reads_features = frozenset(
         name for name, model in retrievers.items() if model.user_encoding is not None
     )
-    shared = pairs.sparkSession.sparkContext.broadcast((scorers, catalogue))
+    shared = pairs.sparkSession.sparkContext.broadcast((scorers, catalogue, dict(vectors)))
 
     def describe(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorers, catalogue = shared.value
+        scorers, catalogue, vectors = shared.value
         for batch in batches:
             candidates = batch.column("candidates")
             lengths = candidates.value_lengths().to_numpy(zero_copy_only=False)
@@ -104,6 +110,8 @@ def describe_pairs(
             row, item_idx = row[is_kept], item_idx[is_kept]
             of_pairs = Pairs(row, item_idx, block.history, as_of, catalogue)
             columns += pair_features(of_pairs, groups).values()
+            for of_model in vectors.values():
+                columns += similarities(row, item_idx, block.history, as_of, of_model)
             proposals = proposals.filter(pa.array(is_kept))
             yield pa.RecordBatch.from_arrays(
                 [

@@ -12,7 +12,14 @@ from recspark.errors import ConfigError, NoSlotsError, suggest
 from recspark.eval.kernel import METRICS
 from recspark.models.base import Algorithm, Settings
 from recspark.models.registry import learns_from_examples, make, spec_of
-from recspark.pipeline.plan import STAGES, Stage, kind_of_model, learning_rankers, models_of
+from recspark.pipeline.plan import (
+    STAGES,
+    Stage,
+    kind_of_model,
+    learning_rankers,
+    models_of,
+    vector_models_of,
+)
 from recspark.session import most_slots
 from recspark.sources import check_inputs
 
@@ -35,6 +42,7 @@ def check_settings(config: Config) -> None:
             faults.append(str(error))
     if not faults:
         faults += _encoders_instead_of_lists(config)
+        faults += _vectors_that_nobody_reads(config)
         faults += _features_that_are_none(config)
         for published_list in config.publish.published_lists:
             faults += modes_never_learnt(config, published_list.steps, published_list.mode)
@@ -92,6 +100,18 @@ def modes_never_learnt(config: Config, models: Iterable[str], mode: Mode) -> lis
     ]
 
 
+def _vectors_that_nobody_reads(config: Config) -> list[str]:
+    """Return a message for each model of `examples.vectors` that no learning ranker needs."""
+    rankers = learning_rankers(config)
+    read = {name for ranker in rankers for name in vector_models_of(config, ranker)}
+    return [
+        f"examples.vectors names '{name}', which none of {sorted(rankers)} needs: add it to the `needs` "
+        f"of one of them.{suggest(name, config.models)}"
+        for name in config.examples.vectors
+        if rankers and name not in read
+    ]
+
+
 def _features_that_are_none(config: Config) -> list[str]:
     """Return a message for each name in `examples.honest_features` that no ranker's feature has."""
     rankers = models_of(config, "ranker")
@@ -99,7 +119,9 @@ def _features_that_are_none(config: Config) -> list[str]:
         name
         for ranker in rankers
         for name in feature_names(
-            models_of(config, "retriever", among=config.needs_of(ranker)), config.examples.features
+            models_of(config, "retriever", among=config.needs_of(ranker)),
+            config.examples.features,
+            vector_models_of(config, ranker),
         )
     }
     return [

@@ -244,6 +244,12 @@ def models_of(config: Config, *kinds: Kind, among: Sequence[str] | None = None) 
     return tuple(model for model in models if kind_of_model(config, model) in kinds)
 
 
+def vector_models_of(config: Config, ranker: str) -> tuple[str, ...]:
+    """Return the models of `examples.vectors` that `ranker` needs, in the order of that setting."""
+    needs = config.needs_of(ranker)
+    return tuple(name for name in config.examples.vectors if name in needs)
+
+
 def learning_rankers(config: Config, among: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the rankers that learn from examples, in order: of the night's models, or of those in
     `among`.

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -15,9 +14,8 @@ from recspark import schema
 from recspark.config import Rule
 from recspark.config.rules import Freshness, LeaveOut
 from recspark.data import features
-from recspark.data.blocks import Array, micros
+from recspark.data.blocks import micros
 from recspark.data.interactions import before
-from recspark.errors import ConfigError
 from recspark.hybrid.ladder import fill
 from recspark.hybrid.rule_items import RuleItems
 from recspark.hybrid.rules import (
@@ -29,14 +27,9 @@ from recspark.hybrid.rules import (
     user_columns,
     vector_models,
 )
-from recspark.models.base import RetrieverModel
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import item_vectors, load_model, why_not_fitted
-from recspark.pipeline.plan import kind_of_model
+from recspark.pipeline.item_vectors import vectors_of
 from recspark.pipeline.training_sets import features_as_of
-
-# Names of the array of item vectors among the arrays of a model.
-_VECTOR_ARRAYS = ("vectors", "factors")
 
 
 class NightRules:
@@ -115,33 +108,6 @@ def items_of_rules(context: RunContext, cutoff: datetime) -> RuleItems:
         .join(item_features.select("item_idx", "age_days"), on="item_idx", how="left")
     )
     return RuleItems.of(rows)
-
-
-def vectors_of(context: RunContext, model: str, cutoff: datetime) -> tuple[Array, Array]:
-    """Return item_idx int32 (m,) and vectors float32 (m, size) of a model as of `cutoff`.
-
-    There are none (m = 0) where there was too little data to fit the model. Raises ConfigError
-    where the model has no vectors of items.
-    """
-    no_vectors = np.zeros(0, np.int32), np.zeros((0, 1), np.float32)
-    if why_not_fitted(context, model, cutoff):
-        return no_vectors
-    if kind_of_model(context.config, model) == "encoder":
-        rows = item_vectors(context, model, cutoff).toArrow().combine_chunks()
-        if rows.num_rows == 0:
-            return no_vectors
-        values = rows.column("vector").combine_chunks().flatten().to_numpy()
-        return rows.column("item_idx").to_numpy(), values.reshape(rows.num_rows, -1)
-    fitted = load_model(context, model, cutoff)
-    if isinstance(fitted, RetrieverModel):
-        arrays = fitted.arrays()
-        for name in _VECTOR_ARRAYS:
-            if name in arrays and arrays[name].shape[:1] == fitted.items.shape:
-                return fitted.items, np.asarray(arrays[name], np.float32)
-    raise ConfigError(
-        f"a rule is by '{model}', which has no vectors of items: name an encoder, or a model such as "
-        "als, mf or item2vec"
-    )
 
 
 def users_of(context: RunContext, book: RuleBook, cutoff: datetime) -> DataFrame | None:

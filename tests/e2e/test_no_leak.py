@@ -28,12 +28,12 @@ from recspark.pipeline.stages import examples as stage
 from tests.conftest import NIGHT, small_settings
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
-RETRIEVERS = ("popular", "own_items", "user_knn", "item_knn", "ease")
+RETRIEVERS = ("popular", "own_items", "user_knn", "item_knn", "ease", "als")
 SETTINGS = (
     f"models=[{', '.join(RETRIEVERS)}, lambdamart]",
     f"models.lambdamart={{needs: [{', '.join(RETRIEVERS)}], n_trees: 5}}",
     "publish={model: lambdamart, ladder: [popular], neighbours_model: ease}",
-    "examples={n_cutoffs: 1, n_negatives: 10000}",  # all candidates are examples
+    "examples={n_cutoffs: 1, n_negatives: 10000, vectors: [als]}",  # all candidates are examples
     "evaluate.horizon_days=14",
     "ingest.max_late_days=60",  # the night after the first one is a month later
 )
@@ -182,7 +182,7 @@ def test_a_feature_that_saw_the_horizon_is_refused_before_the_commit(
     assert night.catalog.version("examples") == before
 
     # Whoever says that these features are honest is believed.
-    names = feature_names(RETRIEVERS, config.examples.features)
+    names = feature_names(RETRIEVERS, config.examples.features, config.examples.vectors)
     honest = novel.model_copy(update={"honest_features": names})
     night = replace(night, config=config.model_copy(update={"examples": honest}))
     night.stage, night.model = "examples", "lambdamart"

@@ -11,10 +11,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Examples
-from recspark.data.blocks import micros
+from recspark.data.blocks import micros, parse_histories
 from recspark.data.dataset import Dataset
 from recspark.data.examples import labelled, proposed, sampled, truths_of
 from recspark.data.pair_features import FEATURES, Catalogue, names
+from recspark.data.pair_similarity import ItemVectors, similarities, similarity_names
 from recspark.hybrid.pairs import describe_pairs, relative
 from recspark.models.base import FitOptions, RetrieverModel
 from recspark.models.items.item_knn import ItemKNN
@@ -52,12 +53,14 @@ def test_every_retriever_scores_every_pair(spark: SparkSession) -> None:
     lists, retrievers = lists_and_retrievers(data)
     pairs = proposed(lists, ("popular", "item_knn"))
     catalogue = Catalogue.of(data.item_features)
+    vectors = np.random.default_rng(1).normal(size=(len(catalogue.items), 6))
+    words = ItemVectors.of(catalogue.items, vectors)
     described = describe_pairs(
-        pairs, data.histories, retrievers, catalogue, micros(data.cutoff), GROUPS
+        pairs, data.histories, retrievers, catalogue, micros(data.cutoff), GROUPS, {"words": words}
     )
     assert described.columns[4:] == [
         "popular_score", "popular_relative", "item_knn_score", "item_knn_relative",
-        "transitions_score", "transitions_relative", *names(GROUPS),
+        "transitions_score", "transitions_relative", *names(GROUPS), *similarity_names(["words"]),
     ]  # fmt: skip
     rows = described.toPandas()
     assert len(rows) == pairs.count() > 600
@@ -70,6 +73,15 @@ def test_every_retriever_scores_every_pair(spark: SparkSession) -> None:
         expected = alone.loc[list(zip(rows["user_idx"], rows["item_idx"], strict=True))].to_numpy()
         assert rows[f"{name}_score"].to_numpy().tobytes() == expected.tobytes()
     assert rows["transitions_score"].isna().any()  # it lists few items, but scores what others list
+    users = data.histories.toArrow().sort_by("user_idx")
+    user = users.column("user_idx").to_numpy()
+    histories = parse_histories(users.column("history").combine_chunks())
+    similar = similarities(
+        np.searchsorted(user, rows["user_idx"]), rows["item_idx"].to_numpy(), histories,
+        micros(data.cutoff), words,
+    )  # fmt: skip
+    for name, value in zip(similarity_names(["words"]), similar, strict=True):
+        np.testing.assert_allclose(rows[name], value, rtol=1e-6)
     best = rows.groupby(["mode", "user_idx"])["popular_score"].apply(
         lambda scores: scores.nlargest(5).iloc[-1]
     )

@@ -9,7 +9,8 @@ from recspark.pipeline.pairs import Parts, parts_read
 
 SOURCES = ("user_knn", "ease", "item_knn")
 GROUPS = tuple(FEATURES)
-NOTHING = Parts((), (), users=False, items=False)
+VECTORS = ("item_knn", "words")
+NOTHING = Parts((), (), (), users=False, items=False)
 
 
 def parts(**more: object) -> Parts:
@@ -19,7 +20,7 @@ def parts(**more: object) -> Parts:
 @pytest.mark.parametrize(
     ("read", "expected"),
     [
-        (None, Parts(SOURCES, GROUPS, users=True, items=True)),
+        (None, Parts(SOURCES, GROUPS, VECTORS, users=True, items=True)),
         ([], NOTHING),
         (["n_sources", "mode"], NOTHING),
         # Their names begin like those of the features of users and items.
@@ -30,7 +31,9 @@ def parts(**more: object) -> Parts:
         (["item_age_days"], parts(items=True)),
         ([names(["orders"])[0]], parts(groups=("orders",))),
         (names(GROUPS), parts(groups=GROUPS)),
+        (["item_knn_similar_max"], parts(vectors=("item_knn",))),
+        (["words_similar_sum", "ease_score"], parts(scores=("ease",), vectors=("words",))),
     ],
 )
 def test_what_is_computed(read: list[str] | None, expected: Parts) -> None:
-    assert parts_read(read, SOURCES, GROUPS) == expected
+    assert parts_read(read, SOURCES, GROUPS, VECTORS) == expected

@@ -31,6 +31,7 @@ from recspark.pipeline.fitted import (
     with_user_features,
 )
 from recspark.pipeline.pairs import pairs_with_features
+from recspark.pipeline.plan import vector_models_of
 from recspark.pipeline.runlog import StageResult
 from recspark.pipeline.training_sets import features_as_of, with_truth
 from recspark.tables.row_checks import Slice, slice_condition
@@ -110,10 +111,14 @@ def _keys(context: RunContext, model: str) -> dict[datetime, str]:
     retrievers. It holds nothing of other cutoffs.
     """
     sources, keys = sources_of(context, model), {}
-    names = pair_examples.feature_names(sources, context.config.examples.features)
+    vector_models = vector_models_of(context.config, model)
+    names = pair_examples.feature_names(sources, context.config.examples.features, vector_models)
     for cutoff in context.cutoffs.examples:
         try:
-            artifacts = [artifact_key(context, source, cutoff) for source in sources]
+            artifacts = [
+                artifact_key(context, name, cutoff)
+                for name in dict.fromkeys((*sources, *vector_models))
+            ]
         except EmptyDataError as error:
             context.progress(f"  no examples as of {cutoff:%Y-%m-%d}: {error}")
             continue
@@ -205,6 +210,7 @@ def _write_slices(
                 sources_of(context, model),
                 config.examples.features,
                 *features_as_of(context, cutoff),
+                vectors=vector_models_of(config, model),
             )
             users = _users_of(context, cutoff).persist(StorageLevel.MEMORY_AND_DISK)
             try:  # each retriever reads the users once for each mode
