@@ -46,7 +46,7 @@ demo: setup  ## the whole nightly run on the bundled data, into build/demo
 
 .PHONY: test
 test: setup  ## the tests but the slow ones, those of the DAG and of the notebooks
-	$(PYTEST) $(SPREAD) -m "not slow and not airflow and not notebook" $(PYTEST_ARGS)
+	$(PYTEST) $(SPREAD) --durations=40 --durations-min=10 -m "not slow and not airflow and not notebook" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: setup  ## every test that runs in .venv

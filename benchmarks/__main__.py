@@ -22,6 +22,7 @@ NAMES = (
     "plain_night",
     "evaluation_memory",
     "trees_memory",
+    "ranking",
     "quality.movielens",
     "quality.plain",
     "quality.movielens_last",

@@ -19,6 +19,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from benchmarks import machine
+from recspark.config import Evaluate
+from recspark.data.interactions import before
+from recspark.eval import evaluate as scoring
 from recspark.tables.catalog import TableCatalog
 
 # NDCG@10 of plain numpy and single-process models, measured outside the project with settings chosen on
@@ -39,6 +42,8 @@ PLAIN = {
         "user_knn": 0.346,
     },
 }
+
+BASELINE = "ease"  # with decayed weights: the strongest single model of the plain rows
 
 
 def run(*, smoke: bool) -> None:
@@ -71,12 +76,45 @@ def run(*, smoke: bool) -> None:
                     f"{mode:7s} {model:10s} NDCG@10 {found['ndcg']['value']:.4f}"
                     f"  plain {plain if plain else '':6}  score_retail {other.get('ndcg@10', '')}"
                 )
+        for row in differences(catalog, night, sorted(figures["novel"])[: 2 if smoke else None]):
+            against = {"diff": row.diff, "ci": [row.ci_low, row.ci_high]}
+            figures[row.mode][row.model]["ndcg"][f"against_{BASELINE}"] = against
+            print(
+                f"{row.mode:7s} {row.model:10s} NDCG@10 less that of {BASELINE}: "
+                f"{row.diff:+.4f} [{row.ci_low:+.4f}, {row.ci_high:+.4f}]"
+            )
     if not smoke:
         machine.write(
             "retail",
             "make demo && python -m benchmarks retail",
             {"plain": PLAIN, "figures": figures},
         )
+
+
+def differences(catalog: TableCatalog, night: Any, models: list[str]) -> list[scoring.MetricRow]:
+    """Return the rows of NDCG@10 whose `diff` is the difference to `BASELINE`, of the warm users."""
+    candidates = catalog.read("candidates", catalog.version("candidates"))
+    candidates = candidates.where(F.col("run_date") == F.lit(night))
+    cutoff = candidates.agg(F.min("cutoff")).collect()[0][0]
+    histories = catalog.read("histories", catalog.version("histories"))
+    features = catalog.read("item_features", catalog.version("item_features"))
+    past = before(histories, cutoff).withColumn("activity", F.lit("regular"))
+    settings = Evaluate(horizon_days=15, ks=(10,), baseline=BASELINE)  # type: ignore[call-arg]
+    rows = scoring.evaluate(
+        candidates.where(F.col("cutoff") == F.lit(cutoff)),
+        scoring.population(scoring.truth(histories, cutoff, settings.horizon_days), past),
+        scoring.catalogue(features.where(F.col("cutoff") == F.lit(cutoff))),
+        settings,
+        run_date=night,
+        kind="backtest",
+        cutoff=cutoff,
+        models=sorted({*models, BASELINE}),
+    )
+    return [
+        row
+        for row in rows
+        if (row.metric, row.segment) == ("ndcg", "warm") and row.model in models and row.diff
+    ]
 
 
 def independent(

@@ -209,8 +209,11 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
     settings = [
         f"paths.root={night}",
         f"source.path={slice_file}",
-        "models=[popular, item_knn]",
-        "publish.model=item_knn",
+        "models=[popular, item_knn, lambdamart]",
+        "models.lambdamart={needs: [popular, item_knn], n_trees: 20}",
+        "examples.n_cutoffs=1",
+        "rules.family={kind: cap, by: name, at_most: 1, similarity: 0.5}",
+        "publish={model: lambdamart, rules: [family]}",
         "publish.min_full_lists=0.9",
         "evaluate.n_bootstrap=200",
         "n_candidates=20",
@@ -241,12 +244,17 @@ def test_a_whole_night_runs(tmp_path: Path) -> None:
         "catalog = TableCatalog(build_session(load_config('test').spark, 'check'), sys.argv[1])\n"
         "rows = catalog.read('recommendations', catalog.version('recommendations'))\n"
         "print('dates', [str(r[0]) for r in rows.select('run_date').distinct().collect()],"
-        " 'rows', rows.count())\n"
+        "'models', sorted(r[0] for r in rows.select('model').distinct().collect()),"
+        "'rules', rows.where(\"array_contains(rules, 'family')\").count(),"
+        "'rows', rows.count())\n"
     )
     seen = subprocess.run(
         [python, "-c", check, f"{night}/tables"],
         capture_output=True, text=True, timeout=300, cwd=ROOT, check=True,
     )  # fmt: skip
     last = seen.stdout.strip().splitlines()[-1]
-    assert last.startswith("dates ['2010-12-09'] rows ")
-    assert int(last.split()[-1]) > 1000
+    assert last.startswith("dates ['2010-12-09'] models ")
+    assert "'lambdamart'" in last
+    n_by_rule, n_rows = (int(n) for n in last.partition(" rules ")[2].split(" rows "))
+    assert n_by_rule > 0
+    assert n_rows > 1000

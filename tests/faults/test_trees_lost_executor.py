@@ -19,13 +19,13 @@ import threading
 import time
 
 import numpy as np
-import psutil
 from recspark.config import Train
 from recspark.config.load import load_config
 from recspark.data.feature_encoding import Encoding
 from recspark.engines.boosting import Boosting, grow_trees
 from recspark.errors import RankFailedError
 from recspark.session import build_session
+from recspark.testing.executors import connected_executors
 
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 settings = load_config("test").spark.model_copy(update={"master": None})
@@ -49,37 +49,14 @@ def grow(n_trees):
     return grow_trees(rows, ["user_idx"], ["item_idx"], encoding, Boosting(params, n_trees, train))
 
 
-def executors():
-    driver = ":" + spark.conf.get("spark.driver.port") + " "  # of this application, no other
-    found = []
-    for process in psutil.process_iter(["name"]):
-        try:
-            if process.info["name"] == "java":
-                command = " ".join(process.cmdline())
-                if "CoarseGrainedExecutorBackend" in command and driver in command:
-                    found.append(process)
-        except psutil.Error:
-            pass
-    return [p for p in found if p.pid not in killed]
-
-
-def growing():
-    # Executors whose Python workers have a connection to one another: they grow trees together.
-    sockets = {}
-    for executor in executors():
-        try:
-            for worker in executor.children(recursive=True):
-                for c in worker.net_connections("tcp"):
-                    if c.raddr:
-                        sockets[tuple(c.laddr), tuple(c.raddr)] = executor
-        except psutil.Error:
-            pass
-    return [e for (a, b), e in sockets.items() if (b, a) in sockets and sockets[b, a] is not e]
+def of_this_application(executor):
+    driver = ":" + spark.conf.get("spark.driver.port") + " "
+    return driver in " ".join(executor.cmdline()) and executor.pid not in killed
 
 
 def kill(times):
     for _ in range(times):
-        while not (victims := growing()):
+        while not (victims := connected_executors(of_this_application)):
             time.sleep(0.1)
         os.kill(victims[0].pid, signal.SIGKILL)
         killed.append(victims[0].pid)
