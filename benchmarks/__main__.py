@@ -31,6 +31,7 @@ NAMES = (
     "quality.cdl",
     "quality.clicks",
     "quality.spoken_digits",
+    "quality.posters",
     "media",
     "topn_memory",  # the last: in smoke mode it ends the session that the others share
 )

@@ -236,7 +236,7 @@ def _check_size(image: Image.Image, data: bytes, max_pixels: int, wanted_size: i
     width, height = image.size
     if max(width, height) > _WIDEST * min(width, height):
         raise MediaError("too narrow")
-    if image.format == "JPEG" and _is_of_one_scan(data):
+    if image.format in ("JPEG", "MPO") and _is_of_one_scan(data):  # MPO: a JPEG with more behind it
         # Draft mode keeps both sides at least as long as those asked for.
         shorter = 2 * wanted_size
         scale = max(shorter / width, shorter / height)

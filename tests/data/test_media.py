@@ -179,6 +179,8 @@ def test_a_huge_jpeg_is_decoded_small() -> None:
     small = decode_image(data, MAX_PIXELS, 32)
     assert small.size == (750, 500)
     assert np.array(small)[:, [0, -1]].mean(axis=(0, 2)).tolist() == [0, 255]
+    several = saved(Image.fromarray(pixels), "MPO", save_all=True, append_images=[small])
+    assert decode_image(several, MAX_PIXELS, 32).size == (750, 500)  # as telephones write them
     with pytest.raises(MediaError, match="too many pixels"):  # twice 600 is more than an eighth
         decode_image(data, MAX_PIXELS, 600)
 

@@ -8,6 +8,7 @@ Source: van den Oord, Dieleman, Schrauwen 2013, "Deep content-based music recomm
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -141,7 +142,8 @@ class FactorRegression(Algorithm[S]):
         source = source_of(settings.folder, settings.max_file_mb)
         n_files = n_training_files(options.train.ranks)
         with _scratch(options) as folder:
-            key = digest([items.tolist(), float(np.abs(targets).sum()), n_files])
+            checksum = hashlib.sha256(targets.tobytes()).hexdigest()
+            key = digest([items.tolist(), checksum, repr((source, reader)), n_files])
             content = data.catalogue.join(data.items.select("item_idx"), "item_idx", "left_semi")
             training = write_training_media(
                 content,
