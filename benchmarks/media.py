@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -131,13 +130,14 @@ def _huge(folder: Path, *, smoke: bool) -> dict[str, Path]:
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[:: side // 100] = 200
     paths = {}
-    for name, form, options in (
-        ("JPEG", "JPEG", {"quality": 80}),
-        ("progressive JPEG", "JPEG", {"quality": 80, "progressive": True}),
-        ("PNG", "PNG", {"compress_level": 1}),
+    for name, shown, form, options in (
+        ("JPEG", pixels, "JPEG", {"quality": 80}),
+        ("progressive JPEG", pixels, "JPEG", {"quality": 80, "progressive": True}),
+        ("PNG", pixels, "PNG", {"compress_level": 1}),
+        ("PNG of a quarter", pixels[: side // 2, : side // 2], "PNG", {"compress_level": 1}),
     ):
         paths[name] = folder / f"huge{len(paths)}"
-        Image.fromarray(pixels).save(paths[name], form, **options)
+        Image.fromarray(shown).save(paths[name], form, **options)
     # A file of a few bytes that says that it has 100 million pixels: as GIF, for a bomb.
     out = io.BytesIO()
     Image.new("P", (1, 1)).save(out, "GIF")
@@ -160,7 +160,11 @@ def _decode_one(path: str) -> None:
     from recspark.data.media import MediaError, Source, decode_image
 
     def peak_mb() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        [line] = [
+            line for line in lines if line.startswith("VmHWM")
+        ]  # in KB, of this program alone
+        return int(line.split()[1]) / 1024
 
     before, begun = peak_mb(), time.perf_counter()
     try:
