@@ -28,6 +28,7 @@ LENGTHS: dict[str, int] = {
     "resnet18": 512,
     "resnet50": 2048,
 }
+LEAST_SIDE_OF_ALEXNET = 64  # pixels; of a smaller picture its layers leave nothing
 HIDDEN_LENGTH = 4096  # of AlexNet and VGG
 _NAMED_AT_MOST = 5  # names in an error
 

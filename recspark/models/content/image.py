@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from recspark.data.blocks import Array
@@ -20,6 +20,7 @@ from recspark.models.content.factor_regression import (
 from recspark.models.content.media import MaxMegapixels
 from recspark.nets.images import (
     HIDDEN_LENGTH,
+    LEAST_SIDE_OF_ALEXNET,
     LENGTHS,
     changed_at_random,
     pixels_of,
@@ -47,7 +48,7 @@ class ImageSettings(FactorRegressionSettings):
         ge=32,
         le=512,
         description="pixels per side of the square that a picture is squeezed into. Guess; "
-        "alexnet and vgg need at least 64",
+        "alexnet needs at least 64",
     )
     augment: bool = Field(
         True,
@@ -55,6 +56,12 @@ class ImageSettings(FactorRegressionSettings):
         "its size",
     )
     max_megapixels: MaxMegapixels = 25.0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.network == "alexnet" and self.image_size < LEAST_SIDE_OF_ALEXNET:
+            raise ValueError(f"alexnet needs image_size >= {LEAST_SIDE_OF_ALEXNET}")
+        return self
 
 
 class ImageModel(FactorRegressionModel):

@@ -35,6 +35,7 @@ from recspark.models.content.media import (
 from recspark.models.kinds import Kind as ModelKind
 from recspark.nets.images import (
     HIDDEN_LENGTH,
+    LEAST_SIDE_OF_ALEXNET,
     LENGTHS,
     Architecture,
     FeatureNet,
@@ -81,6 +82,8 @@ class ImageFeaturesSettings(Settings):
     def _fit_together(self) -> Self:
         if self.crop > self.resize:
             raise ValueError(f"crop = {self.crop} is larger than resize = {self.resize}")
+        if self.network == "alexnet" and self.crop < LEAST_SIDE_OF_ALEXNET:
+            raise ValueError(f"alexnet needs crop >= {LEAST_SIDE_OF_ALEXNET}")
         if self.layer == "hidden" and not self.network.startswith(("alexnet", "vgg")):
             raise ValueError(
                 f"{self.network} has no hidden layer before the classes: layer = pooled"

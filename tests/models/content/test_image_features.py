@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from PIL import Image as PilImage
 
 from recspark.data.media import middle
 from recspark.errors import ConfigError, ModelError
+from recspark.models.content.image import Image
 from recspark.models.content.image_features import (
     ImageFeatures,
     ImageFeaturesCoder,
@@ -59,7 +60,7 @@ def test_features_are_those_of_torchvision(resnet: torch.nn.Module, tmp_path: Pa
     batch = pa.RecordBatch.from_pydict({"media": [[str(path)], ["/none.png"]]})
     vectors, problems = coder.encode_or_explain(batch)
     with torch.inference_mode():
-        resnet(pixels_of(torch.from_numpy(middle(Image.open(path), 40, 32))[None]))
+        resnet(pixels_of(torch.from_numpy(middle(PilImage.open(path), 40, 32))[None]))
     hook.remove()
     np.testing.assert_allclose(vectors[0], given[0][0].numpy(), rtol=1e-4, atol=1e-6)
     assert np.isnan(vectors[1]).all()
@@ -147,5 +148,9 @@ def test_settings_that_do_not_fit_together() -> None:
         ImageFeatures.from_dict({"layer": "hidden"})
     with pytest.raises(ConfigError, match="crop = 224 is larger than resize = 100"):
         ImageFeatures.from_dict({"resize": 100})
+    with pytest.raises(ConfigError, match="alexnet needs crop >= 64"):
+        ImageFeatures.from_dict({"network": "alexnet", "crop": 63})
+    with pytest.raises(ConfigError, match="alexnet needs image_size >= 64"):
+        Image.from_dict({"network": "alexnet", "image_size": 63})
     with pytest.raises(ConfigError, match="sha256"):
         ImageFeatures.from_dict({"sha256": "ABC"})
