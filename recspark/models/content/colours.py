@@ -65,10 +65,10 @@ class ColoursModel(EncoderModel):
 
 @dataclass
 class ColoursCoder(MediaCoder):
-    """The square roots of the shares of the pixels: vectors of length 1.
+    """The number of pixels of each colour, divided so that the vector has the length 1.
 
-    The dot product of two such vectors is the Bhattacharyya coefficient of the two histograms.
-    Source: Swain & Ballard 1991, "Color Indexing"; square roots: Bhattacharyya 1943.
+    The dot product of two such vectors is the cosine of the two histograms. Source: Swain & Ballard
+    1991, "Color Indexing".
     """
 
     source: Source
@@ -93,7 +93,7 @@ class ColoursCoder(MediaCoder):
         levels = pixels * self.n_levels // 256  # (n, 3)
         colours = (levels[:, 0] * self.n_levels + levels[:, 1]) * self.n_levels + levels[:, 2]
         counts = np.bincount(colours, minlength=self.size)  # (n_levels^3,)
-        return np.sqrt(counts / len(colours)).astype(np.float32)
+        return (counts / np.sqrt(np.square(counts).sum())).astype(np.float32)
 
 
 class Colours(Algorithm[ColoursSettings]):
