@@ -31,6 +31,9 @@ NAMES = (
     "quality.sessions",
     "quality.cdl",
     "quality.clicks",
+    "quality.spoken_digits",
+    "quality.posters",
+    "media",
     "topn_memory",  # the last: in smoke mode it ends the session that the others share
 )
 # Nights of minutes; tests/e2e/test_nights_in_turn.py does the same.

@@ -212,6 +212,8 @@ ITEM_VECTORS = columns(
     item_idx=INT,
     content=STRING,  # digest of the item's content that was encoded
     vector=ArrayType(FLOAT),  # null = the encoder gives no vector for this content
+    # Why there is no vector; null = there is one, or the encoder does not say.
+    problem=STRING,
     encoded_date=DATE,
 )
 
@@ -395,6 +397,7 @@ CONTENT = columns(
     item_idx=INT, item_name=STRING, category=STRINGS, price=DOUBLE, text=STRING, media=STRINGS
 )
 VECTORS = columns(item_idx=INT, vector=ArrayType(FLOAT))
+VECTORS_OR_PROBLEMS = columns(item_idx=INT, vector=ArrayType(FLOAT), problem=STRING)
 PREDICTED = columns(user_idx=LONG, item_idx=INT, rating=FLOAT, predicted=FLOAT)
 NEIGHBOURS = columns(item_idx=INT, rank=INT, neighbour_idx=INT, score=FLOAT)
 

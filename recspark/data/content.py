@@ -9,6 +9,11 @@ from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.data.features import items_as_of
+from recspark.data.media import MISSING, UNREADABLE
+
+# Problems that may pass: an item without a vector for one of these reasons is tried again each
+# night. What an item's description itself causes stays until the description changes.
+TRIED_AGAIN = (MISSING, UNREADABLE)
 
 
 def content_as_of(items: DataFrame, cutoff: datetime) -> DataFrame:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recspark import schema
 from recspark.config import Section, Train
@@ -409,6 +410,17 @@ class Coder(Protocol):
         """
 
 
+class ExplainingCoder(Protocol):
+    """A `Coder` that can say why an item has no vector."""
+
+    def encode_or_explain(self, batch: pa.RecordBatch) -> tuple[Array, list[str | None]]:
+        """Return what `Coder.encode` returns, and for each item why it has no vector.
+
+        The reason is a short text that many items share, so that reasons can be counted. None = the
+        item has a vector, or there is nothing to say.
+        """
+
+
 class ArraysRanker(RankerModel):
     """A ranker that holds its arrays just as they are saved: by name, in `_arrays`."""
 
@@ -437,6 +449,8 @@ class EncoderModel(FittedModel):
     """
 
     kind = "encoder"
+    # True if an item takes milliseconds: the items are then spread over all task slots first.
+    is_costly: ClassVar[bool] = False
 
     @abstractmethod
     def coder(self) -> Coder:
@@ -448,26 +462,49 @@ class EncoderModel(FittedModel):
         `items` : `schema.CONTENT`. The vector of an item depends on no other item. Lazy and narrow.
         Raises ModelError on a wrong schema.
         """
+        coded_items = self.encode_or_explain(items)
+        return coded_items.where(F.col("vector").isNotNull()).select(*schema.VECTORS.names)
+
+    def encode_or_explain(self, items: DataFrame) -> DataFrame:
+        """Return `item_idx, vector, problem` (`schema.VECTORS_OR_PROBLEMS`), a row for each item.
+
+        A vector is null where the item has none; `problem` then says why, if the encoder says so.
+        Otherwise as `encode`. Where `is_costly`, the items are shuffled: into four partitions per
+        task slot, because Spark would put a few thousand small rows into one.
+        """
         expected_types = {f.name: f.dataType.simpleString() for f in schema.CONTENT.fields}
         checked_items = check_columns(items, expected_types, "items")
-        shared = checked_items.sparkSession.sparkContext.broadcast(self.coder())
+        context = checked_items.sparkSession.sparkContext
+        if self.is_costly:
+            checked_items = checked_items.repartition(4 * context.defaultParallelism)
+        shared = context.broadcast(self.coder())
 
         def encode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            coder = shared.value
+            coder: Any = shared.value
             for batch in batches:
-                vectors = coder.encode(batch)
+                problems: list[str | None] = [None] * batch.num_rows
+                if hasattr(coder, "encode_or_explain"):
+                    vectors, problems = coder.encode_or_explain(batch)
+                else:
+                    vectors = coder.encode(batch)
                 has_vector = np.isfinite(vectors).all(axis=1)
-                start = np.arange(has_vector.sum() + 1, dtype=np.int32) * vectors.shape[1]
+                # The offset of an item without a vector is null: so is then its list.
+                ends = np.cumsum(has_vector, dtype=np.int32) * np.int32(vectors.shape[1])
+                offsets = pa.array(
+                    np.concatenate([np.zeros(1, np.int32), ends]),
+                    mask=np.concatenate([~has_vector, np.zeros(1, bool)]),
+                )
                 values = pa.array(vectors[has_vector].ravel(), pa.float32())
                 yield pa.RecordBatch.from_arrays(
                     [
-                        batch.column("item_idx").filter(pa.array(has_vector)),
-                        pa.ListArray.from_arrays(pa.array(start), values),
+                        batch.column("item_idx"),
+                        pa.ListArray.from_arrays(offsets, values),
+                        pa.array(problems, pa.string()),
                     ],
-                    names=schema.VECTORS.names,
+                    names=schema.VECTORS_OR_PROBLEMS.names,
                 )
 
-        return checked_items.mapInArrow(encode_batches, schema.VECTORS)
+        return checked_items.mapInArrow(encode_batches, schema.VECTORS_OR_PROBLEMS)
 
 
 def check_columns(

@@ -211,6 +211,22 @@ MODELS: dict[str, ModelSpec] = {
             source="Liang et al. 2018",
         ),
         _line(
+            "content", "colours", "Colours", kind="encoder", learns=False,
+            source="Swain & Ballard 1991",
+        ),
+        _line(
+            "content", "image_features", "ImageFeatures", kind="encoder", learns=False,
+            source="Krizhevsky 2014; Simonyan & Zisserman 2015; Szegedy et al. 2015; He et al. 2016",
+        ),
+        _line(
+            "content", "image", "Image", "neural", kind="encoder",
+            source="van den Oord, Dieleman & Schrauwen 2013, of pictures; He et al. 2016",
+        ),
+        _line(
+            "content", "audio", "Audio", "neural", kind="encoder",
+            source="van den Oord, Dieleman & Schrauwen 2013; Cho et al. 2014",
+        ),
+        _line(
             "sequences", "session_knn", "SessionKNN", "personal",
             source="VSKNN: Ludewig & Jannach 2018; STAN: Garg et al. 2019",
         ),

@@ -52,6 +52,7 @@ ADDED_COLUMNS: dict[str, tuple[AddedColumn, ...]] = {
     "recommendations": (_LIST, _BECAUSE, _RULES),
     "staged_recommendations": (_LIST, _BECAUSE, _RULES),
     "gates": (_LIST,),
+    "item_vectors": (AddedColumn("problem", after="vector"),),
     "items": (
         AddedColumn("available", after="ingest_date", type="boolean"),
         AddedColumn("available_from", after="available", type="timestamp"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,9 +13,10 @@ from pyspark.sql import functions as F
 from recspark import schema
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
-from recspark.errors import ModelError
+from recspark.errors import ConfigError, ModelError
 from recspark.models import artifacts
 from recspark.models.base import EncoderModel
+from recspark.models.registry import make
 from recspark.testing import synth
 from recspark.testing.case import BaseCase
 from recspark.testing.check import check, raises
@@ -26,9 +28,23 @@ class EncoderCase(BaseCase):
     """An encoder, fitted on the events of `synth.power_law` and on a catalogue of their items."""
 
     def first_data(self) -> Dataset:
-        """See `BaseCase`."""
+        """See `BaseCase`. An encoder that needs a retriever gets a factor model."""
         tables = {table: f"{self.folder}/{table}" for table in self.algorithm.training_tables}
-        return synth.dataset(self.spark, synth.power_law(150, 60), 2, tables)
+        data = synth.dataset(self.spark, synth.power_law(150, 60), 2, tables)
+        media = synth.write_media(self.spark, data.items, f"{self.folder}/media")
+        data = replace(data, catalogue=synth.with_media(data.items, media))
+        if self._needs_a_retriever():
+            settings = {"embedding_size": 4, "iterations": 2, "n_blocks": 2}
+            factor_model = make("als", settings).fit(data, self.options)
+            self.needed = {"als": factor_model}
+        return data
+
+    def _needs_a_retriever(self) -> bool:
+        try:
+            self.algorithm.check_needs({"als": "retriever"})
+        except ConfigError:
+            return False
+        return True
 
     @property
     def model(self) -> EncoderModel:
@@ -39,7 +55,8 @@ class EncoderCase(BaseCase):
     @cached_property
     def content(self) -> DataFrame:
         """The catalogue and two more items: a copy of the first one (10^6), one without content."""
-        catalogue = synth.with_media(self.data.items)
+        assert self.data.catalogue is not None
+        catalogue = self.data.catalogue
         first_item = catalogue.orderBy("item_idx").limit(1)
         twin_item = first_item.withColumn("item_idx", F.lit(10**6).cast("int"))
         empty_item = self.spark.createDataFrame([(10**6 + 1, *[None] * 5)], schema.CONTENT)

@@ -6,6 +6,8 @@ turns one into a `Dataset`.
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -357,10 +359,57 @@ def dataset(
     )
 
 
-def with_media(items: DataFrame) -> DataFrame:
-    """Return `schema.CONTENT` of a catalogue whose items have no media."""
-    no_media = F.lit(None).cast("array<string>")
-    return items.withColumn("media", no_media).select(*schema.CONTENT.names)
+def with_media(items: DataFrame, media: DataFrame | None = None) -> DataFrame:
+    """Return `schema.CONTENT` of a catalogue.
+
+    `media` : `item_idx, media` as from `write_media`; None = the items have no media.
+    """
+    if media is None:
+        no_media = F.lit(None).cast("array<string>")
+        return items.withColumn("media", no_media).select(*schema.CONTENT.names)
+    return items.join(media, on="item_idx", how="left").select(*schema.CONTENT.names)
+
+
+def write_media(spark: SparkSession, items: DataFrame, folder: str) -> DataFrame:
+    """Write a picture and a sound of each item into a local folder; return `item_idx, media`.
+
+    The picture is a square of one colour on another, the sound a tone. Both are drawn for the item.
+    """
+    item_idx = items.select("item_idx").toArrow().column("item_idx").to_numpy()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    addresses = []
+    for item in item_idx.tolist():
+        rng = np.random.default_rng(item)
+        paths = [f"{folder}/{item}.png", f"{folder}/{item}.wav"]
+        Path(paths[0]).write_bytes(picture(*rng.integers(0, 256, (2, 3))))
+        Path(paths[1]).write_bytes(tone(rng.uniform(200, 3000)))
+        addresses.append(paths)
+    rows = pa.table({"item_idx": pa.array(item_idx, pa.int32()), "media": pa.array(addresses)})
+    return spark.createDataFrame(rows)
+
+
+def picture(colour: Array, background: Array, size: int = 48) -> bytes:
+    """Return a PNG of a square of one colour, uint8 (3,), in the middle of another."""
+    from PIL import Image
+
+    pixels = np.full((size, size, 3), background, np.uint8)
+    pixels[size // 4 : -size // 4, size // 4 : -size // 4] = colour
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def tone(hertz: float, seconds: float = 0.2, rate: int = 8000) -> bytes:
+    """Return a wav file, 16 bits, of a sine wave of half the full scale."""
+    times = np.arange(int(seconds * rate)) / rate
+    samples = (0.5 * 32767 * np.sin(2 * np.pi * hertz * times)).astype("<i2")
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return out.getvalue()
 
 
 def ask(data: Dataset, mode: str = "novel") -> DataFrame:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
 
 import recspark.models
+from recspark import storage
 from recspark.config import Train
 from recspark.models.base import Algorithm, FitOptions
 from recspark.models.registry import MODELS
@@ -66,6 +68,8 @@ SHORT: dict[str, dict[str, Any]] = {
         "n_blocks": 2,
         "reg_items": 1.0,
     },
+    "image": {"image_size": 32, "width": 4, "epochs": 2},
+    "audio": {"hidden_size": 8, "excerpt_seconds": 0.2, "epochs": 2},
     "lambdamart": {"n_trees": 30, "learning_rate": 0.3},
     "wide_deep": {
         "hidden_sizes": [32],
@@ -98,6 +102,21 @@ SHORT: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def image_features(folder: str) -> dict[str, Any]:
+    """A file of random weights, and small pictures."""
+    import torch
+
+    from recspark.nets.images import untrained
+
+    path = f"{folder}/resnet18.pth"
+    torch.save(untrained("resnet18", 1).state_dict(), path)
+    return {"weights": path, "sha256": storage.sha256(path), "resize": 32, "crop": 32}
+
+
+# Settings that name a file, by the folder that it is written to.
+WITH_FILES: dict[str, Callable[[str], dict[str, Any]]] = {"image_features": image_features}
+
 # What is checked: a model with its short settings, and heads that change what it learns and answers.
 CASES = {name: (name, SHORT.get(name, {})) for name in sorted(MODELS)}
 CASES["gru4rec, clicks"] = (
@@ -114,6 +133,8 @@ def case(
     name, settings = CASES[request.param]
     options = FitOptions(in_process=True, train=Train(ranks=1))
     folder = str(tmp_path_factory.mktemp(name))
+    if name in WITH_FILES:
+        settings = {**settings, **WITH_FILES[name](folder)}
     spec = MODELS[name]
     return case_class(spec)(spark, spec, settings, folder, options)
 

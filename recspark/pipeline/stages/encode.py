@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.data.content import content_as_of
+from recspark.data.content import TRIED_AGAIN, content_as_of
 from recspark.models.base import EncoderModel
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import cutoffs_of, load_model, vectors_key, why_not_fitted
@@ -28,11 +28,14 @@ def encode(context: RunContext, model: str) -> StageResult:
     Rows of the slice with the same artifact and the same content stay. Only the other items are
     encoded. For an encoder that learns nothing from data, the others are the items that are new or
     changed since last night; for an encoder that was trained anew, they are all items. An item that
-    the encoder has no vector for gets a row with a null vector, and is not tried again.
+    the encoder has no vector for gets a row with a null vector, with the reason where the encoder
+    says it. It is not tried again, except where the reason may pass (`TRIED_AGAIN`). `detail` counts
+    tonight's items without a vector by reason.
     """
     catalog = context.catalog
     current = catalog.version("item_vectors")
-    stored = catalog.read("item_vectors", current).where(F.col("encoder") == F.lit(model))
+    stays = F.col("problem").isNull() | ~F.col("problem").isin(*TRIED_AGAIN)
+    stored = catalog.read("item_vectors", current).where((F.col("encoder") == F.lit(model)) & stays)
     # One frame for each cutoff so far: the keys that the slice must have (artifact, item_idx,
     # content), the content of the items that have to be encoded, and the vectors of these items
     # with their keys.
@@ -58,7 +61,7 @@ def encode(context: RunContext, model: str) -> StageResult:
             items_to_encode = items_to_encode.persist(StorageLevel.MEMORY_AND_DISK)
             keys_by_cutoff.append(items_at_cutoff.select(*_KEY))
             new_items_by_cutoff.append(items_to_encode)
-            encoded_items = encoder.encode(items_to_encode.select(*schema.CONTENT.names))
+            encoded_items = encoder.encode_or_explain(items_to_encode.select(*schema.CONTENT.names))
             new_vectors_by_cutoff.append(
                 items_to_encode.select(*_KEY).join(encoded_items, on="item_idx", how="left")
             )
@@ -78,5 +81,19 @@ def encode(context: RunContext, model: str) -> StageResult:
         for new_items in new_items_by_cutoff:
             new_items.unpersist()
     context.progress(f"  {model}: {n_new:,} of {written.rows:,} items encoded anew")
+    problems = _problems(context, model, written.version)
+    if problems:
+        n_by_reason = ", ".join(f"{reason} {n:,}" for reason, n in problems.items())
+        context.progress(f"  {model}: items without a vector: {n_by_reason}")
     outputs = {"item_vectors": written.version}
-    return StageResult(outputs, context.count("items"), written.rows, {"encoded": n_new})
+    detail = {"encoded": n_new, "problems": problems}
+    return StageResult(outputs, context.count("items"), written.rows, detail)
+
+
+def _problems(context: RunContext, model: str, version: int) -> dict[str, int]:
+    """Return reason -> number of the items that have no vector tonight, most frequent first."""
+    artifact = vectors_key(context, model, context.cutoffs.tonight)
+    is_of_tonight = (F.col("encoder") == F.lit(model)) & (F.col("artifact") == F.lit(artifact))
+    rows = context.catalog.read("item_vectors", version).where(is_of_tonight)
+    counts = rows.where(F.col("problem").isNotNull()).groupBy("problem").count()
+    return {row[0]: row[1] for row in counts.orderBy(F.desc("count"), "problem").collect()}
