@@ -28,6 +28,7 @@ NAMES = (
     "quality.movielens_time",
     "quality.movielens_next",
     "quality.movielens_cold",
+    "quality.retail_cold",
     "quality.sessions",
     "quality.cdl",
     "quality.clicks",
