@@ -155,8 +155,8 @@ def question(rows: pd.DataFrame, day: str) -> Cutoff:
 class Fits:
     """The models of one cutoff, with the scores that they give to its cold products."""
 
-    def __init__(self, spark: SparkSession, cutoff: Cutoff) -> None:
-        self.cutoff = cutoff
+    def __init__(self, spark: SparkSession, cutoff: Cutoff, als: dict[str, Any]) -> None:
+        self.cutoff, self.als_settings = cutoff, als
         n = len(cutoff.names)
         columns = {
             "item_idx": pa.array(np.arange(n), pa.int32()),
@@ -174,7 +174,7 @@ class Fits:
     @cached_property
     def als(self) -> Any:
         """Fitted `als`."""
-        return registry.make("als", ALS).fit(self.data, FitOptions())
+        return registry.make("als", self.als_settings).fit(self.data, FitOptions())
 
     def scores(self, model: str, settings: dict[str, Any], *, names: bool = True) -> Array:
         """Return the scores of a content model for the users who are asked."""
@@ -193,9 +193,10 @@ def run(*, smoke: bool) -> None:
     rows = sales()
     print(__doc__, flush=True)
     settings, reported = (SETTINGS[-1:], REPORTED[-1:]) if smoke else (SETTINGS, REPORTED)
+    als = ALS | ({"iterations": 1, "embedding_size": 8} if smoke else {})
     with machine.session("retail_cold", ["master=local[2]"], smoke=smoke) as spark:
-        chosen = chosen_settings([Fits(spark, question(rows, day)) for day in settings], smoke)
-        figures = figures_of([Fits(spark, question(rows, day)) for day in reported], chosen)
+        chosen = chosen_settings([Fits(spark, question(rows, day), als) for day in settings], smoke)
+        figures = figures_of([Fits(spark, question(rows, day), als) for day in reported], chosen)
     if not smoke:
         about = {"protocol": __doc__, "settings": chosen, "rows": figures}
         machine.write("retail_cold", "python -m benchmarks quality.retail_cold", about)
