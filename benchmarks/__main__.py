@@ -28,6 +28,8 @@ NAMES = (
     "quality.movielens_last",
     "quality.movielens_time",
     "quality.movielens_next",
+    "quality.movielens_cold",
+    "quality.retail_cold",
     "quality.sessions",
     "quality.cdl",
     "quality.clicks",

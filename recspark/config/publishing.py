@@ -17,7 +17,15 @@ PUBLISHED = "published"
 BEFORE_RULES = "_before_rules"  # follows the model name of a list that has rules
 # Algorithms that give neighbours of items: those with the tag `neighbours` in the registry. A test
 # compares the two.
-NEIGHBOUR_MODELS = ("item_knn", "ease", "item2vec", "prod2vec", "meta_prod2vec", "rp3beta")
+NEIGHBOUR_MODELS = (
+    "item_knn",
+    "ease",
+    "item2vec",
+    "prod2vec",
+    "meta_prod2vec",
+    "rp3beta",
+    "content_knn",
+)
 
 
 @dataclass(frozen=True)

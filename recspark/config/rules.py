@@ -111,7 +111,10 @@ class Cap(RuleBase):
 
 
 class Freshness(RuleBase):
-    """Raises new items, or leaves out old ones. An item's age counts from its first event."""
+    """Raises new items, or leaves out old ones.
+
+    An item's age counts from its first event. An item without an event is new.
+    """
 
     kind: Literal["freshness"] = Field(description="this kind of rule")
     days: Days = Field(description="days before the cutoff; an item first seen in them is new")

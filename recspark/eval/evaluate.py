@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pyspark.sql import Column, DataFrame
@@ -25,6 +25,7 @@ from recspark.eval import kernel
 from recspark.eval.kernel import METRICS, SEGMENT_PART, SEGMENTS_OF_USERS, Plan, Sums
 from recspark.eval.metrics import (
     NOTHING,
+    TRUTH_METRICS,
     Catalogue,
     coverage,
     gini,
@@ -39,6 +40,9 @@ SEGMENTS: dict[str, tuple[str, ...]] = {
     "warm": ("light", "regular", "heavy"),
     **{segment: (segment,) for segment in SEGMENTS_OF_USERS},
 }
+# Segments of rows about items that had a description and no event before the cutoff. In the first,
+# lists are as they are; in the second, they hold such items only.
+COLD_ITEMS, AMONG_COLD_ITEMS = "cold_items", "among_cold_items"
 POPULATION = "population"  # the `model` of rows that count users and items; their k is 0
 
 
@@ -313,6 +317,61 @@ def concentration(
             for metric, value in values.items()
         ]
     return rows
+
+
+def cold_items(
+    lists: DataFrame,
+    users: DataFrame,
+    items: Array,
+    settings: Evaluate,
+    segment: str,
+    *,
+    run_date: date,
+    kind: str,
+    cutoff: datetime,
+    models: Sequence[str],
+) -> list[MetricRow]:
+    """Return the rows of table `metrics` about items without events, mode `novel`.
+
+    Parameters
+    ----------
+    lists, users, settings, run_date, kind, cutoff, models : as `evaluate` takes them
+    items : item_idx, int32 (n_items,) ascending, at least one: the items that were described, and
+        that nobody acted on, before the cutoff
+    segment : `COLD_ITEMS` or `AMONG_COLD_ITEMS`, which the rows get
+
+    Returns
+    -------
+    A row per k × model × metric of `TRUTH_METRICS` and coverage, over the users who acted on one of
+    `items` in the horizon; these are the truth, and other items in a list are misses. Then, for
+    model `population` with k = 0: n_users, and n_items. No rows without such users. `diff` is null:
+    what a baseline like popularity knows is nothing.
+
+    Cost: that of `evaluate` for one mode.
+    """
+    catalogue_of_cold = Catalogue(items, np.ones(len(items), np.int64))
+    head: dict[str, Any] = {"run_date": run_date, "kind": kind, "cutoff": cutoff}
+    without_baseline = settings.model_copy(update={"baseline": ""})
+    rows = evaluate(
+        lists,
+        users,
+        catalogue_of_cold,
+        without_baseline,
+        **head,
+        models=models,
+        modes=("novel",),
+    )
+    kept = (*TRUTH_METRICS, "coverage")
+    of_all = [
+        row._replace(segment=segment)
+        for row in rows
+        if row.segment == "all" and (row.metric in kept or row.metric == "n_users")
+    ]
+    if not any(row.model != POPULATION for row in of_all):
+        return []
+    [population_row] = [row for row in of_all if row.model == POPULATION]
+    n_items = population_row._replace(metric="n_items", value=float(len(items)))
+    return [*of_all, n_items]
 
 
 def nobody_known(

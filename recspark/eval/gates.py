@@ -16,7 +16,9 @@ from recspark.config import Mode, PublishedList
 from recspark.eval.evaluate import MetricRow
 
 # What gate `unknown_items` counts.
-_NOT_LISTABLE = "listed items are not available, or nobody acted on them before the cutoff"
+_NOT_LISTABLE = (
+    "listed items are not available, or neither acted on nor described before the cutoff"
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def audit(
     mode: Mode,
     *,
     broadcast_items: bool = True,
+    cold_items: DataFrame | None = None,
 ) -> AuditCounts:
     """Return the counts of `lists` that the gates need.
 
@@ -73,18 +76,23 @@ def audit(
     lists : user_idx bigint, item_idx int, rank int; one list per user
     active : user_idx, seen array<int>: a row per user who must be answered. The list of a user who
         is not in `active` counts as a list of a user who has seen nothing.
-    known_items : item_idx: the items that may be listed; distinct
+    known_items : item_idx: the items with events that may be listed; distinct
     k : items of a full list
     mode : `novel`: the user's list may hold `known_items` without `seen`; `repeat`: all
         `known_items`
 
     broadcast_items : whether `known_items` is small enough to be sent to every executor; otherwise
         Spark chooses how to join it
+    cold_items : item_idx: the items without events that may be listed too; distinct. A list is
+        full without them, because most models do not know them. None = there are none
 
     Runs one job, with one shuffle by user of lists and active users. One row of counts comes back
     to the driver.
     """
-    is_known_by_item = known_items.select("item_idx", F.lit(True).alias("is_known"))
+    listable = known_items.select("item_idx")
+    if cold_items is not None:
+        listable = listable.unionByName(cold_items.select("item_idx"))
+    is_known_by_item = listable.withColumn("is_known", F.lit(True))
     if broadcast_items:
         is_known_by_item = F.broadcast(is_known_by_item)
     per_user = (

@@ -342,7 +342,7 @@ def _step(
         case Pin():
             return _ToTheTop(items.selected(rule), rule.places)
         case Freshness():
-            is_new = items.age_days <= rule.days
+            is_new = ~(items.age_days > rule.days)  # also without an event (NaN)
             return (
                 _LeaveOut(~is_new) if rule.older == "leave_out" else _ToTheTop(is_new, rule.places)
             )

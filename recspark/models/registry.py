@@ -47,7 +47,9 @@ class ModelSpec:
         `neighbours` (gives neighbours of items), `cold_users` (answers users without events),
         `decay` (a setting `half_life_days` decays events) and `own_items` (lists only items that
         the user acted on: nothing in mode novel; instead of `personal`, whose checks ask for unseen
-        items); for a ranker `sources` (it reads only ranks and scores by its retrievers) and
+        items), `encoders` (it is built on encoders, one at least), `factors` (it is built on a model
+        with item factors), `cold_items` (it may list items that nobody acted on yet); for a ranker
+        `sources` (it reads only ranks and scores by its retrievers) and
         `reasons` (with any settings, its scores are sums over the items of the user's history: its
         scorer has the method `contributions`)
     training : the training tables that the algorithm may read, depending on its settings;
@@ -227,6 +229,15 @@ MODELS: dict[str, ModelSpec] = {
             source="van den Oord, Dieleman & Schrauwen 2013; Cho et al. 2014",
         ),
         _line(
+            "content", "content_knn", "ContentKNN", "personal", "neighbours", "decay", "reasons",
+            "encoders", "cold_items", source="Pazzani & Billsus 2007",
+        ),
+        _line(
+            "content", "content_factors", "ContentFactors", "personal", "encoders", "factors",
+            "cold_items",
+            source="Gantner et al. 2010; van den Oord et al. 2013",
+        ),
+        _line(
             "sequences", "session_knn", "SessionKNN", "personal",
             source="VSKNN: Ludewig & Jannach 2018; STAN: Garg et al. 2019",
         ),
@@ -316,6 +327,14 @@ def lists_only_own_items(name: str, settings: Mapping[str, Any]) -> bool:
     `spec_of` does.
     """
     return "own_items" in spec_of(name, settings).tags
+
+
+def lists_cold_items(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether the model `name` may list items without events (tag `cold_items`).
+
+    Raises ConfigError as `spec_of` does.
+    """
+    return "cold_items" in spec_of(name, settings).tags
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Algorithm[Settings]:

@@ -14,7 +14,7 @@ from itertools import pairwise, takewhile
 from recspark.config import Config, Mode
 from recspark.errors import ConfigError, suggest
 from recspark.models.kinds import KINDS, Kind
-from recspark.models.registry import kind_of, learns_from_examples
+from recspark.models.registry import kind_of, learns_from_examples, lists_cold_items
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,19 @@ def learning_rankers(config: Config, among: Sequence[str] | None = None) -> tupl
     """
     rankers = models_of(config, "ranker", among=among)
     return tuple(name for name in rankers if learns_from_examples(name, config.settings_of(name)))
+
+
+def models_of_cold_items(config: Config) -> tuple[str, ...]:
+    """Return the night's retrievers that may list items without events, in order.
+
+    These are the ones with the tag `cold_items`, and those that are built on an encoder.
+    """
+    return tuple(
+        name
+        for name in models_of(config, "retriever")
+        if lists_cold_items(name, config.settings_of(name))
+        or models_of(config, "encoder", among=config.needs_of(name))
+    )
 
 
 def needed_tasks(tasks: Sequence[Task], stage: Stage, model: str = "") -> tuple[Task, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,22 +14,44 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark import schema, storage
+from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.data.feature_encoding import with_features
 from recspark.models import artifacts
 from recspark.models.base import (
     NOTHING,
     Algorithm,
+    Coder,
+    EncoderModel,
     FitOptions,
     FittedModel,
     Needed,
     RetrieverModel,
     Settings,
 )
-from recspark.models.registry import ModelSpec
+from recspark.models.registry import MODELS, ModelSpec
 from recspark.testing import synth
 
 K = 10  # length of the recommended lists
+ENCODER = "planted"  # the encoder whose vectors are `synth.content_vectors`
+_ALS = {"embedding_size": 8, "iterations": 4, "n_blocks": 2, "half_life_days": None}
+
+
+class PlantedEncoder(EncoderModel):
+    """Stands for the encoder of `synth.content_vectors`, and encodes nothing itself."""
+
+    def arrays(self) -> dict[str, Array]:
+        """See `FittedModel`."""
+        return {}
+
+    @classmethod
+    def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
+        """See `FittedModel`."""
+        return cls(settings, cutoff)
+
+    def coder(self) -> Coder:
+        """See `EncoderModel`."""
+        raise NotImplementedError
 
 
 class BaseCase:
@@ -71,7 +95,11 @@ class BaseCase:
 
     def fit(self, data: Dataset, **settings: Any) -> FittedModel:
         """Fit the algorithm on `data` and return the model; `settings` as for `make`."""
-        return self.make(**settings).fit(data, self.options, self.needed)
+        return self.make(**settings).fit(data, self.options, self.needed_on(data))
+
+    def needed_on(self, data: Dataset) -> Needed:
+        """Return the models that the algorithm is built on, fitted on `data`."""
+        return self.needed
 
     @cached_property
     def saved(self) -> str:
@@ -115,7 +143,21 @@ class Case(BaseCase):
         """
         tables = self.make().training_tables
         folders = {table: storage.join(self.folder, name, table) for table in tables}
-        return synth.dataset(self.spark, log, n_partitions, folders)
+        data = synth.dataset(self.spark, log, n_partitions, folders)
+        if "encoders" not in self.spec.tags:
+            return data
+        return replace(data, vectors={ENCODER: synth.content_vectors(self.spark, log)})
+
+    def needed_on(self, data: Dataset) -> Needed:
+        """See `BaseCase`. Tags say what it is: see `recspark.models.registry.ModelSpec`."""
+        needed: dict[str, FittedModel] = {}
+        if "factors" in self.spec.tags:
+            als = MODELS["als"].load().from_dict(_ALS)
+            needed["als"] = als.fit(data, self.options)
+        if "encoders" in self.spec.tags:
+            needed[ENCODER] = PlantedEncoder(Settings(), data.cutoff)
+        self.make().check_needs({name: model.kind for name, model in needed.items()})
+        return needed
 
     def refit(
         self, log: synth.Log, name: str, n_partitions: int = 2, **settings: Any

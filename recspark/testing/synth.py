@@ -412,6 +412,31 @@ def tone(hertz: float, seconds: float = 0.2, rate: int = 8000) -> bytes:
     return out.getvalue()
 
 
+def content_vectors(spark: SparkSession, events: Log, size: int = 64) -> DataFrame:
+    """Return `item_idx, vector`, as an encoder gives them, of the items with an event before `CUTOFF`.
+
+    The content is planted: an item's vector says who acts on the item. It is the mean of a vector of
+    `size` random signs for each of its users, less the mean of all items. Items with the same users
+    have similar vectors, and unrelated ones about a right angle.
+    """
+    past = events.only(events.age > 0)
+    pairs = np.unique(np.stack([past.item_idx.astype(np.int64), past.user_idx]), axis=1)
+    users, user = np.unique(pairs[1], return_inverse=True)
+    signs = np.stack([np.random.default_rng(u).choice([-1.0, 1.0], size) for u in users])
+    item_idx, item = np.unique(pairs[0], return_inverse=True)
+    sums = np.zeros((len(item_idx), size))
+    np.add.at(sums, item, signs[user])
+    means = sums / np.bincount(item)[:, None]
+    vectors = (means - means.mean(axis=0)).astype(np.float32)
+    rows = pa.table(
+        {
+            "item_idx": pa.array(item_idx, pa.int32()),
+            "vector": pa.array(list(vectors), pa.list_(pa.float32())),
+        }
+    )
+    return spark.createDataFrame(rows, schema.VECTORS)
+
+
 def ask(data: Dataset, mode: str = "novel") -> DataFrame:
     """Return the queries of all users of `data`."""
     return queries(data.histories, mode)

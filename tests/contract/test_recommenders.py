@@ -182,5 +182,8 @@ def test_tags_are_known() -> None:
         "own_items",
         "sources",
         "reasons",
+        "encoders",
+        "factors",
+        "cold_items",
     }
     assert set().union(*(spec.tags for spec in MODELS.values())) == known

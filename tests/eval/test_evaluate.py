@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
@@ -19,10 +20,12 @@ from recspark import schema
 from recspark.config import Evaluate
 from recspark.errors import EmptyDataError
 from recspark.eval.evaluate import (
+    COLD_ITEMS,
     POPULATION,
     SEGMENTS,
     MetricRow,
     catalogue,
+    cold_items,
     concentration,
     evaluate,
     item_vectors,
@@ -31,7 +34,7 @@ from recspark.eval.evaluate import (
     truth,
 )
 from recspark.eval.kernel import LIST_METRICS, METRICS, Plan
-from recspark.eval.metrics import Catalogue
+from recspark.eval.metrics import TRUTH_METRICS, Catalogue
 from tests.conftest import spark_conf
 
 pytestmark = pytest.mark.spark
@@ -215,6 +218,31 @@ def test_population_is_counted(world: World, rows: list[MetricRow]) -> None:
             assert (row.value, row.n_users, row.diff) == (n, len(everyone), None)
         assert everyone.keys() == cold.keys() | world.population(mode, "warm").keys()
     assert len(world.population("novel", "all")) < len(world.population("repeat", "all"))
+
+
+def test_items_without_events_have_rows_of_their_own(spark: SparkSession, world: World) -> None:
+    """The truth is those items alone, in mode novel; what else is listed keeps its rank."""
+    lists, users = world.frames(spark)
+    late = np.array(sorted(LATE), np.int32)
+    head: dict[str, Any] = {"run_date": date(2020, 5, 7), "kind": "backtest", "cutoff": CUTOFF}
+    rows = cold_items(lists, users, late, SETTINGS, COLD_ITEMS, **head, models=MODELS)
+    assert {(row.segment, row.mode, row.baseline) for row in rows} == {
+        ("cold_items", "novel", None)
+    }
+    truth = {user: items & {*LATE} for user, items in world.truth.items() if items & {*LATE}}
+    found = {(row.model, row.metric, row.k): row for row in rows}
+    assert found[POPULATION, "n_users", 0].value == len(truth)
+    assert found[POPULATION, "n_items", 0].value == len(LATE)
+    for model, k in itertools.product(MODELS, SETTINGS.ks):
+        hits = [
+            any(item in items for item in world.lists.get((model, "novel", user), [])[:k])
+            for user, items in truth.items()
+        ]
+        row = found[model, "hit_rate", k]
+        assert (row.value, row.n_users) == (pytest.approx(np.mean(hits)), len(truth))
+    assert {row.metric for row in rows if row.k} == {*TRUTH_METRICS, "coverage"}
+    nobody = users.withColumn("items", F.array(F.lit(KNOWN[0])))
+    assert cold_items(lists, nobody, late, SETTINGS, COLD_ITEMS, **head, models=MODELS) == []
 
 
 def test_a_model_without_lists_scores_zero(rows: list[MetricRow]) -> None:

@@ -85,6 +85,21 @@ def test_audit_counts_every_fault(
 
 
 @pytest.mark.spark
+def test_items_without_events_may_be_listed_and_fill_no_list(spark: SparkSession) -> None:
+    """Where they are given: item 7 is known then. A list is full without them."""
+    lists = {1: [(0, 1), (7, 2)], 2: [(7, 1), (9, 2)], 3: [(0, 1), (1, 2)]}
+    listed = spark.createDataFrame(
+        [(user, item, rank) for user, rows in lists.items() for item, rank in rows],
+        "user_idx long, item_idx int, rank int",
+    )
+    active = spark.createDataFrame([(user, []) for user in lists], "user_idx long, seen array<int>")
+    known, cold = (spark.createDataFrame([(i,) for i in n], "item_idx int") for n in ((0, 1), (7,)))
+    for cold_items, n_unknown in ((None, 3), (cold, 1)):
+        counts = audit(listed, active, known, 3, "novel", cold_items=cold_items)
+        assert (counts.n_unknown_items, counts.n_full) == (n_unknown, 3)
+
+
+@pytest.mark.spark
 def test_audit_of_no_list(spark: SparkSession) -> None:
     lists = spark.createDataFrame([], "user_idx long, item_idx int, rank int")
     active = spark.createDataFrame([(1, [])], "user_idx long, seen array<int>")

@@ -132,7 +132,7 @@ def leave(rule: dict[str, Any], user: User, pool: list[int]) -> list[int]:
         if rule["kind"] == "leave_out":
             out = names_item(rule, item)
         elif rule["kind"] == "freshness":
-            out = ITEMS[item]["age"] is None or ITEMS[item]["age"] > rule["days"]
+            out = ITEMS[item]["age"] is not None and ITEMS[item]["age"] > rule["days"]
         elif rule["kind"] == "price_band":
             mean = sum(prices) / len(prices) if prices else None
             out = (
@@ -157,7 +157,7 @@ def order(rule: dict[str, Any], user: User, pool: list[int]) -> list[int]:
         is_up = [
             names_item(rule, item)
             if rule["kind"] == "pin"
-            else ITEMS[item]["age"] is not None and ITEMS[item]["age"] <= rule["days"]
+            else ITEMS[item]["age"] is None or ITEMS[item]["age"] <= rule["days"]
             for item in pool
         ]
         up = [item for item, is_it in zip(pool, is_up) if is_it][: rule.get("places", 2)]

@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any
 
+import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recspark import schema
-from recspark.config import Mode, PublishedList, lists_of
+from recspark.config import Config, Mode, PublishedList, lists_of
 from recspark.data import features
 from recspark.data.interactions import before, interactions, queries
 from recspark.errors import EmptyDataError
@@ -23,9 +24,15 @@ from recspark.eval.metrics import Catalogue
 from recspark.hybrid.ladder import ladder_steps
 from recspark.hybrid.rules import RuleBook
 from recspark.models.ratings import predicted
+from recspark.pipeline.availability import cold_items
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.fitted import load_model, not_compared, with_user_features
-from recspark.pipeline.plan import models_of
+from recspark.pipeline.fitted import (
+    load_model,
+    load_retriever,
+    not_compared,
+    with_user_features,
+)
+from recspark.pipeline.plan import models_of, models_of_cold_items
 from recspark.pipeline.promote import last_published_at, promote
 from recspark.pipeline.rules import NightRules, filled_lists
 from recspark.pipeline.runlog import StageResult, published_row
@@ -68,6 +75,7 @@ def evaluate(context: RunContext) -> StageResult:
     ]
     before_rules = reduce(DataFrame.unionByName, lists_before_rules) if lists_before_rules else None
     rows = backtest_rows(context, written, users, items, compared, before_rules)
+    rows += cold_item_rows(context, histories, users, written, compared)
     if context.config.features.explicit:
         rows += rating_rows(context, histories, compared)
     rows += followup_rows(context, histories, users, items)
@@ -160,18 +168,23 @@ def backtest_rows(
         )
     just_written = dict.fromkeys(context.config.publish.backtest_models, written.version)
     lists = _lists_at(context, context.read("candidates", just_written), cutoff)
-    compared_lists = [
-        published_list
-        for published_list in context.config.publish.published_lists
-        if not set(compared).isdisjoint(published_list.steps)
-    ]
-    names = [published_list.backtest_model for published_list in compared_lists]
+    published_lists = compared_lists(context.config, compared)
+    names = [published_list.backtest_model for published_list in published_lists]
     if before_rules is not None:
         lists = lists.unionByName(before_rules)
-        names += [one.before_rules for one in compared_lists if one.rules]
+        names += [one.before_rules for one in published_lists if one.rules]
     return rows_of_lists(
         context, lists, users, items, "backtest", cutoff, (*compared, *names), schema.MODES
     )
+
+
+def compared_lists(config: Config, compared: Sequence[str]) -> list[PublishedList]:
+    """Return the published lists one of whose steps is among the models in `compared`."""
+    return [
+        published_list
+        for published_list in config.publish.published_lists
+        if not set(compared).isdisjoint(published_list.steps)
+    ]
 
 
 def rows_of_lists(
@@ -194,6 +207,62 @@ def rows_of_lists(
         lambda: scoring.concentration(lists, len(items), settings, **head),
     )
     return [*scored, *concentrated]
+
+
+def cold_item_rows(
+    context: RunContext,
+    histories: DataFrame,
+    users: DataFrame,
+    lists_version: TableVersion,
+    compared: Sequence[str],
+) -> list[MetricRow]:
+    """Return the rows of the backtest about items without events; [] where no model knows them.
+
+    Those of segment `cold_items` are of all lists of the backtest in mode novel. Those of segment
+    `among_cold_items` are of the retrievers that may list such items, asked for the best of these
+    items alone; only users who acted on one of them are asked.
+
+    Cost: a job for the items, two evaluations, and `recommend` of these models for these users.
+    """
+    config, cutoff = context.config, context.cutoffs.backtest
+    knowing = [model for model in models_of_cold_items(config) if model in compared]
+    if not knowing:
+        return []
+    cold = cold_items(context, cutoff, None)
+    items = np.sort(cold.toArrow().column("item_idx").to_numpy())
+    if len(items) == 0:
+        return []
+    head: dict[str, Any] = {"run_date": context.run_date, "kind": "backtest", "cutoff": cutoff}
+    just_written = dict.fromkeys(config.publish.backtest_models, lists_version.version)
+    lists = _lists_at(context, context.read("candidates", just_written), cutoff)
+    names = [*compared, *[one.backtest_model for one in compared_lists(config, compared)]]
+    rows = scoring.cold_items(
+        lists, users, items, config.evaluate, scoring.COLD_ITEMS, **head, models=names
+    )
+    if not rows:
+        return []
+    is_sampled = scoring.in_sample(users, config.evaluate)
+    buyers = (
+        users.where(is_sampled)
+        .select("user_idx", F.explode("items").alias("item_idx"))
+        .join(context.item_sized(cold), on="item_idx", how="left_semi")
+        .select("user_idx")
+        .distinct()
+    )
+    explicit = config.features.explicit
+    earlier = before(histories, cutoff, keep_empty=True, ratings=explicit)
+    questions = queries(earlier, "novel").join(buyers, on="user_idx", how="left_semi")
+    lists_of_models = []
+    for name in knowing:
+        model = load_retriever(context, name, cutoff)
+        answers = model.recommend(
+            with_user_features(context, model, questions), max(config.evaluate.ks), items
+        )
+        lists_of_models.append(answers.withColumns({"model": F.lit(name), "mode": F.lit("novel")}))
+    among = reduce(DataFrame.unionByName, lists_of_models)
+    return rows + scoring.cold_items(
+        among, users, items, config.evaluate, scoring.AMONG_COLD_ITEMS, **head, models=knowing
+    )
 
 
 def _lists_at(context: RunContext, candidates: DataFrame, cutoff: datetime) -> DataFrame:

@@ -23,10 +23,16 @@ from recspark.hybrid.ladder import ladder_steps
 from recspark.hybrid.rules import RERANKED
 from recspark.models.registry import spec_of
 from recspark.pipeline.activity import LISTS_CODE, active, kept_lists, lists_code
-from recspark.pipeline.availability import allowed_of, listable_items, unavailable_items
+from recspark.pipeline.availability import (
+    allowed_of,
+    cold_items,
+    listable_items,
+    unavailable_items,
+)
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import load_retriever
 from recspark.pipeline.maintain import forget
+from recspark.pipeline.plan import models_of_cold_items
 from recspark.pipeline.promote import last_published_at, promote
 from recspark.pipeline.reasons import with_because
 from recspark.pipeline.rules import NightRules, filled_lists
@@ -53,7 +59,10 @@ def publish(context: RunContext) -> StageResult:
     unavailable = unavailable_items(context)
     listable = listable_items(context, unavailable)
     staged = stage_lists(context, users_to_answer, items, rules)
-    gates_of_lists = judge(context, staged, users_to_answer, listable)
+    cold = None
+    if models_of_cold_items(config):
+        cold = cold_items(context, context.cutoffs.tonight, unavailable)
+    gates_of_lists = judge(context, staged, users_to_answer, listable, cold)
     gate_rows = context.spark.createDataFrame(
         [
             (
@@ -190,7 +199,11 @@ def with_names(context: RunContext, lists: DataFrame, items: DataFrame) -> DataF
 
 
 def judge(
-    context: RunContext, staged: DataFrame, users_to_answer: DataFrame, listable: DataFrame
+    context: RunContext,
+    staged: DataFrame,
+    users_to_answer: DataFrame,
+    listable: DataFrame,
+    cold: DataFrame | None,
 ) -> dict[str, list[Gate]]:
     """Return, by the name of each published list, the verdicts of the gates on its staged rows.
 
@@ -198,7 +211,8 @@ def judge(
     ----------
     staged : the lists, as `stage_lists` returns them
     users_to_answer : user_idx, seen: the users who must get each of the lists
-    listable : item_idx: the items that may be listed
+    listable : item_idx: the items with events that may be listed
+    cold : item_idx: the items without events that may be listed; None = no model knows them
 
     Cost: one job for each list, side by side, and one for the metrics.
     """
@@ -218,6 +232,7 @@ def judge(
                 published_list.k,
                 published_list.mode,
                 broadcast_items=context.has_few_items,
+                cold_items=cold,
             )
             for published_list in published_lists
         ],
