@@ -28,6 +28,7 @@ NAMES = (
     "quality.movielens_time",
     "quality.movielens_next",
     "quality.sessions",
+    "quality.wikipedia",
     "quality.cdl",
     "quality.clicks",
     "topn_memory",  # the last: in smoke mode it ends the session that the others share

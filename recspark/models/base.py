@@ -253,6 +253,13 @@ class RetrieverModel(FittedModel):
             expected_types["features"] = schema.ENCODED.simpleString()
         return check_columns(queries, {**expected_types, **dict(more)}, "queries")
 
+    def user_states(self) -> DataFrame | None:
+        """Return what the model keeps of each user, `schema.USER_STATES` without cutoff and model.
+
+        None = nothing, as with most models: a user is folded in from the history. Lazy and narrow.
+        """
+        return None
+
     def neighbours(self, k: int, allowed: Array | None = None) -> DataFrame:
         """Return the k nearest neighbours of each item: `item_idx, rank, neighbour_idx, score`.
 
