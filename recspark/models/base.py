@@ -51,6 +51,8 @@ class FitOptions:
     train: Train = field(default_factory=Train)  # type: ignore[arg-type]
     scratch: str = ""  # URI of a folder that this fit may use (checkpoints); "" = none
     in_process: bool = False  # True: ranks run inside this process (tests of a model's contract)
+    # The same model of an earlier night, for an algorithm with `carried_days`; None = there is none
+    previous: FittedModel | None = None
     # Called with a line of text after each epoch, for a person to read.
     progress: Callable[[str], None] = lambda _text: None
     # Called with the training curve of a neural model.
@@ -152,6 +154,14 @@ class Algorithm(ABC, Generic[S]):
         settings alone, so a ranker whose registry line does not say it must say `learns: false`.
         """
         return self.learns
+
+    @property
+    def carried_days(self) -> int:
+        """How many days old the model of an earlier night may be that `fit` goes on from, 0 = none.
+
+        Where a night finds such a model, made by the same recipe, `FitOptions.previous` is that.
+        """
+        return 0
 
     def check_needs(self, kinds: Mapping[str, Kind]) -> None:
         """Raise ConfigError if this model cannot be built on the models of its `needs`.

@@ -7,8 +7,8 @@ for Recommendation"; batches of events: Kumar, Zhang, Leskovec 2019.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,21 @@ from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
 
 from recspark import storage
-from recspark.data.blocks import Array, local_index, micros
+from recspark.data.blocks import MICROS_PER_DAY, Array, local_index, micros
 from recspark.data.dataset import Dataset
 from recspark.engines.event_walk import Clocks
 from recspark.errors import CatalogueTooLargeError, EmptyDataError
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
-from recspark.models.neural import Job, NeuralSettings, fit_network, net_arrays
+from recspark.models.neural import Job, NeuralSettings, fit_network, make_job, run_on_ranks
 from recspark.models.scoring import topk
+from recspark.models.sequences.carried_states import (
+    Carried,
+    model_arrays,
+    n_carried_events,
+    read_arrays,
+    set_states,
+    write_arrays,
+)
 from recspark.models.sequences.event_stream import Events, Walker, Windows, replay, start_exponents
 from recspark.models.sequences.intensity_scores import IntensityScorer, item_vectors
 from recspark.models.sequences.state_table import state_rows
@@ -49,7 +57,7 @@ class CoevolveSettings(NeuralSettings):
         description="how a state changes at an event: gru, or rnn, the paper's single layer",
     )
     shape: float = Field(
-        0.5,
+        0.3,
         gt=0,
         le=4,
         description="the intensity grows as (time since the last event) ^ (shape - 1). Paper: 2, a "
@@ -77,7 +85,7 @@ class CoevolveSettings(NeuralSettings):
         50, ge=1, description="users that the survival term of a window is estimated from. Guess"
     )
     epochs: int = Field(
-        4, ge=1, description="walks through all events, each from the first event on. Wikipedia"
+        2, ge=1, description="walks through all events, each from the first event on. Wikipedia"
     )
     batch_size: int = Field(
         512,
@@ -85,7 +93,7 @@ class CoevolveSettings(NeuralSettings):
         description="events of a window, in time order; the gradient does not reach back beyond it",
     )
     learning_rate: LearningRate = Field(
-        5e-3,
+        2e-3,
         description="learning rate of Adam at the first step; it falls linearly to 0. Wikipedia",
     )
     clip_norm: float = Field(
@@ -96,6 +104,13 @@ class CoevolveSettings(NeuralSettings):
         ge=0,
         le=0,
         description="always 0: a file is a random sample of the events, and states need them all",
+    )
+    refit_every_days: int = Field(
+        1,
+        ge=1,
+        description="1 = every night trains. With more, a night whose last training is younger "
+        "carries the states of the night before on over the new events, with the weights as they "
+        "are. It trains all the same where earlier events have changed",
     )
     max_items: int = Field(
         2_000_000,
@@ -206,15 +221,35 @@ def train_rank(folder: str, comm: Comm, job: Job) -> Trained:
     replay(net, events, clocks, lambda: comm.allreduce(torch.zeros(1)))
     if comm.rank:
         return replace(trained, weights=None)
-    arrays = {"user_idx": users, **vars(clocks), **net_arrays(net)}
-    arrays["n_events"] = np.array([len(events)])
-    arrays["origin"] = events.event_at[:1]
+    arrays = model_arrays(net, clocks, events, users, job.items)
     if not folder:
         return replace(trained, checkpoint_uri="", weights=arrays)
-    for name, array in arrays.items():
-        storage.write_array(storage.join(folder, f"{name}.npy"), array)
-    storage.write_json(storage.join(folder, "names.json"), list(arrays))
+    write_arrays(folder, arrays)
     return replace(trained, checkpoint_uri=folder, weights=None)
+
+
+def carry_rank(folder: str, carried: Carried, comm: Comm, job: Job) -> dict[str, Array] | None:
+    """Carry the states of a model on over the events since its cutoff, on one rank.
+
+    Every rank computes all of it. Returns the arrays, or {} where they are written to `folder`;
+    None where the events before the model's cutoff have changed.
+    """
+    settings: CoevolveSettings = job.settings
+    events, users = read_events(comm, job)
+    n_seen = n_carried_events(carried, events, users, job.items)
+    if n_seen is None:
+        return None
+    n_users, n_items = len(users), len(job.items)
+    clocks = Clocks.started(n_users, n_items, settings.n_recent, int(events.event_at[0]))
+    net = make_net(settings, n_users, n_items, np.zeros(settings.n_recent + 1), job.loop.seed)
+    set_states(net, clocks, carried, users, job.items)
+    later = events.part(n_seen, len(events))
+    replay(net, later, clocks, lambda: comm.allreduce(torch.zeros(1)))
+    arrays = model_arrays(net, clocks, events, users, job.items)
+    if not folder or comm.rank:
+        return {} if comm.rank else arrays
+    write_arrays(folder, arrays)
+    return {}
 
 
 class Coevolve(Algorithm[CoevolveSettings]):
@@ -241,14 +276,55 @@ class Coevolve(Algorithm[CoevolveSettings]):
         items = data.vocabulary()
         check_size(settings, data, len(items))
         folder = storage.join(options.scratch, "states") if options.scratch else ""
+        previous = options.previous
+        if isinstance(previous, CoevolveModel) and self._may_carry_on(previous, data.cutoff):
+            if carried := self._carried_on(previous, data, options, items, folder):
+                return carried
+            options.progress("  coevolve: events before the last night's cutoff changed; it trains")
         trained = fit_network(
             "coevolve", data, options, settings, items, partial(train_rank, folder)
         )
-        arrays: dict[str, Any] = trained.weights or {
-            name: storage.read_array(storage.join(folder, f"{name}.npy"), mmap=True)
-            for name in storage.read_json(storage.join(folder, "names.json"))
-        }
-        return CoevolveModel(settings, data.cutoff, items, arrays)
+        arrays = trained.weights or read_arrays(folder)
+        return CoevolveModel(
+            settings,
+            data.cutoff,
+            items,
+            {**arrays, "trained_at": np.array([micros(data.cutoff)])},
+        )
+
+    @property
+    def carried_days(self) -> int:
+        """See `Algorithm`."""
+        return self.settings.refit_every_days - 1
+
+    def _may_carry_on(self, previous: CoevolveModel, cutoff: datetime) -> bool:
+        trained_at = int(previous.arrays()["trained_at"][0])
+        age_days = (micros(cutoff) - trained_at) / MICROS_PER_DAY
+        return previous.settings == self.settings and age_days < self.settings.refit_every_days
+
+    def _carried_on(
+        self,
+        previous: CoevolveModel,
+        data: Dataset,
+        options: FitOptions,
+        items: Array,
+        folder: str,
+    ) -> CoevolveModel | None:
+        """Return `previous`, its states carried on to the cutoff of `data`; None: see `carry_rank`."""
+        carried = Carried(previous.items, micros(previous.cutoff), previous.shared_arrays())
+        training = data.training_set("training_events")
+        job = make_job("coevolve", options, self.settings, items, training, None)
+        spark = data.histories.sparkSession
+        arrays = run_on_ranks(spark, options, partial(carry_rank, folder, carried), job)
+        if arrays is None:
+            return None
+        trained_at = previous.arrays()["trained_at"]
+        return CoevolveModel(
+            self.settings,
+            data.cutoff,
+            items,
+            {**(arrays or read_arrays(folder)), "trained_at": trained_at},
+        )
 
 
 def check_size(settings: CoevolveSettings, data: Dataset, n_items: int) -> None:

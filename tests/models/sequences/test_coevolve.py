@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, QueryBlock, Ragged
+from recspark.data.blocks import MICROS_PER_DAY, Array, Histories, QueryBlock, Ragged, micros
 from recspark.errors import CatalogueTooLargeError
-from recspark.models.neural import Job
+from recspark.models.neural import Job, net_arrays
+from recspark.models.scoring.topk import Shared
 from recspark.models.sequences import coevolve
-from recspark.models.sequences.coevolve import CoevolveModel, CoevolveSettings, train_rank
+from recspark.models.sequences.carried_states import Carried
+from recspark.models.sequences.coevolve import (
+    CoevolveModel,
+    CoevolveSettings,
+    carry_rank,
+    train_rank,
+)
 from recspark.models.sequences.event_stream import Events, Walker, replay
 from recspark.models.sequences.intensity_scores import IntensityScores, item_vectors
 from recspark.models.sequences.state_table import (
@@ -148,6 +155,79 @@ def test_a_window_that_is_begun_anew_has_the_same_loss(job: Job) -> None:
     assert losses[1] == pytest.approx(losses[0][2:], rel=1e-5)
 
 
+# --- carried on ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_nights(
+    log: synth.Log, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Job, Carried, Job, synth.Log]:
+    """A trained model of all but the last days, and the job of all events: with new users and
+    items, so that the numbers of others within the model change.
+    """
+    folder = tmp_path_factory.mktemp("nights")
+    first_night = log.only((log.age > 2) & (log.user_idx % 7 != 3) & (log.item_idx % 5 != 1))
+    later = log.only((log.age > 0) & (log.age < 2))
+    second_night = first_night + later
+    assert len(np.unique(later.user_idx)) > 5
+    jobs = []
+    for name, events in (("first", first_night), ("second", second_night)):
+        training = synth.write_training(events, str(folder / name), "training_events", n_files=3)
+        items = np.unique(events.item_idx).astype(np.int32)
+        jobs.append(Job(SETTINGS, items, plan_shards(training, 1), None, LoopOptions(2, 0.02)))
+    trained = LocalLauncher(1).run(TRAIN, jobs[0])[0].value
+    arrays = {name: Shared(array) for name, array in arrays_of(trained).items()}
+    cutoff = micros(synth.CUTOFF) - 2 * DAY
+    return jobs[0], Carried(jobs[0].items, cutoff, arrays), jobs[1], second_night
+
+
+def test_states_carried_on_equal_a_replay(two_nights: Any) -> None:
+    _, carried, job, _ = two_nights
+    found = LocalLauncher(1).run(partial(carry_rank, "", carried), job)[0].value
+    assert found is not None
+    events, users = LocalLauncher(1).run(coevolve.read_events, job)[0].value
+    n_users, n_items = len(users), len(job.items)
+    assert n_users > len(carried.arrays["user_idx"].array)
+    assert n_items > len(carried.items)
+    # A replay of everything, with the weights of the model that was carried on.
+    net = coevolve.make_net(SETTINGS, n_users, n_items, np.zeros(SETTINGS.n_recent + 1), 1)
+    for name, parameter in net.named_parameters():
+        parameter.data.copy_(torch.from_numpy(found[name]))
+    net.forget()
+    origin = int(events.event_at[0])
+    clocks = coevolve.Clocks.started(n_users, n_items, SETTINGS.n_recent, origin)
+    replay(net, events, clocks)
+    for name in ("user_state", "item_state"):
+        expected = net.get_parameter(name).detach().numpy()
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
+    for name, values in vars(clocks).items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    # The weights are those of the model; new items have the mean of the others.
+    old = np.isin(job.items, carried.items)
+    start = carried.arrays["item_start.weight"].array
+    np.testing.assert_array_equal(found["item_start.weight"][old], start)
+    np.testing.assert_allclose(found["item_start.weight"][~old], start.mean(0)[None], atol=1e-6)
+    np.testing.assert_array_equal(
+        found["user_cell.weight_ih"], carried.arrays["user_cell.weight_ih"].array
+    )
+
+
+def test_states_are_not_carried_on_over_changed_events(two_nights: Any, tmp_path: Path) -> None:
+    _, carried, job, log = two_nights
+    early = np.flatnonzero(log.age > 2)
+    is_other = np.ones(len(log.age), bool)
+    is_other[early[0]] = False
+    for name, events in (
+        ("one less", log.only(is_other)),
+        ("one more", log + synth.log([(int(log.user_idx[0]), int(log.item_idx[0]), 3.5)])),
+        ("another", log.only(is_other) + synth.log([(1, int(log.item_idx[0]), 3.5)])),
+    ):
+        training = synth.write_training(events, str(tmp_path / name), "training_events", n_files=2)
+        changed = replace(job, training=plan_shards(training, 1))
+        assert LocalLauncher(1).run(partial(carry_rank, "", carried), changed)[0].value is None
+
+
 # --- scores -------------------------------------------------------------------------------------
 
 
@@ -165,7 +245,7 @@ def fitted() -> tuple[CoevolveModel, CoevolveNet, Events, int]:
         net.item_rate.normal_(0, 1, generator=torch.Generator().manual_seed(4))
     clocks = coevolve.Clocks.started(9, 12, 3, 0)
     replay(net, events, clocks)
-    arrays = {**vars(clocks), **coevolve.net_arrays(net), "user_idx": np.arange(9) * 10}
+    arrays = {**vars(clocks), **net_arrays(net), "user_idx": np.arange(9) * 10}
     arrays |= {"origin": np.zeros(1, np.int64), "n_events": np.array([200])}
     as_of = int(events.event_at[-1]) + DAY // 2
     cutoff = np.datetime64(as_of, "us").astype(object)
