@@ -483,9 +483,8 @@ def run(*, smoke: bool) -> None:
         "target": TARGET,
         "published": PUBLISHED,
     }
-    found["rules"] = {
-        name: figures(rank, kind) for name, rank in rule_ranks(log, begin, end).items()
-    }
+    rules = rule_ranks(log, begin, end)
+    found["rules"] = {name: figures(rank, kind) for name, rank in rules.items()}
     for name, row in found["rules"].items():
         print(name, row, flush=True)
     truth, guesses = returns(log, begin, end)
@@ -493,7 +492,7 @@ def run(*, smoke: bool) -> None:
     found["nats per event"] = likelihoods_without_evolution(log, begin, end, changed.shape)
     print(found["return, hours off"], found["nats per event"], flush=True)
     found["models"] = {}
-    own = rule_ranks(log, begin, end)["own, transitions, recent"]
+    own = rules["own, transitions, recent"]
     for row in rows.split(","):
         for seed in map(int, seeds.split(",")):
             begun = time.monotonic()
