@@ -23,8 +23,8 @@ event of a user who acts again in the test part. `median` guesses the median of 
 instead of the mean (it is the guess with the lowest absolute error, if the distribution is right).
 
 Rows: `coevolve`; `static` never changes a state and has a vector for each user instead; `no time` has
-shape 1 and reads no times; `no places` has no number for the user's newest pages (the paper's form);
-`rayleigh` has the paper's shape, 2.
+shape 1, an intensity that stands still between events, and cells that read no times; `no places` has no
+number for the user's newest pages (the paper's form); `rayleigh` has the paper's shape, 2.
 
     RECSPARK_WIKIPEDIA='part=validation:rows=coevolve,static:seeds=1,2:epochs=1' \
         python -m benchmarks quality.wikipedia
@@ -272,8 +272,6 @@ def streamed(
         return np.maximum(now - last, SHORTEST_GAP_DAYS)
 
     def meetings(exponent: Array, gap: Array) -> Array:
-        if not model.reads_time:
-            return np.asarray(np.exp(exponent) * gap)
         return np.asarray(np.exp(exponent) * gap**shape / shape)
 
     def exponents_of_user(user: int) -> Array:
@@ -303,7 +301,7 @@ def streamed(
     for n in range(begin, end):
         user, page, now = int(log.user[n]), int(log.page[n]), log.seconds[n] / 86_400
         s, gap = exponents_of_user(user), gaps(now, np.maximum(at[0][user], at[1]))
-        logs = s + (shape - 1) * np.log(gap) if model.reads_time else s
+        logs = s + (shape - 1) * np.log(gap)
         ended = 0.0
         if is_user[user]:
             ended += float(meetings(s, gap)[is_page].sum())

@@ -116,6 +116,7 @@ class CoevolveNet(nn.Module):
     n_recent : M, number of a user's newest distinct items whose intensity has a number of its own
     shape : > 0; 1 = the intensity does not depend on the time
     evolves : False = states stay 0, and each user has a vector of its own: for comparison
+    reads_time : False = cells are told that every gap is one day: for comparison
     exponents : float (M + 1,), the first values of s: for each place, and for all other items
     """
 

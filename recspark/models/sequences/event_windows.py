@@ -28,7 +28,7 @@ def make_window(
     user, item : int32 (W,), local indices
     clocks : those of the walk
     rows : bool (W,): the events whose likelihood is computed; None = all
-    reads_time : False = all gaps are one day
+    reads_time : False = the cells of the network are told that every gap is one day
     """
     order = np.argsort(steps.level, kind="stable")  # (W,)
     position = np.empty_like(order)  # (W,): of each event in the order
@@ -47,7 +47,7 @@ def make_window(
     def pairs(others: Others, row: Array, n_rows: int) -> Pairs:
         return Pairs(
             versions(others.ids[kept], others.slot[kept], row, n_rows),
-            gaps(others.gap[kept]),
+            torch.from_numpy(others.gap[kept]),
             torch.from_numpy(others.place[kept].astype(np.int64)),
             torch.from_numpy(others.weight[kept]),
         )
