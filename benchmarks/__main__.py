@@ -31,6 +31,7 @@ NAMES = (
     "quality.movielens_cold",
     "quality.retail_cold",
     "quality.sessions",
+    "quality.wikipedia",
     "quality.cdl",
     "quality.clicks",
     "quality.spoken_digits",

@@ -263,6 +263,23 @@ TRAINING_IMPRESSIONS = columns(
     clicked=ITEM_IDXS,
 )
 
+TRAINING_EVENTS = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    position=INT,  # of the event in the user's history, from 0
+    item_idx=INT,
+    event_at=LONG,  # microseconds since 1970 UTC: a number, as the feed reads numbers
+)
+
+USER_STATES = columns(
+    cutoff=TIMESTAMP,
+    model=STRING,
+    user_idx=LONG,
+    state=ArrayType(FLOAT),
+    last_event_at=TIMESTAMP,
+    next_visit_at=TIMESTAMP,  # null: not within ten years
+)
+
 TRAINING_ITEM_BAGS = columns(
     cutoff=TIMESTAMP,
     item_idx=INT,

@@ -207,6 +207,37 @@ def sequences(
     return row, position_in_row, items, (window_end - window_begin).astype(np.int32)
 
 
+def training_events(
+    histories: DataFrame, cutoff: datetime, _features: Features, n_files: int
+) -> DataFrame:
+    """Return a row per event before the cutoff: `schema.TRAINING_EVENTS`.
+
+    The arguments are those of `training_bags`. All events are there, also those of users with more
+    than `max_training_items`: whoever carries states on must see the same events every night. Who
+    reads the rows sorts them by time: a file is a hash sample of the events. Lazy. Cost: one
+    shuffle, which spreads rows by the hash of user and position.
+    """
+    as_of = micros(cutoff)
+
+    def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            history = earlier(parse_histories(batch.column("history")), as_of)
+            row = history.rows
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
+                    batch.column("user_idx").take(pa.array(row)),
+                    pa.array(np.arange(len(row)) - history.start[row], pa.int32()),
+                    pa.array(history.item_idx, pa.int32()),
+                    pa.array(history.event_at, pa.int64()),
+                ],
+                names=schema.TRAINING_EVENTS.names,
+            )
+
+    packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_EVENTS)
+    return spread(packed, F.xxhash64("user_idx", "position"), n_files)
+
+
 def training_item_bags(
     histories: DataFrame, cutoff: datetime, features: Features, n_files: int
 ) -> DataFrame:
@@ -262,6 +293,7 @@ def spread(rows: DataFrame, hashed: Column, n_files: int) -> DataFrame:
 TRAINING_TABLES: dict[str, Callable[[DataFrame, datetime, Features, int], DataFrame]] = {
     "training_bags": training_bags,
     "training_item_bags": training_item_bags,
+    "training_events": training_events,
     "training_sessions": partial(training_sequences, unit="session"),
     "training_histories": partial(training_sequences, unit="history"),
 }

@@ -52,6 +52,8 @@ class FitOptions:
     train: Train = field(default_factory=Train)  # type: ignore[arg-type]
     scratch: str = ""  # URI of a folder that this fit may use (checkpoints); "" = none
     in_process: bool = False  # True: ranks run inside this process (tests of a model's contract)
+    # The same model of an earlier night, for an algorithm with `carried_days`; None = there is none
+    previous: FittedModel | None = None
     # Called with a line of text after each epoch, for a person to read.
     progress: Callable[[str], None] = lambda _text: None
     # Called with the training curve of a neural model.
@@ -154,6 +156,14 @@ class Algorithm(ABC, Generic[S]):
         """
         return self.learns
 
+    @property
+    def carried_days(self) -> int:
+        """How many days old the model of an earlier night may be that `fit` goes on from, 0 = none.
+
+        Where a night finds such a model, made by the same recipe, `FitOptions.previous` is that.
+        """
+        return 0
+
     def check_needs(self, kinds: Mapping[str, Kind]) -> None:
         """Raise ConfigError if this model cannot be built on the models of its `needs`.
 
@@ -253,6 +263,13 @@ class RetrieverModel(FittedModel):
         if self.user_encoding is not None:
             expected_types["features"] = schema.ENCODED.simpleString()
         return check_columns(queries, {**expected_types, **dict(more)}, "queries")
+
+    def user_states(self) -> DataFrame | None:
+        """Return what the model keeps of each user, `schema.USER_STATES` without cutoff and model.
+
+        None = nothing, as with most models: a user is folded in from the history. Lazy and narrow.
+        """
+        return None
 
     def neighbours(self, k: int, allowed: Array | None = None) -> DataFrame:
         """Return the k nearest neighbours of each item: `item_idx, rank, neighbour_idx, score`.

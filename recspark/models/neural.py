@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
 from recspark.train.launch import launcher
 from recspark.train.loop import LoopOptions, Loss, Trained, Validation, train_network
 
+T = TypeVar("T")
 _VALIDATION_SEED = 7  # seed of what is drawn for validation rows
 
 
@@ -209,6 +210,21 @@ def train_on_ranks(
 
     `training` are the files to train on, `held_out` those to validate on; None = no validation.
     """
+    job = make_job(name, options, settings, items, training, held_out)
+    trained = run_on_ranks(spark, options, train_rank, job)
+    options.record(trained.curve)
+    return trained
+
+
+def make_job(
+    name: str,
+    options: FitOptions,
+    settings: NeuralSettings,
+    items: Array,
+    training: TrainingSet,
+    held_out: TrainingSet | None,
+) -> Job:
+    """Return the job of all ranks; see `train_on_ranks`."""
     train_options = options.train
     all_files = training.files + (held_out.files if held_out else ())
     loop = LoopOptions(
@@ -233,22 +249,26 @@ def train_on_ranks(
             "train": train_options.arithmetic(),
         },
     )
-    job = Job(
+    return Job(
         settings,
         items,
         plan_shards(training, train_options.ranks),
         plan_shards(held_out, train_options.ranks) if held_out else None,
         loop,
     )
+
+
+def run_on_ranks(
+    spark: SparkSession, options: FitOptions, function: Callable[[Comm, Job], T], job: Job
+) -> T:
+    """Run `function` on every rank, and return what it returned on rank 0."""
     rank_launcher = launcher(
         spark,
-        train_options,
+        options.train,
         in_process=options.in_process,
         tell=options.progress,
     )
-    trained = rank_launcher.run(train_rank, job)[0].value
-    options.record(trained.curve)
-    return trained
+    return rank_launcher.run(function, job)[0].value
 
 
 def check_catalogue_size(

@@ -246,6 +246,11 @@ MODELS: dict[str, ModelSpec] = {
             source="Hidasi et al. 2016, Hidasi & Karatzoglou 2018",
         ),
         _line(
+            "sequences", "coevolve", "Coevolve", "personal", "neural",
+            training=("training_events",),
+            source="Dai, Wang, Trivedi & Song 2016; batches: Kumar, Zhang & Leskovec 2019",
+        ),
+        _line(
             "sequences", "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
             source="Kang & McAuley 2018",
         ),

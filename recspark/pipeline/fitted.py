@@ -62,7 +62,11 @@ def fit(context: RunContext, model: str, cutoff: datetime) -> str:
         name: load_model(context, name, cutoff) for name in context.config.needs_of(model)
     }
     curves: list[Curve] = []
+    previous = previous_artifact(context, model, cutoff)
     options = FitOptions(
+        previous=None
+        if previous is None
+        else artifacts.load(previous, spec_of(model, context.config.settings_of(model))),
         train=context.config.train,
         scratch=checkpoint_folder(context, model, cutoff),
         progress=context.progress,
@@ -230,10 +234,40 @@ def artifact_folder(context: RunContext, model: str, cutoff: datetime) -> str:
     inputs = {table: version for table, (version, _) in _input_commits(context, model).items()}
     inputs.pop("item_ids")  # not part of the name; `_is_made_of` compares its commit
     key_parts: dict[str, Any] = {"recipe": recipe(config, model), "inputs": inputs}
+    if previous := previous_artifact(context, model, cutoff):
+        key_parts["previous"] = artifact_name(previous)
     if needs := config.needs_of(model):
         key_parts["needs"] = [artifact_key(context, name, cutoff) for name in needs]
     key = digest(key_parts)
     return storage.join(storage.absolute(config.paths.artifacts), model, f"{cutoff:%Y-%m-%d}", key)
+
+
+def previous_artifact(context: RunContext, model: str, cutoff: datetime) -> str | None:
+    """Return the folder of the artifact of an earlier night that a fit at `cutoff` may go on from.
+
+    It is the one with the newest cutoff of the last `Algorithm.carried_days` days, of the same
+    recipe and the same item integers. None where the algorithm never goes on from another model,
+    where there is none, and where the run was started with `force`.
+    """
+    carried_days = make(model, context.config.settings_of(model)).carried_days
+    if not carried_days or context.force:
+        return None
+    last_night = cutoff.date() - timedelta(days=2)  # the night with the cutoff of the day before
+    first_night = last_night - timedelta(days=carried_days - 1)
+    recipe_now, oldest = recipe(context.config, model), cutoff - timedelta(days=carried_days)
+    days_allowed = (f"{oldest:%Y-%m-%d}", f"{cutoff:%Y-%m-%d}")
+    names = {
+        day: name
+        for row in reversed(context.runlog.ended("train", first_night, last_night, model))
+        if row.detail.get(RECIPE) == recipe_now
+        for day, name in row.detail.items()
+        if days_allowed[0] <= day < days_allowed[1] and isinstance(name, str)
+    }
+    for day in sorted(names, reverse=True):
+        folder = _path_of_artifact(context, names[day])
+        if storage.is_complete(folder) and _has_same_items(context, folder):
+            return folder
+    return None
 
 
 def artifact_key(context: RunContext, model: str, cutoff: datetime) -> str:

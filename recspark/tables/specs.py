@@ -177,6 +177,13 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=300,
         ),
         TableSpec(
+            "training_events",
+            schema.TRAINING_EVENTS,
+            key=("cutoff", "user_idx", "position"),
+            partition=("cutoff",),
+            row_bytes=15,
+        ),
+        TableSpec(
             "training_item_bags",
             schema.TRAINING_ITEM_BAGS,
             key=("cutoff", "item_idx"),
@@ -189,6 +196,13 @@ SPECS: dict[str, TableSpec] = {
             key=("cutoff", "item_idx"),
             partition=("cutoff",),
             row_bytes=100,
+        ),
+        TableSpec(
+            "user_states",
+            schema.USER_STATES,
+            key=("cutoff", "model", "user_idx"),
+            partition=("cutoff", "model"),
+            row_bytes=150,
         ),
         TableSpec(
             "candidates",

@@ -35,7 +35,12 @@ from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.interactions import before, queries
 from recspark.data.training_impressions import TABLES as IMPRESSION_TABLES
 from recspark.data.training_impressions import sequences_shown
-from recspark.data.training_rows import Unit, bags, sequences, training_item_bags
+from recspark.data.training_rows import (
+    Unit,
+    bags,
+    sequences,
+    training_item_bags,
+)
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 
@@ -252,6 +257,15 @@ def write_training(
     """
     users, column = history_column(events.only(events.age > 0))
     history = parse_histories(column)
+    if table == "training_events":
+        row = history.rows
+        event_rows = {
+            "user_idx": pa.array(users[row], pa.int64()),
+            "position": pa.array(np.arange(len(row)) - history.start[row], pa.int32()),
+            "item_idx": pa.array(history.item_idx, pa.int32()),
+            "event_at": pa.array(history.event_at, pa.int64()),
+        }
+        return write_files(pa.table(event_rows), folder, table, n_files)
     if table == "training_bags":
         items, weights, lengths = bags(history, micros(CUTOFF), None, length)
         columns = {"weights": pa.array(list(weights), pa.list_(pa.float32()))}

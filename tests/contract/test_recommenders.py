@@ -92,6 +92,7 @@ SHORT: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "learning_rate": 0.01,
     },
+    "coevolve": {"embedding_size": 8, "epochs": 12, "batch_size": 32, "learning_rate": 0.02},
     "sasrec": {
         "length": 31,  # the training rows of these checks have 32 items
         "embedding_size": 32,

@@ -226,3 +226,16 @@ def test_item_bags_are_bags_on_their_side(spark: SparkSession) -> None:
     assert frame.schema.simpleString() == schema.TRAINING_ITEM_BAGS.simpleString()
     found = {row["item_idx"]: row[2:] for row in frame.collect()}
     assert found == {5: ([3, 7, 9], [1, 2, 1], 3), 8: ([9, -1, -1], [1, 0, 0], 1)}
+
+
+def test_events_before_the_cutoff_have_a_row_each(spark: SparkSession) -> None:
+    """Of three users with 5, 1 and 0 events before the cutoff; no setting caps them."""
+    rows = [(1, [event(i, 6 - i) for i in range(5)] + [event(9, -1)]), (2, [event(7, 3)]), (3, [])]
+    users = spark.createDataFrame(rows, f"user_idx bigint, history {schema.HISTORY.simpleString()}")
+    settings = Features(max_training_items=3)  # type: ignore[call-arg]
+    table = training_rows.training_events(users, CUTOFF, settings, 2)
+    assert table.schema.simpleString() == schema.TRAINING_EVENTS.simpleString()
+    found = table.orderBy("user_idx", "position").drop("cutoff").collect()
+    as_of = CUTOFF.timestamp() * 1e6
+    expected = [(1, p, p, as_of - (6 - p) * DAY) for p in range(5)] + [(2, 0, 7, as_of - 3 * DAY)]
+    assert [tuple(row) for row in found] == expected

@@ -5,9 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from pyspark.sql import functions as F
+
 from recspark import schema, storage
 from recspark.errors import EmptyDataError, FeedError, ModelError
 from recspark.models import artifacts
+from recspark.models.base import RetrieverModel
+from recspark.models.registry import spec_of
 from recspark.pipeline.context import RunContext
 from recspark.pipeline.fitted import (
     BACKTEST_OF,
@@ -46,6 +50,7 @@ def train(context: RunContext, model: str) -> StageResult:
     is_ranker = kind_of_model(context.config, model) == "ranker"
     detail: dict[str, Any] = {RECIPE: recipe(context.config, model)}
     curves: dict[str, Curve] = {}
+    outputs: dict[str, int] = {}
     n_models = 0
     for cutoff in cutoffs_of(context, model):
         day = f"{cutoff:%Y-%m-%d}"
@@ -62,7 +67,10 @@ def train(context: RunContext, model: str) -> StageResult:
             curves[folder] = Curve.from_dict(saved_curve)
         detail[day] = artifact_name(folder)
         n_models += 1
-    outputs = write_curves(context, model, curves) if curves else {}
+        if cutoff == context.cutoffs.tonight:
+            outputs |= write_user_states(context, model, folder)
+    if curves:
+        outputs |= write_curves(context, model, curves)
     return StageResult(outputs, context.count("histories"), n_models, detail)
 
 
@@ -83,6 +91,31 @@ def _kept_or_fitted(
                 detail[BACKTEST_OF] = kept.run_id
             return kept.folder
     return fit(context, model, cutoff)
+
+
+def write_user_states(context: RunContext, model: str, folder: str) -> dict[str, int]:
+    """Write what the model in `folder` keeps of each user as of tonight to `user_states`.
+
+    Returns table -> version; {} for a model that keeps nothing, as most.
+    """
+    spec = spec_of(model, context.config.settings_of(model))
+    model_class = spec.load_model()
+    keeps_states = (
+        issubclass(model_class, RetrieverModel)
+        and model_class.user_states is not RetrieverModel.user_states
+    )
+    if not keeps_states:
+        return {}
+    fitted = artifacts.load(folder, spec)
+    assert isinstance(fitted, RetrieverModel), model
+    states = fitted.user_states()
+    assert states is not None, model
+    cutoff = fitted.cutoff
+    rows = states.select(
+        F.lit(cutoff).alias("cutoff"), F.lit(model).alias("model"), *states.columns
+    )
+    written = context.catalog.replace_slice("user_states", rows, {"cutoff": cutoff, "model": model})
+    return {"user_states": written.version}
 
 
 def write_curves(context: RunContext, model: str, curves: dict[str, Curve]) -> dict[str, int]:
