@@ -110,6 +110,7 @@ def _line(
 
 _BAGS = ("training_bags",)
 _BOTH_BAGS = ("training_bags", "training_item_bags")
+_TIMELINES = ("training_timelines",)
 _SEQUENCES = (
     "training_sessions",
     "training_histories",
@@ -221,6 +222,10 @@ MODELS: dict[str, ModelSpec] = {
         _line(
             "sequences", "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
             source="Kang & McAuley 2018",
+        ),
+        _line(
+            "towers", "youtube_dnn", "YoutubeDnn", "personal", "neural", training=_TIMELINES,
+            source="Covington, Adams & Sargin 2016, section 3",
         ),
     ]
 }  # fmt: skip

@@ -96,6 +96,14 @@ SHORT: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "n_samples": None,
     },
+    "youtube_dnn": {
+        "embedding_size": 16,
+        "hidden_sizes": [32, 16],
+        "epochs": 30,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
 }
 
 # What is checked: a model with its short settings, and heads that change what it learns and answers.
