@@ -27,6 +27,7 @@ NAMES = (
     "quality.movielens_last",
     "quality.movielens_time",
     "quality.movielens_next",
+    "quality.movielens_towers",
     "quality.sessions",
     "quality.cdl",
     "quality.clicks",

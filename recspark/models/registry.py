@@ -227,6 +227,10 @@ MODELS: dict[str, ModelSpec] = {
             "towers", "youtube_dnn", "YoutubeDnn", "personal", "neural", training=_TIMELINES,
             source="Covington, Adams & Sargin 2016, section 3",
         ),
+        _line(
+            "towers", "tdssm", "Tdssm", "personal", "neural", training=_TIMELINES,
+            source="Song, Elkahky & He 2016",
+        ),
     ]
 }  # fmt: skip
 

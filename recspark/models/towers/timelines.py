@@ -6,7 +6,7 @@ is known at the moment of the target: nothing of the target and of later events 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,21 +64,27 @@ def timelines_of(batch: Batch, vocabulary: torch.Tensor) -> Timelines:
 
 
 def drawn_examples(
-    lengths: torch.Tensor, weight: torch.Tensor, n_examples: int, generator: torch.Generator
+    is_target: torch.Tensor, n_examples: int, generator: torch.Generator
 ) -> Examples:
     """Return `n_examples` different targets of each row, drawn evenly; all of a row with fewer.
 
-    Every item of a row but the first can be a target. Rows of `weight` 0 have no examples.
-    `lengths` int64 (B,).
+    `is_target` bool (B, L): the items that can be a target; see `later_items`.
     """
-    n_targets = (lengths - 1).clamp_min(0) * (weight > 0)  # (B,)
-    width = max(1, int(n_targets.max()))
-    draws = torch.rand(len(lengths), width, generator=generator, device=lengths.device)
-    is_target = torch.arange(width, device=lengths.device) < n_targets[:, None]  # (B, width)
+    draws = torch.rand(is_target.shape, generator=generator, device=is_target.device)  # (B, L)
     order = draws.masked_fill(~is_target, 2.0).argsort(dim=1)[:, :n_examples]  # (B, n)
     is_drawn = is_target.gather(1, order)  # (B, n)
     rows, columns = torch.nonzero(is_drawn, as_tuple=True)  # (P,) each
-    return Examples(rows, order[rows, columns] + 1)
+    return Examples(rows, order[rows, columns])
+
+
+def later_items(timelines: Timelines, weight: torch.Tensor) -> torch.Tensor:
+    """Return whether something of the row comes before an item, bool (B, L).
+
+    False for padding and for rows of `weight` 0, (B,).
+    """
+    is_later = (timelines.items >= 0) & (weight[:, None] > 0)  # (B, L)
+    is_later[:, 0] = False
+    return is_later
 
 
 def mean_per_row(losses: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -91,19 +97,24 @@ def mean_per_row(losses: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch
 
 
 def target_counts(
-    comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor, n_examples: int
+    comm: Comm,
+    batches: Iterator[Batch],
+    vocabulary: torch.Tensor,
+    n_examples: int,
+    targets: Callable[[Timelines, torch.Tensor], torch.Tensor] = later_items,
 ) -> torch.Tensor:
     """Return how often each item is expected as a target of an epoch of all ranks, (n_items,).
 
-    A row of n items has n - 1 possible targets, of which `n_examples` are drawn. float64.
+    Of the possible `targets` of each row, `n_examples` are drawn. float64.
     """
     total = torch.zeros(len(vocabulary), dtype=torch.float64)
     for batch in batches:
         timelines = timelines_of(batch, vocabulary)
-        n_targets = (timelines.lengths - 1).clamp_min(1)  # (B,)
-        chance = (n_examples / n_targets.double()).clamp_max(1) * batch.weight  # (B,)
-        rows, columns = torch.nonzero(timelines.items[:, 1:] >= 0, as_tuple=True)  # (P,) each
-        total.index_add_(0, timelines.items[rows, columns + 1], chance[rows])
+        is_target = targets(timelines, batch.weight)  # (B, L)
+        n_targets = is_target.sum(dim=1).clamp_min(1)  # (B,)
+        chance = (n_examples / n_targets.double()).clamp_max(1)  # (B,)
+        rows, columns = torch.nonzero(is_target, as_tuple=True)  # (P,) each
+        total.index_add_(0, timelines.items[rows, columns], chance[rows])
     return comm.allreduce(total)
 
 
@@ -130,8 +141,7 @@ def age_shares(comm: Comm, batches: Iterator[Batch], vocabulary: torch.Tensor) -
     counts = torch.zeros(N_AGE_SHARES, dtype=torch.float64)
     for batch in batches:
         timelines = timelines_of(batch, vocabulary)
-        is_target = (timelines.items >= 0) & (batch.weight[:, None] > 0)  # (B, L)
-        is_target[:, 0] = False
+        is_target = later_items(timelines, batch.weight)  # (B, L)
         bins = (_octaves(timelines.ages[is_target]) * _BINS_PER_OCTAVE).long()  # (P,)
         counts += torch.bincount(bins.clamp_max(N_AGE_SHARES - 2), minlength=N_AGE_SHARES)
     counts = comm.allreduce(counts)

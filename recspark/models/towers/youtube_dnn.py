@@ -33,6 +33,7 @@ from recspark.models.neural import (
 )
 from recspark.models.scoring import topk
 from recspark.models.setting_types import LearningRate, VectorSize
+from recspark.models.towers.sampled_softmax import sampled_softmax
 from recspark.models.towers.timelines import (
     COLUMNS,
     N_AGE_SHARES,
@@ -42,6 +43,7 @@ from recspark.models.towers.timelines import (
     age_shares,
     drawn_examples,
     first_ages,
+    later_items,
     log_seconds,
     mean_per_row,
     newest_events,
@@ -52,7 +54,6 @@ from recspark.nets.youtube_dnn import YoutubeDnnNet, window_means
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
 from recspark.train.loop import Trained, load_weights
-from recspark.train.losses import softmax_nll
 from recspark.train.negatives import Negatives
 
 # Arrays that are not read when user vectors are computed, but for `items_in`, row by row.
@@ -142,10 +143,10 @@ class YoutubeDnnSettings(NeuralSettings):
         description="learning rate of Adam at the first step; it falls linearly to 0. Guess",
     )
     max_items: int = Field(
-        1_000_000,
+        500_000,
         ge=2,
-        description="largest catalogue, in items. Guess: with vectors of length 64, a rank takes "
-        "3.1 GB for it, if sparse 1.6 GB, of an executor of 4 GB",
+        description="largest catalogue, in items. With vectors of length 64, a rank takes 1.9 GB "
+        "for it, if sparse 1.0 GB, besides 1 GB for itself, of an executor of 4 GB",
     )
 
     @property
@@ -157,10 +158,12 @@ class YoutubeDnnSettings(NeuralSettings):
     def item_bytes(self) -> int:
         """Bytes that a rank needs per item.
 
-        A number of an item's two vectors takes 12 bytes: the number and Adam's two running means.
-        Without `is_sparse`, dense gradients, which are sent to the other ranks, take 12 bytes more.
+        A number of an item's two vectors takes 15 bytes if sparse: the number, Adam's two running
+        means, and a share of the counts and of a copy at the end. Dense gradients, which are sent
+        to the other ranks, take 15 bytes more. Measured: peaks of ranks with 100,000 and 300,000
+        items differ by 1.8 to 1.9 kB per item if sparse, else by 3.8 kB, with 128 numbers.
         """
-        return (12 if self.is_sparse else 24) * (self.embedding_size + self.hidden_sizes[-1])
+        return (15 if self.is_sparse else 30) * (self.embedding_size + self.hidden_sizes[-1])
 
     @property
     def n_numbers(self) -> int:
@@ -325,7 +328,8 @@ def row_loss(
     `done` is not used.
     """
     timelines = timelines_of(batch, vocabulary)
-    examples = drawn_examples(timelines.lengths, batch.weight, settings.n_examples, generator)
+    is_target = later_items(timelines, batch.weight)  # (B, L)
+    examples = drawn_examples(is_target, settings.n_examples, generator)
     losses = example_losses(net, settings, negatives, oldest, timelines, examples, generator)
     return mean_per_row(losses, examples.rows, len(batch.weight))
 
@@ -357,14 +361,13 @@ def example_losses(
         settings.dropout,
         generator,
     )  # (P, H)
-    candidates = negatives.candidates(targets, generator)
-    scores = users @ net.scored(candidates.items).T  # (P, N)
-    scores = scores + net.items_out_bias[candidates.items]
-    if oldest is not None:
-        is_later = oldest.to(targets.device)[candidates.items] < target_ages[:, None]  # (P, N)
-        scores = scores.masked_fill(is_later, -torch.inf)
-    correction = candidates.log_included if settings.logq else scores.new_zeros(())  # (N,) or ()
-    return softmax_nll(scores, candidates.targets, correction)  # (P,)
+
+    def scores_of(items: torch.Tensor) -> torch.Tensor:
+        return users @ net.scored(items).T + net.items_out_bias[items]  # (P, N)
+
+    return sampled_softmax(
+        scores_of, targets, target_ages, negatives, oldest, settings.logq, generator
+    )
 
 
 def example_vectors(

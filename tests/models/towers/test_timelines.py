@@ -12,10 +12,12 @@ from recspark.data.blocks import Histories
 from recspark.data.training_rows import timelines
 from recspark.models.towers.timelines import (
     N_AGE_SHARES,
+    Timelines,
     age_position,
     age_shares,
     drawn_examples,
     first_ages,
+    later_items,
     mean_per_row,
     newest_events,
     target_counts,
@@ -49,10 +51,12 @@ def test_rows_are_read_without_unknown_items() -> None:
 
 def test_targets_are_drawn_evenly_and_never_the_first_item() -> None:
     lengths, weight = torch.tensor([6, 3, 1, 9]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    items = torch.where(torch.arange(9) < lengths[:, None], 7, -1)
+    is_target = later_items(Timelines(items, torch.zeros_like(items), lengths), weight)
     generator = torch.Generator().manual_seed(1)
     counts = torch.zeros(3, 6)
     for _ in range(3000):
-        drawn = drawn_examples(lengths, weight, 2, generator)
+        drawn = drawn_examples(is_target, 2, generator)
         pairs = list(zip(drawn.rows.tolist(), drawn.ends.tolist(), strict=True))
         assert len(set(pairs)) == 4  # two of row 0, both of row 1, none of rows 2 and 3
         for row, end in pairs:
