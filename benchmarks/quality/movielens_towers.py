@@ -6,8 +6,9 @@ the last out of everything and asks for the one before: for choosing settings. T
 number. Hits are also counted among the first 100.
 
 The truth lies right after what is read, and three of five users rated all their films on one day.
-So the day tells little here, and the cutoff, after the last rating of all, is years later than most
-users' last one: what the example age of `youtube_dnn` says at scoring ("now") is not true of them.
+So the day tells little here (steps of `tdssm` are minutes). The cutoff, after the last rating of
+all, is years later than most users' last one: what the example age of `youtube_dnn` says at scoring
+("now") is not true of them.
 
     python -m benchmarks quality.movielens_towers
 """
@@ -30,6 +31,12 @@ _YOUTUBE: dict[str, Any] = {
     "windows": (50, 5, 1), "n_examples": 32, "batch_size": 32, "n_samples": 256, "dropout": 0.1,
     "epochs": 8, "learning_rate": 5e-3,
 }  # fmt: skip
+# Users rate for some minutes, mostly on one day: a step is a minute here, a slow one ten. Guesses.
+_TDSSM: dict[str, Any] = {
+    "fast_hours": 1 / 60, "slow_hours": 1 / 6, "n_fast": 5, "n_slow": 4,
+    "steps_from": "newest_event", "temperature": 0.07, "n_examples": 16, "batch_size": 32,
+    "n_samples": 256, "epochs": 4,
+}  # fmt: skip
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
     "popular": ("popular", {"half_life_days": None}),
     "transitions": ("transitions", {"window": 1, "last_n": 1, "n_followers": 4000}),
@@ -38,8 +45,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # row -> model, settings
     "youtube_dnn_no_age": ("youtube_dnn", {**_YOUTUBE, "example_age": False}),
     "youtube_dnn_one_mean": ("youtube_dnn", {**_YOUTUBE, "example_age": False, "windows": (50,)}),
     "youtube_dnn": ("youtube_dnn", _YOUTUBE),
+    "tdssm_static": ("tdssm", {**_TDSSM, "parts": ("static",)}),
+    "tdssm_one_rate": ("tdssm", {**_TDSSM, "parts": ("static", "fast")}),
+    "tdssm": ("tdssm", _TDSSM),
 }
-AGAINST = ("popular", "transitions", "item_knn", "ease", "youtube_dnn_no_age")
+AGAINST = (
+    "popular", "transitions", "item_knn", "ease", "youtube_dnn_no_age", "tdssm_static",
+    "tdssm_one_rate",
+)  # fmt: skip
 
 
 def run(*, smoke: bool) -> None:
