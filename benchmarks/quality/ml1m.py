@@ -115,11 +115,15 @@ class Table:
     name : of the benchmark and of its file
     about : `protocol`, in words; what others reached
     asked : options of the run
+    longest : length of the lists; above `K`, hits among them are counted too
+    against : rows that the others are compared with
     """
 
     name: str
     about: dict[str, Any]
     asked: Asked
+    longest: int = K
+    against: tuple[str, ...] = AGAINST
     _of_users: dict[tuple[int, str, str], dict[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,7 +158,7 @@ class Table:
         for name, question in questions.items():
             key = id(question.queries)
             if key not in lists:
-                lists[key] = fitted.recommend(question.queries, K).toArrow()
+                lists[key] = fitted.recommend(question.queries, self.longest).toArrow()
             figures[name] = self.scored(row, name, question, lists[key], seed)
         self.write(row, seed, {"settings": recommender.settings.model_dump(), **figures})
 
@@ -162,7 +166,7 @@ class Table:
         self, row: str, name: str, question: Question, lists: pa.Table, seed: int
     ) -> dict[str, Any]:
         """Return the figures of a row's lists, and what they differ by from other rows' before."""
-        users, values = of_users(lists, question)
+        users, values = of_users(lists, question, self.longest)
         self._of_users[seed, row, name] = values
         return {
             "users": len(users),
@@ -172,7 +176,7 @@ class Table:
                     metric: interval(users, value - self._of_users[seed, other, name][metric])
                     for metric, value in values.items()
                 }
-                for other in (*AGAINST, row.removesuffix(PLAIN))
+                for other in (*self.against, row.removesuffix(PLAIN))
                 if other != row and (seed, other, name) in self._of_users
             },
         }
@@ -288,14 +292,19 @@ def lists_of(scores: Array) -> pa.Table:
     )
 
 
-def of_users(lists: pa.Table, question: Question) -> tuple[Array, dict[str, Array]]:
-    """Return the users of the question, ascending, and each one's figures: 0 without a list."""
+def of_users(
+    lists: pa.Table, question: Question, longest: int = K
+) -> tuple[Array, dict[str, Array]]:
+    """Return the users of the question, ascending, and each one's figures: 0 without a list.
+
+    Lists have `longest` items at most. Above `K`, hits among all of them are counted too.
+    """
     listed, item, rank = (lists.column(n).to_numpy() for n in ("user_idx", "item_idx", "rank"))
     users, n_truth = np.unique(question.user, return_counts=True)
     wanted = np.isin(listed, users)
     listed, item, rank = listed[wanted], item[wanted], rank[wanted]
     n_items = int(max(question.item.max(), item.max(initial=0))) + 1
-    items = np.full((len(users), K), metrics.NOTHING, np.int32)
+    items = np.full((len(users), longest), metrics.NOTHING, np.int32)
     hits = np.zeros(items.shape, bool)
     place = np.searchsorted(users, listed), rank - 1
     items[place] = item
@@ -305,7 +314,10 @@ def of_users(lists: pa.Table, question: Question) -> tuple[Array, dict[str, Arra
     )
     everything = metrics.Catalogue(np.arange(n_items, dtype=np.int32), np.ones(n_items))
     block = metrics.Block(items, hits, n_truth, everything)
-    return users, {f"{name}@{K}": metric(block, K) for name, metric in METRICS.items()}
+    figures = {f"{name}@{K}": metric(block, K) for name, metric in METRICS.items()}
+    if longest > K:
+        figures[f"hit_rate@{longest}"] = metrics.hit_rate(block, longest)
+    return users, figures
 
 
 def interval(users: Array, difference: Array) -> list[float]:

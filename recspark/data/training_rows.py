@@ -238,6 +238,65 @@ def training_events(
     return spread(packed, F.xxhash64("user_idx", "position"), n_files)
 
 
+def training_timelines(
+    histories: DataFrame, cutoff: datetime, features: Features, n_files: int
+) -> DataFrame:
+    """Return a row per user: the user's newest `features.max_training_items` events and their ages.
+
+    The arguments are those of `training_bags`. The result has `schema.TRAINING_TIMELINES`: `items`
+    in time order, repeats kept, padded with -1; `ages` beside them, see `seconds_before`, padded
+    with 0; `length` = number of items before the padding, at least 2. Users with one event are left
+    out: nothing comes after it. Lazy. Cost: one shuffle, which spreads users by their hash.
+    """
+    as_of, length = micros(cutoff), features.max_training_items
+
+    def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            history = earlier(parse_histories(batch.column("history")), as_of)
+            row, items, ages, lengths = timelines(history, as_of, length)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
+                    batch.column("user_idx").take(pa.array(row)),
+                    fixed_lists(items),
+                    fixed_lists(ages),
+                    pa.array(lengths, pa.int32()),
+                ],
+                names=schema.TRAINING_TIMELINES.names,
+            )
+
+    packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_TIMELINES)
+    return spread(packed, F.xxhash64("user_idx"), n_files)
+
+
+def timelines(history: Histories, as_of: int, length: int) -> tuple[Array, Array, Array, Array]:
+    """Return row int64 (n,), items and ages int32 (n, length), and lengths int32 (n,).
+
+    See `training_timelines`. `as_of` is the cutoff, in microseconds since 1970 UTC.
+
+    Example with `length` 3: a row with the items a, b, c, d, which are 9, 5, 5 and 2 seconds old,
+    gives the items b, c, d and the ages 5, 5, 2.
+    """
+    row, _, items, lengths = sequences(history, "history", length, length)
+    is_item = np.arange(length) < lengths[:, None]  # (n, length)
+    event = history.start[1:][row, None] - lengths[:, None] + np.arange(length)  # (n, length)
+    ages = np.zeros(items.shape, np.int32)
+    ages[is_item] = seconds_before(history.event_at[event[is_item]], as_of)
+    return row, items, ages, lengths
+
+
+def seconds_before(event_at: Array, as_of: int) -> Array:
+    """Return how many whole seconds each event lies before `as_of`, int32 (n_events,), at least 0.
+
+    Both times are in microseconds since 1970 UTC. More than 68 years count as 68 years.
+
+    >>> seconds_before(np.array([0, 1_500_000]), 2_000_000)
+    array([2, 0], dtype=int32)
+    """
+    seconds = (as_of - event_at) // 1_000_000
+    return np.clip(seconds, 0, np.iinfo(np.int32).max).astype(np.int32)
+
+
 def training_item_bags(
     histories: DataFrame, cutoff: datetime, features: Features, n_files: int
 ) -> DataFrame:
@@ -296,6 +355,7 @@ TRAINING_TABLES: dict[str, Callable[[DataFrame, datetime, Features, int], DataFr
     "training_events": training_events,
     "training_sessions": partial(training_sequences, unit="session"),
     "training_histories": partial(training_sequences, unit="history"),
+    "training_timelines": training_timelines,
 }
 
 

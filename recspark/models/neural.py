@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -379,3 +380,14 @@ def net_arrays(net: nn.Module) -> dict[str, Array]:
     """Return a copy of every parameter and persistent buffer of `net`, by name."""
     tensors = {**dict(net.named_parameters()), **persistent_buffers(net)}
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread inside the `with` block: a Spark task has one core."""
+    n_threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads_before)

@@ -112,6 +112,7 @@ def _line(
 
 _BAGS = ("training_bags",)
 _BOTH_BAGS = ("training_bags", "training_item_bags")
+_TIMELINES = ("training_timelines",)
 _SEQUENCES = (
     "training_sessions",
     "training_histories",
@@ -253,6 +254,14 @@ MODELS: dict[str, ModelSpec] = {
         _line(
             "sequences", "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
             source="Kang & McAuley 2018",
+        ),
+        _line(
+            "towers", "youtube_dnn", "YoutubeDnn", "personal", "neural", training=_TIMELINES,
+            source="Covington, Adams & Sargin 2016, section 3",
+        ),
+        _line(
+            "towers", "tdssm", "Tdssm", "personal", "neural", training=_TIMELINES,
+            source="Song, Elkahky & He 2016",
         ),
     ]
 }  # fmt: skip

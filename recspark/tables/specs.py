@@ -163,6 +163,13 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=150,
         ),
         TableSpec(
+            "training_timelines",
+            schema.TRAINING_TIMELINES,
+            key=("cutoff", "user_idx"),
+            partition=("cutoff",),
+            row_bytes=1000,
+        ),
+        TableSpec(
             "training_session_impressions",
             schema.TRAINING_IMPRESSIONS,
             key=("cutoff", "user_idx", "position"),

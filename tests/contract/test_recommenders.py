@@ -101,6 +101,25 @@ SHORT: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "n_samples": None,
     },
+    "tdssm": {
+        "embedding_size": 16,
+        "hidden_size": 16,
+        "n_fast": 7,
+        "n_slow": 8,
+        "length": 64,
+        "epochs": 25,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
+    "youtube_dnn": {
+        "embedding_size": 16,
+        "hidden_sizes": [32, 16],
+        "epochs": 30,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
 }
 
 

@@ -239,3 +239,22 @@ def test_events_before_the_cutoff_have_a_row_each(spark: SparkSession) -> None:
     as_of = CUTOFF.timestamp() * 1e6
     expected = [(1, p, p, as_of - (6 - p) * DAY) for p in range(5)] + [(2, 0, 7, as_of - 3 * DAY)]
     assert [tuple(row) for row in found] == expected
+
+
+def test_timelines_have_the_ages_of_the_newest_events(spark: SparkSession) -> None:
+    """In time order, repeats kept; users with one event before the cutoff are left out."""
+    features = Features(max_training_items=3)  # type: ignore[call-arg]
+    events = synth.log(
+        [(3, 5, 9.0), (3, 6, 2.0), (3, 5, 1.5), (3, 8, 0.25), (4, 5, 9.0), (4, 5, -1.0)]
+        + [(7, 8, 3.0), (7, 8, 2.0), (7, 6, -2.0)]
+    )
+    frame = training_rows.training_timelines(
+        synth.histories(spark, events), synth.CUTOFF, features, 2
+    )
+    assert frame.schema.simpleString() == schema.TRAINING_TIMELINES.simpleString()
+    found = {row["user_idx"]: row[2:] for row in frame.collect()}
+    day = 86_400
+    assert found == {
+        3: ([6, 5, 8], [2 * day, 3 * day // 2, day // 4], 3),
+        7: ([8, 8, -1], [3 * day, 2 * day, 0], 2),
+    }

@@ -9,8 +9,6 @@ state and item vectors give the probability that an item is clicked if it is sho
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,7 +20,7 @@ import torch
 from recspark.data.blocks import Array, QueryBlock, Ragged
 from recspark.data.dataset import Dataset
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
-from recspark.models.neural import check_catalogue_size, fit_network, net_arrays
+from recspark.models.neural import check_catalogue_size, fit_network, net_arrays, one_thread
 from recspark.models.scoring import topk
 from recspark.models.sequences import click_through
 from recspark.models.sequences.contexts import contexts
@@ -143,7 +141,7 @@ def last_states(
     lengths, vectors = items_read.lengths, arrays["items_in"]
     last_state = np.zeros((len(lengths), arrays.get("items_out", vectors).shape[1]), np.float32)
     padded_length = np.minimum(1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(int), longest)
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         for width in np.unique(padded_length[lengths > 0]):
             rows_of_width = np.flatnonzero((padded_length == width) & (lengths > 0))
             for begin in range(0, len(rows_of_width), _BLOCK_ROWS):
@@ -161,14 +159,3 @@ def last_states(
                     : len(rows)
                 ].numpy()
     return last_state
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute with one thread inside the `with` block: a Spark task has one core."""
-    n_threads_before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads_before)
