@@ -222,6 +222,18 @@ MODELS: dict[str, ModelSpec] = {
             "sequences", "sasrec", "SasRec", "personal", "neural", training=_SEQUENCES,
             source="Kang & McAuley 2018",
         ),
+        _line(
+            "content", "tfidf", "Tfidf", kind="encoder",
+            source="Salton & Buckley 1988; Achlioptas 2003",
+        ),
+        _line(
+            "content", "word_vectors", "WordVectors", kind="encoder",
+            source="Mikolov et al. 2013; De Boom et al. 2016",
+        ),
+        _line(
+            "content", "paragraph_vectors", "ParagraphVectors", kind="encoder",
+            source="Le & Mikolov 2014",
+        ),
     ]
 }  # fmt: skip
 

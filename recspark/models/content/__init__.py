@@ -1,0 +1,1 @@
+"""Encoders of content, and models built on their vectors."""
