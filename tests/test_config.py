@@ -178,6 +178,8 @@ SIGNED = {
     "models.item2vec.ns_exponent",
     "models.prod2vec.ns_exponent",
     "models.meta_prod2vec.ns_exponent",
+    "models.word_vectors.ns_exponent",
+    "models.paragraph_vectors.ns_exponent",
 }
 
 
@@ -408,7 +410,11 @@ def test_what_nobody_chose_follows_from_the_models(
     )
 
 
-@given(st.lists(st.sampled_from(sorted(MODELS)), min_size=1, unique=True))
+# An encoder gives no lists: a night with one says itself which of its models is published.
+LISTING = sorted(name for name, spec in MODELS.items() if spec.kind != "encoder")
+
+
+@given(st.lists(st.sampled_from(LISTING), min_size=1, unique=True))
 def test_any_choice_of_models_is_enough(models: list[str]) -> None:
     """With the models that a ranker needs, which its error names."""
     rankers = [name for name in models if MODELS[name].kind == "ranker"]
