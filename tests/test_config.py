@@ -178,6 +178,8 @@ SIGNED = {
     "models.item2vec.ns_exponent",
     "models.prod2vec.ns_exponent",
     "models.meta_prod2vec.ns_exponent",
+    "models.word_vectors.ns_exponent",
+    "models.paragraph_vectors.ns_exponent",
 }
 
 
@@ -414,13 +416,17 @@ def needs_in_conf(model: str) -> list[str]:
     return list((settings or {}).get("needs", []))
 
 
-# A model that is built on encoders is enough where its file names one.
+# A model that is built on encoders is enough where its file names one. An encoder gives no lists: a
+# night with one says itself which of its models is published.
 CHOICES = [
     name
     for name, spec in sorted(MODELS.items())
-    if "encoders" not in spec.tags
-    or any(MODELS[need].kind == "encoder" for need in needs_in_conf(name))
-    or name == "content_factors"  # without an encoder it reads categories and prices
+    if spec.kind != "encoder"
+    and (
+        "encoders" not in spec.tags
+        or any(MODELS[need].kind == "encoder" for need in needs_in_conf(name))
+        or name == "content_factors"  # without an encoder it reads categories and prices
+    )
 ]
 
 

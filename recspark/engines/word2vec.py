@@ -119,7 +119,7 @@ def train_vectors(
     packed = sentences.select(*columns).mapInArrow(pack_sentences, PACKED).persist()
     try:
         counts = _counts(packed, len(vocabulary), settings)
-        with _folder(str(spark.sparkContext.master), scratch) as folder:
+        with run_folder(str(spark.sparkContext.master), scratch) as folder:
             plan_of_run = plan(counts, settings, folder, metadata)
             inputs, outputs = _run(packed, plan_of_run, progress)
     finally:
@@ -302,7 +302,7 @@ def _remove_files(files: set[str]) -> None:
 
 
 @contextmanager
-def _folder(master: str, scratch: str) -> Iterator[str]:
+def run_folder(master: str, scratch: str) -> Iterator[str]:
     """Yield a folder for the files of one run; remove it afterwards."""
     if scratch:
         folder = storage.join(storage.absolute(scratch), f"word2vec-{uuid.uuid4().hex}")

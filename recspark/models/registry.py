@@ -263,6 +263,18 @@ MODELS: dict[str, ModelSpec] = {
             "towers", "tdssm", "Tdssm", "personal", "neural", training=_TIMELINES,
             source="Song, Elkahky & He 2016",
         ),
+        _line(
+            "content", "tfidf", "Tfidf", kind="encoder",
+            source="Salton & Buckley 1988; Achlioptas 2003",
+        ),
+        _line(
+            "content", "word_vectors", "WordVectors", kind="encoder",
+            source="Mikolov et al. 2013; De Boom et al. 2016",
+        ),
+        _line(
+            "content", "paragraph_vectors", "ParagraphVectors", kind="encoder",
+            source="Le & Mikolov 2014",
+        ),
     ]
 }  # fmt: skip
 

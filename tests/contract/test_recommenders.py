@@ -93,6 +93,10 @@ SHORT: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
     },
     "coevolve": {"embedding_size": 8, "epochs": 12, "batch_size": 32, "learning_rate": 0.02},
+    # A number is the only word of a planted item that another item lacks.
+    "tfidf": {"min_items": 1},
+    "word_vectors": {"min_items": 1, "embedding_size": 16, "epochs": 2, "n_rotations": 1},
+    "paragraph_vectors": {"min_items": 1, "embedding_size": 16, "epochs": 3},
     "sasrec": {
         "length": 31,  # the training rows of these checks have 32 items
         "embedding_size": 32,
@@ -139,6 +143,11 @@ WITH_FILES: dict[str, Callable[[str], dict[str, Any]]] = {"image_features": imag
 
 # What is checked: a model with its short settings, and heads that change what it learns and answers.
 CASES = {name: (name, SHORT.get(name, {})) for name in sorted(MODELS)}
+CASES["paragraph_vectors, dm"] = (
+    "paragraph_vectors",
+    {**SHORT["paragraph_vectors"], "method": "dm_concat", "window": 2},
+)
+CASES["tfidf, projected"] = ("tfidf", {"min_items": 1, "embedding_size": 32})
 CASES["gru4rec, clicks"] = (
     "gru4rec",
     # BPR-max leaves 2 to 5 of 40 users with another first item, after 12 and after 30 epochs.
@@ -168,7 +177,6 @@ def test_contract(case: BaseCase, check: Check) -> None:
 
 
 def test_every_check_applies_to_some_model() -> None:
-    """Those of encoders run in test_documented_model.py."""
     kinds = {spec.kind for spec in MODELS.values()}
     used = {check.name for spec in MODELS.values() for check in checks_for(spec)}
     assert used == {check.name for check in CHECKS if kinds & {*check.kinds}}

@@ -291,6 +291,6 @@ def test_rare_items_get_no_vector(spark: SparkSession) -> None:
 def test_workers_elsewhere_need_a_folder() -> None:
     with (
         pytest.raises(ModelError, match="give FitOptions.scratch"),
-        engine._folder("spark://host:7077", ""),
+        engine.run_folder("spark://host:7077", ""),
     ):
         pass
