@@ -46,7 +46,7 @@ class ContentKNNSettings(Settings):
         le=10_000,
         description="only this many of the items with events that are most like an item add to its "
         "score; each takes 8 bytes on the driver and on the workers. null = all. Source: 458 films "
-        "without events of MovieLens 1M (plots: .123 with 50, .074 with all)",
+        "without events of MovieLens 1M (plots: NDCG@10 .132 with 50, .072 with all)",
     )
     half_life_days: HalfLifeDays = None
     items: ListedItems = "all"
