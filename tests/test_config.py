@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from recspark.cli.nightly import DEMO_SETTINGS
-from recspark.config import NEIGHBOUR_MODELS, Config, Paths, PublishedList, lists_of
+from recspark.config import ENCODER_MODELS, NEIGHBOUR_MODELS, Config, Paths, PublishedList, lists_of
 from recspark.config.load import load_config, tuned_file
 from recspark.config.section import _types_in
 from recspark.errors import ConfigError, NoSlotsError, RecsparkError
@@ -416,18 +416,8 @@ def needs_in_conf(model: str) -> list[str]:
     return list((settings or {}).get("needs", []))
 
 
-# A model that is built on encoders is enough where its file names one. An encoder gives no lists: a
-# night with one says itself which of its models is published.
-CHOICES = [
-    name
-    for name, spec in sorted(MODELS.items())
-    if spec.kind != "encoder"
-    and (
-        "encoders" not in spec.tags
-        or any(MODELS[need].kind == "encoder" for need in needs_in_conf(name))
-        or name == "content_factors"  # without an encoder it reads categories and prices
-    )
-]
+# An encoder gives no lists: a night of encoders alone publishes nothing.
+CHOICES = sorted(name for name, spec in MODELS.items() if spec.kind != "encoder")
 
 
 @given(st.lists(st.sampled_from(CHOICES), min_size=1, unique=True))
@@ -439,7 +429,7 @@ def test_any_choice_of_models_is_enough(models: list[str]) -> None:
     if lacking := sorted(needs - {*models}):
         with pytest.raises(ConfigError, match=r"\.needs names '\w+', which is not among"):
             load_config("test", [f"models=[{', '.join(models)}]"])
-    models = [*others, *lacking, *rankers]
+    models = [*lacking, *others, *rankers]  # encoders may come first
     config = load_config("test", [f"models=[{', '.join(models)}]"])
     check_settings(config)
     assert {config.publish.model, *config.publish.ladder, config.evaluate.baseline} <= set(models)
@@ -473,6 +463,8 @@ def test_a_misspelt_model_is_not_offered_as_known() -> None:
 def test_models_with_neighbours_are_those_of_the_registry() -> None:
     tagged = {name for name, spec in MODELS.items() if "neighbours" in spec.tags}
     assert set(NEIGHBOUR_MODELS) == tagged
+    encoders = {name for name, spec in MODELS.items() if spec.kind == "encoder"}
+    assert set(ENCODER_MODELS) == encoders
 
 
 # ------------------------------------------------------------------------------------ several lists

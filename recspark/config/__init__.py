@@ -20,6 +20,7 @@ from recspark.config.evaluation import Evaluate, Examples, Tune
 from recspark.config.machine import Paths, Spark, Train
 from recspark.config.publishing import (
     BEFORE_RULES,
+    ENCODER_MODELS,
     MAIN,
     NEIGHBOUR_MODELS,
     PUBLISHED,
@@ -36,7 +37,7 @@ from recspark.config.source import NULL_IDS, MadeUpTimes, Source
 from recspark.errors import suggest
 
 __all__ = [
-    "MAIN", "NEIGHBOUR_MODELS", "NULL_IDS", "PUBLISHED", "Config", "Evaluate", "Examples", "Features",
+    "ENCODER_MODELS", "MAIN", "NEIGHBOUR_MODELS", "NULL_IDS", "PUBLISHED", "Config", "Evaluate", "Examples", "Features",
     "Ingest", "ListSettings", "MadeUpTimes", "Mode", "Paths", "Publish", "PublishedList", "Rule",
     "Section", "Sessions", "Source", "Spark", "Train", "Tune", "cutoff_of", "digest",
     "is_backtest_model", "lists_of", "on_grid",

@@ -31,7 +31,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recspark import masking
-from recspark.config import NEIGHBOUR_MODELS, Config, Evaluate, Publish
+from recspark.config import ENCODER_MODELS, NEIGHBOUR_MODELS, Config, Evaluate, Publish
 from recspark.config.rules import KINDS_OF_RULES
 from recspark.errors import ConfigError, suggest
 
@@ -168,9 +168,9 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     layers : settings by section; `publish` and `evaluate` are replaced
     explicit : dotted names of the settings that a layer above `base.yaml` gives; they stay
 
-    - `evaluate.baseline` becomes the first of `models`.
+    - `evaluate.baseline` becomes the first of `models` that gives lists (is no encoder).
     - `publish.model` becomes the first of the ladder of `base.yaml`, or else of `models`, that is
-      among `models` and is not the baseline.
+      among `models`, gives lists, and is not the baseline.
     - `publish.ladder` loses the names that are not among `models`, and the name of `publish.model`.
     - `model` and `ladder` of a list in `publish.lists`: the model is then that of `publish`, and the
       ladder loses names like `publish.ladder`.
@@ -187,13 +187,22 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     if not isinstance(publish, dict) or not isinstance(evaluate, dict):
         return
 
-    def algorithm_of(name: str) -> Any:
-        settings = layers["model_settings"].get(name)
-        return settings.get("algorithm", name) if isinstance(settings, Mapping) else name
+    def settings_of(name: str) -> Mapping[str, Any]:
+        settings = layers["model_settings"]
+        own = settings.get(name) if isinstance(settings, Mapping) else None
+        return own if isinstance(own, Mapping) else {}
 
+    def algorithm_of(name: str) -> Any:
+        return settings_of(name).get("algorithm", name)
+
+    def gives_lists(name: str) -> bool:
+        is_encoder = algorithm_of(name) in ENCODER_MODELS
+        return not is_encoder and settings_of(name).get("kind") != "encoder"
+
+    listing_models = [name for name in models if gives_lists(name)] or models
     baseline = evaluate.get("baseline", _default(Evaluate, "baseline"))
     if "evaluate.baseline" not in explicit and baseline not in models:
-        baseline = models[0]
+        baseline = listing_models[0]
         evaluate = {**evaluate, "baseline": baseline}
     model = publish.get("model", _default(Publish, "model"))
     ladder = publish.get("ladder", _default(Publish, "ladder"))
@@ -202,8 +211,8 @@ def _follow_models(layers: dict[str, Any], explicit: set[str]) -> None:
     if "publish.model" not in explicit and model not in models:
         # Whoever chose the ladder did not choose its first step as the champion.
         steps = [] if "publish.ladder" in explicit else [name for name in ladder if name in models]
-        successors = [*steps, *models]
-        model = next((name for name in successors if name != baseline), models[0])
+        successors = [*steps, *listing_models]
+        model = next((name for name in successors if name != baseline), listing_models[0])
         publish = {**publish, "model": model}
     if "publish.ladder" not in explicit:
         ladder_within_models = [step for step in ladder if step in models and step != model]

@@ -26,6 +26,17 @@ NEIGHBOUR_MODELS = (
     "rp3beta",
     "content_knn",
 )
+# Algorithms that give vectors and no lists: those of the kind `encoder` in the registry. A test
+# compares the two.
+ENCODER_MODELS = (
+    "audio",
+    "colours",
+    "image",
+    "image_features",
+    "paragraph_vectors",
+    "tfidf",
+    "word_vectors",
+)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ with events keep their own factors, the others get the predicted ones, and all a
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,6 @@ from recspark.data.blocks import Array, Histories, QueryBlock, Ragged, local_ind
 from recspark.data.dataset import Dataset
 from recspark.data.feature_encoding import Encoding
 from recspark.errors import ConfigError, EmptyDataError, ModelError
-from recspark.models import registry
 from recspark.models.base import (
     NOTHING,
     Algorithm,
@@ -31,9 +31,8 @@ from recspark.models.base import (
     RetrieverModel,
     Settings,
 )
-from recspark.models.content.content_knn import ListedItems
 from recspark.models.content.ridge import Block, BlockRidge, fit_ridge
-from recspark.models.content.vectors import encoded_items, encoders_in
+from recspark.models.content.vectors import ListedItems, encoded_items, encoders_in
 from recspark.models.kinds import Kind
 from recspark.models.scoring import topk
 
@@ -91,13 +90,11 @@ class ContentFactorsModel(RetrieverModel):
         cutoff: datetime,
         items: Array,
         base: RetrieverModel,
-        base_texts: tuple[str, str],
         factors: Array,
         bias: Array,
     ) -> None:
         super().__init__(settings, cutoff, items)
-        self.base, self.base_texts = base, base_texts
-        self.factors, self.bias = factors, bias
+        self.base, self.factors, self.bias = base, factors, bias
 
     @property
     def user_encoding(self) -> Encoding | None:
@@ -106,7 +103,13 @@ class ContentFactorsModel(RetrieverModel):
 
     def arrays(self) -> dict[str, Array]:
         """See `RetrieverModel`. A dot ends each text: numpy drops NULs at the end of a text."""
-        texts = np.array([f"{text}." for text in self.base_texts], np.str_)
+        base_settings = json.dumps(self.base.settings.model_dump(mode="json"), sort_keys=True)
+        texts_of_base = (
+            class_path(type(self.base)),
+            class_path(type(self.base.settings)),
+            base_settings,
+        )
+        texts = np.array([f"{text}." for text in texts_of_base], np.str_)
         arrays = {"factors": self.factors, "bias": self.bias, _BASE_TEXTS: texts}
         return arrays | {f"{_BASE}{name}": a for name, a in self.base.saved_arrays().items()}
 
@@ -115,18 +118,15 @@ class ContentFactorsModel(RetrieverModel):
         cls, settings: Settings, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> Self:
         """See `RetrieverModel`."""
-        algorithm, values = (str(text)[:-1] for text in arrays[_BASE_TEXTS].tolist())
-        spec = registry.model_spec(algorithm)
+        texts = [str(text)[:-1] for text in arrays[_BASE_TEXTS].tolist()]
+        base_class, base_settings = class_at(texts[0]), class_at(texts[1])(**json.loads(texts[2]))
         base_arrays = {
             name.removeprefix(_BASE): array
             for name, array in arrays.items()
             if name.startswith(_BASE)
         }
-        base_settings = spec.load().settings_class(**json.loads(values))
-        base = spec.load_model().restored(base_settings, cutoff, base_arrays)
-        assert isinstance(base, RetrieverModel)
-        texts = (algorithm, values)
-        return cls(settings, cutoff, items, base, texts, arrays["factors"], arrays["bias"])
+        base = base_class.restored(base_settings, cutoff, base_arrays)
+        return cls(settings, cutoff, items, base, arrays["factors"], arrays["bias"])
 
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""
@@ -222,13 +222,11 @@ class ContentFactors(Algorithm[ContentFactorsSettings]):
         if settings.items == "cold":
             items, combined = items[of_base < 0], combined[of_base < 0]
         all_factors, all_bias = combined[:, : factors.shape[1]], combined[:, factors.shape[1] :]
-        values = json.dumps(base.settings.model_dump(mode="json"), sort_keys=True)
         return ContentFactorsModel(
             settings,
             data.cutoff,
             items,
             base,
-            (algorithm_of(base), values),
             np.ascontiguousarray(all_factors),
             np.ascontiguousarray(all_bias.ravel()),
         )
@@ -239,15 +237,15 @@ def encoders_of(needed: Needed) -> list[str]:
     return encoders_in({name: model.kind for name, model in needed.items()})
 
 
-def algorithm_of(model: RetrieverModel) -> str:
-    """Return the name of the registry's algorithm, or the path of the class, that gave `model`."""
-    path = f"{type(model).__module__}:{type(model).__qualname__}"
-    for spec in registry.MODELS.values():
-        if spec.model == path:
-            return spec.name
-    raise ModelError(
-        f"content_factors: {path} is not among the models of recspark, so it cannot be loaded again"
-    )
+def class_path(of: type) -> str:
+    """Return `module:name` of a class."""
+    return f"{of.__module__}:{of.__qualname__}"
+
+
+def class_at(path: str) -> Any:
+    """Return the class at `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def item_factors(name: str, base: RetrieverModel) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ An item that nobody acted on yet is listed like any other: all that it needs is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -15,21 +15,13 @@ from recspark.data.blocks import Array, local_index, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, EmptyDataError
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
-from recspark.models.content.vectors import check_named, encoded_items, encoders_in
+from recspark.models.content.vectors import ListedItems, check_named, encoded_items, encoders_in
 from recspark.models.kinds import Kind
 from recspark.models.scoring import topk
 from recspark.models.setting_types import HalfLifeDays
-from recspark.models.vectors.prod2vec import SimilarItemsScorer, lists_of
 from recspark.models.vectors.scoring import MeanVectorScorer, unit_rows
+from recspark.models.vectors.similar_items import SimilarItemsScorer, lists_of
 from recspark.models.weights import HistoryWeights
-
-ListedItems = Annotated[
-    Literal["all", "cold"],
-    Field(
-        description="which items are listed. all = every item with a vector; cold = only items "
-        "without an event before the cutoff"
-    ),
-]
 
 
 class ContentKNNSettings(Settings):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from recspark.data.blocks import Array, local_index
 from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, ModelError, suggest
 from recspark.models.kinds import Kind
 from recspark.models.vectors.scoring import unit_rows
+
+ListedItems = Annotated[
+    Literal["all", "cold"],
+    Field(
+        description="which items are listed. all = every item with a vector; cold = only items "
+        "without an event before the cutoff"
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -16,21 +15,16 @@ from scipy import sparse
 from scipy.cluster.vq import kmeans2
 
 from recspark import schema
-from recspark.data.blocks import Array, QueryBlock, local_index, micros
+from recspark.data.blocks import Array, local_index, micros
 from recspark.data.dataset import Dataset
 from recspark.engines.word2vec import Vectors, train_vectors
 from recspark.engines.word2vec_examples import Metadata
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
 from recspark.models.scoring import topk
-from recspark.models.scoring.contributions import (
-    Contributions,
-    contributions_of_lists,
-    keys_of_lists,
-)
-from recspark.models.scoring.listed import ListedScores, sums_of_lists
 from recspark.models.setting_types import HalfLifeDays
 from recspark.models.vectors.scoring import MeanVectorScorer, priors, unit_rows
 from recspark.models.vectors.sentences import bagged_sentences, sentences
+from recspark.models.vectors.similar_items import SimilarItemsScorer, lists_of
 from recspark.models.vectors.word2vec_settings import Word2VecSettings
 from recspark.models.weights import HistoryWeights
 
@@ -131,35 +125,6 @@ class Prod2VecModel(ArraysModel):
         )
 
 
-@dataclass(frozen=True)
-class SimilarItemsScorer:
-    """Adds up the similar items of a history's items, each with the decayed weight of the item."""
-
-    weights: HistoryWeights
-    items: Array
-    start: topk.Shared
-    neighbours: topk.Shared
-    similarities: topk.Shared
-
-    def score(self, block: QueryBlock) -> ListedScores:
-        """See `topk.ListScorer`."""
-        start, item, weight = self.weights.local(block.history, self.items)
-        row = np.repeat(np.arange(len(block)), np.diff(start))
-        lists = tuple(np.asarray(a.array) for a in (self.start, self.neighbours, self.similarities))
-        return sums_of_lists(lists, row, item, weight, len(block), len(self.items))
-
-    def contributions(self, block: QueryBlock, rows: Array, items: Array) -> Contributions:
-        """See `ContributingScorer`. Item j adds its decayed weight times its similarity."""
-        own = self.weights.local(block.history, self.items)
-        similarities = np.asarray(self.similarities.array)
-        return contributions_of_lists(self._keys, similarities, len(self.items), own, rows, items)
-
-    @cached_property
-    def _keys(self) -> Array:
-        start, neighbours = np.asarray(self.start.array), np.asarray(self.neighbours.array)
-        return keys_of_lists(start, neighbours, len(self.items))
-
-
 class Prod2Vec(Algorithm[Prod2VecSettings]):
     """Score of item i = sum over the items j of the history of decayed weight_j * similarity(j, i).
 
@@ -252,19 +217,6 @@ def similar_items(
     score = found.column("score").to_numpy().astype(np.float64)
     value = score if by_cosine else np.exp(np.minimum(score, 50))
     return lists_of(item, neighbour, value, len(items))
-
-
-def lists_of(item: Array, neighbour: Array, value: Array, n_items: int) -> dict[str, Array]:
-    """Return `start`, `neighbours` and `similarities` of `Prod2VecModel`; values <= 0 are left out."""
-    is_kept = value > 0
-    item, neighbour, value = item[is_kept], neighbour[is_kept], value[is_kept]
-    order = np.lexsort((neighbour, item))
-    start = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=n_items))])
-    return {
-        "start": start.astype(np.int64),
-        "neighbours": neighbour[order].astype(np.int32),
-        "similarities": value[order].astype(np.float32),
-    }
 
 
 def clusters(vectors: Array, n_clusters: int, seed: int) -> Array:

@@ -19,12 +19,12 @@ from recspark.models.vectors.prod2vec import (
     Prod2VecModel,
     Prod2VecSettings,
     clusters,
-    lists_of,
     sentences_by_bag,
     similar_items_of_clusters,
     steps_between_clusters,
 )
 from recspark.models.vectors.sentences import bags_of_users
+from recspark.models.vectors.similar_items import lists_of
 from recspark.testing import synth
 
 SHORT = {
