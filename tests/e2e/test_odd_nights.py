@@ -461,6 +461,7 @@ def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     assert n_lists["slow"] == n_lists["recent"] == n_lists["popular"] > 0
 
 
+@pytest.mark.slow
 def test_nights_of_a_grid_share_a_backtest(opened: Open) -> None:
     """A week's nights have the backtest of its Thursday, 30 May; a list's follow-up stays its own."""
     night(opened(LAST - timedelta(days=1)))

@@ -234,6 +234,7 @@ def test_needs_that_do_not_suit_are_told_at_the_start(shop: None, retail_slice: 
             open_night("test", day, [*wanted, setting])
 
 
+@pytest.mark.slow
 def test_a_ranker_fails_alone_with_the_model_that_it_is_built_on(
     shop: None, retail_slice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
