@@ -18,7 +18,7 @@ from recspark.engines.word2vec_kernels import alias_table
 from recspark.models.base import NOTHING, Algorithm, EncoderModel, FitOptions, Needed, Settings
 from recspark.models.content.texts import (
     Dictionary,
-    DictionarySettings,
+    LearntWordsSettings,
     Part,
     catalogue_of,
     make_dictionary,
@@ -26,7 +26,7 @@ from recspark.models.content.texts import (
 )
 
 
-class ParagraphVectorsSettings(DictionarySettings):
+class ParagraphVectorsSettings(LearntWordsSettings):
     """Settings of `ParagraphVectors`."""
 
     method: Literal["dbow", "dm_mean", "dm_concat"] = Field(
@@ -42,31 +42,11 @@ class ParagraphVectorsSettings(DictionarySettings):
         description="dm: words to either side. dm_mean draws a window of 1 to this for each place; "
         "dm_concat takes all, so an output vector is 1 + 2 x window times as long",
     )
-    n_negatives: int = Field(
-        5, ge=1, description="negative sampling: noise words per example. Mikolov et al.: 5 to 20"
-    )
-    ns_exponent: float = Field(
-        0.75,
-        ge=-2,
-        le=2,
-        description="noise words are drawn in proportion to uses^ns_exponent. Source: word2vec",
-    )
-    subsample: float | None = Field(
-        1e-3,
-        gt=0,
-        description="words with more than this share of all uses lose some of their uses at random; "
-        "null = no subsampling. Source: word2vec",
-    )
     epochs: int = Field(
         20,
         ge=1,
         description="passes over the texts, in training and for each new text. A catalogue of "
         "thousands of items needs more of them than one of millions: 60 on 3,845 film plots",
-    )
-    learning_rate: float = Field(
-        0.025,
-        gt=0,
-        description="learning rate at the first example; it falls linearly to 0.0001. Source: word2vec",
     )
     n_blocks: int = Field(
         2,

@@ -54,6 +54,31 @@ class DictionarySettings(TextSettings):
     )
 
 
+class LearntWordsSettings(DictionarySettings):
+    """Settings of encoders that learn the vectors of words by negative sampling."""
+
+    n_negatives: int = Field(
+        5, ge=1, description="negative sampling: noise words per example. Mikolov et al.: 5 to 20"
+    )
+    ns_exponent: float = Field(
+        0.75,
+        ge=-2,
+        le=2,
+        description="noise words are drawn in proportion to uses^ns_exponent. Source: word2vec",
+    )
+    subsample: float | None = Field(
+        1e-3,
+        gt=0,
+        description="words with more than this share of all uses lose some of their uses at random; "
+        "null = no subsampling. Source: word2vec",
+    )
+    learning_rate: float = Field(
+        0.025,
+        gt=0,
+        description="learning rate at the first example; it falls linearly to 0.0001. Source: word2vec",
+    )
+
+
 @dataclass(frozen=True)
 class Dictionary:
     """The words that an encoder knows; the position of a word is its number.

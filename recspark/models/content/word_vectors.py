@@ -16,7 +16,7 @@ from recspark.engines.word2vec_step import Word2Vec
 from recspark.models.base import NOTHING, Algorithm, EncoderModel, FitOptions, Needed, Settings
 from recspark.models.content.texts import (
     Dictionary,
-    DictionarySettings,
+    LearntWordsSettings,
     Part,
     catalogue_of,
     make_dictionary,
@@ -25,7 +25,7 @@ from recspark.models.content.texts import (
 )
 
 
-class WordVectorsSettings(DictionarySettings):
+class WordVectorsSettings(LearntWordsSettings):
     """Settings of `WordVectors`."""
 
     embedding_size: int = Field(100, ge=1, description="length of a vector. Source: word2vec")
@@ -35,31 +35,11 @@ class WordVectorsSettings(DictionarySettings):
         description="words to either side that predict each other; each target draws a window of 1 "
         "to this. Source: word2vec's script for phrases",
     )
-    n_negatives: int = Field(
-        5, ge=1, description="negative sampling: noise words per example. Mikolov et al.: 5 to 20"
-    )
-    ns_exponent: float = Field(
-        0.75,
-        ge=-2,
-        le=2,
-        description="noise words are drawn in proportion to uses^ns_exponent. Source: word2vec",
-    )
-    subsample: float | None = Field(
-        1e-3,
-        gt=0,
-        description="words with more than this share of all uses lose some of their uses at random; "
-        "null = no subsampling. Source: word2vec",
-    )
     epochs: int = Field(
         10,
         ge=1,
         description="passes over the texts. A catalogue of thousands of items needs more of them than "
         "one of millions: 30 on 3,845 film plots",
-    )
-    learning_rate: float = Field(
-        0.025,
-        gt=0,
-        description="learning rate at the first example; it falls linearly to 0.0001. Source: word2vec",
     )
     max_length: int = Field(
         1000,

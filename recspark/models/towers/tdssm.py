@@ -26,7 +26,6 @@ from recspark.models.kinds import Kind
 from recspark.models.neural import (
     Job,
     NetworkTask,
-    NeuralSettings,
     check_catalogue_size,
     fit_network,
     net_arrays,
@@ -48,6 +47,7 @@ from recspark.models.towers.timelines import (
     target_counts,
     timelines_of,
 )
+from recspark.models.towers.tower_settings import TowerSettings
 from recspark.nets.tdssm import STATIC, TdssmNet, n_at_least, step_means
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
@@ -64,7 +64,7 @@ _BLOCK_ROWS = 64
 _VECTOR_ARRAYS = ("factors", "vectors", "items_out", "items_in")
 
 
-class TdssmSettings(NeuralSettings):
+class TdssmSettings(TowerSettings):
     """Settings of `Tdssm`."""
 
     parts: tuple[Part, ...] = Field(
@@ -113,69 +113,15 @@ class TdssmSettings(NeuralSettings):
         "tell items apart in a softmax. Guess",
         json_schema_extra={"tune": {"choices": [0.05, 0.07, 0.1, 0.2]}},
     )
-    n_examples: int = Field(
-        32,
-        ge=1,
-        description="examples that an epoch draws of each user; a user with fewer gives all. Each "
-        "user has the same weight in the loss. Guess",
-    )
-    existing_only: bool = Field(
-        True,
-        description="an example's target competes only with items that had an event by then",
-    )
-    n_samples: int | None = Field(
-        2048,
-        ge=1,
-        description="items drawn for a step as candidates, besides the targets of the batch; null "
-        "= all items are candidates",
-    )
-    sample_alpha: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="items are drawn with probability proportional to popularity^sample_alpha. "
-        "Hidasi & Karatzoglou 2018: mostly 0.5",
-    )
-    logq: bool = Field(
-        True,
-        description="correct each score by the log of the probability that the item became a "
-        "candidate",
-    )
-    sparse: bool = Field(
-        False,
-        description="a step moves only the vectors of the items that it reads (lazy Adam), instead "
-        "of all vectors; for large catalogues. No effect where n_samples is null",
-    )
-    epochs: int = Field(20, ge=1, description="passes over the training set. Guess")
-    batch_size: int = Field(
-        64, ge=1, description="users per step, all ranks together; the ranks share them. Guess"
-    )
     learning_rate: LearningRate = Field(
         5e-3,
         description="learning rate of Adam at the first step; it falls linearly to 0. Guess",
     )
-    max_items: int = Field(
-        500_000,
-        ge=2,
-        description="largest catalogue, in items. With vectors of length 64, a rank takes 1.9 GB "
-        "for it, if sparse 1.0 GB, besides 1 GB for itself, of an executor of 4 GB",
-    )
 
     @property
-    def is_sparse(self) -> bool:
-        """Whether gradients of item vectors are sparse; never where all items are candidates."""
-        return self.sparse and self.n_samples is not None
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes that a rank needs per item, with vectors of its own.
-
-        A number of an item's two vectors takes 15 bytes if sparse: the number, Adam's two running
-        means, and a share of the counts and of a copy at the end. Dense gradients, which are sent
-        to the other ranks, take 15 bytes more. Measured: peaks of ranks with 100,000 and 300,000
-        items differ by 1.8 to 1.9 kB per item if sparse, else by 3.8 kB, with 128 numbers.
-        """
-        return (15 if self.is_sparse else 30) * (self.embedding_size + self.hidden_size)
+    def numbers_of_item(self) -> int:
+        """See `TowerSettings`."""
+        return self.embedding_size + self.hidden_size
 
     @property
     def rates(self) -> dict[str, tuple[int, int]]:
