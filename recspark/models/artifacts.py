@@ -41,7 +41,7 @@ def save(
     arrays = model.saved_arrays()
     array_entries = {}
     for name, array in arrays.items():
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray gives 0-d arrays a dimension
         array_entries[name] = {
             "dtype": array.dtype.str,
             "shape": list(array.shape),

@@ -53,6 +53,20 @@ def test_what_is_saved_is_loaded(place: str, tmp_path: Path) -> None:
         fsspec.filesystem("memory").rm("/artifacts", recursive=True)
 
 
+@pytest.mark.parametrize(
+    "matrix",
+    [np.float32(2.5).reshape(()), np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T],
+    ids=["one number", "no rows", "by columns"],
+)
+def test_an_array_of_any_shape_keeps_it(matrix: np.ndarray, tmp_path: Path) -> None:
+    folder = str(tmp_path / "m")
+    artifacts.save(EaseModel(EaseSettings(), CUTOFF, ITEMS, matrix), folder)
+    loaded = artifacts.load(folder, model_spec("ease"))
+    assert isinstance(loaded, EaseModel)
+    assert loaded.matrix.shape == matrix.shape
+    assert loaded.matrix.tobytes() == matrix.tobytes()
+
+
 def test_metadata_says_what_it_is(folder: str) -> None:
     metadata = storage.read_json(f"{folder}/metadata.json")
     assert metadata["class"] == "recspark.models.items.ease:EaseModel"
