@@ -131,14 +131,17 @@ class Encoding:
         """Return the encoding as one line in base64, which `of_text` reads.
 
         The names and values of the encoding cannot be read in this text, so the masking of secrets
-        changes nothing in it.
+        changes nothing in it. Nor has it the equals signs at the end that base64 usually has: with
+        letters before them that happen to say "key" they would look like a secret.
         """
-        return base64.b64encode(zlib.compress(json.dumps(self.to_dict()).encode())).decode()
+        compressed = zlib.compress(json.dumps(self.to_dict()).encode())
+        return base64.b64encode(compressed).decode().rstrip("=")
 
     @classmethod
     def of_text(cls, text: str) -> Encoding:
-        """Return the encoding that `to_text` returned as `text`."""
-        return cls.of_dict(json.loads(zlib.decompress(base64.b64decode(text))))
+        """Return the encoding that `to_text` returned as `text`, with or without equals signs."""
+        padded = text + "=" * (-len(text) % 4)
+        return cls.of_dict(json.loads(zlib.decompress(base64.b64decode(padded))))
 
     def to_arrays(self) -> dict[str, Array]:
         """Return names and vocabularies as arrays of texts, to be saved beside a model's arrays.

@@ -16,6 +16,7 @@ from recspark.config import Examples
 from recspark.data import examples
 from recspark.data.feature_encoding import CATEGORY_LEVELS, Encoding
 from recspark.data.pair_features import FEATURES, names
+from recspark.data.pair_similarity import similarity_names
 from recspark.errors import LeakError
 from tests.conftest import ROOT
 
@@ -188,5 +189,5 @@ def test_the_page_lists_every_feature() -> None:
     columns = {f"`{n}`" for n in tables if n not in ("cutoff", "user_idx", "item_idx", "category")}
     levels = {f"`category_{level}`" for level in range(1, CATEGORY_LEVELS + 1)}
     pairs = {"`n_sources`", "`NAME_rank`", "`NAME_score`", "`NAME_relative`"}
-    pairs |= {f"`{name}`" for name in names(tuple(FEATURES))}
+    pairs |= {f"`{name}`" for name in (*names(tuple(FEATURES)), *similarity_names(["NAME"]))}
     assert named == columns | levels | pairs

@@ -58,6 +58,12 @@ text = st.text(max_size=5)
     numbers=st.integers(0, 2),
 )
 @example(vocabulary=["\x00"], values=[], numbers=0)
+# In base64 it ends in "kB6iMlAw==", which looks like a secret that is assigned.
+@example(
+    vocabulary=["", "9>\U000625ae", ":f\U0001ff95\U000ab9a53", "½Í%", "\U000b1c3f"],
+    values=[],
+    numbers=1,
+)
 def test_what_is_encoded_is_read_back(
     vocabulary: list[str], values: list[str | None], numbers: int
 ) -> None:
