@@ -35,14 +35,16 @@ def changed(config: Config, section: str, name: str) -> Config:
 def test_the_settings_that_decide_the_data_are_in_the_recipe_of_all_that_learn(
     config: Config, model: str, section: str, settings: Any
 ) -> None:
-    """`build_features` makes all that models learn from: histories, features and training sets. An
-    encoder that learns nothing reads none of it, and its vectors stay where these settings change.
+    """`build_features` makes all that models learn from: histories, features and training sets. A
+    model that learns nothing, and is built on none that does, reads none of it: the vectors of such an
+    encoder stay where these settings change.
     """
     assert section in SETTINGS_READ["build_features"]
     before = recipe(config, model)
+    learns = any(MODELS[name].learns for name in (model, *config.needs_of(model)))
     for name in settings.model_fields:
         differs = recipe(changed(config, section, name), model) != before
-        assert differs == MODELS[model].learns, name
+        assert differs == learns, name
 
 
 def test_no_other_section_decides_the_data() -> None:
