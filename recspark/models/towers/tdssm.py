@@ -29,7 +29,6 @@ from recspark.models.neural import (
     check_catalogue_size,
     fit_network,
     net_arrays,
-    one_thread,
     with_the_same_draws,
 )
 from recspark.models.scoring import topk
@@ -46,6 +45,7 @@ from recspark.models.towers.timelines import (
     newest_events,
     target_counts,
     timelines_of,
+    vectors_in_blocks,
 )
 from recspark.models.towers.tower_settings import TowerSettings
 from recspark.nets.tdssm import STATIC, TdssmNet, n_at_least, step_means
@@ -233,7 +233,6 @@ def user_vectors(
     padded to the setting `length`. So the vector of a user does not depend on the users beside it.
     """
     events, ages = newest_events(history, items, as_of, settings.length)
-    lengths, n_users = events.lengths, len(events.lengths)
     # The network's item vectors are not used here, so one item is enough to build it.
     net = TdssmNet(
         1, arrays["items_in"].shape[1], settings.hidden_size, settings.parts, torch.Generator()
@@ -242,29 +241,23 @@ def user_vectors(
     for name, parameter in net.named_parameters():
         if name not in _ITEM_ARRAYS:
             parameter.data = torch.from_numpy(arrays[name].astype(np.float64))
-    vectors = np.zeros((n_users, settings.hidden_size), np.float32)
-    shape = (_BLOCK_ROWS, settings.length)
-    with torch.no_grad(), one_thread():
-        for begin in range(0, n_users, _BLOCK_ROWS):
-            end = min(begin + _BLOCK_ROWS, n_users)
-            block_lengths = np.zeros(_BLOCK_ROWS, np.int64)  # (B,)
-            block_lengths[: end - begin] = lengths[begin:end]
-            row, position = np.nonzero(np.arange(settings.length) < block_lengths[:, None])
-            event = slice(events.start[begin], events.start[end])  # in the order of row, position
-            embedded = np.zeros((*shape, arrays["items_in"].shape[1]))  # (B, L, E)
-            embedded[row, position] = arrays["items_in"][events.values[event]]
-            block_ages = np.full(shape, -1)  # (B, L)
-            block_ages[row, position] = ages[event]
-            users = example_vectors(
-                net,
-                settings,
-                torch.from_numpy(embedded),
-                torch.from_numpy(block_ages),
-                torch.arange(_BLOCK_ROWS),
-                torch.zeros(_BLOCK_ROWS, dtype=torch.int64),
-            )  # (B, H)
-            vectors[begin:end] = users[: end - begin].numpy()
-    return vectors, lengths > 0
+
+    def vectors_of(
+        embedded: torch.Tensor, block_ages: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        rows, now = torch.arange(len(lengths)), torch.zeros_like(lengths)  # (B,) each
+        return example_vectors(net, settings, embedded, block_ages, rows, now)  # (B, H)
+
+    vectors = vectors_in_blocks(
+        events,
+        ages,
+        arrays["items_in"],
+        (_BLOCK_ROWS, settings.length),
+        settings.hidden_size,
+        -1,
+        vectors_of,
+    )
+    return vectors, events.lengths > 0
 
 
 def pretrained_vectors(data: Dataset, needed: Needed, items: Array) -> Array | None:

@@ -14,7 +14,7 @@ import torch
 
 from recspark.data.blocks import Array, Histories, Ragged, local_index, where
 from recspark.data.training_rows import seconds_before
-from recspark.models.neural import look_up
+from recspark.models.neural import look_up, one_thread
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch
 
@@ -184,3 +184,46 @@ def newest_events(
     newest = where(known, n_after <= length)
     ages = seconds_before(newest.event_at, as_of).astype(np.int64)
     return Ragged(newest.start, local_index(items, newest.item_idx)), ages
+
+
+def vectors_in_blocks(
+    events: Ragged,
+    ages: Array,
+    item_vectors: Array,
+    shape: tuple[int, int],
+    size: int,
+    padding_age: int,
+    vectors_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Array:
+    """Return the vector of each row of `events`, float32 (n, H).
+
+    Parameters
+    ----------
+    events, ages : as `newest_events` returns them
+    item_vectors : (n_items, E)
+    shape : B, the rows that are computed at once, and L, the items that each row is padded to.
+        Always these, because the rounding of a sum depends on the shape of the arrays
+    size : H
+    padding_age : the age of the padding, whose vectors are 0
+    vectors_of : computes the vectors of a block, (B, H), from the vectors of its items, float64
+        (B, L, E), oldest first, their ages, int64 (B, L), and the number of items of each row,
+        int64 (B,)
+
+    One thread, without gradients. The last block is filled up with rows without items.
+    """
+    n_in_block, length = shape
+    vectors = np.zeros((len(events.lengths), size), np.float32)
+    with torch.no_grad(), one_thread():
+        for begin in range(0, len(events.lengths), n_in_block):
+            end = min(begin + n_in_block, len(events.lengths))
+            lengths = np.zeros(n_in_block, np.int64)  # (B,)
+            lengths[: end - begin] = events.lengths[begin:end]
+            row, position = np.nonzero(np.arange(length) < lengths[:, None])
+            event = slice(events.start[begin], events.start[end])  # in the order of row, position
+            embedded = np.zeros((*shape, item_vectors.shape[1]))  # (B, L, E)
+            embedded[row, position] = item_vectors[events.values[event]]
+            block_ages = np.full(shape, padding_age)  # (B, L)
+            block_ages[row, position] = ages[event]
+            block = vectors_of(*map(torch.from_numpy, (embedded, block_ages, lengths)))  # (B, H)
+            vectors[begin:end] = block[: end - begin].numpy()
+    return vectors

@@ -27,7 +27,6 @@ from recspark.models.neural import (
     check_catalogue_size,
     fit_network,
     net_arrays,
-    one_thread,
     with_the_same_draws,
 )
 from recspark.models.scoring import topk
@@ -48,6 +47,7 @@ from recspark.models.towers.timelines import (
     newest_events,
     target_counts,
     timelines_of,
+    vectors_in_blocks,
 )
 from recspark.models.towers.tower_settings import TowerSettings
 from recspark.nets.youtube_dnn import YoutubeDnnNet, window_means
@@ -190,34 +190,29 @@ def user_vectors(
     """
     longest = max(settings.windows)
     events, ages = newest_events(history, items, as_of, longest)
-    lengths, n_users = events.lengths, len(events.lengths)
     # The network's item vectors are not used here, so one item is enough to build it.
     net = make_net(settings, 1, 1).double().eval()
     for name, parameter in net.named_parameters():
         if name not in _ITEM_ARRAYS:
             parameter.data = torch.from_numpy(arrays[name].astype(np.float64))
-    vectors = np.zeros((n_users, settings.hidden_sizes[-1]), np.float32)
-    with torch.no_grad(), one_thread():
-        for begin in range(0, n_users, _BLOCK_ROWS):
-            end = min(begin + _BLOCK_ROWS, n_users)
-            block_lengths = np.zeros(_BLOCK_ROWS, np.int64)  # (B,)
-            block_lengths[: end - begin] = lengths[begin:end]
-            row, position = np.nonzero(np.arange(longest) < block_lengths[:, None])
-            event = slice(events.start[begin], events.start[end])  # in the order of row, position
-            embedded = np.zeros((_BLOCK_ROWS, longest, settings.embedding_size))  # (B, L, E)
-            embedded[row, position] = arrays["items_in"][events.values[event]]
-            block_ages = np.zeros((_BLOCK_ROWS, longest), np.int64)  # (B, L)
-            block_ages[row, position] = ages[event]
-            users = example_vectors(
-                net,
-                settings,
-                torch.from_numpy(embedded),
-                torch.from_numpy(block_ages),
-                Examples(torch.arange(_BLOCK_ROWS), torch.from_numpy(block_lengths)),
-                torch.zeros(_BLOCK_ROWS, dtype=torch.int64),
-            )  # (B, H)
-            vectors[begin:end] = users[: end - begin].numpy()
-    return vectors, lengths > 0
+
+    def vectors_of(
+        embedded: torch.Tensor, block_ages: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        now = torch.zeros_like(lengths)  # (B,)
+        examples = Examples(torch.arange(len(lengths)), lengths)
+        return example_vectors(net, settings, embedded, block_ages, examples, now)  # (B, H)
+
+    vectors = vectors_in_blocks(
+        events,
+        ages,
+        arrays["items_in"],
+        (_BLOCK_ROWS, longest),
+        settings.hidden_sizes[-1],
+        0,
+        vectors_of,
+    )
+    return vectors, events.lengths > 0
 
 
 def make_net(settings: YoutubeDnnSettings, n_items: int, seed: int) -> YoutubeDnnNet:
