@@ -264,6 +264,14 @@ class RetrieverModel(FittedModel):
             expected_types["features"] = schema.ENCODED.simpleString()
         return check_columns(queries, {**expected_types, **dict(more)}, "queries")
 
+    def item_vectors(self) -> Array | None:
+        """Return the vector of each of `items`, float32 (n_items, size).
+
+        None = the model has none. Models built on this one, rules and features compare items by
+        them.
+        """
+        return None
+
     def user_states(self) -> DataFrame | None:
         """Return what the model keeps of each user, `schema.USER_STATES` without cutoff and model.
 
@@ -289,6 +297,9 @@ class RetrieverModel(FittedModel):
 class ArraysModel(RetrieverModel):
     """A retriever that holds its arrays just as they are saved: by name, in `_arrays`."""
 
+    # The array that holds a vector for each item; None = the model has no vectors of items
+    vectors_array: ClassVar[str | None] = None
+
     def __init__(
         self, settings: Any, cutoff: datetime, items: Array, arrays: dict[str, Array]
     ) -> None:
@@ -298,6 +309,10 @@ class ArraysModel(RetrieverModel):
     def arrays(self) -> dict[str, Array]:
         """See `FittedModel`."""
         return self._arrays
+
+    def item_vectors(self) -> Array | None:
+        """See `RetrieverModel`."""
+        return None if self.vectors_array is None else self._arrays[self.vectors_array]
 
     def shared_arrays(self) -> dict[str, topk.Shared]:
         """Return the arrays in the form in which a scorer takes them to the executors."""

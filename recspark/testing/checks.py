@@ -20,6 +20,7 @@ from recspark.models import artifacts
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 from recspark.models.scoring.contributions import SUM_TOLERANCE, contributing
+from recspark.models.vectors.scoring import unit_rows
 from recspark.testing import synth
 from recspark.testing.case import BaseCase, Case, K, ordered
 from recspark.testing.check import check, job_group, raises
@@ -435,6 +436,29 @@ def neighbours_are_of_the_same_group(case: Case) -> None:
     assert np.isfinite(score).all()
     is_in_group = (item // 3) % 4 == (neighbour // 3) % 4  # the groups of `synth.power_law`
     assert is_in_group[rank == 1].mean() > 0.6
+
+
+@check(kinds=RETRIEVER)
+def vectors_of_items_are_rows_of_the_vocabulary(case: Case) -> None:
+    """Vectors of items, where the model has some, are a finite row for each item, survive saving,
+    and are mostly nearest to those of items of the same group.
+    """
+    loaded = artifacts.load(case.saved, case.spec)
+    assert isinstance(loaded, RetrieverModel)
+    vectors, saved = case.model.item_vectors(), loaded.item_vectors()
+    if vectors is None or saved is None:
+        assert vectors is saved
+        return
+    assert vectors.dtype == np.float32
+    assert vectors.ndim == 2
+    assert len(vectors) == len(case.model.items)
+    assert np.isfinite(vectors).all()
+    assert np.array_equal(vectors, saved)
+    unit_vectors = unit_rows(vectors)
+    cosines = unit_vectors @ unit_vectors.T
+    np.fill_diagonal(cosines, -2)
+    group = (case.model.items // 3) % 4  # the groups of `synth.power_law`
+    assert (group == group[cosines.argmax(axis=1)]).mean() > 0.4  # 0.25 by chance
 
 
 # --- errors -------------------------------------------------------------------------------------

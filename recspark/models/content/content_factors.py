@@ -31,8 +31,9 @@ from recspark.models.base import (
     RetrieverModel,
     Settings,
 )
+from recspark.models.content.encoders import ListedItems, encoders_in
 from recspark.models.content.ridge import Block, BlockRidge, fit_ridge
-from recspark.models.content.vectors import ListedItems, encoded_items, encoders_in
+from recspark.models.item_vectors import encoded_items
 from recspark.models.kinds import Kind
 from recspark.models.scoring import topk
 
@@ -100,6 +101,10 @@ class ContentFactorsModel(RetrieverModel):
     def user_encoding(self) -> Encoding | None:
         """See `FittedModel`."""
         return self.base.user_encoding
+
+    def item_vectors(self) -> Array:
+        """See `RetrieverModel`."""
+        return self.factors
 
     def arrays(self) -> dict[str, Array]:
         """See `RetrieverModel`. A dot ends each text: numpy drops NULs at the end of a text."""

@@ -15,7 +15,8 @@ from recspark.data.blocks import Array, local_index, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, EmptyDataError
 from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, Settings
-from recspark.models.content.vectors import ListedItems, check_named, encoded_items, encoders_in
+from recspark.models.content.encoders import ListedItems, check_named, encoders_in
+from recspark.models.item_vectors import encoded_items
 from recspark.models.kinds import Kind
 from recspark.models.scoring import topk
 from recspark.models.setting_types import HalfLifeDays
@@ -54,6 +55,7 @@ class ContentKNNModel(ArraysModel):
     """
 
     settings: ContentKNNSettings
+    vectors_array = "vectors"
 
     def scorer(self) -> topk.Scorer | topk.ListScorer:
         """See `RetrieverModel`."""

@@ -48,7 +48,6 @@ from recspark.train.comm import Comm
 from recspark.train.feed import Batch, split_files
 from recspark.train.loop import Trained, load_weights
 
-_FACTORS = "factors"  # the array of a factor model, float32 (n_items, K)
 # Names of two arrays of a saved model, beside those of the network.
 CENTRE, SCALE = "factors.centre", "factors.scale"
 
@@ -185,16 +184,15 @@ class FactorRegression(Algorithm[S]):
 def item_factors(name: str, needed: Needed) -> tuple[Array, Array]:
     """Return the items, int32 (n_items,), and the factors, float32 (n_items, K), of a factor model.
 
-    It is the only one of `needed`. Raises ModelError where it has no array `factors`.
+    It is the only one of `needed`. Raises ModelError where it has no vectors of items.
     """
     [(needed_name, model)] = needed.items()
-    arrays = model.arrays()
-    if not isinstance(model, RetrieverModel) or _FACTORS not in arrays:
+    factors = model.item_vectors() if isinstance(model, RetrieverModel) else None
+    if not isinstance(model, RetrieverModel) or factors is None:
         raise ModelError(
-            f"{name} needs a model with item factors, such as als or mf; '{needed_name}' has the "
-            f"arrays {sorted(arrays)}"
+            f"{name} needs a model with item factors, such as als or mf; '{needed_name}' has none"
         )
-    return np.asarray(model.items), np.asarray(arrays[_FACTORS], np.float32)
+    return np.asarray(model.items), np.asarray(factors, np.float32)
 
 
 def _centre_and_scale(factors: Array) -> tuple[Array, float]:

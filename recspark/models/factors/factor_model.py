@@ -60,6 +60,10 @@ class FactorModel(RetrieverModel):
             self._settings.objective,
         )
 
+    def item_vectors(self) -> Array:
+        """See `RetrieverModel`."""
+        return self.factors
+
     def arrays(self) -> dict[str, Array]:
         """See `RetrieverModel`."""
         return {"factors": self.factors}

@@ -146,6 +146,7 @@ class MfModel(ArraysModel):
     """
 
     settings: MfSettings
+    vectors_array = "factors"
 
     @property
     def rates(self) -> bool:

@@ -91,6 +91,10 @@ class NextItemModel(ArraysModel):
         shared = self.shared_arrays()
         return NextItemScorer(self.settings, type(self).make_net, self.items, shared)
 
+    def item_vectors(self) -> Array:
+        """See `RetrieverModel`. Those that the last state is multiplied with."""
+        return scored_vectors(self._arrays)
+
 
 @dataclass(frozen=True)
 class NextItemScorer:
@@ -114,8 +118,15 @@ class NextItemScorer:
         bias = arrays["items_out_bias"]
         if settings.head == "click_through":
             users, bias = users * arrays["click_scale"], arrays["click_bias"]
-        vectors = arrays.get("items_out", arrays["items_in"])
-        return topk.DotScores(users, vectors, bias, items_read.lengths > 0)
+        return topk.DotScores(users, scored_vectors(arrays), bias, items_read.lengths > 0)
+
+
+def scored_vectors(arrays: dict[str, Array]) -> Array:
+    """Return the vectors that a state is multiplied with, float32 (n_items, H).
+
+    `arrays` : see `NextItemModel`.
+    """
+    return arrays.get("items_out", arrays["items_in"])
 
 
 def last_states(

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from recspark.data.blocks import Array, Histories, QueryBlock, local_index, micros
+from recspark.data.blocks import Array, Histories, QueryBlock, micros
 from recspark.data.dataset import Dataset
 from recspark.errors import ConfigError, ModelError
-from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed, RetrieverModel
+from recspark.models.base import NOTHING, Algorithm, ArraysModel, FitOptions, Needed
+from recspark.models.item_vectors import needed_vectors
 from recspark.models.kinds import Kind
 from recspark.models.neural import (
     Job,
@@ -60,8 +61,6 @@ _ITEM_ARRAYS = ("items_in", "items_out")
 # Users whose vectors are computed at once. Always this many (short blocks are filled up), because
 # the rounding of a sum depends on the shape of the arrays.
 _BLOCK_ROWS = 64
-# Names of the arrays of retrievers that hold a vector for each item.
-_VECTOR_ARRAYS = ("factors", "vectors", "items_out", "items_in")
 
 
 class TdssmSettings(TowerSettings):
@@ -196,6 +195,7 @@ class TdssmModel(ArraysModel):
     """
 
     settings: TdssmSettings
+    vectors_array = "items_out"
 
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""
@@ -269,24 +269,7 @@ def pretrained_vectors(data: Dataset, needed: Needed, items: Array) -> Array | N
     if not needed:
         return None
     [(name, model)] = needed.items()
-    if name in data.vectors:
-        table = data.vectors[name].toArrow().combine_chunks()
-        known, column = table.column("item_idx").to_numpy(), table.column("vector")
-        values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        given = values.reshape(len(known), -1)
-    else:
-        arrays = model.arrays()
-        array_names = [n for n in _VECTOR_ARRAYS if n in arrays and arrays[n].ndim == 2]
-        if not array_names or not isinstance(model, RetrieverModel):
-            raise ModelError(
-                f"tdssm: the needed model '{name}' has no item vectors, but the arrays "
-                f"{sorted(arrays)}; name an encoder, or a retriever with item vectors such as als"
-            )
-        known, given = model.items, arrays[array_names[0]]
-    position = local_index(items, known)
-    vectors = np.zeros((len(items), given.shape[1]), np.float32)
-    vectors[position[position >= 0]] = given[position >= 0]
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return needed_vectors("tdssm", data, name, model).rows_of(items)
 
 
 def make_net(

@@ -148,6 +148,7 @@ class YoutubeDnnModel(ArraysModel):
     """A trained `YoutubeDnn`. The arrays are the parameters of the network, float32, by name."""
 
     settings: YoutubeDnnSettings
+    vectors_array = "items_out"
 
     def scorer(self) -> topk.Scorer:
         """See `RetrieverModel`."""

@@ -121,6 +121,10 @@ class Item2VecModel(RetrieverModel):
         scorer, as_of = self._cosine_scorer(), micros(self.cutoff)
         return topk.neighbours(spark, self.items, scorer, as_of, k, allowed)
 
+    def item_vectors(self) -> Array:
+        """See `RetrieverModel`. The input vectors."""
+        return self.vectors
+
     def arrays(self) -> dict[str, Array]:
         """See `RetrieverModel`."""
         return {"vectors": self.vectors, "outputs": self.outputs, "bias": self.bias}

@@ -114,6 +114,7 @@ class Prod2VecModel(ArraysModel):
     """
 
     settings: Prod2VecSettings
+    vectors_array = "vectors"
 
     def scorer(self) -> topk.ListScorer:
         """See `RetrieverModel`."""

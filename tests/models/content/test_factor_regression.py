@@ -137,7 +137,7 @@ def test_needs_and_data_that_do_not_suit_are_named(
             image.check_needs(kinds)  # type: ignore[arg-type]
     items = np.arange(N_WARM, dtype=np.int32)
     popular = PopularModel(PopularSettings(), synth.CUTOFF, items, np.ones(N_WARM, np.float32))
-    with pytest.raises(ModelError, match="'popular' has the arrays"):
+    with pytest.raises(ModelError, match="'popular' has none"):
         image.fit(dataset(spark, shown), OPTIONS, {"popular": popular})
     missing = dataset(spark, [f"{tmp_path}/{n}.png" for n in range(N_WARM)])
     with pytest.raises(

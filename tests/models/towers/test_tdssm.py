@@ -243,8 +243,8 @@ def test_given_vectors_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_needed_models_give_their_item_vectors() -> None:
     class Known(PopularModel):
-        def arrays(self) -> dict[str, Array]:
-            return {"factors": np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)}
+        def item_vectors(self) -> Array:
+            return np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
 
     model = Known(PopularSettings(), synth.CUTOFF, np.array([5, 9], np.int32), np.zeros(2))
     data: Any = type("Data", (), {"vectors": {}})()
