@@ -164,6 +164,13 @@ class Algorithm(ABC, Generic[S]):
         """
         return 0
 
+    @property
+    def refit_days(self) -> int:
+        """For how many days in a row an encoder is used before it is fitted anew; 1 = fitted every
+        night. It is the setting of this name, where the encoder has one. Only asked of encoders.
+        """
+        return int(getattr(self.settings, "refit_days", 1))
+
     def check_needs(self, kinds: Mapping[str, Kind]) -> None:
         """Raise ConfigError if this model cannot be built on the models of its `needs`.
 

@@ -40,6 +40,16 @@ TrendDays = Annotated[
         json_schema_extra={"tune": {"choices": [None, 3, 5, 10]}},
     ),
 ]
+# For an encoder that learns.
+RefitDays = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="days that one fitted encoder is used before it is fitted anew. Until then a "
+        "night encodes only what is new or changed; after a fit it encodes all items. 1 = every "
+        "night",
+    ),
+]
 VectorSize = Annotated[
     int,
     Field(

@@ -23,7 +23,7 @@ from recspark.models.base import FitOptions, FittedModel, RetrieverModel
 from recspark.models.registry import make, spec_of
 from recspark.pipeline.code_digest import algorithm_code, code_digest
 from recspark.pipeline.context import RunContext
-from recspark.pipeline.plan import learning_rankers, models_of
+from recspark.pipeline.plan import kind_of_model, learning_rankers, models_of
 from recspark.pipeline.runlog import OK, RunRow
 from recspark.pipeline.training_sets import features_as_of, training_set
 from recspark.train.curve import Curve
@@ -268,6 +268,51 @@ def previous_artifact(context: RunContext, model: str, cutoff: datetime) -> str 
         if storage.is_complete(folder) and _has_same_items(context, folder):
             return folder
     return None
+
+
+def serving_artifact(context: RunContext, encoder: str, cutoff: datetime) -> str | None:
+    """Return the folder of an encoder of an earlier night that is used at `cutoff` too.
+
+    It is the newest one that is less than `Algorithm.refit_days` days older than `cutoff`, of the
+    same recipe and the same item integers. None where there is none, and where the run was started
+    with `force`.
+
+    Example: with `refit_days` = 7, an encoder that was fitted at the cutoff 2024-05-01 is used at
+    all cutoffs until 2024-05-07.
+    """
+    refit_days = encoder_days(context.config, encoder)
+    if refit_days == 1 or context.force:
+        return None
+    oldest = cutoff - timedelta(days=refit_days - 1)
+    nights = oldest.date() - timedelta(days=1), context.run_date - timedelta(days=1)
+    recipe_now = recipe(context.config, encoder)
+    names = [  # of the newest run first
+        name
+        for row in context.runlog.ended("train", *nights, encoder)
+        if row.detail.get(RECIPE) == recipe_now
+        for name in row.detail.values()
+        if isinstance(name, str) and name.startswith(f"{encoder}/")
+        if f"{oldest:%Y-%m-%d}" <= day_of_artifact(name) <= f"{cutoff:%Y-%m-%d}"
+    ]
+    for name in sorted(names, key=day_of_artifact, reverse=True):
+        folder = _path_of_artifact(context, name)
+        if storage.is_complete(folder) and _has_same_items(context, folder):
+            return folder
+    return None
+
+
+def encoder_days(config: Config, model: str) -> int:
+    """Return `Algorithm.refit_days` of an encoder; 1 for every other model."""
+    is_encoder = kind_of_model(config, model) == "encoder"
+    return make(model, config.settings_of(model)).refit_days if is_encoder else 1
+
+
+def day_of_artifact(name: str) -> str:
+    """Return the day of the cutoff that an artifact was fitted at.
+
+    `name` : `model/cutoff/key`, or the folder that ends so.
+    """
+    return name.rsplit("/", 2)[1]
 
 
 def artifact_key(context: RunContext, model: str, cutoff: datetime) -> str:

@@ -13,6 +13,7 @@ from recspark import storage
 from recspark.config import cutoff_of
 from recspark.errors import ConcurrentWriteError
 from recspark.pipeline.context import RunContext
+from recspark.pipeline.fitted import encoder_days
 from recspark.session import together
 from recspark.tables.catalog import TableCatalog
 from recspark.tables.specs import SPECS
@@ -51,9 +52,12 @@ def forget(context: RunContext) -> None:
         ],
     )
     paths = context.config.paths
+    # Tonight may use an encoder that was fitted some days before its cutoff.
+    longest_use = max((encoder_days(context.config, m) for m in context.config.models), default=1)
+    oldest_artifact = oldest_cutoff - timedelta(days=longest_use - 1)
     for folder_of_model in storage.folders(storage.absolute(paths.artifacts)):
         for folder_of_cutoff in storage.folders(folder_of_model):
-            if _is_before(folder_of_cutoff, oldest_cutoff):
+            if _is_before(folder_of_cutoff, oldest_artifact):
                 _remove(folder_of_cutoff)
     for folder_of_night in storage.folders(storage.absolute(paths.checkpoints)):
         if _is_before(folder_of_night, cutoff_of(oldest_night - timedelta(days=1))):

@@ -44,6 +44,7 @@ from recspark.models.content.media import MaxFileMb, MediaCoder, MediaFolder, so
 from recspark.models.kinds import Kind as ModelKind
 from recspark.models.neural import Job, NetworkTask, NeuralSettings, net_arrays, train_on_ranks
 from recspark.models.scoring import topk
+from recspark.models.setting_types import RefitDays
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, split_files
 from recspark.train.loop import Trained, load_weights
@@ -86,6 +87,7 @@ class FactorRegressionSettings(NeuralSettings):
         description="share of the items that is held out for validation: a hash sample. The model "
         "gets the weights of the epoch with the smallest error on them",
     )
+    refit_days: RefitDays = 7
 
 
 S = TypeVar("S", bound=FactorRegressionSettings)

@@ -20,6 +20,7 @@ from recspark.data.tokens import tokenise
 from recspark.engines.compiled import compiled_in_order
 from recspark.errors import EmptyDataError
 from recspark.models.base import Settings
+from recspark.models.setting_types import RefitDays
 
 Part = Literal["item_name", "text", "category"]
 _COUNTED = schema.columns(word=schema.STRING, uses=schema.LONG, items=schema.LONG)
@@ -52,6 +53,7 @@ class DictionarySettings(TextSettings):
         description="words in the dictionary, those of the most items. The driver and each task "
         "hold them. Guess",
     )
+    refit_days: RefitDays = 7
 
 
 class LearntWordsSettings(DictionarySettings):

@@ -19,9 +19,11 @@ from recspark.pipeline.fitted import (
     RECIPE,
     artifact_name,
     cutoffs_of,
+    day_of_artifact,
     fit,
     kept_artifact,
     recipe,
+    serving_artifact,
 )
 from recspark.pipeline.plan import kind_of_model
 from recspark.pipeline.runlog import StageResult
@@ -79,9 +81,9 @@ def _kept_or_fitted(
 ) -> str:
     """Return the artifact's folder of the model of one cutoff.
 
-    For an earlier cutoff this is the artifact of an earlier run, where a usable one is kept;
-    otherwise the model is fitted now. Where the backtest uses the artifact of an earlier run,
-    `detail` gets that run's id.
+    For an earlier cutoff this is the artifact of an earlier run, where a usable one is kept. An
+    encoder may be one of an earlier cutoff (`serving_artifact`). Otherwise the model is fitted now.
+    Where the backtest uses the artifact of an earlier run, `detail` gets that run's id.
     """
     if cutoff != context.cutoffs.tonight and not context.force:
         kept = kept_artifact(context, model, cutoff)
@@ -90,6 +92,10 @@ def _kept_or_fitted(
             if cutoff == context.cutoffs.backtest:
                 detail[BACKTEST_OF] = kept.run_id
             return kept.folder
+    if served := serving_artifact(context, model, cutoff):
+        day = day_of_artifact(served)
+        context.progress(f"  {model} as of {cutoff:%Y-%m-%d}: as fitted for {day}")
+        return served
     return fit(context, model, cutoff)
 
 
@@ -150,5 +156,4 @@ def write_curves(context: RunContext, model: str, curves: dict[str, Curve]) -> d
 
 
 def _cutoff_of(folder: str) -> datetime:
-    # An artifact's folder ends in model/cutoff/key.
-    return datetime.fromisoformat(folder.rsplit("/", 2)[1]).replace(tzinfo=UTC)
+    return datetime.fromisoformat(day_of_artifact(folder)).replace(tzinfo=UTC)
