@@ -104,10 +104,6 @@ def test_between_two_fits_a_night_encodes_what_is_new_or_changed(
     )
     assert n_of_date == {FIRST: 15, FIRST + timedelta(days=1): 2}
 
-    again = shop.night(FIRST + timedelta(days=1))  # what is kept does not change by another run
-    assert fitted_for(again) == fitted_for(second)
-    assert encoded(again) == 0
-
     forced = shop.night(FIRST + timedelta(days=1), force=True)
     assert fitted_for(forced) == {"tonight": "2024-06-01", "backtest": "2024-05-25"}
 
