@@ -85,16 +85,21 @@ def grow_trees(
     def grow(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from _grow(batches, group, encoding, how)
 
-    trees = sorted_rows.mapInArrow(grow, _TREES, barrier=True)
+    def grown() -> bytes:
+        # A new DataFrame for each try: an adaptive plan keeps the failure of its last stage, and
+        # would raise it again without running anything (Spark 4.0, SPARK-51008).
+        [row] = sorted_rows.mapInArrow(grow, _TREES, barrier=True).collect()
+        return bytes(row["trees"])
+
     await_slots(spark, how.train)
     try:
-        [row] = trees.collect()
+        return grown()
     except _SPARK_ERRORS as error:
         log.warning("growing the trees failed, and is tried once more: %s", java_message(error))
         time.sleep(_SETTLING_S)
         await_slots(spark, how.train, after_a_loss=True)
         try:
-            [row] = trees.collect()
+            return grown()
         except _SPARK_ERRORS as second_error:
             raise RankFailedError(
                 f"growing the trees on {how.train.ranks} workers failed twice, at last by: "
@@ -105,7 +110,6 @@ def grow_trees(
                 f"If workers waited in vain for {how.train.timeout_s} s, raise train.timeout_s. "
                 "The logs of the executors say which it was; then run the stage again"
             ) from second_error
-    return bytes(row["trees"])
 
 
 def feature_matrix(numbers: Array, fields: Array) -> Array:

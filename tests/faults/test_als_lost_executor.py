@@ -26,7 +26,8 @@ from recspark.models.weights import HistoryWeights
 from recspark.session import build_session
 from recspark.testing import synth
 
-settings = load_config("test").spark.model_copy(update={"master": None})
+adaptive = "spark.conf.spark.sql.adaptive.enabled=true"  # as every night has it, unlike the tests
+settings = load_config("test", [adaptive]).spark.model_copy(update={"master": None})
 spark = build_session(settings, "als loses an executor")
 data = synth.dataset(spark, synth.power_law(400, 80))
 frame = pairs(data, data.vocabulary(), HistoryWeights(0, None, "sum"))

@@ -39,7 +39,8 @@ from recspark.models.scoring import topk
 from recspark.session import build_session
 from scorer import Scorer
 
-settings = load_config("test").spark.model_copy(update={"master": None})
+adaptive = "spark.conf.spark.sql.adaptive.enabled=true"  # as every night has it, unlike the tests
+settings = load_config("test", [adaptive]).spark.model_copy(update={"master": None})
 spark = build_session(settings, "top-n loses an executor")
 context = spark.sparkContext
 context.addPyFile(sys.argv[1] + "/scorer.py")

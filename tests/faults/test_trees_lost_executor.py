@@ -28,7 +28,8 @@ from recspark.session import build_session
 from recspark.testing.executors import connected_executors
 
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
-settings = load_config("test").spark.model_copy(update={"master": None})
+adaptive = "spark.conf.spark.sql.adaptive.enabled=true"  # as every night has it, unlike the tests
+settings = load_config("test", [adaptive]).spark.model_copy(update={"master": None})
 spark = build_session(settings, "trees lose an executor")
 rng = np.random.default_rng(1)
 rows = spark.createDataFrame(

@@ -19,7 +19,8 @@ from recspark.config.load import load_config
 from recspark.session import build_session
 from recspark.train.launch import launcher
 
-settings = load_config("test").spark.model_copy(update={"master": "local-cluster[2,1,1024]"})
+adaptive = "spark.conf.spark.sql.adaptive.enabled=true"  # as every night has it, unlike the tests
+settings = load_config("test", [adaptive]).spark.model_copy(update={"master": "local-cluster[2,1,1024]"})
 spark = build_session(settings, "ranks on executors")
 
 
