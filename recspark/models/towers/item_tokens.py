@@ -99,7 +99,7 @@ def item_tokens(catalogue: DataFrame, item_features: DataFrame, rules: TokenRule
     """
     items = catalogue.select("item_idx", "item_name", "category", "price", "text")
     if rules.features:
-        names = {name: f"feature.{name}" for name in rules.features}
+        names = {name: f"feature_{name}" for name in rules.features}
         named = item_features.select("item_idx", *rules.features).withColumnsRenamed(names)
         items = items.join(named, on="item_idx", how="left")
 
@@ -134,7 +134,7 @@ def item_tokens(catalogue: DataFrame, item_features: DataFrame, rules: TokenRule
 def tokens_of(batch: pa.RecordBatch, rules: TokenRules) -> tuple[Array, Array, Array]:
     """Return `starts`, `codes` and `weights` of the items of a batch; see `ItemTokens`.
 
-    `batch` has the columns of `catalogue` and, named `feature.NAME`, the features.
+    `batch` has the columns of `catalogue` and, named `feature_NAME`, the features.
     """
     entries: list[tuple[Array, Array, Array]] = []  # item, code, weight of each token of a part
     for part in rules.parts:
@@ -148,8 +148,8 @@ def tokens_of(batch: pa.RecordBatch, rules: TokenRules) -> tuple[Array, Array, A
             entries.append(_weighed(item, *_hashes(column.flatten(), part), rules.n_buckets))
         else:
             entries.append(_of_column(column, part, rules.n_buckets))
-    for name in rules.features:
-        entries.append(_of_column(batch.column(f"feature.{name}"), name, rules.n_buckets))
+    columns_of_features = {name: batch.column(f"feature_{name}") for name in rules.features}
+    entries += [_of_column(c, name, rules.n_buckets) for name, c in columns_of_features.items()]
     item, code, weight = (np.concatenate(columns) for columns in zip(*entries, strict=True))
     order = np.argsort(item, kind="stable")
     n_tokens = np.bincount(item, minlength=batch.num_rows)

@@ -85,6 +85,11 @@ class MvdnnSettings(TowerSettings):
         description="the view whose items are listed; null = the first one. For a list of each "
         "view, name one model for each; the others name the first in `needs`, and train nothing",
     )
+    learn_views: tuple[str, ...] = Field(
+        (),
+        description="views whose events are targets; [] = all. What users did in the other views is "
+        "still read. One view alone has a user tower of its own",
+    )
     view_balance: float = Field(
         1.0,
         ge=0,
@@ -167,11 +172,11 @@ class MvdnnSettings(TowerSettings):
         description="learning rate of Adam at the first step; it falls linearly to 0. Guess",
     )
     max_items: int = Field(
-        500_000,
+        200_000,
         ge=2,
-        description="largest catalogue, in items, with those that nobody acted on yet. A rank takes "
-        "up to 6.6 GB for it with the default settings, if sparse 6.1 GB, besides 1 GB for itself: "
-        "mostly for the tokens of texts",
+        description="largest catalogue, in items, with those that nobody acted on yet. With the "
+        "default settings, a rank takes up to 1.7 GB for it, if sparse 1.5 GB, besides 1 GB for "
+        "itself, of an executor of 4 GB. Most of that is for the tokens of long texts",
     )
 
     @property
@@ -195,6 +200,11 @@ class MvdnnSettings(TowerSettings):
     def listed(self) -> int:
         """The number of the view that is listed."""
         return 0 if self.list_view is None else self.view_names.index(self.list_view)
+
+    def learnable(self, n_users: torch.Tensor) -> torch.Tensor:
+        """Return `n_users` (V,) of each view, with 0 for a view that `learn_views` leaves out."""
+        is_learnt = [not self.learn_views or name in self.learn_views for name in self.view_names]
+        return n_users * torch.tensor(is_learnt)
 
     @property
     def token_rules(self) -> TokenRules:
@@ -244,10 +254,12 @@ class Mvdnn(Algorithm[MvdnnSettings]):
             raise ConfigError(
                 f"mvdnn: needs = {[*kinds]}; name one other mvdnn, to list another view of it"
             )
-        if not kinds and settings.list_view not in (None, *settings.view_names):
+        named = {*settings.learn_views, settings.list_view or settings.view_names[0]}
+        if not kinds and (unknown := sorted(named - {*settings.view_names})):
             raise ConfigError(
-                f"mvdnn: list_view '{settings.list_view}' is none of {[*settings.view_names]}; declare "
-                "it in views, or name in `needs` the mvdnn that has it"
+                f"mvdnn: list_view or learn_views names {unknown}, which is none of the views "
+                f"{[*settings.view_names]}; declare it in views, or name in `needs` the mvdnn that "
+                "has it"
             )
 
     def fit(self, data: Dataset, options: FitOptions, needed: Needed = NOTHING) -> MvdnnModel:
@@ -419,8 +431,9 @@ def scoring_arrays(
                 arrays[f"view.{name}.vectors"] = vectors
         elif view == settings.listed:
             raise ModelError(
-                f"mvdnn: no user acted in the view '{name}' after anything else, so nothing is "
-                "learnt of it; list another view, or correct what models.mvdnn.views says of it"
+                f"mvdnn: no user acted in the view '{name}' after anything else, or learn_views "
+                "leaves it out, so nothing is learnt of it; list another view, or correct what "
+                "models.mvdnn.views says of it"
             )
     return listed, arrays
 
@@ -502,7 +515,7 @@ def train_rank(known: ItemTokens, comm: Comm, job: Job) -> Trained:
             "one, so there is nothing to learn; correct models.mvdnn.views"
         )
     net = make_net(settings, task.n_items, task.seed)
-    net.view_users.data = n_users.float()  # (V,)
+    net.view_users.data = settings.learnable(n_users).float()  # (V,)
     loss: Any = partial(row_loss, net, reader, TokenBags(known), views)
     return task.train(net, loss, with_the_same_draws(loss))
 
@@ -613,7 +626,7 @@ def views_to_learn(
     result is the mean over views of the mean over the users of a view (`view_balance` 1), or the
     mean over all pairs of a user and a view (0).
     """
-    learnt = [view for view, n in enumerate(n_users.tolist()) if n > 0]
+    learnt = [view for view, n in enumerate(settings.learnable(n_users).tolist()) if n > 0]
     shares = n_users[learnt] ** (1 - settings.view_balance)  # of each view in the loss
     weights = (n_rows * shares / shares.sum() / n_users[learnt]).tolist()
     views = []

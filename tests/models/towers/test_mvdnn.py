@@ -12,10 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pyspark.sql import SparkSession
 
+from recspark.config import Train
 from recspark.data.blocks import Array, Histories, QueryBlock, Ragged, parse_histories
 from recspark.data.training_rows import type_code
-from recspark.errors import ConfigError, ModelError
+from recspark.errors import CatalogueTooLargeError, ConfigError, EmptyDataError, ModelError
+from recspark.models.base import FitOptions
+from recspark.models.items.popular import Popular, PopularSettings
 from recspark.models.neural import Job
 from recspark.models.scoring import topk
 from recspark.models.towers.item_tokens import ItemTokens, tokens_of, views_of
@@ -270,6 +274,19 @@ def test_a_view_of_many_users_does_not_drown_the_others(balance: float) -> None:
     np.testing.assert_allclose(losses.detach(), per_user, rtol=1e-5)
 
 
+def test_a_view_that_is_not_learnt_is_read_all_the_same() -> None:
+    settings = SMALL.model_copy(update={"learn_views": ("b",)})
+    tokens, batch = small_tokens(), some_batch()
+    reader, views = views_in(settings, tokens, batch)
+    assert [view.number for view in views] == [1]
+    assert views[0].weight * 6 == 6  # all six users have a target in it
+    net = make_net(settings, N_ITEMS, 1)
+    row_loss(net, reader, TokenBags(tokens), views, batch, torch.Generator(), 0.0).sum().backward()
+    assert net.items_in.grad is not None
+    assert net.items_in.grad[::2].any()
+    assert settings.learnable(torch.tensor([4.0, 6.0])).tolist() == [0, 6]
+
+
 def test_only_events_of_a_view_are_candidates_and_only_since_they_exist() -> None:
     batch = Batch(
         {
@@ -481,7 +498,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(ConfigError, match="name one other mvdnn"):
         Mvdnn(SMALL).check_needs({"words": "encoder"})
     another = Mvdnn.from_dict({"views": {"a": []}, "list_view": "c"})
-    with pytest.raises(ConfigError, match=r"list_view 'c' is none of \['a'\]"):
+    with pytest.raises(ConfigError, match=r"names \['c'\], which is none of .* \['a'\]"):
         another.check_needs({})
     another.check_needs({"trained": "retriever"})  # whose views are the ones that count
     tokens, net = small_tokens(), make_net(SMALL, N_ITEMS, 1)
@@ -611,3 +628,38 @@ def test_two_ranks_learn_what_one_learns(trained: Trained) -> None:
     one, again = trained(log, tokens, settings, 2), trained(log, tokens, settings, 2)
     for name, array in one.arrays().items():
         np.testing.assert_array_equal(array, again.arrays()[name])
+
+
+@pytest.mark.spark
+def test_a_fit_lists_a_view_with_its_items_without_events(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    log, _, _ = two_views(shared=True)
+    log = log.only(log.item_idx % 10 != 3)
+    data = synth.dataset(spark, log, 2, {"training_timelines": str(tmp_path / "rows")})
+    data = replace(data, catalogue=synth.with_media(synth.items(spark, np.arange(60))))
+    settings = {
+        "views": {"first": ["c0", "c1"], "others": []}, "list_view": "others", "epochs": 1,
+        "n_buckets": 512, "hidden_sizes": [8], "embedding_size": 4, "item_features": ["n_users"],
+    }  # fmt: skip
+    said: list[str] = []
+    options = FitOptions(in_process=True, train=Train(ranks=1, threads=1), progress=said.append)
+    model = Mvdnn.from_dict(settings).fit(data, options)
+    assert model.items.tolist() == [n for n in range(60) if n % 4 > 1]  # c2 and c3, cold ones too
+    assert any("first 30 items and 300 users, others 30 items" in text for text in said)
+    first = Mvdnn.from_dict({"list_view": "first"}).fit(data, options, {"mvdnn": model})
+    assert first.items.tolist() == [n for n in range(60) if n % 4 < 2]
+    lists = first.recommend(synth.ask(data), 60).toArrow()
+    assert len(set(lists.column("user_idx").to_pylist())) == 300
+    assert {13, 33, 53} <= set(lists.column("item_idx").to_pylist())
+    wrong: list[tuple[type[Exception], dict[str, Any], str]] = [
+        (ModelError, {"item_features": ["n_user"]}, r"names \['n_user'\], but the table has"),
+        (EmptyDataError, {"views": {"books": ["book"]}}, r"one of the views \['books'\]"),
+        (CatalogueTooLargeError, {"max_items": 59}, r"60 items .* raise models\.mvdnn\.max_items"),
+    ]
+    for error, changed, text in wrong:
+        with pytest.raises(error, match=text):
+            Mvdnn.from_dict({**settings, "list_view": None, **changed}).fit(data, options)
+    popular = Popular(PopularSettings()).fit(data, options)
+    with pytest.raises(ModelError, match="'popular' is a PopularModel; name an mvdnn"):
+        Mvdnn.from_dict({}).fit(data, options, {"popular": popular})
