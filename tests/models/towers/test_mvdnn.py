@@ -45,6 +45,7 @@ from recspark.models.towers.mvdnn import (
 from recspark.models.towers.timelines import Examples
 from recspark.nets.mvdnn import MvdnnNet, ViewHistories
 from recspark.testing import synth
+from recspark.train.comm import Comm
 from recspark.train.feed import Batch, plan_shards
 from recspark.train.launch import LocalLauncher
 from recspark.train.loop import LoopOptions, load_weights
@@ -144,7 +145,7 @@ def test_what_is_not_older_than_the_target_changes_no_bit(view: int) -> None:
 
     want = losses(batch)
     for n, (row, end) in enumerate(place.tolist()):
-        n_older = int(rows.n_older[row, end])
+        n_older = int((batch.tensors["ages"][row] > batch.tensors["ages"][row, end]).sum())
         items = batch.tensors["items"].clone()
         later = [p for p in range(n_older, int(rows.timelines.lengths[row])) if p != end]
         items[row, later] = (items[row, later] + 2) % N_ITEMS
@@ -195,6 +196,31 @@ def test_the_loss_of_an_example_is_the_softmax_of_its_view_over_the_temperature(
     assert 1 < len(existed) < len(scores)
     want = torch.logsumexp(torch.stack([*existed.values()]), 0) - scores[int(items[end])]
     assert found.item() == pytest.approx(float(want.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_some_examples_read_only_other_views_if_there_is_anything_in_them(share: float) -> None:
+    """Row 0 has both views before its target, row 1 the target's own view only."""
+    settings = SMALL.model_copy(update={"own_view_dropout": share})
+    tokens, net = small_tokens(), make_net(SMALL, N_ITEMS, 1)
+    items = torch.tensor([[0, 1, 3], [1, 5, 3]], dtype=torch.int32)
+    other = torch.tensor([[0, 7, 3], [1, 5, 3]], dtype=torch.int32)  # another item of view 1
+    ages = torch.tensor([[9, 8, 7], [9, 8, 7]], dtype=torch.int32)
+    reader, bags = reader_of(settings, tokens), TokenBags(tokens)
+    negatives, since = Negatives(torch.ones(6), None, 0.5), torch.full((6,), 10**7)
+    view = View(1, torch.arange(1, N_ITEMS, 2), since, negatives, 1.0)
+    examples = Examples(torch.arange(2).repeat_interleave(500), torch.full((1000,), 2))
+
+    def losses(of: torch.Tensor) -> torch.Tensor:
+        rows = reader.rows(Batch({"items": of, "ages": ages}, torch.ones(2)))
+        histories = ViewHistories(net.read(rows.timelines.items), rows.views, 2)
+        generator = torch.Generator().manual_seed(1)
+        return example_losses(net, settings, bags, view, rows, histories, examples, generator)
+
+    found = losses(items).detach()
+    is_blind = (found == losses(other)).view(2, 500)
+    assert is_blind[0].float().mean().item() == pytest.approx(share, abs=0.07)
+    assert found.view(2, 500)[1].unique().numel() == 1  # never left without anything to read
 
 
 @pytest.mark.parametrize("n_samples", [None, 3])
@@ -298,6 +324,29 @@ def test_only_events_of_a_view_are_candidates_and_only_since_they_exist() -> Non
     _, views = views_in(SMALL, small_tokens(), batch)
     assert [view.items.tolist() for view in views] == [[0, 2, 4], [1, 3]]
     assert [view.oldest.tolist() for view in views] == [[9, 30, 6], [7, 10]]
+
+
+def test_what_ranks_know_of_the_views_is_that_of_all_ranks() -> None:
+    reader, batches = reader_of(SMALL, small_tokens()), [some_batch(1), some_batch(2)]
+
+    def of_rank(comm: Comm) -> tuple[torch.Tensor, ...]:
+        return view_statistics(comm, iter(batches[comm.rank : comm.rank + 1]), reader)
+
+    def of_both(comm: Comm) -> tuple[torch.Tensor, ...]:
+        return view_statistics(comm, iter(batches), reader)
+
+    [alone] = LocalLauncher(1).run(of_both)
+    for rank in LocalLauncher(2).run(of_rank):
+        for found, want in zip(rank.value, alone.value, strict=True):
+            np.testing.assert_allclose(found, want)
+    # A user gives n_examples targets of each view: as many are expected, of all items together.
+    counts = torch.zeros(2)
+    for batch in batches:
+        rows = reader.rows(batch)
+        for view in (0, 1):
+            n_targets = (rows.is_target & (rows.views == view)).sum(dim=1)
+            counts[view] += n_targets.clamp_max(SMALL.n_examples).sum()
+    np.testing.assert_allclose(alone.value[1].sum(dim=1), counts)
 
 
 def test_a_batch_that_weighs_nothing_has_a_gradient_of_zero() -> None:
@@ -621,7 +670,7 @@ def test_an_item_without_events_is_placed_by_its_trigrams(trained: Trained) -> N
     assert (margin[~likes_first] > 0).mean() > 0.95
 
 
-def test_two_ranks_learn_what_one_learns(trained: Trained) -> None:
+def test_two_ranks_learn_the_same_twice(trained: Trained) -> None:
     log, _, _ = two_views(shared=True)
     tokens = catalogue([f"i{n}" for n in range(60)], ["a"] * 30 + ["b"] * 30, PLANTED)
     settings = PLANTED.model_copy(update={"epochs": 2})
