@@ -139,7 +139,7 @@ def run(*, smoke: bool) -> None:
             _describe(cut, is_b, cut_ratings)
             for seed in asked.seeds:
                 for row, data, questions in _rows(
-                    spark, f"{folder}/{cut}", films, is_b, cut_ratings, asked.models
+                    spark, f"{folder}/{cut}", films, is_b, cut, cut_ratings, asked.models
                 ):
                     model, settings = SETTINGS[row]
                     settings = asked.settings(row, settings)
@@ -152,10 +152,14 @@ def _rows(
     folder: str,
     films: pd.DataFrame,
     is_b: Array,
+    cut_name: str,
     cut: Split,
     rows: tuple[str, ...],
 ) -> Iterator[tuple[str, Dataset, dict[str, Question]]]:
-    """Yield each row, what it is fitted on, and the questions to cold and to other users."""
+    """Yield each row, what it is fitted on, and the questions to cold and to other users.
+
+    Questions of another cut have another name, so rows are compared within a cut only.
+    """
     union = ml1m.log(cut.user, cut.item, cut.at)
     for row in rows:
         log = union.only(is_b[union.item_idx]) if row in ONLY_B else union
@@ -168,7 +172,7 @@ def _rows(
             data = replace(data, training={files.table: files})
         queries = everybody(spark, log, union)
         questions = {
-            name: Question(queries, cut.users[asked], cut.truth[asked])
+            f"{name} in b, {cut_name}": Question(queries, cut.users[asked], cut.truth[asked])
             for name, asked in (("cold", cut.is_cold), ("warm", ~cut.is_cold))
         }
         yield row, data, questions
