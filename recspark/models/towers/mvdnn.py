@@ -304,10 +304,10 @@ class MvdnnModel(ArraysModel):
     """A trained `Mvdnn`.
 
     `items` are those of the view that is listed; `items_out` float32 (n_items, H) has their
-    vectors, of length 1. Another view K that learnt anything has the arrays `view.K.items` int32
-    and `view.K.vectors`. `read_items` int32 (n_read,), ascending, are the items that the user tower
-    reads, `read_views` int32 their views, and `items_in` float32 (n_read, E) their vectors. The
-    other arrays are the parameters of the user tower, by name.
+    vectors, of length 1. Another view, of number K, that learnt anything has the arrays
+    `view.K.items` int32 and `view.K.vectors`. `read_items` int32 (n_read,), ascending, are the
+    items that the user tower reads, `read_views` int32 their views, and `items_in` float32
+    (n_read, E) their vectors. The other arrays are the parameters of the user tower, by name.
     """
 
     settings: MvdnnSettings
@@ -350,13 +350,15 @@ def another_view(settings: MvdnnSettings, name: str, model: FittedModel) -> Mvdn
     asked = settings.list_view or trained.view_names[0]
     if asked == trained.view_names[trained.listed]:
         return MvdnnModel(trained, model.cutoff, model.items, arrays)
-    if f"view.{asked}.items" not in arrays:
+    numbers = {name: number for number, name in enumerate(trained.view_names)}
+    of_view = f"view.{numbers.get(asked)}"
+    if f"{of_view}.items" not in arrays:
         raise ModelError(
             f"mvdnn: the needed model '{name}' learnt nothing of the view '{asked}'; it has "
             f"{[*trained.view_names]}. Is list_view spelt right, and did users act in the view after "
             "something else?"
         )
-    items, vectors = arrays[f"view.{asked}.items"], arrays[f"view.{asked}.vectors"]
+    items, vectors = arrays[f"{of_view}.items"], arrays[f"{of_view}.vectors"]
     of_users = {n: a for n, a in arrays.items() if n != "items_out" and not n.startswith("view.")}
     listing = trained.model_copy(update={"list_view": asked})
     return MvdnnModel(listing, model.cutoff, items, {**of_users, "items_out": vectors})
@@ -427,8 +429,8 @@ def scoring_arrays(
             if view == settings.listed:
                 listed, arrays["items_out"] = of_view.item_idx, vectors
             else:
-                arrays[f"view.{name}.items"] = of_view.item_idx
-                arrays[f"view.{name}.vectors"] = vectors
+                arrays[f"view.{view}.items"] = of_view.item_idx
+                arrays[f"view.{view}.vectors"] = vectors
         elif view == settings.listed:
             raise ModelError(
                 f"mvdnn: no user acted in the view '{name}' after anything else, or learn_views "

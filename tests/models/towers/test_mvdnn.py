@@ -503,7 +503,7 @@ def test_types_of_events_can_be_the_views() -> None:
     net = make_net(settings, N_ITEMS, 1)
     net.view_users.data[:] = 1
     items, arrays = scoring_arrays(settings, net, tokens, tokens)
-    assert items.tolist() == arrays["view.look.items"].tolist() == list(range(N_ITEMS))
+    assert items.tolist() == arrays["view.1.items"].tolist() == list(range(N_ITEMS))
     history = Histories(
         np.array([0, 4]), np.array([0, 1, 0, 2], np.int32), np.arange(4), np.ones(4, np.float32),
         event_type=pa.array(["purchase", "click", "click", "purchase"]),
