@@ -31,6 +31,7 @@ NAMES = (
     "quality.movielens_cold",
     "quality.retail_cold",
     "quality.movielens_towers",
+    "quality.movielens_views",
     "quality.sessions",
     "quality.wikipedia",
     "quality.cdl",

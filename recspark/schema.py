@@ -262,6 +262,15 @@ TRAINING_TIMELINES = columns(
     length=INT,
 )
 
+TRAINING_TYPED_TIMELINES = columns(
+    cutoff=TIMESTAMP,
+    user_idx=LONG,
+    items=ITEM_IDXS,  # fixed length, in time order, padded with -1
+    ages=ArrayType(INT),  # of each item's event: seconds before the cutoff; padded with 0
+    types=ArrayType(INT),  # of each item's event: the code of its type; padded with 0
+    length=INT,
+)
+
 TRAINING_IMPRESSIONS = columns(
     **{field.name: field.dataType for field in TRAINING_SEQUENCES},
     shown=ITEM_IDXS,  # fixed length, in time order, padded with -1

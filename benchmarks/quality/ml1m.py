@@ -137,8 +137,12 @@ class Table:
         data: Dataset,
         questions: dict[str, Question],
         seed: int,
+        allowed: Array | None = None,
     ) -> None:
-        """Fit `model`, score its lists on every question, print and write the row."""
+        """Fit `model`, score its lists on every question, print and write the row.
+
+        `allowed` : the items that may be listed; None = all.
+        """
         curves: list[Curve] = []
         place = f"{self.asked.work}/{self.name}/{row}-{seed}-{digest(settings)[:8]}"
         options = FitOptions(
@@ -158,7 +162,7 @@ class Table:
         for name, question in questions.items():
             key = id(question.queries)
             if key not in lists:
-                lists[key] = fitted.recommend(question.queries, self.longest).toArrow()
+                lists[key] = fitted.recommend(question.queries, self.longest, allowed).toArrow()
             figures[name] = self.scored(row, name, question, lists[key], seed)
         self.write(row, seed, {"settings": recommender.settings.model_dump(), **figures})
 

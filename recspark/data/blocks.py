@@ -51,6 +51,7 @@ class Histories:
 
     `item_idx` is int32, `event_at` int64 (microseconds since 1970 UTC) and `weight` float32, each
     (n_events,). `session_id` holds strings (n_events,); None means that each row is one session.
+    `event_type` holds strings (n_events,); None means that nobody knows them.
     """
 
     start: Array
@@ -58,6 +59,7 @@ class Histories:
     event_at: Array
     weight: Array
     session_id: pa.Array | None = None
+    event_type: pa.Array | None = None
 
     @property
     def rows(self) -> Array:
@@ -74,6 +76,7 @@ class Histories:
             self.event_at[events],
             self.weight[events],
             None if self.session_id is None else self.session_id[events],
+            None if self.event_type is None else self.event_type[events],
         )
 
     @property
@@ -147,7 +150,8 @@ def parse_histories(column: pa.ListArray) -> Histories:
     """
     start, events = _flattened(column)
     event_at = events.field("event_at")
-    has_field = {name: events.type.get_field_index(name) >= 0 for name in ("weight", "session_id")}
+    names = ("weight", "session_id", "event_type")
+    has_field = {name: events.type.get_field_index(name) >= 0 for name in names}
     if pa.types.is_timestamp(event_at.type):
         event_at = event_at.cast(pa.timestamp("us", event_at.type.tz)).cast(pa.int64())
     return Histories(
@@ -158,6 +162,7 @@ def parse_histories(column: pa.ListArray) -> Histories:
         if has_field["weight"]
         else np.ones(len(events), np.float32),
         session_id=events.field("session_id") if has_field["session_id"] else None,
+        event_type=events.field("event_type") if has_field["event_type"] else None,
     )
 
 
@@ -232,13 +237,14 @@ def local_index(items: Array, item_idx: Array) -> Array:
 def where(history: Histories, is_kept: Array) -> Histories:
     """Return `history` with only the events for which `is_kept`, bool (n_events,), is True."""
     n_kept_before = np.concatenate([[0], np.cumsum(is_kept)])  # (n_events + 1,)
-    session_id = history.session_id
+    session_id, event_type = history.session_id, history.event_type
     return Histories(
         start=n_kept_before[history.start],
         item_idx=history.item_idx[is_kept],
         event_at=history.event_at[is_kept],
         weight=history.weight[is_kept],
         session_id=None if session_id is None else session_id.filter(pa.array(is_kept)),
+        event_type=None if event_type is None else event_type.filter(pa.array(is_kept)),
     )
 
 

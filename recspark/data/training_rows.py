@@ -5,6 +5,7 @@ The ranks of a training share the files among them.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
@@ -239,33 +240,43 @@ def training_events(
 
 
 def training_timelines(
-    histories: DataFrame, cutoff: datetime, features: Features, n_files: int
+    histories: DataFrame,
+    cutoff: datetime,
+    features: Features,
+    n_files: int,
+    *,
+    typed: bool = False,
 ) -> DataFrame:
     """Return a row per user: the user's newest `features.max_training_items` events and their ages.
 
     The arguments are those of `training_bags`. The result has `schema.TRAINING_TIMELINES`: `items`
     in time order, repeats kept, padded with -1; `ages` beside them, see `seconds_before`, padded
     with 0; `length` = number of items before the padding, at least 2. Users with one event are left
-    out: nothing comes after it. Lazy. Cost: one shuffle, which spreads users by their hash.
+    out: nothing comes after it. If `typed`, the result has `schema.TRAINING_TYPED_TIMELINES`, with
+    the event types beside the items too, see `type_codes`. Lazy. Cost: one shuffle, which spreads
+    users by their hash.
     """
     as_of, length = micros(cutoff), features.max_training_items
+    row_schema = schema.TRAINING_TYPED_TIMELINES if typed else schema.TRAINING_TIMELINES
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             history = earlier(parse_histories(batch.column("history")), as_of)
             row, items, ages, lengths = timelines(history, as_of, length)
+            types = [fixed_lists(newest_types(history, row, lengths, length))] if typed else []
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(np.full(len(row), as_of), pa.timestamp("us", "UTC")),
                     batch.column("user_idx").take(pa.array(row)),
                     fixed_lists(items),
                     fixed_lists(ages),
+                    *types,
                     pa.array(lengths, pa.int32()),
                 ],
-                names=schema.TRAINING_TIMELINES.names,
+                names=row_schema.names,
             )
 
-    packed = histories.select("user_idx", "history").mapInArrow(pack, schema.TRAINING_TIMELINES)
+    packed = histories.select("user_idx", "history").mapInArrow(pack, row_schema)
     return spread(packed, F.xxhash64("user_idx"), n_files)
 
 
@@ -283,6 +294,38 @@ def timelines(history: Histories, as_of: int, length: int) -> tuple[Array, Array
     ages = np.zeros(items.shape, np.int32)
     ages[is_item] = seconds_before(history.event_at[event[is_item]], as_of)
     return row, items, ages, lengths
+
+
+def newest_types(history: Histories, row: Array, lengths: Array, length: int) -> Array:
+    """Return the codes of the types of the events in the rows of `timelines`, int32 (n, length).
+
+    `row` and `lengths` are those that `timelines` returned. Padded with 0; see `type_codes`.
+    """
+    is_event = np.arange(length) < lengths[:, None]  # (n, length)
+    event = history.start[1:][row, None] - lengths[:, None] + np.arange(length)  # (n, length)
+    types = np.zeros(is_event.shape, np.int32)
+    types[is_event] = type_codes(history.event_type)[event[is_event]]
+    return types
+
+
+def type_codes(event_types: pa.Array) -> Array:
+    """Return a number for each event type, int32 (n_events,): a hash of its name. Null has 0.
+
+    A hash needs no vocabulary, so rows of all nights, and queries, have the same codes.
+
+    >>> codes = type_codes(pa.array(["click", None, "click", "purchase"]))
+    >>> codes[0] == codes[2] == type_code("click"), codes[1] == 0, codes[0] == codes[3]
+    (True, True, False)
+    """
+    coded = event_types.dictionary_encode()
+    names = coded.dictionary.to_pylist()
+    of_name = np.array([*map(type_code, names), 0], np.int32)
+    return of_name[coded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
+
+
+def type_code(event_type: str) -> int:
+    """Return the code of an event type, 0 <= code < 2^31; see `type_codes`."""
+    return zlib.crc32(event_type.encode()) >> 1
 
 
 def seconds_before(event_at: Array, as_of: int) -> Array:
@@ -356,6 +399,7 @@ TRAINING_TABLES: dict[str, Callable[[DataFrame, datetime, Features, int], DataFr
     "training_sessions": partial(training_sequences, unit="session"),
     "training_histories": partial(training_sequences, unit="history"),
     "training_timelines": training_timelines,
+    "training_typed_timelines": partial(training_timelines, typed=True),
 }
 
 

@@ -113,6 +113,7 @@ def _line(
 _BAGS = ("training_bags",)
 _BOTH_BAGS = ("training_bags", "training_item_bags")
 _TIMELINES = ("training_timelines",)
+_TYPED_TIMELINES = ("training_typed_timelines",)
 _SEQUENCES = (
     "training_sessions",
     "training_histories",
@@ -262,6 +263,11 @@ MODELS: dict[str, ModelSpec] = {
         _line(
             "towers", "tdssm", "Tdssm", "personal", "neural", training=_TIMELINES,
             source="Song, Elkahky & He 2016",
+        ),
+        _line(
+            "towers", "mvdnn", "Mvdnn", "personal", "neural", "cold_items",
+            training=_TIMELINES + _TYPED_TIMELINES,
+            source="Elkahky, Song & He 2015",
         ),
         _line(
             "content", "tfidf", "Tfidf", kind="encoder",

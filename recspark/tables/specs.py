@@ -170,6 +170,13 @@ SPECS: dict[str, TableSpec] = {
             row_bytes=1000,
         ),
         TableSpec(
+            "training_typed_timelines",
+            schema.TRAINING_TYPED_TIMELINES,
+            key=("cutoff", "user_idx"),
+            partition=("cutoff",),
+            row_bytes=1200,
+        ),
+        TableSpec(
             "training_session_impressions",
             schema.TRAINING_IMPRESSIONS,
             key=("cutoff", "user_idx", "position"),

@@ -35,7 +35,14 @@ from recspark.data.dataset import Dataset, TrainingSet
 from recspark.data.interactions import before, queries
 from recspark.data.training_impressions import TABLES as IMPRESSION_TABLES
 from recspark.data.training_impressions import sequences_shown
-from recspark.data.training_rows import Unit, bags, sequences, timelines, training_item_bags
+from recspark.data.training_rows import (
+    Unit,
+    bags,
+    newest_types,
+    sequences,
+    timelines,
+    training_item_bags,
+)
 from recspark.models.base import RetrieverModel
 from recspark.models.scoring import topk
 
@@ -264,9 +271,12 @@ def write_training(
     if table == "training_bags":
         items, weights, lengths = bags(history, micros(CUTOFF), None, length)
         columns = {"weights": pa.array(list(weights), pa.list_(pa.float32()))}
-    elif table == "training_timelines":
+    elif table in ("training_timelines", "training_typed_timelines"):
         row, items, ages, lengths = timelines(history, micros(CUTOFF), length)
         users, columns = users[row], {"ages": pa.array(list(ages), pa.list_(pa.int32()))}
+        if table == "training_typed_timelines":
+            types = newest_types(history, row, lengths, length)
+            columns["types"] = pa.array(list(types), pa.list_(pa.int32()))
     elif table in IMPRESSION_TABLES:
         row, position, items, lengths, *shown = sequences_shown(
             history, shown_with(history), IMPRESSION_TABLES[table], length, 512, 2 * length

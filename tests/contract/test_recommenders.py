@@ -116,6 +116,15 @@ SHORT: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "n_samples": None,
     },
+    "mvdnn": {
+        "embedding_size": 16,
+        "hidden_sizes": [32, 16],
+        "n_buckets": 2048,
+        "epochs": 25,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "n_samples": None,
+    },
     "youtube_dnn": {
         "embedding_size": 16,
         "hidden_sizes": [32, 16],

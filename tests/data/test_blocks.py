@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recspark.data.blocks import MICROS_PER_DAY, parse_histories, weigh
+from recspark.data.blocks import MICROS_PER_DAY, parse_histories, weigh, where
 
 EVENT = pa.struct(
     [("item_idx", pa.int32()), ("event_at", pa.timestamp("us", "UTC")), ("weight", pa.float32())]
@@ -71,3 +71,22 @@ def test_a_row_alone_weighs_the_same(users: list[Any]) -> None:
         alone = weigh(sliced, 50 * MICROS_PER_DAY, half_life_days=7.0, combine="sum")
         span = slice(together[0].start[row], together[0].start[row + 1])
         assert np.array_equal(alone[1], together[1][span])
+
+
+def test_types_of_events_stay_beside_their_events() -> None:
+    assert parse_histories(column([[(1, 2, 1.0)]])).event_type is None
+    event = pa.struct([*EVENT, ("event_type", pa.string())])
+    users = [["look", "buy", "look"], [], [None, "buy"]]
+    rows_of_users = [
+        [
+            {"item_idx": n, "event_at": n, "weight": 1.0, "event_type": t}
+            for n, t in enumerate(types)
+        ]
+        for types in users
+    ]
+    history = parse_histories(pa.array(rows_of_users, pa.list_(event)))
+    assert history.event_type.to_pylist() == ["look", "buy", "look", None, "buy"]
+    assert history.part(slice(1, 3)).event_type.to_pylist() == [None, "buy"]
+    later = where(history, history.item_idx > 0)
+    assert later.event_type.to_pylist() == ["buy", "look", "buy"]
+    assert later.start.tolist() == [0, 2, 2, 3]

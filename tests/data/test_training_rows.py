@@ -258,3 +258,28 @@ def test_timelines_have_the_ages_of_the_newest_events(spark: SparkSession) -> No
         3: ([6, 5, 8], [2 * day, 3 * day // 2, day // 4], 3),
         7: ([8, 8, -1], [3 * day, 2 * day, 0], 2),
     }
+
+
+def test_typed_timelines_have_the_types_beside_the_items(spark: SparkSession) -> None:
+    """Of the newest events only, in their order; an event without a type has the code 0."""
+    features = Features(max_training_items=3)  # type: ignore[call-arg]
+    types = ("look", "buy", None, "look")
+
+    def typed(item: int, days_before: float, event_type: str | None) -> tuple[Any, ...]:
+        fields = event(item, days_before)
+        return (*fields[:2], event_type, *fields[3:])
+
+    events = [typed(5 + n, 6 - n, event_type) for n, event_type in enumerate(types)]
+    few = [typed(n, 9 - n, "buy") for n in (1, 2)]
+    users = spark.createDataFrame(
+        [(1, events), (2, few), (3, few[:1])],
+        f"user_idx bigint, history {schema.HISTORY.simpleString()}",
+    )
+    table = training_rows.TRAINING_TABLES["training_typed_timelines"]
+    frame = table(users, CUTOFF, features, 2)
+    assert frame.schema.simpleString() == schema.TRAINING_TYPED_TIMELINES.simpleString()
+    plain = training_rows.training_timelines(users, CUTOFF, features, 2)
+    assert sorted(frame.drop("types").collect()) == sorted(plain.collect())
+    look, buy = training_rows.type_code("look"), training_rows.type_code("buy")
+    found = {row["user_idx"]: (row["items"], row["types"]) for row in frame.collect()}
+    assert found == {1: ([6, 7, 8], [buy, 0, look]), 2: ([1, 2, -1], [buy, buy, 0])}

@@ -29,12 +29,14 @@ class Timelines:
     """The known items of a batch of B rows, oldest first, and the age of each.
 
     `items` int64 (B, L): local, padded at the end with -1. `ages` int64 (B, L): seconds before the
-    cutoff, 0 in the padding. `lengths` int64 (B,): items of each row before the padding.
+    cutoff, 0 in the padding. `lengths` int64 (B,): items of each row before the padding. `types`
+    int64 (B, L): codes of event types, 0 in the padding; None where the batch has none.
     """
 
     items: torch.Tensor
     ages: torch.Tensor
     lengths: torch.Tensor
+    types: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,17 @@ def timelines_of(batch: Batch, vocabulary: torch.Tensor) -> Timelines:
     order = torch.argsort((~is_known).int(), dim=1, stable=True)  # (B, L): known items first
     lengths = is_known.sum(dim=1)  # (B,)
     width = max(2, int(lengths.max()))
-    items = torch.where(is_known, local, -1).gather(1, order)[:, :width]
-    ages = torch.where(is_known, batch.tensors["ages"].long(), 0).gather(1, order)[:, :width]
-    return Timelines(items, ages, lengths)
+
+    def known_first(values: torch.Tensor, padding: int) -> torch.Tensor:
+        return torch.where(is_known, values.long(), padding).gather(1, order)[:, :width]
+
+    types = batch.tensors.get("types")
+    return Timelines(
+        known_first(local, -1),
+        known_first(batch.tensors["ages"], 0),
+        lengths,
+        None if types is None else known_first(types, 0),
+    )
 
 
 def drawn_examples(
@@ -179,11 +189,16 @@ def newest_events(
     what a training row with the same events has. `items` item_idx int32 (n_items,), ascending: the
     vocabulary. `as_of` is in microseconds since 1970 UTC.
     """
-    known = where(history, local_index(items, history.item_idx) >= 0)
-    n_after = known.start[1:][known.rows] - np.arange(len(known.item_idx))  # 1 = newest of its row
-    newest = where(known, n_after <= length)
+    newest = newest_known(history, items, length)
     ages = seconds_before(newest.event_at, as_of).astype(np.int64)
     return Ragged(newest.start, local_index(items, newest.item_idx)), ages
+
+
+def newest_known(history: Histories, items: Array, length: int) -> Histories:
+    """Return the newest `length` events of each row on `items`, item_idx int32 ascending."""
+    known = where(history, local_index(items, history.item_idx) >= 0)
+    n_after = known.start[1:][known.rows] - np.arange(len(known.item_idx))  # 1 = newest of its row
+    return where(known, n_after <= length)
 
 
 def vectors_in_blocks(
