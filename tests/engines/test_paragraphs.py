@@ -12,10 +12,16 @@ from pyspark.sql import SparkSession
 from recspark import storage
 from recspark.data.blocks import Array
 from recspark.engines import paragraphs as engine
-from recspark.engines.paragraphs import DOCUMENTS_ARROW, Moment, Paragraphs, Plan, WordMatrices
+from recspark.engines.paragraphs import (
+    DOCUMENTS_ARROW,
+    Moment,
+    Paragraphs,
+    Plan,
+    WordMatrices,
+    infer,
+)
 from recspark.engines.word2vec_cells import deal
 from recspark.errors import DivergedError, EmptyDataError
-from recspark.models.content.paragraph_vectors import infer
 
 N_TOPICS, N_DOCUMENTS, N_WORDS, LENGTH = 10, 200, 150, 40
 SETTINGS = Paragraphs(size=50, subsample=None, epochs=10, learning_rate=0.05, n_blocks=1, seed=3)
