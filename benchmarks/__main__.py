@@ -30,6 +30,7 @@ NAMES = (
     "quality.movielens_next",
     "quality.movielens_cold",
     "quality.retail_cold",
+    "quality.retail_vectors",
     "quality.movielens_towers",
     "quality.sessions",
     "quality.wikipedia",
