@@ -16,6 +16,7 @@ NAMES = (
     "als",
     "topn",
     "item2vec",
+    "words",
     "training",
     "retail",
     "nights",

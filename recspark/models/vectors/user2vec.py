@@ -152,6 +152,7 @@ class User2VecModel(ArraysModel):
     """
 
     settings: User2VecSettings
+    vectors_array = "outputs"
 
     def scorer(self) -> User2VecScorer:
         """See `RetrieverModel`."""
