@@ -178,6 +178,7 @@ SIGNED = {
     "models.item2vec.ns_exponent",
     "models.prod2vec.ns_exponent",
     "models.meta_prod2vec.ns_exponent",
+    "models.user2vec.ns_exponent",
     "models.word_vectors.ns_exponent",
     "models.paragraph_vectors.ns_exponent",
 }

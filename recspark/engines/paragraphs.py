@@ -226,6 +226,23 @@ def learn(
     return WordMatrices(_inputs_of(plan, moment.inputs[0]), outputs)
 
 
+def infer(
+    words: WordMatrices, uses: Array, settings: Paragraphs, start: Array, numbers: Array
+) -> Array:
+    """Return the vectors of texts of known words, float32 (n, size); see `kernels.infer`.
+
+    Text t has the words `numbers[start[t]:start[t + 1]]`, int32. `uses` int64 (n_words,): those of the
+    words in training. No number of `words` changes.
+    """
+    thresholds, aliases = alias_table(uses.astype(np.float64) ** settings.ns_exponent)
+    inputs = words.inputs if len(words.inputs) else np.zeros((0, settings.size), np.float32)
+    return kernels.infer(
+        METHODS[settings.method], settings.window, start, numbers, inputs, words.outputs,
+        keep_chances(uses, settings.subsample), thresholds, aliases, settings.n_negatives,
+        settings.epochs, settings.learning_rate, settings.min_learning_rate, settings.seed,
+    )  # fmt: skip
+
+
 def step(plan: Plan, moment: Moment, block: int, attempt: int) -> StepResult:
     """Learn from the documents of `block` at the places of one block of words."""
     settings = plan.settings

@@ -195,6 +195,10 @@ MODELS: dict[str, ModelSpec] = {
             source="Vasile, Smirnova & Conneau 2016",
         ),
         _line(
+            "vectors", "user2vec", "User2Vec", "personal",
+            source="Grbovic et al. 2015, user2vec; Le & Mikolov 2014",
+        ),
+        _line(
             "factors", "mf", "Mf", "personal", "neural", training=_BAGS,
             source="Koren, Bell & Volinsky 2009; BPR: Rendle et al. 2009",
         ),

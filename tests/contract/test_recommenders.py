@@ -44,6 +44,8 @@ SHORT: dict[str, dict[str, Any]] = {
     },
     "prod2vec": _PROD2VEC,
     "meta_prod2vec": _PROD2VEC,
+    # In a wider window, the items around tell a planted group as well as the user does.
+    "user2vec": {"window": 1, "embedding_size": 16, "learning_rate": 0.05, "n_blocks": 1},
     "item_knn": {"shrink": 1.0, "half_life_days": None},
     "rp3beta": {"half_life_days": None},
     "transitions": {"last_n": 30, "window": 5},  # the planted data have no order in time

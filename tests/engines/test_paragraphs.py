@@ -8,14 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
+from scipy import optimize
 
 from recspark import storage
 from recspark.data.blocks import Array
 from recspark.engines import paragraphs as engine
-from recspark.engines.paragraphs import DOCUMENTS_ARROW, Moment, Paragraphs, Plan, WordMatrices
+from recspark.engines.paragraphs import (
+    DOCUMENTS_ARROW,
+    Moment,
+    Paragraphs,
+    Plan,
+    WordMatrices,
+    infer,
+)
 from recspark.engines.word2vec_cells import deal
 from recspark.errors import DivergedError, EmptyDataError
-from recspark.models.content.paragraph_vectors import infer
 
 N_TOPICS, N_DOCUMENTS, N_WORDS, LENGTH = 10, 200, 150, 40
 SETTINGS = Paragraphs(size=50, subsample=None, epochs=10, learning_rate=0.05, n_blocks=1, seed=3)
@@ -124,6 +131,43 @@ def test_only_concatenation_knows_the_order_of_words(tmp_path: Path, method: str
     new_vectors = inferred(trained, words, new_words[new], settings)
     share = accuracy(new_vectors, new_kind[new], vectors, kind[known])
     assert share >= 0.9 if method == "dm_concat" else 0.35 < share < 0.65
+
+
+@pytest.mark.parametrize("method", ["dbow", "dm_mean"])
+def test_an_inferred_vector_is_where_the_expected_steps_cancel(method: str) -> None:
+    """Steps of all places of the document, over all draws of negatives; solved by scipy."""
+    rng = np.random.default_rng(5)
+    n, size = 12, 3
+    inputs, outputs = rng.normal(size=(n + 1, size)), rng.normal(size=(n, size))
+    uses, words = rng.integers(1, 20, n), np.array([0, 3, 3, 5, 7, 1], np.int32)
+    settings = Paragraphs(
+        size=size, method=method, window=1, subsample=None, epochs=8000, learning_rate=0.05
+    )  # type: ignore[arg-type]
+    trained = WordMatrices(
+        (inputs if method == "dm_mean" else inputs[:0]).astype(np.float32),
+        outputs.astype(np.float32),
+    )
+    noise = uses**settings.ns_exponent / (uses**settings.ns_exponent).sum()
+
+    def expected_step(vector: Array) -> Array:
+        total = np.zeros(size)
+        for place, word in enumerate(words):
+            around = [words[p] for p in (place - 1, place + 1) if 0 <= p < len(words)]
+            around = around if method == "dm_mean" else []
+            hidden = (vector + inputs[around].sum(axis=0)) / (1 + len(around))
+            sigmoid = 1 / (1 + np.exp(-outputs @ hidden))
+            chance = np.where(
+                np.arange(n) == word, 0, noise
+            )  # a draw of the word itself is skipped
+            total += (1 - sigmoid[word]) * outputs[word]
+            total -= settings.n_negatives * (chance * sigmoid) @ outputs
+        return total
+
+    solved = optimize.root(expected_step, np.zeros(size))
+    assert solved.success
+    assert np.abs(solved.x).max() > 0.3
+    got = infer(trained, uses, settings, np.array([0, len(words)]), words)[0]
+    np.testing.assert_allclose(got, solved.x, atol=0.1)
 
 
 @pytest.mark.parametrize("method", ["dbow", "dm_mean", "dm_concat"])

@@ -11,10 +11,7 @@ from pydantic import Field
 
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
-from recspark.engines import paragraph_kernels as kernels
-from recspark.engines.paragraphs import METHODS, Paragraphs, WordMatrices, train_paragraphs
-from recspark.engines.word2vec import keep_chances
-from recspark.engines.word2vec_kernels import alias_table
+from recspark.engines.paragraphs import Paragraphs, WordMatrices, infer, train_paragraphs
 from recspark.models.base import NOTHING, Algorithm, EncoderModel, FitOptions, Needed, Settings
 from recspark.models.content.texts import (
     Dictionary,
@@ -118,19 +115,6 @@ class ParagraphVectorsCoder:
         vectors = infer(self.words, self.dictionary.uses, self.settings, start, numbers)
         vectors[np.diff(start) == 0] = np.nan
         return vectors
-
-
-def infer(
-    words: WordMatrices, uses: Array, settings: Paragraphs, start: Array, numbers: Array
-) -> Array:
-    """Return the vectors of texts of known words, float32 (n, size); see `kernels.infer`."""
-    thresholds, aliases = alias_table(uses.astype(np.float64) ** settings.ns_exponent)
-    inputs = words.inputs if len(words.inputs) else np.zeros((0, settings.size), np.float32)
-    return kernels.infer(
-        METHODS[settings.method], settings.window, start, numbers, inputs, words.outputs,
-        keep_chances(uses, settings.subsample), thresholds, aliases, settings.n_negatives,
-        settings.epochs, settings.learning_rate, settings.min_learning_rate, settings.seed,
-    )  # fmt: skip
 
 
 class ParagraphVectors(Algorithm[ParagraphVectorsSettings]):

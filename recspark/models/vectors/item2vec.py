@@ -32,7 +32,7 @@ from recspark.models.weights import HistoryWeights
 
 
 class Item2VecSettings(Word2VecSettings):
-    """Settings of `Item2Vec`. For "tuned" see `Word2VecSettings`."""
+    """Settings of `Item2Vec`. For "tuned" see `SamplingSettings`."""
 
     sentence: Literal["order", "session", "history"] = Field(
         "order",

@@ -12,7 +12,7 @@ from recspark.engines.word2vec import keep_chances
 from recspark.models.scoring import topk
 from recspark.models.scoring.candidates import dot_pairs
 from recspark.models.scoring.contributions import Contributions, entries_of_pairs
-from recspark.models.vectors.word2vec_settings import Word2VecSettings
+from recspark.models.vectors.word2vec_settings import SamplingSettings
 from recspark.models.weights import HistoryWeights
 
 
@@ -69,7 +69,7 @@ class MeanVectorScorer:
         return Contributions(start_of_pairs, own_items[entries], values, rest)
 
 
-def priors(counts: Array, settings: Word2VecSettings) -> Array:
+def priors(counts: Array, settings: SamplingSettings) -> Array:
     """Return the number to add to each item's dot product, float32 (n,).
 
     Training fits in . out = log P(item | recent item) - log noise(item), up to a constant, where P
@@ -78,7 +78,7 @@ def priors(counts: Array, settings: Word2VecSettings) -> Array:
     share of the item's uses that subsampling keeps is subtracted. Items without uses get -inf.
     `counts` int64 (n,): the uses of each item.
 
-    >>> settings = Word2VecSettings(ns_exponent=0.5, subsample=None)
+    >>> settings = SamplingSettings(ns_exponent=0.5, subsample=None)
     >>> priors(np.array([1, 4]), settings).round(3)
     array([-1.099, -0.405], dtype=float32)
     """

@@ -1,4 +1,4 @@
-"""Settings that all models of the engine `engines.word2vec` share."""
+"""Settings that models share which learn vectors by negative sampling."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from recspark.models.base import Settings
 from recspark.models.setting_types import VectorSize
 
 
-class Word2VecSettings(Settings):
-    """Settings of the engine.
+class SamplingSettings(Settings):
+    """Settings of learning by negative sampling.
 
     "Tuned" gives the best values that Caselles-Dupré et al. 2018 found for next-event prediction on
     four data sets: music (two sets), e-commerce and click streams. Their repository
@@ -58,6 +58,11 @@ class Word2VecSettings(Settings):
     min_learning_rate: float = Field(
         0.0001, ge=0, description="learning rate after the last example. Source: word2vec"
     )
+
+
+class Word2VecSettings(SamplingSettings):
+    """Settings of the engine `engines.word2vec`. For "tuned" see `SamplingSettings`."""
+
     min_count: int = Field(
         1, ge=1, description="an item with fewer uses gets no vector and is not recommended"
     )
