@@ -31,9 +31,11 @@ NEIGHBOUR_MODELS = (
 ENCODER_MODELS = (
     "audio",
     "colours",
+    "file_vectors",
     "image",
     "image_features",
     "paragraph_vectors",
+    "sentences",
     "tfidf",
     "word_vectors",
 )

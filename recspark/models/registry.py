@@ -275,6 +275,14 @@ MODELS: dict[str, ModelSpec] = {
             "content", "paragraph_vectors", "ParagraphVectors", kind="encoder",
             source="Le & Mikolov 2014",
         ),
+        _line(
+            "content", "file_vectors", "FileVectors", kind="encoder",
+            source="Mikolov et al. 2013 (formats); De Boom et al. 2016; Arora, Liang & Ma 2017",
+        ),
+        _line(
+            "content", "sentences", "Sentences", kind="encoder", learns=False,
+            source="Reimers & Gurevych 2019",
+        ),
     ]
 }  # fmt: skip
 
