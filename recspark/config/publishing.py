@@ -25,6 +25,7 @@ NEIGHBOUR_MODELS = (
     "meta_prod2vec",
     "rp3beta",
     "content_knn",
+    "content2vec",
 )
 # Algorithms that give vectors and no lists: those of the kind `encoder` in the registry. A test
 # compares the two.

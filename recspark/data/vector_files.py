@@ -148,7 +148,9 @@ def _header(stream: IO[bytes], uri: str) -> tuple[int, int, int]:
         )
     n, size = (int(field) for field in fields)
     if n < 1 or size < 1:
-        raise ModelError(f"{uri}: line 1 says {n} vectors of {size} numbers; there is nothing to read")
+        raise ModelError(
+            f"{uri}: line 1 says {n} vectors of {size} numbers; there is nothing to read"
+        )
     return n, size, len(line)
 
 
@@ -343,7 +345,9 @@ def _distinct(tokens: Sequence[bytes], uri: str, kind: Format) -> pa.StringArray
 
     for row, token in _not_strings(tokens):
         what = "has no token" if not token else "has a token that is not UTF-8"
-        raise ModelError(f"{uri}: {line(row)} {what}; write the file anew in UTF-8, without that row")
+        raise ModelError(
+            f"{uri}: {line(row)} {what}; write the file anew in UTF-8, without that row"
+        )
     strings = pa.array([token.decode() for token in tokens], pa.string())
     if len(pc.unique(strings)) < len(strings):
         first_of: dict[bytes, int] = {}
@@ -369,9 +373,9 @@ def _not_strings(tokens: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def folder_sha256(folder: str) -> str:
-    """Return one SHA-256 for all files below a folder: of a line `checksum  name` for each, sorted.
+    r"""Return one SHA-256 for all files below a folder: of a line `checksum  name` for each, sorted.
 
-    It is that of `cd FOLDER && find . -type f | LC_ALL=C sort | cut -c3- | xargs -d '\\n' sha256sum |
+    It is that of `cd FOLDER && find . -type f | LC_ALL=C sort | cut -c3- | xargs -d '\n' sha256sum |
     sha256sum`.
     """
     root = storage.absolute(folder).rstrip("/")

@@ -234,6 +234,10 @@ MODELS: dict[str, ModelSpec] = {
             "encoders", "cold_items", source="Pazzani & Billsus 2007",
         ),
         _line(
+            "content", "content2vec", "Content2Vec", "personal", "neural", "neighbours", "decay",
+            "reasons", "encoders", "cold_items", source="Nedelec, Smirnova & Vasile 2017",
+        ),
+        _line(
             "content", "content_factors", "ContentFactors", "personal", "encoders", "factors",
             "cold_items",
             source="Gantner et al. 2010; van den Oord et al. 2013",

@@ -43,8 +43,9 @@ class FileVectorsSettings(DictionarySettings):
     """Settings of `FileVectors`."""
 
     file: str = Field(
-        "", description="URI of the file of vectors. With weighting: plain or rank, and with tokens: "
-        "items, executors read it too"
+        "",
+        description="URI of the file of vectors. With weighting: plain or rank, and with tokens: "
+        "items, executors read it too",
     )
     sha256: str = Field(
         "", pattern="^([0-9a-f]{64})?$", description="SHA-256 of the file, as it lies there"
@@ -55,11 +56,10 @@ class FileVectorsSettings(DictionarySettings):
         "of numpy with a row per vector, and `index`",
     )
     index: str = Field(
-        "", description="with format: npy, URI of the text file with the token of each row, a line each"
+        "",
+        description="with format: npy, URI of the text file with the token of each row, a line each",
     )
-    index_sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 of the index"
-    )
+    index_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="SHA-256 of the index")
     tokens: Literal["words", "items"] = Field(
         "words",
         description="what a token of the file is. words = a word, in lower case as our tokeniser gives "
@@ -203,9 +203,7 @@ class DictionaryCoder:
         number = pc.index_in(tokens.words, value_set=self.words).fill_null(-1).to_numpy()
         is_known = number >= 0
         start = np.concatenate([[0], np.cumsum(is_known)])[tokens.start]
-        means = weighted_means(
-            start, number[is_known].astype(np.int32), self.weights, self.vectors
-        )
+        means = weighted_means(start, number[is_known].astype(np.int32), self.weights, self.vectors)
         n_words = np.diff(tokens.start).tolist()
         has_vector = np.isfinite(means).all(axis=1).tolist()
         return means, [

@@ -116,14 +116,16 @@ def encoder_of(folder: str, sha256: str) -> Any:
             "and the executors run, or take word_vectors, paragraph_vectors or file_vectors"
         ) from None
     path = storage.absolute(folder)
-    if not storage.is_local(path) or not storage.folders(path) and not storage.list_files(path):
+    if not storage.is_local(path) or (not storage.folders(path) and not storage.list_files(path)):
         raise ModelError(
             f"sentences: {folder} is no local folder with files; copy the encoder there, on every "
             "machine that runs the driver or an executor"
         )
     actual = folder_sha256(path)
     if actual != sha256:
-        raise ModelError(f"sentences: {folder} has SHA-256 {actual}, the settings say {sha256 or 'none'}")
+        raise ModelError(
+            f"sentences: {folder} has SHA-256 {actual}, the settings say {sha256 or 'none'}"
+        )
     torch.set_num_threads(1)
     try:
         return package.SentenceTransformer(path, device="cpu", local_files_only=True)

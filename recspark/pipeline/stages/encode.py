@@ -62,7 +62,9 @@ def encode(context: RunContext, model: str) -> StageResult:
             items_to_encode = items_to_encode.persist(StorageLevel.MEMORY_AND_DISK)
             keys_by_cutoff.append(items_at_cutoff.select(*_KEY))
             new_items_by_cutoff.append(items_to_encode)
-            encoded_items = encoder.encode_or_explain(items_to_encode.select(*encoder.content_schema.names))
+            encoded_items = encoder.encode_or_explain(
+                items_to_encode.select(*encoder.content_schema.names)
+            )
             new_vectors_by_cutoff.append(
                 items_to_encode.select(*_KEY).join(encoded_items, on="item_idx", how="left")
             )

@@ -67,9 +67,7 @@ def test_items_by_their_ids(tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "v", {"A-1": [1, 2], "b": [3, 4]}, tokens="items")
     ids = pa.array(["b", "a-1", None, "A-1", "c"])
     items = batch(ITEMS)
-    items = pa.RecordBatch.from_arrays(
-        [*items.columns, ids], names=schema.CONTENT_AND_ID.names
-    )
+    items = pa.RecordBatch.from_arrays([*items.columns, ids], names=schema.CONTENT_AND_ID.names)
     vectors, problems = encoded(settings, items)
     np.testing.assert_array_equal(vectors[[0, 3]], [[3, 4], [1, 2]])
     assert np.isnan(vectors[[1, 2, 4]]).all()
@@ -125,9 +123,11 @@ def test_settings_that_do_not_fit_together() -> None:
         FileVectors.from_dict({"format": "npy"})
     with pytest.raises(ConfigError, match="index is for format: npy; format = text"):
         FileVectors.from_dict({"index": "x"})
+    without = FileVectors.from_dict(
+        {"format": "npy", "index": "i", "file": "f", "sha256": "0" * 64}
+    )
     with pytest.raises(ConfigError, match="index_sha256"):
-        settings = {"format": "npy", "index": "i", "file": "f", "sha256": "0" * 64}
-        FileVectors.from_dict(settings).check_needs({})
+        without.check_needs({})
     with pytest.raises(ConfigError, match="sentences needs the settings folder"):
         Sentences.from_dict({}).check_needs({})
 
@@ -165,18 +165,28 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_plumbing_of_sentences_with_a_stub(encoder: dict[str, Any]) -> None:
     model = SentencesModel(Sentences.from_dict(encoder).settings, synth.CUTOFF)
     vectors, problems = model.coder().encode_or_explain(batch(ITEMS))
-    lengths = [len("Red mug\n"), len("blue MUG\na mug"), np.nan, len("mug\nunknown"), len("\nred 茶")]
+    lengths = [
+        len("Red mug\n"),
+        len("blue MUG\na mug"),
+        np.nan,
+        len("mug\nunknown"),
+        len("\nred 茶"),
+    ]
     np.testing.assert_array_equal(vectors[:, 0], lengths)
     assert problems == [None, None, "no words", None, None]
 
 
 def test_folders_that_cannot_be_used_are_named(encoder: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"SHA-256 {encoder['sha256']}, the settings say {'0' * 64}"):
+    with pytest.raises(
+        ModelError, match=f"SHA-256 {encoder['sha256']}, the settings say {'0' * 64}"
+    ):
         sentences.encoder_of(encoder["folder"], "0" * 64)
     with pytest.raises(ModelError, match="none is no local folder with files"):
         sentences.encoder_of(str(tmp_path / "none"), encoder["sha256"])
     (tmp_path / "config.json").rename(tmp_path / "other.json")
-    with pytest.raises(ModelError, match="no encoder that sentence-transformers reads: no config.json$"):
+    with pytest.raises(
+        ModelError, match="no encoder that sentence-transformers reads: no config.json$"
+    ):
         sentences.encoder_of(encoder["folder"], folder_sha256(encoder["folder"]))
 
 
