@@ -29,6 +29,7 @@ NAMES = (
     "quality.movielens_time",
     "quality.movielens_next",
     "quality.movielens_cold",
+    "quality.movielens_pairs",
     "quality.retail_cold",
     "quality.movielens_towers",
     "quality.sessions",

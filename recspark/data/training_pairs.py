@@ -296,25 +296,34 @@ def drawn_pairs(
     a, b : local items of each pair, int (p,)
     key : a random int64 of each pair, which decides its draws
     by_popularity : the local items in order, int (n_items,)
+    """
+    random = _mixed(np.repeat(key.astype(np.uint64), n_negatives), n_negatives)
+    stays, goes = np.repeat(a, n_negatives), np.repeat(b, n_negatives)
+    is_swapped = (random & np.uint64(1)).astype(bool)
+    stays, goes = np.where(is_swapped, goes, stays), np.where(is_swapped, stays, goes)
+    other = as_popular(goes, random >> np.uint64(1), by_popularity, n_matched)
+    is_pair = other != stays
+    stays, other = stays[is_pair], other[is_pair]
+    return np.minimum(stays, other), np.maximum(stays, other)
 
-    Example: the order [4, 1, 0, 3, 2] and n_matched = 2 give item 1 the places 4 and 0, and item 4,
-    at the end, the places 1 and 0.
+
+def as_popular(items: Array, random: Array, by_popularity: Array, n_matched: int) -> Array:
+    """Return for each local item another one that is about as popular; `random` uint64 (p,) decides.
+
+    It is one of the `n_matched` items that are nearest to it in `by_popularity`; near an end, more
+    of them lie to one side.
+
+    Example: the order [4, 1, 0, 3, 2] and n_matched = 2 give item 1 the others 4 and 0, and item 4,
+    at the end, 1 and 0.
     """
     n_items = len(by_popularity)
     place = np.empty(n_items, np.int64)
     place[by_popularity] = np.arange(n_items)
     n_others = min(n_matched, n_items - 1)
-    random = _mixed(np.repeat(key.astype(np.uint64), n_negatives), n_negatives)
-    stays, goes = np.repeat(a, n_negatives), np.repeat(b, n_negatives)
-    is_swapped = (random & np.uint64(1)).astype(bool)
-    stays, goes = np.where(is_swapped, goes, stays), np.where(is_swapped, stays, goes)
-    first = np.clip(place[goes] - n_others // 2, 0, n_items - 1 - n_others)
-    drawn = first + ((random >> np.uint64(1)) % np.uint64(max(n_others, 1))).astype(np.int64)
-    drawn += drawn >= place[goes]  # all places of the window but its own
-    other = by_popularity[np.minimum(drawn, n_items - 1)]
-    is_pair = other != stays
-    stays, other = stays[is_pair], other[is_pair]
-    return np.minimum(stays, other), np.maximum(stays, other)
+    first = np.clip(place[items] - n_others // 2, 0, n_items - 1 - n_others)
+    drawn = first + (random % np.uint64(max(n_others, 1))).astype(np.int64)
+    drawn += drawn >= place[items]  # all places of the window but its own
+    return np.asarray(by_popularity[np.minimum(drawn, n_items - 1)])
 
 
 def _mixed(keys: Array, n: int) -> Array:

@@ -234,8 +234,8 @@ MODELS: dict[str, ModelSpec] = {
             "encoders", "cold_items", source="Pazzani & Billsus 2007",
         ),
         _line(
-            "content", "content2vec", "Content2Vec", "personal", "neural", "neighbours", "decay",
-            "reasons", "encoders", "cold_items", source="Nedelec, Smirnova & Vasile 2017",
+            "content", "content2vec", "Content2Vec", "personal", "neural", "neighbours", "reasons",
+            "encoders", "cold_items", source="Nedelec, Smirnova & Vasile 2017",
         ),
         _line(
             "content", "content_factors", "ContentFactors", "personal", "encoders", "factors",

@@ -71,6 +71,16 @@ SHORT: dict[str, dict[str, Any]] = {
         "n_blocks": 2,
         "reg_items": 1.0,
     },
+    "content2vec": {
+        "min_users": 3,
+        "min_lift": 1.2,
+        "hidden_size": 8,
+        "n_matched": 20,
+        "n_neighbours": 10,
+        "epochs": 8,
+        "batch_size": 64,
+        "learning_rate": 0.02,
+    },
     "image": {"image_size": 32, "width": 4, "epochs": 2},
     "audio": {"hidden_size": 8, "excerpt_seconds": 0.2, "epochs": 2},
     "lambdamart": {"n_trees": 30, "learning_rate": 0.3},
@@ -192,6 +202,10 @@ CASES["paragraph_vectors, dm"] = (
     {**SHORT["paragraph_vectors"], "method": "dm_concat", "window": 2},
 )
 CASES["file_vectors, plain"] = ("file_vectors", {"weighting": "plain"})
+CASES["content2vec, linear"] = (
+    "content2vec",
+    {**SHORT["content2vec"], "merger": "linear", "n_neighbours": None},
+)
 CASES["tfidf, projected"] = ("tfidf", {"min_items": 1, "embedding_size": 32})
 CASES["gru4rec, clicks"] = (
     "gru4rec",

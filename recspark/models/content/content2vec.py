@@ -570,6 +570,7 @@ def neighbour_lists(
         micros(data.cutoff),
         settings.n_neighbours,
         allowed=items[~is_cold],
+        with_itself=True,
     ).toArrow()
     listed, own = (
         local_index(items, found.column(name).to_numpy()) for name in ("item_idx", "neighbour_idx")

@@ -420,8 +420,11 @@ def test_items_without_events_are_placed_by_their_content(data: Dataset, merger:
 
 @pytest.mark.spark
 def test_lists_are_the_sums_of_probabilities(data: Dataset) -> None:
-    """Each item keeps its ten likeliest items with events; only cold items; the two newest events."""
-    model = fitted(data, needs(), merger="crossfeat", items="cold", n_recent=2)
+    """Each item keeps its ten likeliest items with events; only cold items; the two newest events. An
+    event as old as the half-life counts half.
+    """
+    more = {"items": "cold", "n_recent": 2, "half_life_days": 5.0}
+    model = fitted(data, needs(), merger="crossfeat", **more)
     n = len(model.items)
     i, j = np.divmod(np.arange(n * n), n)
     probability = model.pair_probabilities(model.items[i], model.items[j]).reshape(n, n)
@@ -430,7 +433,7 @@ def test_lists_are_the_sums_of_probabilities(data: Dataset) -> None:
         best = np.argsort(-probability[item, :N_WARM], kind="stable")[:10]
         kept[item, best] = probability[item, best]
     got = scores(model, [[0, 1, 2], [7]])
-    expected = np.stack([kept[:, 1] + kept[:, 2], kept[:, 7]])
+    expected = np.stack([kept[:, 1] + kept[:, 2], kept[:, 7]]) / 2
     is_listed = np.isfinite(got)
     assert is_listed.any()
     assert not is_listed[:, :N_WARM].any()
