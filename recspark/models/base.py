@@ -153,7 +153,7 @@ class Algorithm(ABC, Generic[S]):
         """Whether vectors of earlier nights stay valid; only asked of encoders.
 
         That is so where nothing decides the vector of an item but its content, these settings and the
-        code. Else all items are encoded again each night.
+        code. Else all items are encoded again when the encoder is fitted anew.
         """
         return not self.learns
 

@@ -68,9 +68,9 @@ class FileVectorsSettings(DictionarySettings):
     weighting: Literal["idf", "rank", "plain"] = Field(
         "idf",
         description="with tokens: words, the weight of a word in the mean. idf = how rare it is among "
-        "the items: as this changes with the catalogue, all items are encoded again each night. rank = "
-        "how rare it is by its place in a file whose most frequent words come first (Arora et al. 2017, "
-        "with shares by Zipf's law); plain = 1",
+        "the items: as this changes with the catalogue, all items are encoded again every refit_days. "
+        "rank = how rare it is by its place in a file whose most frequent words come first (Arora et al. "
+        "2017, with shares by Zipf's law); plain = 1",
     )
     min_items: int = Field(
         1,
