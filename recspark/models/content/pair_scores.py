@@ -70,8 +70,10 @@ class PairVectors:
             own.append(np.column_stack([of_module, has[:, m]]))
             others.append(np.column_stack([of_module / np.float32(scale[m]), shift * has[:, m]]))
         n_items, hidden = len(vectors), np.zeros((len(vectors), 0), np.float32)
-        own_hidden, others_hidden, outer = hidden, hidden, np.zeros(0, np.float32)
-        straight = np.zeros(n_items, np.float32)
+        own_hidden: Array = hidden
+        others_hidden: Array = hidden
+        outer: Array = np.zeros(0, np.float32)
+        straight: Array = np.zeros(n_items, np.float32)
         if "inner" in net:
             inputs = np.column_stack([vectors, has])
             first, second = np.split(net["inner"], 2)  # of the first and of the second item
@@ -264,7 +266,7 @@ def _hidden_of_pairs(
 ) -> None:
     """Set out[p] to the same sum for the pair (i[p], j[p]), in float64."""
     for pair in range(len(i)):
-        total = 0.0
+        total = np.float64(0)
         for h in range(len(outer)):
             sum_of_both = np.float64(own[i[pair], h]) + np.float64(others[j[pair], h])
             if sum_of_both > 0:
