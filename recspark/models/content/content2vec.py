@@ -526,7 +526,7 @@ class Content2VecModel(ArraysModel):
             return RecentItemsScorer(
                 SimilarItemsScorer(weights, self.items, *lists), settings.n_recent
             )
-        own, others = self.pair_vectors.linear_vectors()
+        own, others = self.pair_vectors.linear_vectors
         is_listed = np.ones(len(self.items), bool)
         if settings.items == "cold":
             is_listed = np.asarray(self._arrays["is_cold"])

@@ -107,6 +107,7 @@ class PairVectors:
         """What a logit has that is the same for all pairs, where it is linear."""
         return self.bias + float(self.weights @ self.stand_in)
 
+    @cached_property
     def linear_vectors(self) -> tuple[Array, Array]:
         """Return `own` and `others` joined, (n_items, D + M) each: the logit of a linear merger is
         their dot product and `constant`.
@@ -150,7 +151,7 @@ class PairScorer:
         """See `topk.Scorer`. A query has one event, on an item of `items`."""
         local = local_index(self.items, block.history.item_idx)
         if self.vectors.is_linear:
-            own, others = self.vectors.linear_vectors()
+            own, others = self.vectors.linear_vectors
             return topk.DotScores(own[local], others, None, np.ones(len(local), bool))
         return PairScores(local, self.vectors)
 

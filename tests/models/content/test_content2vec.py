@@ -224,7 +224,7 @@ def test_scores_of_pairs_are_those_of_the_network(merger: str) -> None:
     np.testing.assert_array_equal(scores.exact(i, j), exact)
     assert of_items.is_linear == (merger == "linear")
     if merger == "linear":
-        own, others = of_items.linear_vectors()
+        own, others = of_items.linear_vectors
         dots = np.einsum("pd,pd->p", own[i], others[j], dtype=np.float64)
         np.testing.assert_allclose(dots + of_items.constant, exact, rtol=1e-4, atol=1e-5)
 

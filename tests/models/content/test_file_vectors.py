@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from pyspark.sql import SparkSession
 from recspark import schema, storage
 from recspark.config.load import load_config
 from recspark.data.blocks import Array
+from recspark.data.content import content_as_of
 from recspark.data.vector_files import folder_sha256
 from recspark.errors import ConfigError, EmptyDataError, ModelError, SetupError
 from recspark.models.base import FitOptions
@@ -96,6 +98,23 @@ def test_on_a_catalogue_by_ids_and_by_idf(spark: SparkSession, tmp_path: Path) -
     settings = settings_of(tmp_path / "other", {"tasse": [9, 9]})
     with pytest.raises(EmptyDataError, match="none of the catalogue's 7 words, such as '0'"):
         FileVectors.from_dict(settings).fit(data, FitOptions())
+
+
+@pytest.mark.spark
+def test_an_id_is_no_part_of_the_content(spark: SparkSession, tmp_path: Path) -> None:
+    """What stage encode reads has ids; two items that are described alike have equal digests."""
+    names = ("item_id", "item_idx", "item_name", "valid_from")
+    begin = datetime(2020, 1, 1, tzinfo=UTC)
+    rows = [
+        dict(zip(names, row, strict=True))
+        for row in (("a", 1, "mug", begin), ("b", 2, "mug", begin))
+    ]
+    described = content_as_of(spark.createDataFrame(rows, schema.ITEMS), synth.CUTOFF)
+    assert len({row["content"] for row in described.collect()}) == 1
+    settings = settings_of(tmp_path / "ids", {"b": [1, 2]}, tokens="items")
+    model = FileVectorsModel(FileVectors.from_dict(settings).settings, synth.CUTOFF, {})
+    rows_read = described.select(*model.content_schema.names)
+    assert model.encode(rows_read).toArrow().to_pylist() == [{"item_idx": 2, "vector": [1, 2]}]
 
 
 def test_vectors_of_earlier_nights_stay_until_the_file_changes() -> None:
