@@ -138,7 +138,8 @@ def run(*, smoke: bool) -> None:
     else:
         blocks = {n: v for n, v in content.dense.items() if n != "year"}
         blocks["colours"] = content.colours
-    parts = pairs_of(question, 3 if smoke else MIN_USERS)
+    min_users = 8 if smoke else MIN_USERS
+    parts = pairs_of(question, min_users)
     n_positive = {name: int(part.label.sum()) for name, part in parts.items()}
     print(f"positive pairs: {n_positive}; bars: {BARS}", flush=True)
     table: dict[str, Any] = {}
@@ -171,7 +172,7 @@ def run(*, smoke: bool) -> None:
     log = synth.Log(user.astype(np.int64), item, ones, ones.astype(np.float32))
     cold_items = np.flatnonzero(question.is_cold).astype(np.int32)
     als_settings = movielens.SETTINGS["als"] | ({"iterations": 1} if smoke else {})
-    short = {"epochs": 1, "min_users": 3} if smoke else {}
+    short = {"epochs": 1, "min_users": min_users} if smoke else {}
     with machine.session("movielens_pairs", ["master=local[2]"], smoke=smoke) as spark:
         data = cold.dataset(spark, log, catalogue(question.films), blocks)
         als = registry.make("als", als_settings).fit(data, FitOptions())
