@@ -313,7 +313,9 @@ def test_a_pair_of_a_held_out_item_is_no_training_row(spark: SparkSession, tmp_p
     for table in tables:
         a, b, bits = (table.column(n).to_numpy() for n in ("item_a", "item_b", "held_out"))
         sets.append({*a[bits & 1 > 0].tolist(), *b[bits & 2 > 0].tolist()})
-        assert 0 < table.column("label").to_numpy().mean() < 1
+        # Positive are all pairs of one colour, and no negative is one of them.
+        assert set(table.column("label").to_pylist()) == {0.0, 1.0}
+        assert np.array_equal((a + b) % 2 == 0, table.column("label").to_numpy() == 1)
     assert sets[0] == set()
     trained_on = {*tables[0].column("item_a").to_pylist(), *tables[0].column("item_b").to_pylist()}
     assert sets[1]
