@@ -30,6 +30,7 @@ NAMES = (
     "quality.movielens_time",
     "quality.movielens_next",
     "quality.movielens_cold",
+    "quality.movielens_pairs",
     "quality.retail_cold",
     "quality.retail_vectors",
     "quality.movielens_towers",

@@ -430,6 +430,7 @@ SCORED = columns(user_idx=LONG, item_idx=INT, score=FLOAT)
 CONTENT = columns(
     item_idx=INT, item_name=STRING, category=STRINGS, price=DOUBLE, text=STRING, media=STRINGS
 )
+CONTENT_AND_ID = StructType([*CONTENT.fields, *columns(item_id=STRING).fields])
 VECTORS = columns(item_idx=INT, vector=ArrayType(FLOAT))
 VECTORS_OR_PROBLEMS = columns(item_idx=INT, vector=ArrayType(FLOAT), problem=STRING)
 PREDICTED = columns(user_idx=LONG, item_idx=INT, rating=FLOAT, predicted=FLOAT)

@@ -25,15 +25,18 @@ NEIGHBOUR_MODELS = (
     "meta_prod2vec",
     "rp3beta",
     "content_knn",
+    "content2vec",
 )
 # Algorithms that give vectors and no lists: those of the kind `encoder` in the registry. A test
 # compares the two.
 ENCODER_MODELS = (
     "audio",
     "colours",
+    "file_vectors",
     "image",
     "image_features",
     "paragraph_vectors",
+    "sentences",
     "tfidf",
     "word_vectors",
 )

@@ -17,12 +17,12 @@ TRIED_AGAIN = (MISSING, UNREADABLE)
 
 
 def content_as_of(items: DataFrame, cutoff: datetime) -> DataFrame:
-    """Return a row per item described before `cutoff`: `schema.CONTENT` and `content`, a digest of
-    the description (all columns but `item_idx`).
+    """Return a row per item described before `cutoff`: `schema.CONTENT_AND_ID` and `content`, a
+    digest of the description (all columns but `item_idx` and `item_id`).
 
     Items that nobody acted on have a row too. `items` is the table of that name. One shuffle by
     item, no action.
     """
-    described_items = items_as_of(items, cutoff).select(*schema.CONTENT.names)
+    described_items = items_as_of(items, cutoff).select(*schema.CONTENT_AND_ID.names)
     as_json = F.to_json(F.struct(*[name for name in schema.CONTENT.names if name != "item_idx"]))
     return described_items.withColumn("content", F.substring(F.sha2(as_json, 256), 1, 16))

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from recspark import schema
 from recspark.config import Section, Train
@@ -146,6 +147,15 @@ class Algorithm(ABC, Generic[S]):
     def training_tables(self) -> tuple[str, ...]:
         """The tables whose training sets `fit` reads from `data.training` with these settings."""
         return ()
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether vectors of earlier nights stay valid; only asked of encoders.
+
+        That is so where nothing decides the vector of an item but its content, these settings and the
+        code. Else all items are encoded again when the encoder is fitted anew.
+        """
+        return not self.learns
 
     @property
     def needs_examples(self) -> bool:
@@ -443,7 +453,7 @@ class Coder(Protocol):
     """Turns items into vectors. It is sent to the executors, so it can be pickled."""
 
     def encode(self, batch: pa.RecordBatch) -> Array:
-        """Return the vectors, float32 (n, size), of the n items of a batch of `schema.CONTENT`.
+        """Return the vectors, float32 (n, size), of the n items of a batch of `content_schema`.
 
         A row of NaN means that the item has no vector.
         """
@@ -491,6 +501,16 @@ class EncoderModel(FittedModel):
     # True if an item takes milliseconds: the items are then spread over all task slots first.
     is_costly: ClassVar[bool] = False
 
+    @property
+    def reads_item_ids(self) -> bool:
+        """Whether the items to encode need a column `item_id` too (`schema.CONTENT_AND_ID`)."""
+        return False
+
+    @property
+    def content_schema(self) -> StructType:
+        """The columns of the items to encode."""
+        return schema.CONTENT_AND_ID if self.reads_item_ids else schema.CONTENT
+
     @abstractmethod
     def coder(self) -> Coder:
         """Return the object that encodes a batch of items; it runs in executors."""
@@ -498,7 +518,7 @@ class EncoderModel(FittedModel):
     def encode(self, items: DataFrame) -> DataFrame:
         """Return `item_idx, vector` (`schema.VECTORS`), with a row for each item that has a vector.
 
-        `items` : `schema.CONTENT`. The vector of an item depends on no other item. Lazy and narrow.
+        `items` : `content_schema`. The vector of an item depends on no other item. Lazy and narrow.
         Raises ModelError on a wrong schema.
         """
         coded_items = self.encode_or_explain(items)
@@ -511,7 +531,7 @@ class EncoderModel(FittedModel):
         Otherwise as `encode`. Where `is_costly`, the items are shuffled: into four partitions per
         task slot, because Spark would put a few thousand small rows into one.
         """
-        expected_types = {f.name: f.dataType.simpleString() for f in schema.CONTENT.fields}
+        expected_types = {f.name: f.dataType.simpleString() for f in self.content_schema.fields}
         checked_items = check_columns(items, expected_types, "items")
         context = checked_items.sparkSession.sparkContext
         if self.is_costly:

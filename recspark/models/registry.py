@@ -239,6 +239,10 @@ MODELS: dict[str, ModelSpec] = {
             "encoders", "cold_items", source="Pazzani & Billsus 2007",
         ),
         _line(
+            "content", "content2vec", "Content2Vec", "personal", "neural", "neighbours", "reasons",
+            "encoders", "cold_items", source="Nedelec, Smirnova & Vasile 2017",
+        ),
+        _line(
             "content", "content_factors", "ContentFactors", "personal", "encoders", "factors",
             "cold_items",
             source="Gantner et al. 2010; van den Oord et al. 2013",
@@ -284,6 +288,14 @@ MODELS: dict[str, ModelSpec] = {
         _line(
             "content", "paragraph_vectors", "ParagraphVectors", kind="encoder",
             source="Le & Mikolov 2014",
+        ),
+        _line(
+            "content", "file_vectors", "FileVectors", kind="encoder",
+            source="Mikolov et al. 2013 (formats); De Boom et al. 2016; Arora, Liang & Ma 2017",
+        ),
+        _line(
+            "content", "sentences", "Sentences", kind="encoder", learns=False,
+            source="Reimers & Gurevych 2019",
         ),
     ]
 }  # fmt: skip

@@ -323,12 +323,12 @@ def artifact_key(context: RunContext, model: str, cutoff: datetime) -> str:
 def vectors_key(context: RunContext, encoder: str, cutoff: datetime) -> str:
     """Return the value of column `artifact` for an encoder's rows in `item_vectors`.
 
-    This is the key of its artifact, or its recipe alone where the encoder learns nothing from data:
-    then the vectors of earlier nights stay valid.
+    This is the key of its artifact, or its recipe alone where the vectors of earlier nights stay
+    valid (`Algorithm.keeps_vectors`).
     """
     key = artifact_key(context, encoder, cutoff)
-    spec = spec_of(encoder, context.config.settings_of(encoder))
-    return key if spec.learns else recipe(context.config, encoder)
+    keeps_vectors = make(encoder, context.config.settings_of(encoder)).keeps_vectors
+    return recipe(context.config, encoder) if keeps_vectors else key
 
 
 def why_not_fitted(context: RunContext, model: str, cutoff: datetime) -> str | None:

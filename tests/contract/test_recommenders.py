@@ -6,14 +6,17 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
 import recspark.models
 from recspark import storage
 from recspark.config import Train
+from recspark.data.vector_files import folder_sha256
 from recspark.models.base import Algorithm, FitOptions
 from recspark.models.registry import MODELS
 from recspark.testing.case import BaseCase
@@ -69,6 +72,16 @@ SHORT: dict[str, dict[str, Any]] = {
         "pretraining_epochs": 1,
         "n_blocks": 2,
         "reg_items": 1.0,
+    },
+    "content2vec": {
+        "min_users": 3,
+        "min_lift": 1.2,
+        "hidden_size": 8,
+        "n_matched": 20,
+        "n_neighbours": 10,
+        "epochs": 8,
+        "batch_size": 64,
+        "learning_rate": 0.02,
     },
     "image": {"image_size": 32, "width": 4, "epochs": 2},
     "audio": {"hidden_size": 8, "excerpt_seconds": 0.2, "epochs": 2},
@@ -149,14 +162,60 @@ def image_features(folder: str) -> dict[str, Any]:
     return {"weights": path, "sha256": storage.sha256(path), "resize": 32, "crop": 32}
 
 
+def file_vectors(folder: str) -> dict[str, Any]:
+    """Random vectors of all words of the planted items."""
+    words = ["item", "words", "of", *map(str, range(60))]
+    path = Path(folder) / "vectors.txt"
+    rng = np.random.default_rng(1)
+    lines = [f"{word} {' '.join(map(str, rng.normal(size=8)))}" for word in words]
+    path.write_text("\n".join([f"{len(words)} 8", *lines, ""]), encoding="utf-8")
+    return {"file": str(path), "sha256": storage.sha256(str(path))}
+
+
+# The package of `sentences` is not installed: this module stands for it in the executors too.
+STUB = """
+import numpy as np
+
+class SentenceTransformer:
+    def __init__(self, folder, **settings):
+        pass
+
+    def get_sentence_embedding_dimension(self):
+        return 3
+
+    def encode(self, texts, **settings):
+        return np.array([[len(t), sum(map(ord, t)) % 101, 1] for t in texts], np.float32)
+"""
+
+
+def sentences(folder: str) -> dict[str, Any]:
+    """A folder that the stub takes for a sentence encoder."""
+    stub = Path(folder) / "sentence_transformers.py"
+    stub.write_text(STUB, encoding="utf-8")
+    SparkSession.active().sparkContext.addPyFile(str(stub))
+    encoder = Path(folder) / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}", encoding="utf-8")
+    return {"folder": str(encoder), "sha256": folder_sha256(str(encoder))}
+
+
 # Settings that name a file, by the folder that it is written to.
-WITH_FILES: dict[str, Callable[[str], dict[str, Any]]] = {"image_features": image_features}
+WITH_FILES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "image_features": image_features,
+    "file_vectors": file_vectors,
+    "sentences": sentences,
+}
 
 # What is checked: a model with its short settings, and heads that change what it learns and answers.
 CASES = {name: (name, SHORT.get(name, {})) for name in sorted(MODELS)}
 CASES["paragraph_vectors, dm"] = (
     "paragraph_vectors",
     {**SHORT["paragraph_vectors"], "method": "dm_concat", "window": 2},
+)
+CASES["file_vectors, plain"] = ("file_vectors", {"weighting": "plain"})
+CASES["content2vec, linear"] = (
+    "content2vec",
+    {**SHORT["content2vec"], "merger": "linear", "n_neighbours": None},
 )
 CASES["tfidf, projected"] = ("tfidf", {"min_items": 1, "embedding_size": 32})
 CASES["gru4rec, clicks"] = (

@@ -26,8 +26,9 @@ def encode(context: RunContext, model: str) -> StageResult:
     the items as they were described before that cutoff.
 
     Rows of the slice with the same artifact and the same content stay. Only the other items are
-    encoded. For an encoder that learns nothing from data, the others are the items that are new or
-    changed since last night; for an encoder that was trained anew, they are all items. An item that
+    encoded. For an encoder that learns nothing from data (`Algorithm.keeps_vectors`), the others are
+    the items that are new or changed since last night; for an encoder that was trained anew, they
+    are all items. An item that
     the encoder has no vector for gets a row with a null vector, with the reason where the encoder
     says it. It is not tried again, except where the reason may pass (`TRIED_AGAIN`). `detail` counts
     tonight's items without a vector by reason.
@@ -61,7 +62,9 @@ def encode(context: RunContext, model: str) -> StageResult:
             items_to_encode = items_to_encode.persist(StorageLevel.MEMORY_AND_DISK)
             keys_by_cutoff.append(items_at_cutoff.select(*_KEY))
             new_items_by_cutoff.append(items_to_encode)
-            encoded_items = encoder.encode_or_explain(items_to_encode.select(*schema.CONTENT.names))
+            encoded_items = encoder.encode_or_explain(
+                items_to_encode.select(*encoder.content_schema.names)
+            )
             new_vectors_by_cutoff.append(
                 items_to_encode.select(*_KEY).join(encoded_items, on="item_idx", how="left")
             )
