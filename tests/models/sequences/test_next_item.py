@@ -311,6 +311,9 @@ def test_registry_and_models_agree_about_training_tables() -> None:
         if "training_item_bags" in spec.training:
             by_item = {"by": "item", "unobserved": 0.0}
             asked |= {*make(name, by_item).training_tables}
+        if "training_typed_timelines" in spec.training:
+            by_type = {"view_by": "event_type", "views": {"all": []}}
+            asked |= {*make(name, by_type).training_tables}
         assert asked == set(spec.training), name
 
 
