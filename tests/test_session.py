@@ -60,7 +60,7 @@ def test_a_job_description_is_inherited(spark: SparkSession) -> None:
 PLANTED = "planted-secret-of-the-session"
 # Prints what the session of a night listens on, and what its workers and ranks run.
 SESSION = """
-import json, sys, threading
+import contextlib, json, sys, threading
 import psutil
 from recspark.config import Train
 from recspark.config.load import load_config
@@ -104,7 +104,10 @@ seen["worker"] = spark.range(1).mapInArrow(modules, "file string").first()[0]
 for ranks in (1, 2):
     found = launcher(spark, Train(ranks=ranks, timeout_s=200)).run(work)
     seen[f"{ranks} ranks"] = [result.value for result in found]
-commands = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+commands = []
+for process in psutil.Process().children(recursive=True):
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended: a zombie is one too
+        commands.append(" ".join(process.cmdline()))
 ended.set()
 watch.join()
 conf = spark.sparkContext.getConf()
