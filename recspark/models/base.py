@@ -8,8 +8,10 @@ the whole catalogue. A ranker (`RankerModel`) scores pairs of a user and an item
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -64,6 +66,15 @@ class FitOptions:
     def seed(self) -> int:
         """The seed of all random numbers of the fit."""
         return self.train.seed
+
+    @contextmanager
+    def scratch_folder(self) -> Iterator[str]:
+        """Give `scratch`; without one, a local folder that is removed at the end."""
+        if self.scratch:
+            yield self.scratch
+            return
+        with tempfile.TemporaryDirectory(prefix="recspark-fit-") as folder:
+            yield folder
 
 
 S = TypeVar("S", bound=Settings)

@@ -9,9 +9,7 @@ vector by a retriever; the network has learnt what its content alone is worth.
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -349,7 +347,7 @@ class Content2Vec(Algorithm[Content2VecSettings]):
         rules = settings.rules(options.seed)
         n_files = n_training_files(options.train.ranks)
         mean, scale = warm.mean_and_scale(options.seed)
-        with _scratch(options) as scratch:
+        with options.scratch_folder() as scratch:
             checksum = hashlib.sha256(warm.vectors.tobytes()).hexdigest()
             key = digest([warm.items.tolist(), checksum, repr(rules), n_files])
             folder = storage.join(scratch, f"pairs-{key}")
@@ -387,16 +385,6 @@ class Content2Vec(Algorithm[Content2VecSettings]):
         if settings.n_neighbours is not None:
             arrays |= neighbour_lists(data, model, is_cold, settings)
         return Content2VecModel(settings, data.cutoff, modules.items, arrays)
-
-
-@contextmanager
-def _scratch(options: FitOptions) -> Iterator[str]:
-    """Give the folder for training files; without one in the options, a local one until the end."""
-    if options.scratch:
-        yield options.scratch
-        return
-    with tempfile.TemporaryDirectory(prefix="recspark-pairs-") as folder:
-        yield folder
 
 
 def train_rank(inputs: Inputs, comm: Comm, job: Job) -> Trained:

@@ -9,10 +9,8 @@ Source: van den Oord, Dieleman, Schrauwen 2013, "Deep content-based music recomm
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -142,7 +140,7 @@ class FactorRegression(Algorithm[S]):
         targets = ((factors - centre) / scale).astype(np.float32)  # (n_items, K)
         source = source_of(settings.folder, settings.max_file_mb)
         n_files = n_training_files(options.train.ranks)
-        with _scratch(options) as folder:
+        with options.scratch_folder() as folder:
             checksum = hashlib.sha256(targets.tobytes()).hexdigest()
             key = digest([items.tolist(), checksum, repr((source, reader)), n_files])
             content = data.catalogue.join(data.items.select("item_idx"), "item_idx", "left_semi")
@@ -202,16 +200,6 @@ def _centre_and_scale(factors: Array) -> tuple[Array, float]:
     centre = factors.mean(axis=0, dtype=np.float64)
     scale = float(np.sqrt(np.mean((factors - centre) ** 2)))
     return centre.astype(np.float32), scale or 1.0
-
-
-@contextmanager
-def _scratch(options: FitOptions) -> Iterator[str]:
-    """Give the folder for training files; without one in the options, a local one until the end."""
-    if options.scratch:
-        yield options.scratch
-        return
-    with tempfile.TemporaryDirectory(prefix="recspark-media-") as folder:
-        yield folder
 
 
 def train_rank(model: FactorRegressionModel, size: int, comm: Comm, job: Job) -> Trained:
