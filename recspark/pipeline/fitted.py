@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -263,11 +263,8 @@ def previous_artifact(context: RunContext, model: str, cutoff: datetime) -> str 
         for day, name in row.detail.items()
         if days_allowed[0] <= day < days_allowed[1] and isinstance(name, str)
     }
-    for day in sorted(names, reverse=True):
-        folder = _path_of_artifact(context, names[day])
-        if storage.is_complete(folder) and _has_same_items(context, folder):
-            return folder
-    return None
+    newest_first = [names[day] for day in sorted(names, reverse=True)]
+    return _first_usable(context, newest_first)
 
 
 def serving_artifact(context: RunContext, encoder: str, cutoff: datetime) -> str | None:
@@ -294,11 +291,7 @@ def serving_artifact(context: RunContext, encoder: str, cutoff: datetime) -> str
         if isinstance(name, str) and name.startswith(f"{encoder}/")
         if f"{oldest:%Y-%m-%d}" <= day_of_artifact(name) <= f"{cutoff:%Y-%m-%d}"
     ]
-    for name in sorted(names, key=day_of_artifact, reverse=True):
-        folder = _path_of_artifact(context, name)
-        if storage.is_complete(folder) and _has_same_items(context, folder):
-            return folder
-    return None
+    return _first_usable(context, sorted(names, key=day_of_artifact, reverse=True))
 
 
 def encoder_days(config: Config, model: str) -> int:
@@ -460,10 +453,20 @@ def kept_artifact(context: RunContext, model: str, cutoff: datetime) -> KeptArti
         name = row.detail.get(day)
         if row.detail.get(RECIPE) != recipe_now or name is None:
             continue
-        folder = _path_of_artifact(context, name)
-        if storage.is_complete(folder) and _has_same_items(context, folder):
+        if folder := _first_usable(context, [name]):
             return KeptArtifact(folder, row.run_id)
     return KeptArtifact(artifact_folder(context, model, cutoff), None)
+
+
+def _first_usable(context: RunContext, names: Iterable[str]) -> str | None:
+    """Return the folder of the first artifact that is complete and whose item integers still stand
+    for the same items; None where there is none.
+    """
+    for name in names:
+        folder = _path_of_artifact(context, name)
+        if storage.is_complete(folder) and _has_same_items(context, folder):
+            return folder
+    return None
 
 
 def _has_same_items(context: RunContext, folder: str) -> bool:
