@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from recspark import schema, storage
 from recspark.errors import ConfigError
 from recspark.models import artifacts
-from recspark.models.base import FitOptions
+from recspark.models.base import Array, FitOptions, RetrieverModel
 from recspark.models.items.item_item import ItemItemScorer
 from recspark.models.items.item_knn import ItemKNN, ItemKNNSettings
 from recspark.models.items.popular import Popular, PopularSettings
@@ -449,6 +449,52 @@ def what_is_not_allowed_is_cut_from_the_list(case: Case, patch: Patch) -> None:
         return lists if allowed is None else lists.where(F.col("item_idx").isin(allowed.tolist()))
 
     patch.setattr(case.model, "recommend", recommend, raising=False)
+
+
+# --- vectors of items ---------------------------------------------------------------------------
+
+
+def vectors_by_group(model: RetrieverModel) -> Array:
+    """Return a vector for each item that the check takes: those of a group are the same."""
+    return np.eye(4, dtype=np.float32)[model.items // 3 % 4]
+
+
+def with_vectors(case: Case, patch: Patch, vectors: Callable[[RetrieverModel], Array]) -> None:
+    patch.setattr(type(case.model), "item_vectors", vectors)
+
+
+def test_vectors_that_say_the_group_are_taken(case: Case, monkeypatch: Patch) -> None:
+    with_vectors(case, monkeypatch, vectors_by_group)
+    checks.vectors_of_items_are_rows_of_the_vocabulary(case)
+
+
+@breaks("vectors_of_items_are_rows_of_the_vocabulary")
+def vectors_are_not_saved(case: Case, patch: Patch) -> None:
+    vectors = vectors_by_group(case.model)
+    patch.setattr(case.model, "item_vectors", lambda: vectors, raising=False)
+
+
+@breaks("vectors_of_items_are_rows_of_the_vocabulary")
+def an_item_has_no_vector(case: Case, patch: Patch) -> None:
+    with_vectors(case, patch, lambda model: vectors_by_group(model)[1:])
+
+
+@breaks("vectors_of_items_are_rows_of_the_vocabulary")
+def a_vector_is_not_finite(case: Case, patch: Patch) -> None:
+    def with_a_hole(model: RetrieverModel) -> Array:
+        vectors = vectors_by_group(model)
+        vectors[0, 0] = np.inf
+        return vectors
+
+    with_vectors(case, patch, with_a_hole)
+
+
+@breaks("vectors_of_items_are_rows_of_the_vocabulary")
+def vectors_are_those_of_other_items(case: Case, patch: Patch) -> None:
+    def shuffled(model: RetrieverModel) -> Array:
+        return np.random.default_rng(0).permutation(vectors_by_group(model))
+
+    with_vectors(case, patch, shuffled)
 
 
 @pytest.mark.parametrize(
