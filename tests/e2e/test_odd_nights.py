@@ -410,6 +410,7 @@ def settings_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 NOT_COMPARED = {"paths", "spark", "models", "train"}
 
 
+@pytest.mark.slow
 def test_a_night_with_a_model_more_makes_again_only_what_reads_it(
     spark: Any, opened: Open, tmp_path: Path, settings_read: dict[str, set[str]]
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_retriever_lists_what_nobody_bought_yet(night: RunContext) -> None:
     assert set(ease.items.tolist()) <= set(near.items.tolist())  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_again_and_the_night_after(
     night: RunContext, retail_slice: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,6 +312,7 @@ def examples_of_run(context: RunContext) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_runs_of_a_night_have_each_their_own_examples(
     opened: Open, monkeypatch: pytest.MonkeyPatch
