@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from recspark.data.training_pairs import PairRules
 from recspark.models.content.encoders import ListedItems
 from recspark.models.neural import NeuralSettings
-from recspark.models.setting_types import HalfLifeDays
+from recspark.models.setting_types import HalfLifeDays, LearningRate, Patience, ValidationShare
 from recspark.nets.content2vec import Merger
 
 
@@ -88,9 +88,8 @@ class Content2VecSettings(NeuralSettings):
     batch_size: int = Field(
         1024, ge=1, description="pairs per step, all ranks together; the ranks share them"
     )
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         5e-3,
-        gt=0,
         description="learning rate of Adam at the first step; it falls linearly to 0. Guess",
         json_schema_extra={"tune": {"low": 5e-4, "high": 2e-2, "log": True}},
     )
@@ -100,20 +99,13 @@ class Content2VecSettings(NeuralSettings):
         description="L2 penalty on all parameters. Guess",
         json_schema_extra={"tune": {"low": 1e-6, "high": 1e-2, "log": True}},
     )
-    validation: float = Field(
+    validation: ValidationShare = Field(
         0.1,
-        ge=0,
-        lt=1,
         description="share of the items (not of the pairs) that is held out. The pairs of such an item "
         "are validated on, without its vectors by retrievers, as if it were new; the model gets the "
         "weights of the epoch with the smallest loss on them",
     )
-    patience: int = Field(
-        3,
-        ge=0,
-        description="the training ends after this many epochs in a row without a smaller loss on held-out "
-        "items; 0 = it runs all epochs",
-    )
+    patience: Patience = 3
 
     @model_validator(mode="after")
     def _fit_together(self) -> Content2VecSettings:
