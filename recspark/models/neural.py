@@ -19,6 +19,7 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset, TrainingSet
 from recspark.errors import CatalogueTooLargeError, ModelError
 from recspark.models.base import FitOptions, Settings
+from recspark.models.setting_types import Patience, ValidationShare
 from recspark.train.buffers import persistent_buffers
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, Feed, ShardPlan, plan_shards, split_files
@@ -42,20 +43,8 @@ class NeuralSettings(Settings):
     weight_decay: float = Field(
         0.0, ge=0, description="L2 penalty on all parameters that a step moves"
     )
-    validation: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the training set that is held out for validation. Whole files are "
-        "held out; a file is a hash sample of the rows, and a rank has ten files. The model gets "
-        "the weights of the epoch with the best validation value",
-    )
-    patience: int = Field(
-        0,
-        ge=0,
-        description="the training ends after this many epochs in a row without a better validation "
-        "value; 0 = it runs all epochs",
-    )
+    validation: ValidationShare = 0.0
+    patience: Patience = 0
 
 
 @dataclass(frozen=True)

@@ -74,3 +74,23 @@ LearningRate = Annotated[
         json_schema_extra={"tune": {"low": 1e-3, "high": 2e-2, "log": True}},
     ),
 ]
+# What is held out differs where the rows of a training set are not independent: of pairs it is
+# items, of examples of a ranker it is users.
+ValidationShare = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        description="share of the training set that is held out for validation. Whole files are "
+        "held out; a file is a hash sample of the rows, and a rank has ten files. The model gets "
+        "the weights of the epoch with the best validation value",
+    ),
+]
+Patience = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="the training ends after this many epochs in a row without a better validation "
+        "value; 0 = it runs all epochs",
+    ),
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -252,19 +252,10 @@ def previous_artifact(context: RunContext, model: str, cutoff: datetime) -> str 
     carried_days = make(model, context.config.settings_of(model)).carried_days
     if not carried_days or context.force:
         return None
-    last_night = cutoff.date() - timedelta(days=2)  # the night with the cutoff of the day before
-    first_night = last_night - timedelta(days=carried_days - 1)
-    recipe_now, oldest = recipe(context.config, model), cutoff - timedelta(days=carried_days)
-    days_allowed = (f"{oldest:%Y-%m-%d}", f"{cutoff:%Y-%m-%d}")
-    names = {
-        day: name
-        for row in reversed(context.runlog.ended("train", first_night, last_night, model))
-        if row.detail.get(RECIPE) == recipe_now
-        for day, name in row.detail.items()
-        if days_allowed[0] <= day < days_allowed[1] and isinstance(name, str)
-    }
-    newest_first = [names[day] for day in sorted(names, reverse=True)]
-    return _first_usable(context, newest_first)
+    oldest, newest = cutoff - timedelta(days=carried_days), cutoff - timedelta(days=1)
+    names = _artifacts_of_days(context, model, oldest, newest, newest.date() - timedelta(days=1))
+    of_newest_run = {day_of_artifact(name): name for name in reversed(names)}
+    return _first_usable(context, reversed(of_newest_run.values()))
 
 
 def serving_artifact(context: RunContext, encoder: str, cutoff: datetime) -> str | None:
@@ -281,17 +272,29 @@ def serving_artifact(context: RunContext, encoder: str, cutoff: datetime) -> str
     if refit_days == 1 or context.force:
         return None
     oldest = cutoff - timedelta(days=refit_days - 1)
-    nights = oldest.date() - timedelta(days=1), context.run_date - timedelta(days=1)
-    recipe_now = recipe(context.config, encoder)
-    names = [  # of the newest run first
+    last_night = context.run_date - timedelta(days=1)
+    return _first_usable(context, _artifacts_of_days(context, encoder, oldest, cutoff, last_night))
+
+
+def _artifacts_of_days(
+    context: RunContext, model: str, oldest: datetime, newest: datetime, last_night: date
+) -> list[str]:
+    """Return the names of a model's artifacts of the same recipe, of the cutoffs `oldest` to `newest`.
+
+    Those that the runs until `last_night` name. The newest cutoff comes first, and of each cutoff
+    the artifact of the newest run.
+    """
+    first_night = oldest.date() - timedelta(days=1)  # its own cutoff is the day after
+    recipe_now, days = recipe(context.config, model), (f"{oldest:%Y-%m-%d}", f"{newest:%Y-%m-%d}")
+    names = [
         name
-        for row in context.runlog.ended("train", *nights, encoder)
+        for row in context.runlog.ended("train", first_night, last_night, model)
         if row.detail.get(RECIPE) == recipe_now
         for name in row.detail.values()
-        if isinstance(name, str) and name.startswith(f"{encoder}/")
-        if f"{oldest:%Y-%m-%d}" <= day_of_artifact(name) <= f"{cutoff:%Y-%m-%d}"
+        if isinstance(name, str) and name.startswith(f"{model}/")
+        if days[0] <= day_of_artifact(name) <= days[1]
     ]
-    return _first_usable(context, sorted(names, key=day_of_artifact, reverse=True))
+    return sorted(names, key=day_of_artifact, reverse=True)
 
 
 def encoder_days(config: Config, model: str) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Self
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +11,7 @@ from recspark.data import media
 from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.data.media import Kind, Source
-from recspark.models.base import NOTHING, Algorithm, EncoderModel, FitOptions, Needed, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, Settings
 from recspark.models.content.media import (
     MaxFileMb,
     MaxMegapixels,
@@ -21,6 +19,7 @@ from recspark.models.content.media import (
     MediaFolder,
     source_of,
 )
+from recspark.models.content.settings_only import SettingsOnlyEncoder
 
 
 class ColoursSettings(Settings):
@@ -37,20 +36,10 @@ class ColoursSettings(Settings):
     max_megapixels: MaxMegapixels = 25.0
 
 
-class ColoursModel(EncoderModel):
+class ColoursModel(SettingsOnlyEncoder):
     """Knows nothing but its settings."""
 
     settings: ColoursSettings
-    is_costly = True
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return {}
-
-    @classmethod
-    def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
-        """See `FittedModel`."""
-        return cls(settings, cutoff)
 
     def coder(self) -> ColoursCoder:
         """See `EncoderModel`."""

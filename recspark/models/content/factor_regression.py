@@ -42,7 +42,7 @@ from recspark.models.content.media import MaxFileMb, MediaCoder, MediaFolder, so
 from recspark.models.kinds import Kind as ModelKind
 from recspark.models.neural import Job, NetworkTask, NeuralSettings, net_arrays, train_on_ranks
 from recspark.models.scoring import topk
-from recspark.models.setting_types import RefitDays
+from recspark.models.setting_types import LearningRate, RefitDays, ValidationShare
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, split_files
 from recspark.train.loop import Trained, load_weights
@@ -71,17 +71,14 @@ class FactorRegressionSettings(NeuralSettings):
     batch_size: int = Field(
         64, ge=1, description="items per step, all ranks together; the ranks share them"
     )
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         2e-3,
-        gt=0,
         description="learning rate of Adam at the first step; it falls linearly to 0. Guess",
         json_schema_extra={"tune": {"low": 2e-4, "high": 1e-2, "log": True}},
     )
     weight_decay: float = Field(1e-5, ge=0, description="L2 penalty on all parameters. Guess")
-    validation: float = Field(
+    validation: ValidationShare = Field(
         0.1,
-        ge=0,
-        lt=1,
         description="share of the items that is held out for validation: a hash sample. The model "
         "gets the weights of the epoch with the smallest error on them",
     )

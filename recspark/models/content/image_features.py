@@ -10,7 +10,6 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Literal, Self
 
@@ -24,7 +23,7 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.data.media import Kind, Source
 from recspark.errors import ConfigError, ModelError
-from recspark.models.base import NOTHING, Algorithm, EncoderModel, FitOptions, Needed, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed, Settings
 from recspark.models.content.media import (
     MaxFileMb,
     MaxMegapixels,
@@ -32,6 +31,7 @@ from recspark.models.content.media import (
     MediaFolder,
     source_of,
 )
+from recspark.models.content.settings_only import SettingsOnlyEncoder
 from recspark.models.kinds import Kind as ModelKind
 from recspark.nets.images import (
     HIDDEN_LENGTH,
@@ -91,20 +91,10 @@ class ImageFeaturesSettings(Settings):
         return self
 
 
-class ImageFeaturesModel(EncoderModel):
+class ImageFeaturesModel(SettingsOnlyEncoder):
     """Names a file of weights and its checksum, which the settings hold."""
 
     settings: ImageFeaturesSettings
-    is_costly = True
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return {}
-
-    @classmethod
-    def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
-        """See `FittedModel`."""
-        return cls(settings, cutoff)
 
     def coder(self) -> ImageFeaturesCoder:
         """See `EncoderModel`."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,8 @@ from recspark.data.blocks import Array
 from recspark.data.dataset import Dataset
 from recspark.data.vector_files import folder_sha256
 from recspark.errors import ConfigError, ModelError, SetupError
-from recspark.models.base import NOTHING, Algorithm, EncoderModel, FitOptions, Needed, Settings
+from recspark.models.base import NOTHING, Algorithm, FitOptions, Needed
+from recspark.models.content.settings_only import SettingsOnlyEncoder
 from recspark.models.content.texts import Part, TextSettings, texts_of
 from recspark.models.kinds import Kind
 
@@ -47,20 +47,10 @@ class SentencesSettings(TextSettings):
     )
 
 
-class SentencesModel(EncoderModel):
+class SentencesModel(SettingsOnlyEncoder):
     """Names a folder and its checksum, which the settings hold."""
 
     settings: SentencesSettings
-    is_costly = True
-
-    def arrays(self) -> dict[str, Array]:
-        """See `FittedModel`."""
-        return {}
-
-    @classmethod
-    def restored(cls, settings: Settings, cutoff: datetime, arrays: dict[str, Array]) -> Self:
-        """See `FittedModel`."""
-        return cls(settings, cutoff)
 
     def coder(self) -> SentencesCoder:
         """See `EncoderModel`."""

@@ -32,7 +32,7 @@ from recspark.models.neural import (
     with_the_same_draws,
 )
 from recspark.models.scoring import topk
-from recspark.models.setting_types import Epochs, ScoringHalfLifeDays, VectorSize
+from recspark.models.setting_types import Epochs, LearningRate, ScoringHalfLifeDays, VectorSize
 from recspark.models.weights import HistoryWeights
 from recspark.nets.mf import MfNet
 from recspark.train.comm import Comm
@@ -72,9 +72,8 @@ class MfSettings(NeuralSettings):
     )
     half_life_days: ScoringHalfLifeDays = 30.0
     epochs: Epochs = 20
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         3e-2,
-        gt=0,
         description="learning rate of Adam at the first step; it falls linearly to 0. A user's "
         "vector moves only once per epoch. Validation part of MovieLens 1M: .206 with .01, .215 "
         "with .03",

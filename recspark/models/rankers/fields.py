@@ -50,6 +50,7 @@ from recspark.models.neural import (
     NeuralSettings,
     train_on_ranks,
 )
+from recspark.models.setting_types import LearningRate, Patience, ValidationShare
 from recspark.nets.fields import Tower
 from recspark.train.comm import Comm
 from recspark.train.feed import Batch, split_files
@@ -102,25 +103,17 @@ class FieldsSettings(NeuralSettings):
     batch_size: int = Field(
         1024, ge=1, description="rows per step, all ranks together; the ranks share them"
     )
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         1e-3,
-        gt=0,
         description="learning rate at the first step; that of Adam falls linearly to 0",
         json_schema_extra={"tune": {"low": 3e-4, "high": 1e-2, "log": True}},
     )
-    validation: float = Field(
+    validation: ValidationShare = Field(
         0.1,
-        ge=0,
-        lt=1,
         description="share of the training rows that is held out for validation: a hash sample of "
         "the users. The model gets the weights of the epoch with the smallest loss on them",
     )
-    patience: int = Field(
-        2,
-        ge=0,
-        description="the training ends after this many epochs in a row without a smaller loss on "
-        "the rows held out; 0 = it runs all epochs",
-    )
+    patience: Patience = 2
 
 
 S = TypeVar("S", bound=FieldsSettings)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from recspark.data.training_rows import Unit
 from recspark.models.neural import NeuralSettings
+from recspark.models.setting_types import LearningRate
 
 
 class NextItemSettings(NeuralSettings):
@@ -94,9 +95,8 @@ class NextItemSettings(NeuralSettings):
     batch_size: int = Field(
         256, ge=1, description="rows per step, all ranks together; the ranks share them. Guess"
     )
-    learning_rate: float = Field(
+    learning_rate: LearningRate = Field(
         2e-3,
-        gt=0,
         description="learning rate of Adam at the first step; it falls linearly to 0. Guess",
         json_schema_extra={"tune": {"low": 5e-4, "high": 1e-2, "log": True}},
     )

@@ -25,13 +25,12 @@ from recspark.data.training_pairs import (
 )
 from recspark.errors import CatalogueTooLargeError, ConfigError, EmptyDataError, ModelError
 from recspark.models.base import FitOptions, Needed, RetrieverModel, Settings
-from recspark.models.content.content2vec import (
-    Content2Vec,
-    Content2VecModel,
-    Content2VecSettings,
+from recspark.models.content.content2vec import Content2Vec, Content2VecModel
+from recspark.models.content.content2vec_modules import Modules
+from recspark.models.content.content2vec_settings import Content2VecSettings
+from recspark.models.content.content2vec_training import (
     Inputs,
     ItemTable,
-    Modules,
     pair_logits,
     train_rank,
 )

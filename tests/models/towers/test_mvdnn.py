@@ -23,25 +23,18 @@ from recspark.models.items.popular import Popular, PopularSettings
 from recspark.models.neural import Job
 from recspark.models.scoring import topk
 from recspark.models.towers.item_tokens import ItemTokens, tokens_of, views_of
-from recspark.models.towers.mvdnn import (
-    Mvdnn,
-    MvdnnModel,
-    MvdnnSettings,
-    RowReader,
-    TokenBags,
+from recspark.models.towers.mvdnn import Mvdnn, MvdnnModel, another_view
+from recspark.models.towers.mvdnn_scoring import scoring_arrays, user_vectors
+from recspark.models.towers.mvdnn_settings import MvdnnSettings
+from recspark.models.towers.mvdnn_towers import TokenBags, item_vectors, make_net, user_tower
+from recspark.models.towers.mvdnn_training import (
     View,
-    another_view,
     example_losses,
-    item_vectors,
-    make_net,
     row_loss,
-    scoring_arrays,
     train_rank,
-    user_tower,
-    user_vectors,
-    view_statistics,
     views_to_learn,
 )
+from recspark.models.towers.mvdnn_views import RowReader, view_statistics
 from recspark.models.towers.timelines import Examples
 from recspark.nets.mvdnn import MvdnnNet, ViewHistories
 from recspark.testing import synth
