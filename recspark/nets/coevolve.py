@@ -15,6 +15,8 @@ from torch import nn
 Cell = Literal["gru", "rnn"]
 # exp() of a larger number is taken as exp() of this one; float32 ends at 88
 LARGEST_EXPONENT = 40.0
+# A new model hardly reads the states: noise of cells that have learned nothing yet is not for it
+FIRST_GATE = 0.1
 _N_FACTS = 3  # numbers about an event that a cell reads beside the two states
 
 
@@ -97,9 +99,11 @@ def facts(gap: torch.Tensor, place: torch.Tensor, n_recent: int) -> torch.Tensor
 class CoevolveNet(nn.Module):
     """The intensity with which a user meets an item, and how a meeting changes both.
 
-    The vector of a user is a start, equal for all, plus the user's state; that of an item is its
-    own start plus its state. States begin at 0. At an event, both states change, each computed from
-    the vectors just before the event:
+    The vector of a user is a start, equal for all, plus one of the user's own, plus the user's state
+    times a gate; that of an item is its own start plus its state times a gate. (A vector that stays
+    beside one that changes: Kumar, Zhang, Leskovec 2019.) States begin at 0, and so do the users'
+    own starts: a user who is not known has none. A gate is a number for each dimension of all users
+    (items). At an event, both states change, each computed from the vectors just before the event:
 
         u(t) = cell(u state, [i(t-), facts]),  i(t) = cell'(i state, [u(t-), facts'])
 
@@ -115,13 +119,13 @@ class CoevolveNet(nn.Module):
     size : length d of a vector
     n_recent : M, number of a user's newest distinct items whose intensity has a number of its own
     shape : > 0; 1 = the intensity does not depend on the time
-    evolves : False = states stay 0, and each user has a vector of its own: for comparison
+    evolves : False = states stay 0: for comparison
     reads_time : False = cells are told that every gap is one day: for comparison
     exponents : float (M + 1,), the first values of s: for each place, and for all other items
     """
 
     # Read row by row; see `recspark.train.parameters.Parameters`
-    sparse_parameters = frozenset({"item_start.weight", "item_bias.weight"})
+    sparse_parameters = frozenset({"user_own.weight", "item_start.weight", "item_bias.weight"})
 
     def __init__(
         self,
@@ -146,18 +150,20 @@ class CoevolveNet(nn.Module):
         self.user_cell = cell_class(size + _N_FACTS, size)
         self.item_cell = cell_class(size + _N_FACTS, size)
         self.user_start = nn.Parameter(torch.zeros(size))
+        self.user_own = nn.Embedding(n_users, size, sparse=True)
+        self.user_gate = nn.Parameter(torch.full((size,), FIRST_GATE))
+        self.item_gate = nn.Parameter(torch.full((size,), FIRST_GATE))
         self.user_rate = nn.Parameter(torch.zeros(size))  # a
         self.item_rate = nn.Parameter(torch.zeros(size))  # b
         self.place = nn.Parameter((exponents[:-1] - exponents[-1]).float())
         self.base = nn.Parameter(exponents[-1].float())
-        self.own_start = nn.Embedding(0 if evolves else n_users, size)
         # What a window leaves behind. Frozen parameters: they are in checkpoints, and ranks, which
         # all compute the same ones, do not exchange them.
         self.user_state = nn.Parameter(torch.zeros(n_users, size), requires_grad=False)
         self.item_state = nn.Parameter(torch.zeros(n_items, size), requires_grad=False)
         nn.init.normal_(self.item_start.weight, 0, size**-0.5, generator)
         nn.init.zeros_(self.item_bias.weight)
-        nn.init.normal_(self.own_start.weight, 0, size**-0.5, generator)
+        nn.init.zeros_(self.user_own.weight)
         for module in (self.user_cell, self.item_cell):
             for parameter in module.parameters():
                 nn.init.uniform_(parameter, -(size**-0.5), size**-0.5, generator)
@@ -176,7 +182,9 @@ class CoevolveNet(nn.Module):
             n_events, n_users = len(window.user), len(users)
             zeros = users.new_zeros(n_events, self.size)
             return users.new_zeros(n_users + n_events, self.size), torch.cat([items, zeros])
-        starts = self.item_start(window.items)  # (I, d)
+        # (U, d), (I, d): what does not change within the window
+        user_starts = self.user_start + self.user_own(window.users)
+        item_starts = self.item_start(window.items)
         user_versions, item_versions = [users], [items]
         begin = 0
         for n_events in window.level_sizes:
@@ -184,7 +192,8 @@ class CoevolveNet(nn.Module):
             begin += n_events
             user, item = window.user[level], window.item[level]  # (B,): nobody is there twice
             user_state, item_state = users[user], items[item]  # (B, d)
-            user_vector, item_vector = user_state + self.user_start, item_state + starts[item]
+            user_vector = user_state * self.user_gate + user_starts[user]
+            item_vector = item_state * self.item_gate + item_starts[item]
             user_input = torch.cat([item_vector, window.user_facts[level]], dim=1)  # (B, d + 3)
             item_input = torch.cat([user_vector, window.item_facts[level]], dim=1)
             new_user = self.user_cell(user_input, user_state).to(users.dtype)  # (B, d)
@@ -214,13 +223,13 @@ class CoevolveNet(nn.Module):
 
     def user_vectors(self, states: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Return the vectors of `users` (n,) in `states` (n, d), for `scores`: (n, d + 2)."""
-        vector = states + (self.user_start if self.evolves else self.own_start(users))
+        vector = states * self.user_gate + self.user_start + self.user_own(users)
         one = vector.new_ones(len(vector), 1)
         return torch.cat([vector, one, (vector @ self.user_rate + self.base)[:, None]], dim=1)
 
     def item_vectors(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Return the vectors of `items` (n,) in `states` (n, d), for `scores`: (n, d + 2)."""
-        vector = states + self.item_start(items)
+        vector = states * self.item_gate + self.item_start(items)
         bias = self.item_bias(items) + (vector @ self.item_rate)[:, None]  # (n, 1)
         return torch.cat([vector, bias, vector.new_ones(len(vector), 1)], dim=1)
 

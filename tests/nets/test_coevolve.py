@@ -35,6 +35,18 @@ def make_net(n_users: int, n_items: int, seed: int = 3, **changed: Any) -> Coevo
     with torch.no_grad():
         net.user_start.normal_(0, 1, generator=generator)
         net.item_start.weight.mul_(2.0)
+        net.user_gate.fill_(1.0)
+        net.item_gate.fill_(1.0)
+    return net
+
+
+def with_own_starts_and_gates(net: CoevolveNet) -> CoevolveNet:
+    """Return `net` with what the paper's form leaves out: every user another start, gates not 1."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        net.user_own.weight.normal_(0, 0.5, generator=generator)
+        for gate in (net.user_gate, net.item_gate):
+            gate.uniform_(0.5, 1.5, generator=generator)
     return net
 
 
@@ -89,7 +101,7 @@ def test_levels_hold_nobody_twice_and_keep_the_order_of_each() -> None:
 
 @pytest.mark.parametrize("cell", ["gru", "rnn"])
 def test_both_states_change_from_the_values_just_before_and_nobody_else_does(cell: Any) -> None:
-    net = make_net(3, 3, cell=cell, n_recent=2)
+    net = with_own_starts_and_gates(make_net(3, 3, cell=cell, n_recent=2))
     rows = [(0, 0, 1.0), (1, 1, 1.5), (0, 1, 2.0), (2, 1, 2.0), (0, 0, 9.0)]
     users, items = net.user_state.clone(), net.item_state.clone()
     last = np.zeros(3), np.zeros(3)
@@ -103,8 +115,8 @@ def test_both_states_change_from_the_values_just_before_and_nobody_else_does(cel
 
     with torch.no_grad():
         for u, i, day in rows:  # one event at a time, as the equations say
-            user_vector = users[u] + net.user_start
-            item_vector = items[i] + net.item_start.weight[i]
+            user_vector = users[u] * net.user_gate + net.user_start + net.user_own.weight[u]
+            item_vector = items[i] * net.item_gate + net.item_start.weight[i]
             of_user = facts("user", u, i, day - last[0][u])
             of_item = facts("item", i, u, day - last[1][i])
             new_user = net.user_cell(torch.cat([item_vector, of_user])[None], users[u][None])
@@ -204,17 +216,20 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     """Through all events of a window, by the survival term and by the intensities."""
     rng = np.random.default_rng(5)
     rows = [(int(rng.integers(3)), int(rng.integers(3)), n / 2) for n in range(12)]
-    net = make_net(3, 3, n_recent=2).double()
+    net = with_own_starts_and_gates(make_net(3, 3, n_recent=2)).double()
     window = window_of(net, some_events(rows), clocks_of(net))
     window = replace(
         window, user_facts=window.user_facts.double(), item_facts=window.item_facts.double()
     )
     net.losses(window, *net.evolve(window), 1.0).sum().backward()
     step = 1e-6
-    for name in ("user_cell.weight_ih", "item_cell.weight_hh", "user_start", "place", "item_rate"):
+    for name in (
+        "user_cell.weight_ih", "item_cell.weight_hh", "user_start", "user_own.weight", "user_gate",
+        "item_gate", "place", "item_rate",
+    ):  # fmt: skip
         parameter = net.get_parameter(name)
-        flat, gradient = parameter.data.view(-1), parameter.grad
-        assert gradient is not None
+        assert parameter.grad is not None
+        flat, gradient = parameter.data.view(-1), parameter.grad.to_dense()
         for position in range(0, len(flat), max(1, len(flat) // 4)):
             sums = []
             for change in (step, -2 * step):
@@ -223,7 +238,9 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
                     sums.append(net.losses(window, *net.evolve(window), 1.0).sum().item())
             flat[position] += step
             expected = (sums[0] - sums[1]) / (2 * step)
-            assert gradient.view(-1)[position].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert gradient.reshape(-1)[position].item() == pytest.approx(
+                expected, rel=1e-4, abs=1e-5
+            )
 
 
 def test_events_of_one_moment_and_long_gaps_stay_finite() -> None:

@@ -19,6 +19,8 @@ from recspark.nets.coevolve import CoevolveNet
 
 # Parameters with a row per item. New items get the mean of the others.
 _OF_ITEMS = ("item_start.weight", "item_bias.weight")
+# Other parameters with a row per user or item. New users and items get 0.
+_BY_ROW = ("user_own.weight", "user_state", "item_state")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def set_states(
     net: CoevolveNet, clocks: Clocks, carried: Carried, users: Array, items: Array
 ) -> None:
     """Put weights, states and clocks of a model into `net` and `clocks`, which may have more users
-    and items. A new user has no state. A new item has no state, and the mean start and bias.
+    and items. A new user has no state and no start of its own. A new item has no state, and the
+    mean start and bias.
     """
     arrays = {name: np.asarray(shared.array) for name, shared in carried.arrays.items()}
     rows = {
@@ -79,7 +82,7 @@ def set_states(
         values = torch.from_numpy(np.array(arrays[name]))
         if name in _OF_ITEMS:
             parameter.data[:] = values.mean(dim=0)
-        if name in _OF_ITEMS or name in ("user_state", "item_state"):
+        if name in _OF_ITEMS or name in _BY_ROW:
             parameter.data[torch.from_numpy(rows[name[:4]])] = values
         else:
             parameter.data.copy_(values)

@@ -119,10 +119,10 @@ class CoevolveSettings(NeuralSettings):
         "state (0.9 GB for 1 million items and 32 numbers). Guess",
     )
     max_users: int = Field(
-        5_000_000,
+        2_000_000,
         ge=1,
-        description="most users; a rank takes 4 bytes per user and number of a state, and 4 for "
-        "each of n_recent (0.3 GB for 1 million users, 32 and 20). Guess",
+        description="most users; a rank takes 24 bytes per user and number of a state, and 4 for "
+        "each of n_recent (0.9 GB for 1 million users, 32 and 20). Guess",
     )
     max_events: int = Field(
         100_000_000,
@@ -134,10 +134,9 @@ class CoevolveSettings(NeuralSettings):
     def rank_bytes(self, n_users: int, n_items: int, n_events: int) -> int:
         """Return the memory of a rank, which holds all users, items and events."""
         lists = 4 * self.n_recent + _ROW_BYTES
-        # A start with its gradient's two means, a state, and two copies while a training begins; a
-        # user has a state only.
-        of_item, of_user = 24 * self.embedding_size + lists, 4 * self.embedding_size + lists
-        return of_item * n_items + of_user * n_users + _EVENT_BYTES * n_events
+        # A start with its gradient's two means, a state, and two copies while a training begins
+        row = 24 * self.embedding_size + lists
+        return row * (n_items + n_users) + _EVENT_BYTES * n_events
 
 
 def make_net(
@@ -348,8 +347,8 @@ def check_size(settings: CoevolveSettings, data: Dataset, n_items: int) -> None:
 class CoevolveModel(ArraysModel):
     """A trained `Coevolve`: the parameters of the network, all states, and the clocks.
 
-    `user_idx` int64 (n_users,) ascending says whose the rows of `user_state`, `user_at` and
-    `recent_items` are. See `Clocks` for the clocks.
+    `user_idx` int64 (n_users,) ascending says whose the rows of `user_own.weight`, `user_state`,
+    `user_at` and `recent_items` are. See `Clocks` for the clocks.
     """
 
     def scorer(self) -> topk.Scorer:

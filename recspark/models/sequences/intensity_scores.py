@@ -22,9 +22,18 @@ _LONGEST = 512
 
 def item_vectors(arrays: Mapping[str, Array]) -> Array:
     """Return the vectors of all items, float32 (n_items, d + 2); see `CoevolveNet.item_vectors`."""
-    vectors = arrays["item_state"] + arrays["item_start.weight"]  # (n_items, d)
+    vectors = arrays["item_state"] * arrays["item_gate"] + arrays["item_start.weight"]  # (m, d)
     bias = arrays["item_bias.weight"][:, 0] + np.einsum("nd,d->n", vectors, arrays["item_rate"])
     return np.column_stack([vectors, bias, np.ones_like(bias)]).astype(np.float32)
+
+
+def user_vectors(arrays: Mapping[str, Array], state: Array, own: Array) -> Array:
+    """Return the vectors of users with `state` and a start of their `own`, float32 (n, d) each:
+    float32 (n, d + 2); see `CoevolveNet.user_vectors`.
+    """
+    vectors = state * arrays["user_gate"] + arrays["user_start"] + own  # (n, d)
+    rate = np.einsum("nd,d->n", vectors, arrays["user_rate"]) + arrays["base"]
+    return np.column_stack([vectors, np.ones_like(rate), rate]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class IntensityScorer:
     A user's stored state is used where the history has the event that the state was last changed
     by; later events of the history change it further. Any other user starts anew, and the newest
     512 events of the history are read. The vectors of items are then those at the cutoff (a stored
-    state has met each item as it was at the time).
+    state has met each item as it was at the time). Whatever the history, a user whom the training
+    knew keeps the start of their own.
 
     Parameters
     ----------
@@ -63,7 +73,7 @@ class IntensityScorer:
 
     ARRAYS: ClassVar[tuple[str, ...]] = (
         "user_idx", "user_state", "user_at", "recent_items", "item_at", "origin",
-        "user_start", "user_rate", "base", "place",
+        "user_start", "user_own.weight", "user_gate", "user_rate", "base", "place",
         "user_cell.weight_ih", "user_cell.weight_hh", "user_cell.bias_ih", "user_cell.bias_hh",
     )  # fmt: skip
 
@@ -74,11 +84,11 @@ class IntensityScorer:
         local = local_index(self.items, block.history.item_idx)
         row = block.history.rows
         users = self._states(block, arrays, vectors, local)
-        vector = users.state + arrays["user_start"]  # (n, d)
-        rate = np.einsum("nd,d->n", vector, arrays["user_rate"]) + arrays["base"]
-        user_vectors = np.column_stack([vector, np.ones_like(rate), rate]).astype(np.float32)
+        stored = local_index(arrays["user_idx"], block.user_idx)  # (n,)
+        is_known = (stored >= 0)[:, None]
+        own = np.where(is_known, arrays["user_own.weight"][stored], np.float32(0))
         return IntensityScores(
-            user_vectors,
+            user_vectors(arrays, users.state, own),
             vectors,
             (self.shape - 1) * _log_gap(self.as_of, users.at),
             (self.shape - 1) * _log_gap(self.as_of, arrays["item_at"]),

@@ -13,6 +13,7 @@ from pyspark.sql import types as T
 from recspark import schema
 from recspark.data.blocks import MICROS_PER_DAY, Array
 from recspark.models.scoring import topk
+from recspark.models.sequences.intensity_scores import user_vectors
 from recspark.nets.coevolve import LARGEST_EXPONENT
 
 _BLOCK_ROWS, _TILE_ITEMS = 256, 8192  # users and items whose intensities are computed at once
@@ -93,9 +94,7 @@ def state_batch(
 ) -> pa.RecordBatch:
     """Return `STATES` of the users in `rows`."""
     state = np.asarray(arrays["user_state"][rows])
-    vector = state + arrays["user_start"]
-    rate = np.einsum("nd,d->n", vector, arrays["user_rate"]) + arrays["base"]
-    users = np.column_stack([vector, np.ones_like(rate), rate]).astype(np.float32)
+    users = user_vectors(arrays, state, np.asarray(arrays["user_own.weight"][rows]))
     last_at = arrays["user_at"][rows]
     silent_days = (as_of - last_at) / MICROS_PER_DAY
     total = total_intensities(users, items, arrays["recent_items"][rows], arrays["place"])
