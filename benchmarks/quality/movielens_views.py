@@ -145,6 +145,7 @@ def run(*, smoke: bool) -> None:
                     settings = asked.settings(row, settings)
                     allowed = np.flatnonzero(is_b).astype(np.int32)
                     table.add(f"{row}, {cut}", model, settings, data, questions, seed, allowed)
+                    spark.catalog.clearCache()  # the row's catalogue and queries
 
 
 def _rows(
