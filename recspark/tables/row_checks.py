@@ -12,6 +12,7 @@ from recspark.errors import KeyViolationError, SchemaError
 from recspark.tables.specs import TableSpec
 
 Literal = str | int | date | datetime
+_SALT = 1  # makes a second hash of a key, which is equal by chance only where the first one is
 Slice = Mapping[str, Literal | Sequence[Literal]]
 
 
@@ -41,6 +42,8 @@ def checked(spec: TableSpec, frame: DataFrame) -> DataFrame:
 def count_checked(spec: TableSpec, rows: DataFrame, where: Slice) -> int:
     """Return the number of rows.
 
+    Cost: one job, with a shuffle of 16 bytes of hash and some counts per row.
+
     Raises SchemaError if a row is outside the slice `where`, KeyViolationError if a key or
     partition column is null or a key occurs twice.
     """
@@ -56,9 +59,12 @@ def count_checked(spec: TableSpec, rows: DataFrame, where: Slice) -> int:
     if spec.key:
         # Count per hash of the key, then sum, all in one job. Equal keys have equal hashes, so a
         # hash with one row is a unique key. Two different keys may share a hash, so repeated keys
-        # are then looked up by their values below.
+        # are then looked up by their values below, which shuffles the rows once more. The hash has
+        # 128 bits: of 10^10 rows, two share one by chance with a probability below 10^-18. With 64
+        # bits it would be 0.93.
+        salted_hash = F.xxhash64(F.lit(_SALT), *spec.key)
         totals = (
-            rows.groupBy(F.xxhash64(*spec.key))
+            rows.groupBy(F.xxhash64(*spec.key), salted_hash)
             .agg(*counts)
             .agg(
                 *[
