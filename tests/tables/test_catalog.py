@@ -31,8 +31,9 @@ from recspark.errors import (
 from recspark.tables import commits
 from recspark.tables.added_columns import ADDED_COLUMNS, with_added_names
 from recspark.tables.catalog import TableCatalog
+from recspark.tables.layout import laid_out
 from recspark.tables.reader import TableReader
-from recspark.tables.row_checks import count_checked, slice_condition
+from recspark.tables.row_checks import count_checked, key_totals, slice_condition
 from recspark.tables.snapshot import active_files, changed_rows
 from recspark.tables.specs import SPECS, TableSpec
 from tests.conftest import spark_conf
@@ -143,6 +144,32 @@ def test_keys_with_one_hash_of_64_bits_cost_no_second_pass(spark: SparkSession) 
                 count_checked(spec, rows.unionByName(rows.where("a = 1")), {})
     finally:
         spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+
+
+def test_a_write_shuffles_its_rows_once(spark: SparkSession) -> None:
+    """The check of keys shuffles hashes, a count and a truth value; the layout shuffles the rows."""
+    spec = SPECS["events"]
+    rows = events(spark, [("a", D1), ("b", D1)])
+    checked_keys = shuffled_columns(key_totals(spec, rows, {"ingest_date": D1}))
+    assert [len(columns) for columns in checked_keys] == [4]
+    assert not {column.split("#")[0] for column in checked_keys[0]} & {*schema.EVENTS.names}
+    of_layout = shuffled_columns(laid_out(spec, rows, n_rows=10**8))
+    assert [len(columns) for columns in of_layout] == [len(schema.EVENTS)]
+
+
+def shuffled_columns(rows: DataFrame) -> list[list[str]]:
+    """Return the columns of each shuffle of a plan; that of one row per task, for a sum, is no shuffle."""
+    with spark_conf(rows.sparkSession, {"spark.sql.adaptive.enabled": "false"}):
+        plan = rows._jdf.queryExecution().executedPlan()
+    found, nodes = [], [plan]
+    while nodes:
+        node = nodes.pop()
+        nodes += [node.children().apply(n) for n in range(node.children().size())]
+        is_for_a_sum = "SinglePartition" in node.simpleString(100)
+        if node.nodeName() == "Exchange" and not is_for_a_sum:
+            columns = node.output()
+            found.append([str(columns.apply(n).toString()) for n in range(columns.size())])
+    return found[::-1]
 
 
 def colliding(a: int, b: int, other_a: int) -> int:
