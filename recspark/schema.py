@@ -7,6 +7,8 @@ inside. `user_idx` is bigint and `item_idx` is int everywhere.
 
 from __future__ import annotations
 
+from pyspark.sql import Column
+from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
     BooleanType,
@@ -29,6 +31,15 @@ DATE, TIMESTAMP = DateType(), TimestampType()
 STRINGS = ArrayType(STRING)
 STRING_MAP = MapType(STRING, STRING)
 VERSION_MAP = MapType(STRING, LONG)
+
+
+def quoted(name: str) -> Column:
+    """Return the column `name`; the name may contain dots, blanks and backticks.
+
+    `F.col("a.b")` is the field `b` of a column `a`. So a name that is not recspark's own, as that of
+    a raw column or of a feature, reaches Spark through this function.
+    """
+    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def columns(**fields: DataType) -> StructType:

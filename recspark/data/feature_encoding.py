@@ -57,23 +57,26 @@ class Encoding:
     def encode(self, frame: DataFrame, keys: Sequence[str]) -> DataFrame:
         """Return `keys, numbers array<float>, fields array<int>`, one row per row of `frame`.
 
-        `frame` has the columns `keys` and a column for each feature; `keys` are passed through.
-        Raises ModelError where `frame` lacks one of the features. Lazy and narrow.
+        `frame` has the columns `keys` and a column for each feature; `keys` are passed through. The
+        names of features may have dots and blanks. Raises ModelError where `frame` lacks one of the
+        features. Lazy and narrow.
         """
         lacking = [name for name in (*self.numbers, *self.fields) if name not in frame.columns]
         if lacking:
             raise ModelError(f"features {lacking} are not there, but {sorted(frame.columns)}")
-        typed = frame.select(
-            *keys,
-            *[F.col(name).cast("double").alias(name) for name in self.numbers],
-            *[F.col(name).cast("string").alias(name) for name in self.fields],
-        )
+        numbers = [schema.quoted(name).cast("double") for name in self.numbers]
+        fields = [schema.quoted(name).cast("string") for name in self.fields]
+        # `mapInArrow` takes a dot in the name of a column for a field of a struct.
+        features = [column.alias(f"_{n}") for n, column in enumerate([*numbers, *fields])]
+        typed = frame.select(*keys, *features)
         encoded_schema = StructType([*(typed.schema[key] for key in keys), *schema.ENCODED.fields])
         encoding = Encoding(self.numbers, dict(self.fields))
+        names = [*self.numbers, *self.fields]
 
         def encode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
-                arrays = [*(batch.column(key) for key in keys), *encoding.columns(batch)]
+                named = pa.RecordBatch.from_arrays(batch.columns[len(keys) :], names)
+                arrays = [*batch.columns[: len(keys)], *encoding.columns(named)]
                 yield pa.RecordBatch.from_arrays(arrays, names=encoded_schema.names)
 
         return typed.mapInArrow(encode_batches, encoded_schema)
@@ -192,7 +195,12 @@ def make_encoding(
     vocabularies: dict[str, list[str]] = {name: [] for name in fields}
     if fields:
         values = F.explode(
-            F.array(*[F.struct(F.lit(n).alias("field"), F.col(n).alias("value")) for n in fields])
+            F.array(
+                *[
+                    F.struct(F.lit(n).alias("field"), schema.quoted(n).alias("value"))
+                    for n in fields
+                ]
+            )
         )
         frequent_first = Window.partitionBy("field").orderBy(F.desc("count"), "value")
         frequent_values = (
@@ -220,12 +228,12 @@ def flat(features: DataFrame, prefix: str = "") -> DataFrame:
     for field in features.schema.fields:
         name = field.name
         if name in _KEYS:
-            columns.append(F.col(name))
+            columns.append(schema.quoted(name))
         elif isinstance(field.dataType, ArrayType):
             for level, feature in enumerate(_flat_names(field)):
-                columns.append(F.get(F.col(name), F.lit(level)).alias(prefix + feature))
+                columns.append(F.get(schema.quoted(name), F.lit(level)).alias(prefix + feature))
         else:
-            columns.append(F.col(name).alias(prefix + name))
+            columns.append(schema.quoted(name).alias(prefix + name))
     return features.select(*columns)
 
 

@@ -150,7 +150,10 @@ def write_training_media(
                         )
 
         storage.remove(folder)
-        in_order.mapInArrow(decode, columns).write.parquet(folder)
+        try:
+            in_order.mapInArrow(decode, columns).write.parquet(folder)
+        finally:
+            shared.destroy()
         storage.mark_complete(folder)
     files = [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
     return TrainingSet.of_files(TABLE, 0, files)

@@ -191,11 +191,11 @@ def examples_of_table(
     if label not in table.columns:
         raise ModelError(f"the table has no column '{label}', but {sorted(table.columns)}")
     kept = [name for name in (label, "weight") if name in table.columns]
-    labelled = table.where(F.col(label).isNotNull())
+    labelled = table.where(schema.quoted(label).isNotNull())
     features = flat(labelled.drop(*kept))
     encoding = encoding or make_encoding(features, max_values)
     # `flat` keeps all columns but lists of texts, which it replaces, so label and weight may pass.
-    rows = flat(labelled).withColumns({name: F.col(name).cast("float") for name in kept})
+    rows = flat(labelled).withColumns({name: schema.quoted(name).cast("float") for name in kept})
     rows = rows.withColumnRenamed(label, "label")
     keys = ("label", "weight") if "weight" in kept else ("label",)
     return Examples(encoding.encode(rows, keys), encoding)

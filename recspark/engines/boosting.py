@@ -6,8 +6,9 @@ import json
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,9 @@ def grow_trees(
     is a matter of chance, and a second try then succeeds. After a second failure the cause is most
     likely one that returns, such as too little memory, and each further try would cost as much.
 
+    An error in the code that a worker runs would return in every try. It is raised at once, as
+    Spark's error with the traceback of the worker.
+
     Raises RankFailedError after the second failure, NoSlotsError where the cluster has too few task
     slots for all workers at once.
     """
@@ -95,12 +99,16 @@ def grow_trees(
     try:
         return grown()
     except _SPARK_ERRORS as error:
+        if _is_code_error(error):
+            raise
         log.warning("growing the trees failed, and is tried once more: %s", java_message(error))
         time.sleep(_SETTLING_S)
         await_slots(spark, how.train, after_a_loss=True)
         try:
             return grown()
         except _SPARK_ERRORS as second_error:
+            if _is_code_error(second_error):
+                raise
             raise RankFailedError(
                 f"growing the trees on {how.train.ranks} workers failed twice, at last by: "
                 f"{java_message(second_error)}. If a worker was lost both times, it probably ran "
@@ -129,13 +137,49 @@ def _grow(
     batches: Iterable[pa.RecordBatch], group: Sequence[str], encoding: Encoding, how: Boosting
 ) -> Iterator[pa.RecordBatch]:
     """Grow the trees together with the other workers; the first worker yields them."""
-    share = read_share(batches, group, encoding)
+    with _code_errors_marked(n_workers=1):  # nothing is exchanged yet
+        share = read_share(batches, group, encoding)
     context = BarrierTaskContext.get()
-    with _meeting(context, how.train):
+    with _meeting(context, how.train), _code_errors_marked(how.train.ranks):
         trees = grow_on_share(share, encoding, how)
     context.barrier()
     if context.partitionId() == 0:
         yield pa.RecordBatch.from_arrays([pa.array([trees], pa.binary())], names=_TREES.names)
+
+
+class WorkerCodeError(Exception):
+    """The code of a worker raised an error that no lost worker explains.
+
+    The message is the traceback of that error: Spark hands the driver no cause of an error.
+    """
+
+
+@contextmanager
+def _code_errors_marked(n_workers: int) -> Iterator[None]:
+    """Raise WorkerCodeError from any error that is not the sign of a lost worker.
+
+    Too little memory is such a sign. So is an error of xgboost where there are several workers:
+    each of the others gets one when it waits for the worker that was lost. Such an error is raised
+    after a pause, so that the driver hears first of the failure that is its cause, if there is one.
+    """
+    from xgboost.core import XGBoostError
+
+    try:
+        yield
+    except MemoryError:
+        raise
+    except XGBoostError as error:
+        if n_workers == 1:
+            raise WorkerCodeError(traceback.format_exc()) from error
+        time.sleep(_SETTLING_S)
+        raise
+    except Exception as error:
+        raise WorkerCodeError(traceback.format_exc()) from error
+
+
+def _is_code_error(error: Exception) -> bool:
+    """Return whether the failure of a job began with WorkerCodeError in one of its tasks."""
+    return WorkerCodeError.__name__ in str(error)
 
 
 def read_share(

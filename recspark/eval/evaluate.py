@@ -7,6 +7,7 @@ users: the difference of two models is a sum over users, so no model is joined t
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from functools import reduce
@@ -16,7 +17,7 @@ import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recspark import schema
+from recspark import schema, storage
 from recspark.config import Evaluate
 from recspark.data.blocks import Array
 from recspark.data.interactions import hash_sample, in_horizon
@@ -106,7 +107,7 @@ def population(truths: DataFrame, users: DataFrame) -> DataFrame:
     )
 
 
-def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
+def catalogue(items: DataFrame, users: DataFrame | None = None, folder: str = "") -> Catalogue:
     """Return the items that a list may hold, with vectors where `users` are given.
 
     Parameters
@@ -114,6 +115,9 @@ def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
     items : item_idx int, n_users bigint: every item with an event before the cutoff, and the number
         of its users (as in `item_features`)
     users : as `item_vectors` takes them; None = intra-list diversity is not defined
+    folder : URI of a folder that all workers reach. The vectors become a file there, which has to
+        stay until the catalogue is no longer used. On a local or mounted disk the workers of a
+        machine share its pages. "" = every worker gets a copy of the vectors, 256 bytes per item
 
     Runs one job, or two with `users`. Driver memory: 12 bytes per item, and that of `item_vectors`.
     Raises EmptyDataError where `items` is empty.
@@ -123,6 +127,10 @@ def catalogue(items: DataFrame, users: DataFrame | None = None) -> Catalogue:
     if len(item_idx) == 0:
         raise EmptyDataError("no item has an event before the cutoff: nothing can be evaluated")
     vectors = None if users is None else item_vectors(users, item_idx)
+    if vectors is not None and folder:
+        file = storage.join(folder, f"vectors-{uuid.uuid4().hex}.npy")
+        storage.write_array(file, vectors)
+        vectors = storage.read_array(file, mmap=True)
     return Catalogue(item_idx, table.column("n_users").to_numpy().astype(np.int64), vectors)
 
 

@@ -66,7 +66,7 @@ def audit(
     k: int,
     mode: Mode,
     *,
-    broadcast_items: bool = True,
+    broadcast_items: bool = False,
     cold_items: DataFrame | None = None,
 ) -> AuditCounts:
     """Return the counts of `lists` that the gates need.

@@ -25,10 +25,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from recspark.data.blocks import Array, local_index
+from recspark.data.shared import Shared
 
 NOTHING = -1  # in `Block.items`: no item at this rank, or an item that is not in the catalogue
 
@@ -37,7 +39,8 @@ NOTHING = -1  # in `Block.items`: no item at this rank, or an item that is not i
 class Catalogue:
     """The items that a list may hold, as of the cutoff. There is at least one item.
 
-    Every worker has a copy.
+    Every worker has a copy of `items` and `n_users`, and of `vectors` unless they are a
+    memory-mapped file, whose pages the workers of a machine share: see `Shared`.
 
     Parameters
     ----------
@@ -52,6 +55,10 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        vectors = None if self.vectors is None else Shared(self.vectors)
+        return _with_shared_vectors, (self.items, self.n_users, vectors)
 
     def positions(self, item_idx: Array) -> Array:
         """Return the position of each item in `items`, int32; `NOTHING` for any other item.
@@ -76,6 +83,10 @@ class Catalogue:
         _, group, group_size = np.unique(self.n_users, return_inverse=True, return_counts=True)
         average_rank = np.cumsum(group_size) - (group_size - 1) / 2  # of each group of equal items
         return average_rank[group] / len(self)
+
+
+def _with_shared_vectors(items: Array, n_users: Array, vectors: Shared | None) -> Catalogue:
+    return Catalogue(items, n_users, None if vectors is None else vectors.array)
 
 
 @dataclass(frozen=True)

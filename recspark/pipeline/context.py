@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recspark.config import Config
+from recspark.models.base import FittedModel
 from recspark.pipeline.cutoffs import Cutoffs
 from recspark.pipeline.plan import stages_before
 from recspark.pipeline.runlog import RunLog
@@ -48,6 +49,9 @@ class RunContext:
     stage: str | None = None
     model: str = ""
     progress: Callable[[str], None] = field(default=lambda _text: None)
+    # Folder -> the model that the running task has loaded from it. `replace`, by which each task
+    # gets its context, begins an empty one.
+    loaded: dict[str, FittedModel] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def cutoffs(self) -> Cutoffs:

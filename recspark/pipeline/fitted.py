@@ -517,11 +517,18 @@ def backtest_model(context: RunContext, model: str) -> FittedModel | None:
 def load_model(context: RunContext, model: str, cutoff: datetime) -> FittedModel:
     """Return the fitted model of this run.
 
+    A task loads and checks it once: the check reads every array.
+
     Raises StageOrderError where it was not trained, EmptyDataError where there was too little data
     to fit it.
     """
     spec = spec_of(model, context.config.settings_of(model))
-    return artifacts.load(_path_of_artifact(context, folder_of(context, model, cutoff)), spec)
+    folder = _path_of_artifact(context, folder_of(context, model, cutoff))
+    if context.stage is None:  # outside of tasks, the folder may be written again meanwhile
+        return artifacts.load(folder, spec)
+    if folder not in context.loaded:
+        context.loaded[folder] = artifacts.load(folder, spec)
+    return context.loaded[folder]
 
 
 def load_retriever(context: RunContext, model: str, cutoff: datetime) -> RetrieverModel:

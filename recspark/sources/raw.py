@@ -465,7 +465,7 @@ def _json_group(
         ArrayType(ArrayType(record)),
         {name: value for name, value in source_options.items() if name.startswith("allow")},
     )
-    folders = [quoted(name) for name in sorted(source_input.folder_columns)]
+    folders = [schema.quoted(name) for name in sorted(source_input.folder_columns)]
     parsed_texts = texts.where(~line.rlike(rf"^{_BLANK_PATTERN}*$")).select(
         *folders, LINE, parsed.alias("_parsed"), is_list.alias("_is_list")
     )
@@ -647,7 +647,7 @@ def _staged(group: _FileGroup) -> Staged:
         name_by_column.get(column, f"(column {index + 1})") for index, column in enumerate(columns)
     ]
     numbered_columns = [
-        quoted(column).alias(staged_column(index)) for index, column in enumerate(columns)
+        schema.quoted(column).alias(staged_column(index)) for index, column in enumerate(columns)
     ]
     unreadable = F.lit(None).cast("string").alias(UNREADABLE)
     if UNREADABLE in group.frame.columns:
@@ -714,11 +714,6 @@ def split_text(text: Column, separator: str) -> Column:
     """
     parts = F.split(text, r"\Q" + separator + r"\E")
     return F.filter(F.transform(parts, values.trimmed), lambda part: part.isNotNull())
-
-
-def quoted(name: str) -> Column:
-    """Return the column `name`; the name may contain dots, blanks and backticks."""
-    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def _as_text(column: Column, data_type: DataType) -> Column:

@@ -164,3 +164,23 @@ def test_fields_take_the_codes_of_another_encoding(spark: SparkSession) -> None:
     at_once = {row["name"]: row["fields"] for row in other.encode(frame, ("name",)).collect()}
     assert {**at_once, "yellow": [1, 1]} == codes
     assert encoded.select(first.recoded(F.col("fields"), first)).columns == ["fields"]
+
+
+@pytest.mark.spark
+def test_names_of_features_may_have_dots_blanks_and_backticks(spark: SparkSession) -> None:
+    """Such names give the same codes as plain names: of numbers, texts and lists of texts."""
+    plain = spark.createDataFrame(
+        [(1, 1.5, "red", ["a", "b"]), (2, None, "blue", None)],
+        "item_idx int, size double, colour string, path array<string>",
+    )
+    odd_names = {"size": "size.in cm", "colour": "a.colour", "path": "the `path`.full"}
+    odd = plain.withColumnsRenamed(odd_names)
+    encodings = [make_encoding(flat(features)) for features in (plain, odd)]
+    assert encodings[1].numbers == ("size.in cm",)
+    assert [*encodings[1].fields] == ["a.colour", *(f"the `path`.full_{n}" for n in (1, 2, 3))]
+    rows = [
+        encoding.encode(flat(features), ("item_idx",)).orderBy("item_idx").collect()
+        for encoding, features in zip(encodings, (plain, odd), strict=True)
+    ]
+    assert str(rows[1]) == str(rows[0])  # NaN is not NaN
+    assert rows[1][0]["fields"] == [FIRST + 1, FIRST, FIRST, MISSING]

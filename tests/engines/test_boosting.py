@@ -14,7 +14,7 @@ from recspark.config import Train
 from recspark.data.blocks import Array
 from recspark.data.feature_encoding import Encoding
 from recspark.engines import boosting
-from recspark.engines.boosting import Boosting, feature_matrix, grow_trees
+from recspark.engines.boosting import Boosting, WorkerCodeError, feature_matrix, grow_trees
 from recspark.models.base import PairBlock
 from recspark.models.rankers.lambdamart import TreeScorer
 
@@ -138,6 +138,35 @@ def test_missing_and_infinite_numbers_and_new_codes(spark: SparkSession) -> None
     assert np.isfinite(scores(trees, odd)[0]).all()
     with_odd = rows.unionByName(odd)
     assert np.isfinite(scores(grown(with_odd, 2), with_odd)[0]).all()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_an_error_in_the_code_of_a_worker_is_no_lost_worker(
+    spark: SparkSession, n_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A column is missing in every task, then one row is odd in one task: the traceback, no retry."""
+    rows = examples(spark, 4)
+    with pytest.raises(boosting._SPARK_ERRORS, match="KeyError") as missing:
+        grown(rows.withColumnRenamed("label", "clicked"), n_workers)
+    short = spark.createDataFrame([("novel", 9, 1, 0.0, [1.0], [0])], TYPES)
+    with pytest.raises(boosting._SPARK_ERRORS, match="ModelError") as odd:
+        grown(rows.unionByName(short), n_workers)
+    for caught in (missing, odd):
+        assert "read_share" in str(caught.value)
+        assert "worker was lost" not in str(caught.value)
+    assert "tried once more" not in caplog.text
+
+
+def test_an_error_of_xgboost_is_a_lost_worker_only_where_there_are_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(boosting, "_SETTLING_S", 0)
+    with pytest.raises(WorkerCodeError, match="label"), boosting._code_errors_marked(1):
+        raise xgboost.core.XGBoostError("label is NaN")
+    with pytest.raises(xgboost.core.XGBoostError), boosting._code_errors_marked(2):
+        raise xgboost.core.XGBoostError("connection reset by peer")
+    with pytest.raises(MemoryError), boosting._code_errors_marked(1):
+        raise MemoryError
 
 
 def test_groups_go_on_over_batches() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import math
+import pickle
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +20,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recspark import schema
+from recspark import schema, storage
 from recspark.config import Evaluate
 from recspark.errors import EmptyDataError
 from recspark.eval.evaluate import (
@@ -398,3 +402,23 @@ def test_concentration_counts_the_lists_of_each_item(spark: SparkSession, world:
             row = found[model, mode, k, metric]
             assert row.value == pytest.approx(value)
             assert (row.n_users, row.segment, row.diff) == (len(lists), "all", None)
+
+
+def test_workers_map_the_vectors_of_a_catalogue(
+    spark: SparkSession, world: World, rows: list[MetricRow], tmp_path: Path
+) -> None:
+    """What is sent to a worker names the file; the figures are those of vectors in memory."""
+    items = spark.createDataFrame([(item, 1) for item in range(2000)], "item_idx int, n_users long")
+    users = spark.createDataFrame([(1, [3, 5]), (2, [5])], "user_idx long, seen array<int>")
+    in_memory, mapped = (catalogue(items, users, folder) for folder in ("", str(tmp_path)))
+    sent = pickle.dumps(mapped)
+    assert len(sent) < len(pickle.dumps(in_memory)) - 2000 * 64 * 4 + 1000
+    vectors = pickle.loads(sent).vectors
+    assert isinstance(vectors, np.memmap)
+    np.testing.assert_array_equal(vectors, in_memory.vectors)
+
+    storage.write_array(str(tmp_path / "world.npy"), world.vectors)
+    of_file = storage.read_array(str(tmp_path / "world.npy"), mmap=True)
+    with_file = copy.copy(world)
+    with_file.catalogue = dataclasses.replace(world.catalogue, vectors=of_file)
+    assert run(with_file, *world.frames(spark)) == rows

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -30,10 +31,11 @@ from recspark.errors import (
 from recspark.tables import commits
 from recspark.tables.added_columns import ADDED_COLUMNS, with_added_names
 from recspark.tables.catalog import TableCatalog
+from recspark.tables.layout import laid_out
 from recspark.tables.reader import TableReader
-from recspark.tables.row_checks import slice_condition
+from recspark.tables.row_checks import count_checked, key_totals, slice_condition
 from recspark.tables.snapshot import active_files, changed_rows
-from recspark.tables.specs import SPECS
+from recspark.tables.specs import SPECS, TableSpec
 from tests.conftest import spark_conf
 
 pytestmark = pytest.mark.spark
@@ -123,6 +125,79 @@ def test_a_wrong_frame_is_refused_and_the_table_stays(
     with pytest.raises(error, match=says):
         catalog.replace_slice("events", change(events(spark, [("a", D1)])), {"ingest_date": D1})
     assert catalog.version("events") == good.version
+
+
+def test_keys_with_one_hash_of_64_bits_cost_no_second_pass(spark: SparkSession) -> None:
+    """Two keys with the same xxhash64 are counted in one job; the same key twice is still found."""
+    pair, other = (1, 2), (3, colliding(1, 2, 3))
+    spec = TableSpec("t", schema.columns(a=schema.LONG, b=schema.LONG), key=("a", "b"))
+    rows = spark.createDataFrame([pair, other], spec.schema)
+    assert rows.select(F.xxhash64("a", "b")).distinct().count() == 1
+    tracker = spark.sparkContext.statusTracker()
+    group = uuid.uuid4().hex
+    spark.sparkContext.setJobGroup(group, "keys are counted")
+    try:
+        with spark_conf(spark, {"spark.sql.adaptive.enabled": "false"}):  # a job is a pass
+            assert count_checked(spec, rows, {}) == 2
+            assert len(tracker.getJobIdsForGroup(group)) == 1
+            with pytest.raises(KeyViolationError, match="'a': 1, 'b': 2} 2 times"):
+                count_checked(spec, rows.unionByName(rows.where("a = 1")), {})
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+
+
+def test_a_write_shuffles_its_rows_once(spark: SparkSession) -> None:
+    """The check of keys shuffles hashes, a count and a truth value; the layout shuffles the rows."""
+    spec = SPECS["events"]
+    rows = events(spark, [("a", D1), ("b", D1)])
+    checked_keys = shuffled_columns(key_totals(spec, rows, {"ingest_date": D1}))
+    assert [len(columns) for columns in checked_keys] == [4]
+    assert not {column.split("#")[0] for column in checked_keys[0]} & {*schema.EVENTS.names}
+    of_layout = shuffled_columns(laid_out(spec, rows, n_rows=10**8))
+    assert [len(columns) for columns in of_layout] == [len(schema.EVENTS)]
+
+
+def shuffled_columns(rows: DataFrame) -> list[list[str]]:
+    """Return the columns of each shuffle of a plan; that of one row per task, for a sum, is no shuffle."""
+    with spark_conf(rows.sparkSession, {"spark.sql.adaptive.enabled": "false"}):
+        plan = rows._jdf.queryExecution().executedPlan()
+    found, nodes = [], [plan]
+    while nodes:
+        node = nodes.pop()
+        nodes += [node.children().apply(n) for n in range(node.children().size())]
+        is_for_a_sum = "SinglePartition" in node.simpleString(100)
+        if node.nodeName() == "Exchange" and not is_for_a_sum:
+            columns = node.output()
+            found.append([str(columns.apply(n).toString()) for n in range(columns.size())])
+    return found[::-1]
+
+
+def colliding(a: int, b: int, other_a: int) -> int:
+    """Return the number with which `other_a` has the xxhash64 of (a, b).
+
+    Spark hashes `a` with the seed 42, and `b` with that hash as its seed. Of a bigint x and a seed,
+    xxhash64 is a one-to-one function of (seed + P5 + 8) xor f(x), and f can be inverted.
+    """
+    p1, p2, p3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
+    p4, p5, mask = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5, (1 << 64) - 1
+
+    def rotated(x: int, n: int) -> int:
+        return (x << n | x >> (64 - n)) & mask
+
+    def mixed(x: int) -> int:
+        return rotated(x * p2 & mask, 31) * p1 & mask
+
+    def seed_of(x: int) -> int:
+        value = rotated((42 + p5 + 8) ^ mixed(x), 27) * p1 + p4 & mask
+        value = (value ^ value >> 33) * p2 & mask
+        value = (value ^ value >> 29) * p3 & mask
+        return value ^ value >> 32
+
+    start, other_start = ((seed_of(x) + p5 + 8) & mask for x in (a, other_a))
+    product = start ^ mixed(b) ^ other_start
+    rotation = product * pow(p1, -1, 1 << 64) & mask
+    found = rotated(rotation, 33) * pow(p2, -1, 1 << 64) & mask
+    return found - (1 << 64) if found >> 63 else found
 
 
 def test_reading_what_is_not_there_is_named(spark: SparkSession, catalog: TableCatalog) -> None:

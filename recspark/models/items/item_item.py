@@ -202,11 +202,14 @@ def gram(histories: DataFrame, items: Array, weights: HistoryWeights) -> Array:
         .mapInArrow(add_up, _BANDS)
     )
     gram_matrix = np.zeros((n_items, n_items))
-    for row in summed_bands.toLocalIterator(prefetchPartitions=True):
-        begin = row["band"] * height
-        part = np.frombuffer(row["data"], np.int64).reshape(-1, n_items - begin) / _STEPS**2
-        gram_matrix[begin : begin + height, begin:] = part
-        gram_matrix[begin:, begin : begin + height] = part.T
+    try:
+        for row in summed_bands.toLocalIterator(prefetchPartitions=True):
+            begin = row["band"] * height
+            part = np.frombuffer(row["data"], np.int64).reshape(-1, n_items - begin) / _STEPS**2
+            gram_matrix[begin : begin + height, begin:] = part
+            gram_matrix[begin:, begin : begin + height] = part.T
+    finally:
+        shared.destroy()
     return gram_matrix
 
 

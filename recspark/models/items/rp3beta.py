@@ -170,6 +170,9 @@ def degrees_of(histories: DataFrame, items: Array, weights: HistoryWeights) -> A
         add_up, schema.columns(sums=BinaryType())
     )
     summed_steps = np.zeros(len(items), np.int64)
-    for row in sums_of_tasks.toLocalIterator():
-        summed_steps += np.frombuffer(row["sums"], np.int64)
+    try:
+        for row in sums_of_tasks.toLocalIterator():
+            summed_steps += np.frombuffer(row["sums"], np.int64)
+    finally:
+        shared.destroy()
     return summed_steps / _STEPS

@@ -9,7 +9,6 @@ tile, so memory does not grow with the catalogue.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from scipy import sparse
 
-from recspark import schema, storage
+from recspark import schema
 from recspark.data.blocks import (
     Array,
     Histories,
@@ -29,7 +28,7 @@ from recspark.data.blocks import (
     local_index,
     parse_queries,
 )
-from recspark.errors import ModelError
+from recspark.data.shared import Shared as Shared  # noqa: PLC0414  (models name it `topk.Shared`)
 from recspark.models.scoring import memory
 from recspark.models.scoring.candidates import Candidates, dot_pairs
 from recspark.models.scoring.listed import ListedScores, SlicedScores
@@ -88,25 +87,6 @@ class ListScorer(Protocol):
 
     def score(self, block: QueryBlock) -> ListedScores | SlicedScores:
         """Return the scores of `block`. The scores of a row depend on no other row."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """A read-only array that executors need.
-
-    If the array is a complete memory-mapped `.npy` file (an artifact in a local or mounted folder),
-    pickling stores only the name of the file, and all workers of a machine share its pages. Any
-    other array is pickled by value: every worker has a copy.
-    """
-
-    array: Array
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        array = self.array
-        base: object = array.base  # the memory map, if the array is a complete file
-        if isinstance(array, np.memmap) and isinstance(base, mmap.mmap):
-            return _open_shared, (str(array.filename), array.dtype.str, array.shape)
-        return Shared, (np.asarray(array),)
 
 
 @dataclass(frozen=True)
@@ -503,10 +483,3 @@ def _single_event_queries(items: Array, as_of: int) -> QueryBlock:
         seen=Ragged(start, items),
         features=pa.nulls(n_queries, _FEATURES),  # all features are missing
     )
-
-
-def _open_shared(path: str, dtype: str, shape: tuple[int, ...]) -> Shared:
-    array = storage.read_array(path, mmap=True)
-    if array.dtype.str != dtype or array.shape != shape:
-        raise ModelError(f"{path}: the artifact changed while it was in use; run the stage again")
-    return Shared(array)

@@ -99,12 +99,17 @@ def item_tokens(catalogue: DataFrame, item_features: DataFrame, rules: TokenRule
     """
     items = catalogue.select("item_idx", "item_name", "category", "price", "text")
     if rules.features:
-        names = {name: f"feature_{name}" for name in rules.features}
-        named = item_features.select("item_idx", *rules.features).withColumnsRenamed(names)
-        items = items.join(named, on="item_idx", how="left")
+        # `mapInArrow` takes a dot in the name of a column for a field of a struct.
+        numbered = [schema.quoted(name).alias(f"_{n}") for n, name in enumerate(rules.features)]
+        features = item_features.select("item_idx", *numbered)
+        items = items.join(features, on="item_idx", how="left")
+    n_described = len(items.columns) - len(rules.features)
 
     def tokens_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
+            described = batch.schema.names[:n_described]
+            names = [*described, *(f"feature_{name}" for name in rules.features)]
+            batch = pa.RecordBatch.from_arrays(batch.columns, names=names)
             starts, codes, weights = tokens_of(batch, rules)
             offsets = pa.array(starts, pa.int32())
             yield pa.RecordBatch.from_arrays(

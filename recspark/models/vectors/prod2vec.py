@@ -265,12 +265,15 @@ def steps_between_clusters(sentences: DataFrame, items: Array, cluster: Array) -
                 names=_CLUSTER_STEPS.names,
             )
 
-    summed = (
-        sentences.mapInArrow(count, _CLUSTER_STEPS)
-        .groupBy("cluster", "next")
-        .agg(F.sum("steps").alias("steps"))
-        .toArrow()
-    )
+    try:
+        summed = (
+            sentences.mapInArrow(count, _CLUSTER_STEPS)
+            .groupBy("cluster", "next")
+            .agg(F.sum("steps").alias("steps"))
+            .toArrow()
+        )
+    finally:
+        shared.destroy()
     steps = np.zeros((n_clusters, n_clusters))
     steps[summed.column("cluster").to_numpy(), summed.column("next").to_numpy()] = (
         summed.column("steps").to_numpy() / _STEPS

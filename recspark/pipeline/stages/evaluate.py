@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark import schema
+from recspark import schema, storage
 from recspark.config import Config, Mode, PublishedList, lists_of
 from recspark.data import features
 from recspark.data.interactions import before, interactions, queries
@@ -50,11 +52,31 @@ def evaluate(context: RunContext) -> StageResult:
     `detail` says why. While a shop is younger than a horizon there is nothing to compare, and
     `metrics` counts only the users and what they bought.
     """
+    with scratch_folder(context) as folder:
+        return _evaluated(context, folder)
+
+
+@contextmanager
+def scratch_folder(context: RunContext) -> Iterator[str]:
+    """Yield the URI of a folder that all workers reach, for files that only this task reads.
+
+    The folder is removed afterwards; where this process is killed, with the night's checkpoints.
+    """
+    root = storage.absolute(context.config.paths.checkpoints)
+    folder = storage.join(root, f"{context.run_date}", f"evaluate-{uuid.uuid4().hex}")
+    try:
+        yield folder
+    finally:
+        storage.remove(folder)
+
+
+def _evaluated(context: RunContext, folder: str) -> StageResult:
+    """Do the work of `evaluate`; the vectors of catalogues are files below the URI `folder`."""
     began = last_published_at(context)
     cutoff, horizon_days = context.cutoffs.backtest, context.config.evaluate.horizon_days
     histories = context.read("histories")
     truths = scoring.truth(histories, cutoff, horizon_days)
-    users, catalogue_of = users_and_catalogue(context, histories, cutoff)
+    users, catalogue_of = users_and_catalogue(context, histories, cutoff, folder)
     rules, published_lists = NightRules(context, cutoff), context.config.publish.published_lists
     books = {one.name: rules.book(one.rules) for one in published_lists}
     written, items = together(
@@ -78,7 +100,7 @@ def evaluate(context: RunContext) -> StageResult:
     rows += cold_item_rows(context, histories, users, written, compared)
     if context.config.features.explicit:
         rows += rating_rows(context, histories, compared)
-    rows += followup_rows(context, histories, users, items)
+    rows += followup_rows(context, histories, users, items, folder)
     frame = context.spark.createDataFrame(rows, schema.METRICS)
     metrics = promote(context, "metrics", frame, began)
     outputs = {"candidates": written.version, "metrics": metrics.version}
@@ -272,12 +294,12 @@ def _lists_at(context: RunContext, candidates: DataFrame, cutoff: datetime) -> D
 
 
 def users_and_catalogue(
-    context: RunContext, histories: DataFrame, cutoff: datetime
+    context: RunContext, histories: DataFrame, cutoff: datetime, folder: str
 ) -> tuple[DataFrame, Callable[[], Catalogue | None]]:
     """Return the population of a cutoff (`scoring.population`), and a function for its catalogue.
 
     The features come from the feature tables where these have the cutoff. For another cutoff they
-    are computed from the histories.
+    are computed from the histories. `folder` : as `scoring.catalogue` takes it.
     """
     horizon = context.config.evaluate.horizon_days
     past = before(histories, cutoff)
@@ -291,23 +313,28 @@ def users_and_catalogue(
         features_of_users.select("user_idx", "activity"), on="user_idx", how="inner"
     )
     users = scoring.population(scoring.truth(histories, cutoff, horizon), warm_users)
-    return users, lambda: catalogue_or_none(items, past)
+    return users, lambda: catalogue_or_none(items, past, folder)
 
 
 def followup_rows(
-    context: RunContext, histories: DataFrame, users: DataFrame, items: Catalogue | None
+    context: RunContext,
+    histories: DataFrame,
+    users: DataFrame,
+    items: Catalogue | None,
+    folder: str,
 ) -> list[MetricRow]:
     """Return the metrics of the lists that were published a horizon ago; [] where there are none.
 
     Each list has the rows of its own mode. `users` and `items` are those of the backtest. They are
     used again where the lists were made at the backtest's cutoff, as they are unless
-    `evaluate.every_days` puts backtests on a grid of days. Cost: for each mode that of
+    `evaluate.every_days` puts backtests on a grid of days. `folder` : as `scoring.catalogue` takes
+    it. Cost: for each mode that of
     `scoring.evaluate`.
     """
     past = published_lists(context)
     cutoff = context.cutoffs.followup
     if past is not None and cutoff != context.cutoffs.backtest:
-        users, catalogue_of = users_and_catalogue(context, histories, cutoff)
+        users, catalogue_of = users_and_catalogue(context, histories, cutoff, folder)
         items = catalogue_of()
     if past is None or items is None:
         return []
@@ -319,10 +346,10 @@ def followup_rows(
     ]
 
 
-def catalogue_or_none(items: DataFrame, users: DataFrame) -> Catalogue | None:
+def catalogue_or_none(items: DataFrame, users: DataFrame, folder: str) -> Catalogue | None:
     """Return the catalogue of a cutoff; None where no item has an event before it."""
     try:
-        return scoring.catalogue(items, users)
+        return scoring.catalogue(items, users, folder)
     except EmptyDataError:
         return None
 

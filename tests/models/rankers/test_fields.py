@@ -439,6 +439,17 @@ def test_a_table_without_its_label_is_named(spark: SparkSession) -> None:
         examples_of_table(table(spark, {"label": [1.0], "a": ["p"]}), "clicked")
 
 
+@pytest.mark.spark
+def test_the_columns_of_a_table_may_have_dots(spark: SparkSession) -> None:
+    """Label, numbers and texts: the same examples as from plain names."""
+    plain = table(spark, {"label": [1.0, 0.0], "x": [2.0, 3.0], "a": ["p", "q"]})
+    odd = plain.withColumnsRenamed({"label": "ad.clicked", "x": "ad.x", "a": "user.a"})
+    examples = examples_of_table(odd, "ad.clicked")
+    assert (examples.encoding.numbers, [*examples.encoding.fields]) == (("ad.x",), ["user.a"])
+    expected = examples_of_table(plain).rows.orderBy("label").collect()
+    assert examples.rows.orderBy("label").collect() == expected
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 def test_it_needs_a_retriever(algorithm: type[FieldsAlgorithm[Any]]) -> None:
     algorithm.from_dict({}).check_needs({"ease": "retriever", "words": "encoder"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from itertools import pairwise
 
@@ -141,3 +142,6 @@ def test_the_catalogue_is_read_whatever_its_partitions(spark: SparkSession) -> N
         code("n_users", "2", 1 << 24) in found[0].codes[a:b] for a, b in pairwise(found[0].starts)
     ]
     assert has_users == [True, True, False, True, False, False]
+    odd_features = features.withColumnRenamed("n_users", "n.users")  # another name, other codes
+    odd = item_tokens(catalogue, odd_features, dataclasses.replace(rules, features=("n.users",)))
+    assert len(odd.codes) == len(found[0].codes)
