@@ -65,7 +65,7 @@ class CoevolveSettings(NeuralSettings):
         json_schema_extra={"tune": {"choices": [0.3, 0.5, 1.0, 2.0]}},
     )
     n_recent: int = Field(
-        20,
+        50,
         ge=0,
         le=1000,
         description="this many of a user's newest distinct items have an intensity of their own, by "
@@ -73,7 +73,7 @@ class CoevolveSettings(NeuralSettings):
         json_schema_extra={"tune": {"choices": [0, 10, 20, 50]}},
     )
     mark_weight: float = Field(
-        1.0,
+        5.0,
         ge=0,
         description="weight of the log of the share of the event's item in the intensities of all "
         "items, which is added to the log-likelihood; 0 = the likelihood alone. Wikipedia",
@@ -116,13 +116,13 @@ class CoevolveSettings(NeuralSettings):
         2_000_000,
         ge=1,
         description="largest catalogue, in items; a rank takes 24 bytes per item and number of a "
-        "state (0.9 GB for 1 million items and 32 numbers). Guess",
+        "state, and 4 for each of n_recent (1.0 GB for 1 million items, 32 and 50). Guess",
     )
     max_users: int = Field(
         2_000_000,
         ge=1,
         description="most users; a rank takes 24 bytes per user and number of a state, and 4 for "
-        "each of n_recent (0.9 GB for 1 million users, 32 and 20). Guess",
+        "each of n_recent (1.0 GB for 1 million users, 32 and 50). Guess",
     )
     max_events: int = Field(
         100_000_000,
