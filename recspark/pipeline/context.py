@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from recspark import storage
 from recspark.config import Config
 from recspark.models.base import FittedModel
 from recspark.pipeline.cutoffs import Cutoffs
@@ -113,6 +116,21 @@ class RunContext:
 
     def _is_of_models(self, models: list[str]) -> Column:
         return (F.col("run_date") == F.lit(self.run_date)) & F.col("model").isin(models)
+
+    @contextmanager
+    def scratch_folder(self, name: str) -> Iterator[str]:
+        """Yield the URI of a folder that all workers reach, for files that nobody else reads.
+
+        The folder is removed afterwards; where this process is killed, with the night's checkpoints.
+
+        `name` : the beginning of the folder's name
+        """
+        root = storage.absolute(self.config.paths.checkpoints)
+        folder = storage.join(root, f"{self.run_date}", f"{name}-{uuid.uuid4().hex}")
+        try:
+            yield folder
+        finally:
+            storage.remove(folder)
 
     def item_sized(self, rows: DataFrame) -> DataFrame:
         """Return `rows`, which has at most one row per item, hinted to be broadcast in a join.

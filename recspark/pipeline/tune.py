@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark import schema, storage
+from recspark import schema
 from recspark.config import Config
 from recspark.data import features
 from recspark.data.dataset import Dataset
@@ -176,17 +175,9 @@ def check_tunable(config: Config, model: str) -> None:
 
 @contextmanager
 def fit_options(context: RunContext, model: str) -> Iterator[FitOptions]:
-    """Yield the options of one trial's fit, with a scratch folder of its own that all workers can
-    reach.
-
-    The folder is removed afterwards; where this process is killed, with the night's checkpoints.
-    """
-    root = storage.absolute(context.config.paths.checkpoints)
-    scratch = storage.join(root, f"{context.run_date}", f"tune-{model}-{uuid.uuid4().hex}")
-    try:
+    """Yield the options of one trial's fit, with a scratch folder of its own."""
+    with context.scratch_folder(f"tune-{model}") as scratch:
         yield FitOptions(train=context.config.train, scratch=scratch, progress=context.progress)
-    finally:
-        storage.remove(scratch)
 
 
 def search_space(

@@ -83,8 +83,8 @@ class IntensityScorer:
         vectors = np.asarray(self.vectors.array)
         local = local_index(self.items, block.history.item_idx)
         row = block.history.rows
-        users = self._states(block, arrays, vectors, local)
-        stored = local_index(arrays["user_idx"], block.user_idx)  # (n,)
+        stored = local_index(arrays["user_idx"], block.user_idx)  # (n,): rows of stored states
+        users = self._states(block, arrays, vectors, local, stored)
         is_known = (stored >= 0)[:, None]
         own = np.where(is_known, arrays["user_own.weight"][stored], np.float32(0))
         return IntensityScores(
@@ -99,10 +99,14 @@ class IntensityScorer:
         )
 
     def _states(
-        self, block: QueryBlock, arrays: dict[str, Array], vectors: Array, local: Array
+        self,
+        block: QueryBlock,
+        arrays: dict[str, Array],
+        vectors: Array,
+        local: Array,
+        stored: Array,
     ) -> UserStates:
         history, row = block.history, block.history.rows
-        stored = local_index(arrays["user_idx"], block.user_idx)  # (n,): rows of stored states
         is_last = (stored >= 0)[row] & (history.event_at == arrays["user_at"][stored][row])
         if arrays["recent_items"].shape[1]:
             is_last &= local == arrays["recent_items"][stored, 0][row]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recspark import schema, storage
+from recspark import schema
 from recspark.config import Config, Mode, PublishedList, lists_of
 from recspark.data import features
 from recspark.data.interactions import before, interactions, queries
@@ -52,22 +50,8 @@ def evaluate(context: RunContext) -> StageResult:
     `detail` says why. While a shop is younger than a horizon there is nothing to compare, and
     `metrics` counts only the users and what they bought.
     """
-    with scratch_folder(context) as folder:
+    with context.scratch_folder("evaluate") as folder:
         return _evaluated(context, folder)
-
-
-@contextmanager
-def scratch_folder(context: RunContext) -> Iterator[str]:
-    """Yield the URI of a folder that all workers reach, for files that only this task reads.
-
-    The folder is removed afterwards; where this process is killed, with the night's checkpoints.
-    """
-    root = storage.absolute(context.config.paths.checkpoints)
-    folder = storage.join(root, f"{context.run_date}", f"evaluate-{uuid.uuid4().hex}")
-    try:
-        yield folder
-    finally:
-        storage.remove(folder)
 
 
 def _evaluated(context: RunContext, folder: str) -> StageResult:
@@ -328,8 +312,7 @@ def followup_rows(
     Each list has the rows of its own mode. `users` and `items` are those of the backtest. They are
     used again where the lists were made at the backtest's cutoff, as they are unless
     `evaluate.every_days` puts backtests on a grid of days. `folder` : as `scoring.catalogue` takes
-    it. Cost: for each mode that of
-    `scoring.evaluate`.
+    it. Cost: for each mode that of `scoring.evaluate`.
     """
     past = published_lists(context)
     cutoff = context.cutoffs.followup

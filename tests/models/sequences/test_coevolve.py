@@ -323,6 +323,7 @@ def test_later_events_of_a_history_change_the_stored_state(fitted: Any) -> None:
         {name: s.array for name, s in model.scorer().arrays.items()},  # type: ignore[attr-defined]
         model.scorer().vectors.array,  # type: ignore[attr-defined]
         np.concatenate([both.item[both.user == u] for u in (4, 5)]),
+        np.array([4, 5]),
     )
     copy = coevolve.make_net(model.settings, 9, 12, np.zeros(4), 5)
     copy.load_state_dict(net.state_dict())
